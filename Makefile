@@ -1,0 +1,64 @@
+# One environment (.venv), set up once: `make test` on a machine with Python >= 3.11, pip, a C++17 compiler and cmake.
+# Without a compiler the package still installs; the PyTorch reference is used instead of the C++ kernels.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+NVCC   ?= nvcc
+
+BIN     := $(VENV)/bin
+READY   := $(VENV)/ready.stamp
+SOURCES := pyproject.toml $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
+CPP     := $(shell find csrc -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) 2>/dev/null)
+CU      := $(filter %.cu,$(CPP))
+
+.PHONY: help venv demo test bench lint format build cuda-check gpu clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+venv: $(READY)  ## set up .venv with PyTorch, this package (editable) and the development tools
+
+$(READY): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,video,train]'
+	@touch $@
+
+demo: $(READY)  ## generate a video and continue a real clip with the bundled model, into outputs/demo/
+	$(BIN)/python -m ardiff_engine.demo --out outputs/demo
+
+test: $(READY)  ## run every test; tests that need a GPU are reported as skipped where there is none
+	$(BIN)/python -m pytest
+
+bench: $(READY)  ## run the CPU benchmarks (pytest-benchmark)
+	$(BIN)/ardiff bench
+
+lint: $(READY)  ## ruff, ruff format, mypy and clang-format, all as checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP))
+
+format: $(READY)  ## rewrite Python and C++ files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CPP),$(BIN)/clang-format -i $(CPP))
+
+build: $(READY)  ## rebuild the native module in place, keeping object files (for work on csrc/)
+	$(BIN)/python setup.py build_ext --inplace
+
+cuda-check:  ## compile the shared headers and all CUDA sources for sm_80 and sm_90a; needs nvcc, no GPU
+	$(PYTHON) tools/cuda_check.py --nvcc $(NVCC)
+
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: build with CUDA and run the tests marked gpu
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs an NVIDIA GPU and a CUDA build of PyTorch; torch " + torch.__version__ + " sees none")'
+	$(if $(CU),,@echo 'make gpu: csrc/cuda has no .cu files yet, so no CUDA kernel of this project is built')
+	ARDIFF_CUDA=$(if $(CU),1,auto) $(BIN)/python -m pip install --quiet --editable '.[gpu]'
+	$(BIN)/python -m ardiff_engine.info
+	$(BIN)/python -m pytest -m gpu || { test $$? -eq 5 && echo 'make gpu: there are no tests marked gpu yet, so nothing ran on the GPU'; }
+
+clean:  ## remove build products (not .venv, not outputs/)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f ardiff_engine/_C*.so
+	find ardiff_engine python_tests benchmarks examples tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native module, if this installation has one: `native()`, and `why_not()` where it has none."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from functools import cache
+from types import ModuleType
+
+import torch  # noqa: F401  (loads the OpenMP runtime that the kernels use; must come before the native module)
+
+
+@cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        return importlib.import_module("ardiff_engine._C"), None
+    except ModuleNotFoundError:
+        return None, "the native module was not built (it needs a C++17 compiler and cmake at install time)"
+    except ImportError as error:
+        if "GOMP_" not in str(error) and "omp_" not in str(error):
+            return None, f"the native module does not load: {error}"
+    # This torch brings another OpenMP runtime and does not export GNU's names: fall back to the system's libgomp.
+    try:
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+        return importlib.import_module("ardiff_engine._C"), None
+    except (ImportError, OSError) as error:
+        return None, f"the native module does not load: {error}"
+
+
+def native() -> ModuleType | None:
+    """`ardiff_engine._C`, or None where it was not built or does not load. Loaded once."""
+    return _load()[0]
+
+
+def why_not() -> str | None:
+    """Why `native()` is None; None where it is a module."""
+    return _load()[1]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the counter-based noise: what a draw is for, not when it is drawn.
+
+A draw is named by (seed, stream, frame, purpose, step), its values by the element index. The same name gives
+the same numbers on any device, in any batch and in any order, so no noise tensor has to be kept
+(`ardiff_engine.ops.philox_normal`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ardiff_engine.errors import TensorError, explain
+
+PURPOSE_INITIAL = 0
+PURPOSE_STEP = 1
+PURPOSE_TRAIN = 2
+PURPOSE_RENOISE = 3
+PURPOSE_DATA = 4
+PURPOSE_TIMESTEPS = 5
+
+KEY_COLUMNS = ("seed", "stream", "frame", "purpose", "step")
+_RANGES = ((-(1 << 63), 1 << 64), (0, 1 << 32), (0, 1 << 32), (0, 1 << 8), (0, 1 << 24))
+
+Ints = int | Sequence[int] | torch.Tensor
+
+
+def noise_keys(seeds: Ints, streams: Ints, frames: Ints, purpose: Ints, steps: Ints) -> torch.Tensor:
+    """int64 [N, 5] on the CPU, one row per draw; single numbers are repeated to the length of the others.
+
+    Ranges: seed 64 bits (signed or unsigned; the bits count), stream and frame 32, purpose 8, step 24 bits.
+    A number outside its range, or lengths that differ, raise TensorError.
+    """
+    columns = [_as_list(values) for values in (seeds, streams, frames, purpose, steps)]
+    lengths = {len(column) for column in columns if len(column) != 1}
+    if len(lengths) > 1:
+        raise TensorError(
+            explain(
+                "noise keys: lists of different lengths",
+                got=dict(zip(KEY_COLUMNS, map(len, columns), strict=True)),
+                expected="one length, or single numbers",
+                fix="Give one entry per draw.",
+            )
+        )
+    rows = lengths.pop() if lengths else 1
+    for name, column, (low, high) in zip(KEY_COLUMNS, columns, _RANGES, strict=True):
+        for value in column:
+            if not low <= value < high:
+                raise TensorError(
+                    explain(
+                        f"noise keys: {name} out of range",
+                        got=value,
+                        expected=f"{low} <= {name} < {high}",
+                        fix="Use a smaller number.",
+                    )
+                )
+    columns[0] = [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in columns[0]]
+    full = [torch.tensor(column, dtype=torch.int64).expand(rows) for column in columns]
+    return torch.stack(full, dim=1)
+
+
+def initial_noise(
+    seed: int,
+    stream: int,
+    frames: Sequence[int] | torch.Tensor,
+    shape: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """The noise that these frames start from: float32 [len(frames), *shape], standard normal.
+
+    A frame's noise depends on (seed, stream, frame) alone: not on which other frames are asked for, nor,
+    beyond float32 rounding, on the device.
+    """
+    from ardiff_engine.ops.philox_normal import philox_normal
+
+    keys = noise_keys(seed, stream, frames, PURPOSE_INITIAL, 0)
+    return philox_normal(keys.to(device), math.prod(shape)).reshape(len(frames), *shape)
+
+
+def _as_list(values: Ints) -> list[int]:
+    if isinstance(values, torch.Tensor):
+        if values.is_floating_point() or values.is_complex() or values.ndim > 1:
+            raise TensorError(
+                explain(
+                    "noise keys need integers",
+                    got=f"{values.dtype} {tuple(values.shape)}",
+                    expected="an integer tensor [N]",
+                    fix="Convert it with .long().",
+                )
+            )
+        return [int(value) for value in values.reshape(-1).tolist()]
+    if isinstance(values, int):
+        return [values]
+    return [int(value) for value in values]

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams, and the engine that runs them in one batch."""
+
+from ardiff_engine.engine.engine import Engine
+from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.stats import EngineStats
+from ardiff_engine.engine.stream import LatentFrame, Stream
+
+__all__ = ["Engine", "EngineStats", "LatentFrame", "Request", "Stream"]

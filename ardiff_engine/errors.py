@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that this package raises on purpose. All share the root `ArdiffError`.
+
+A message says what is wrong, what was given, what was expected, and how to fix it; `explain` keeps that
+shape the same everywhere. Each class also derives from the built-in error that a caller would expect, so
+`except ValueError` keeps working for code that does not know this package.
+"""
+
+from __future__ import annotations
+
+
+class ArdiffError(Exception):
+    """Root of all errors raised by ardiff_engine."""
+
+
+class ConfigError(ArdiffError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class PlanError(ConfigError):
+    """A plan that breaks a rule: lag or steps out of range, a window that would drop unfinished frames."""
+
+
+class TensorError(ArdiffError, ValueError):
+    """A tensor argument with a wrong shape, dtype, device, stride or value."""
+
+
+class PageTableError(ArdiffError, IndexError):
+    """A page id, slot or row count outside the page pool."""
+
+
+class OutOfPagesError(ArdiffError, MemoryError):
+    """The page pool cannot hold what was asked for. Raised before anything is changed."""
+
+
+class CheckpointError(ArdiffError, ValueError):
+    """A weights file that is damaged, incomplete or does not fit the model."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A pickle-based weights file. These can run code when they are opened, so they must be converted first."""
+
+
+class BackendNotAvailableError(ArdiffError, RuntimeError):
+    """A backend was asked for by name and cannot be used here; the message says why."""
+
+
+class StreamClosedError(ArdiffError, RuntimeError):
+    """A stream was used after it was cancelled or had failed."""
+
+
+class NumericalError(ArdiffError, ArithmeticError):
+    """NaN or infinity where finite numbers are required."""
+
+
+class MediaError(ArdiffError, OSError):
+    """A video or image file that cannot be read or written."""
+
+
+class DataError(ArdiffError, ValueError):
+    """A data set, clip or canvas description that cannot be used."""
+
+
+def explain(what: str, *, got: object, expected: object, fix: str) -> str:
+    """The one form of all messages: what is wrong, what was given, what was expected, how to fix it."""
+    return f"{what}: got {got}, expected {expected}. {fix}"

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`export_video`: frames to a file, in the format that its name asks for."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from ardiff_engine.errors import MediaError, explain
+from ardiff_engine.media.frames import Pixels, as_frames, enlarge
+from ardiff_engine.media.mp4 import Mp4Encoder, pyav
+from ardiff_engine.media.staging import staged
+
+SUFFIXES = (".mp4", ".webp", ".gif")
+GIF_MAX_FPS = 50.0
+# The second form is what a killed process leaves behind (staging.py).
+FRAME_NAME = re.compile(r"(\.[0-9a-f]{32}\.)?frame_\d+\.png")
+
+
+def export_video(frames: object, path: str | os.PathLike[str], fps: float = 8.0, *, scale: int = 1) -> Path:
+    """Writes frames to `path`, whole or not at all, and returns the path.
+
+    `.mp4` is H.264 4:2:0 (odd sizes get one more row or column, a copy of the last), `.webp` is lossless,
+    `.gif` has 256 colours per frame and times in hundredths of a second; a name without suffix, or an
+    existing folder, is a folder of `frame_00000.png`, ... Missing parent folders are made.
+
+    Args:
+        frames: [T, H, W, 3] or [T, H, W, 1], numpy or torch, uint8 or floating in [0, 1].
+        fps: frames per second, > 0.
+        scale: each pixel becomes a square of this side.
+
+    Raises:
+        MediaError: frames or fps that make no video, an unknown suffix, PyAV missing for mp4, a disk that
+            refuses.
+    """
+    target = check_target(path, fps)
+    pixels = enlarge(as_frames(frames), scale)
+    kind = kind_of(target)
+    with staged(target) as temporary:
+        if kind == ".mp4":
+            with Mp4Encoder(temporary, fps) as encoder:
+                for frame in pixels:
+                    encoder.write(frame)
+        elif kind == "":
+            temporary.mkdir()
+            for index, frame in enumerate(pixels):
+                Image.fromarray(frame).save(temporary / png_name(index))
+        else:
+            _save_animation(temporary, kind, pixels, fps)
+    return target
+
+
+def check_target(path: str | os.PathLike[str], fps: float = 8.0) -> Path:
+    """Refuses, before any frame exists, a target that would end a long run in an error.
+
+    Raises:
+        MediaError: unknown suffix, fps out of range, PyAV missing for mp4, or a folder that holds other
+            things than
+            frames and so must not be replaced.
+    """
+    target = Path(path)
+    kind = kind_of(target)
+    if not (math.isfinite(fps) and fps > 0):
+        raise MediaError(
+            explain("fps out of range", got=fps, expected="a number > 0", fix="8 suits the bundled model.")
+        )
+    if kind == ".gif" and fps > GIF_MAX_FPS:
+        raise MediaError(
+            explain(
+                "fps out of range for a gif",
+                got=fps,
+                expected=f"at most {GIF_MAX_FPS:g} (its clock ticks in hundredths of a second)",
+                fix="Write .webp or .mp4 instead.",
+            )
+        )
+    if kind == ".mp4":
+        pyav()
+    if target.is_dir():
+        foreign = [entry.name for entry in target.iterdir() if not _is_frame(entry.name)]
+        if foreign:
+            raise MediaError(
+                explain(
+                    f"{target} is a folder with other things in it",
+                    got=", ".join(sorted(foreign)[:3]),
+                    expected="an empty folder, or one with only frame_*.png, because it will be replaced",
+                    fix="Choose a new folder.",
+                )
+            )
+    return target
+
+
+def kind_of(target: Path) -> str:
+    """The suffix in lower case; "" for a folder of png. Raises MediaError for an unknown suffix."""
+    suffix = target.suffix.lower()
+    if suffix and suffix not in SUFFIXES and not target.is_dir():
+        raise MediaError(
+            explain(
+                "unknown kind of video file",
+                got=repr(target.name),
+                expected=f"a name ending in {', '.join(SUFFIXES)}, or no suffix: a folder of .png",
+                fix="Change the name's ending.",
+            )
+        )
+    return "" if target.is_dir() else suffix
+
+
+def png_name(index: int) -> str:
+    return f"frame_{index:05d}.png"
+
+
+def _is_frame(name: str) -> bool:
+    return FRAME_NAME.fullmatch(name) is not None
+
+
+def _save_animation(path: Path, kind: str, frames: Pixels, fps: float) -> None:
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    duration = round(1000.0 / fps) if kind == ".webp" else 10 * round(100.0 / fps)
+    if kind == ".webp":
+        first.save(
+            path,
+            "WEBP",
+            save_all=True,
+            append_images=rest,
+            duration=duration,
+            loop=0,
+            lossless=True,
+            method=4,
+        )
+    else:
+        first.save(path, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)

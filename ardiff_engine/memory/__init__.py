@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages, and the policies that say which frames stay, which leave and where they are seen."""
+
+from ardiff_engine.memory.full import Full
+from ardiff_engine.memory.page_manager import Lease, PageManager
+from ardiff_engine.memory.page_pool import PagePool, choose_page_rows
+from ardiff_engine.memory.policy import MemoryPolicy
+from ardiff_engine.memory.recomputed_window import RecomputedWindow
+from ardiff_engine.memory.window import Window
+
+__all__ = ["Full", "Lease", "MemoryPolicy", "PageManager", "PagePool", "RecomputedWindow", "Window", "choose_page_rows"]

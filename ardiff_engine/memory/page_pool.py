@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors behind the pages: one pool per model, one page id for all layers (design 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ardiff_engine.memory.page_manager import PageManager
+from ardiff_engine.models.ar_diffusion_config import ModelSpec
+
+PAGE_ROWS = (16, 32, 64, 80, 112, 128, 144)
+
+
+def choose_page_rows(tokens_per_frame: int) -> int:
+    """Rows per page with the least padding of a frame; among equals the largest, as fewer pages cost less."""
+    return min(PAGE_ROWS, key=lambda rows: (-tokens_per_frame % rows, -rows))
+
+
+@dataclass(frozen=True, slots=True)
+class PagePool:
+    """k, v: [layers, pages, heads, page_rows, head_dim]; a (page, head) tile is contiguous."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    manager: PageManager
+
+    @classmethod
+    def allocate(cls, spec: ModelSpec, pages: int, *, dtype: torch.dtype, device: torch.device) -> PagePool:
+        manager = PageManager(pages)
+        shape = (spec.layers, pages, spec.heads, choose_page_rows(spec.tokens_per_frame), spec.head_dim)
+        # Zeroed, not empty: rows beyond a frame's tokens are multiplied by probability 0, and 0 * NaN is NaN.
+        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device), manager)
+
+    @property
+    def page_rows(self) -> int:
+        return self.k.shape[3]
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_rows)
+
+    @property
+    def bytes_per_page(self) -> int:
+        return 2 * self.k[:, 0].numel() * self.k.element_size()

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks. They know frames, timesteps and views; nothing of streams, plans or users."""
+
+from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpec
+from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.models.latents import from_tokens, to_tokens
+from ardiff_engine.models.titok import TiTok
+from ardiff_engine.models.titok_config import TiTokConfig
+
+__all__ = [
+    "ARDiffusionConfig",
+    "ARDiffusionTransformer",
+    "CellBatch",
+    "ModelSpec",
+    "TiTok",
+    "TiTokConfig",
+    "from_tokens",
+    "to_tokens",
+]

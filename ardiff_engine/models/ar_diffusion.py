@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AR-Diffusion transformer (CVPR 2025, arXiv 2503.07418): joint attention over context and video tokens, one
+diffusion timestep per frame. Parameter names are the official ones, so official weights load without renaming.
+
+One network, two ways in: `forward_clip` for whole clips (training, and the plain algorithm that tests compare with)
+and `forward` for cells over a page pool (the engine). Both run the same blocks; they differ only in where keys and
+values live.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from ardiff_engine import ops
+from ardiff_engine.errors import TensorError, explain
+from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, Mask, ModelSpec
+from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.ops.frame_table import FrameTable
+
+TIMESTEP_FREQUENCIES = 128
+ROPE_BASE = 10000.0
+LAYER_NORM_EPS = 1e-6
+QK_NORM_EPS = 1e-5
+
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
+
+
+def sincos_positions(count: int, width: int) -> torch.Tensor:
+    """Frozen table [count, width]: row p = [sin(p w_j), cos(p w_j)], w_j = 10000^(-j / (width/2)), in float64."""
+    omega = ROPE_BASE ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angle = torch.arange(count, dtype=torch.float64)[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def rope_frequencies(head_dim: int) -> torch.Tensor:
+    """float64 [head_dim/2]: 10000^(-2j / head_dim), one per interleaved pair."""
+    return ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * TIMESTEP_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    @staticmethod
+    def frequencies(t: torch.Tensor) -> torch.Tensor:
+        """[M] -> [M, 256]: [cos(t f_i), sin(t f_i)], f_i = exp(-ln(10000) i / 128)."""
+        exponent = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=t.device) / TIMESTEP_FREQUENCIES
+        angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.frequencies(t).to(self.mlp[0].weight.dtype))
+
+
+class Attention(nn.Module):
+    """The projections around attention; attention itself is `ops.frame_attention` over pages."""
+
+    def __init__(self, width: int, head_dim: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.q_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
+        self.k_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ARDiffusionConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config.width, config.head_dim, qk_norm=config.positions == "rope")
+        self.mlp = Mlp(config.width, config.mlp_width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+        self.replaces_residual = config.merge in ("share_norm", "sharenorm_shift_first_t")
+
+    def forward(
+        self,
+        h: torch.Tensor,
+        rows: torch.Tensor,
+        frame_ids: torch.Tensor,
+        attend: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """h [T, D], rows [M, 6, D] = (shift, scale, gate) of attention and of the MLP, frame_ids [T]."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows.unbind(1)
+        u, h = self._modulate(h, shift_a, scale_a, frame_ids)
+        h = self._add(h, self.attn.proj(attend(self.attn.qkv(u))), gate_a, frame_ids)
+        u, h = self._modulate(h, shift_m, scale_m, frame_ids)
+        return self._add(h, self.mlp(u), gate_m, frame_ids)
+
+    def _modulate(
+        self, h: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, frame_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.replaces_residual:
+            return ops.modulate(h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS, return_normed=True)
+        return ops.modulate(h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS), h
+
+    @staticmethod
+    def _add(h: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return ops.gate_residual(h, branch, gate, frame_ids)
+        ops.gate_residual_(h, branch, gate, frame_ids)
+        return h
+
+
+class ARDiffusionTransformer(nn.Module):
+    """Predicts clean latents (or noise, or v: what it was trained for) from noisy frames, each at its own timestep."""
+
+    pos_embed: torch.Tensor
+    frequencies: torch.Tensor
+
+    def __init__(self, config: ARDiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.x_embedder = nn.Linear(config.channels, config.width)
+        self.t_embedder = TimestepEmbedder(config.width)
+        self.c_embedder = nn.Linear(config.context_dim, config.width)
+        self.context_embedding = nn.Parameter(torch.empty(config.context_rows, config.context_tokens, config.context_dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.final_layer = nn.Sequential(
+            nn.LayerNorm(config.width, elementwise_affine=False, eps=LAYER_NORM_EPS), nn.Linear(config.width, config.channels)
+        )
+        if config.positions == "absolute":
+            table = sincos_positions(config.num_frames * config.tokens_per_frame, config.width)
+            self.register_buffer("pos_embed", table.float()[None])
+        # Not in the state dict, and rebuilt by _apply below: float64 even in a bf16 model, or positions lose digits.
+        self.register_buffer("frequencies", rope_frequencies(config.head_dim), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer[1].weight)
+        nn.init.normal_(self.context_embedding, std=0.1)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ARDiffusionTransformer:
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype != torch.float64:
+            self.frequencies = rope_frequencies(self.config.head_dim).to(self.frequencies.device)
+        return self
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.config.spec
+
+    # ----------------------------------------------------------------------------------------------- conditions
+
+    def context(self, class_ids: torch.Tensor | None = None, batch: int = 1) -> torch.Tensor:
+        """The trained context [B, context_tokens, context_dim]: of the given classes, or the only one there is."""
+        rows = self.config.context_rows
+        if self.config.num_classes is None:
+            if class_ids is not None:
+                raise TensorError(
+                    explain("class_ids", got="class ids", expected="None", fix="This model was built without classes (num_classes=None).")
+                )
+            return self.context_embedding.expand(batch, -1, -1)
+        if class_ids is None:
+            return self.null_context(batch)
+        ids = torch.as_tensor(class_ids, dtype=torch.int64, device=self.context_embedding.device).reshape(-1)
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= rows):
+            raise TensorError(
+                explain("class_ids", got=ids.tolist(), expected=f"0..{rows - 1}", fix=f"This model knows {self.config.num_classes} classes.")
+            )
+        return self.context_embedding[ids]
+
+    def null_context(self, batch: int = 1) -> torch.Tensor:
+        """The context that stands for "no condition" in guidance and in condition dropout."""
+        if self.config.num_classes is None:
+            return torch.zeros_like(self.context_embedding).expand(batch, -1, -1)
+        row = self.config.num_classes if self.config.null_class is None else self.config.null_class
+        return self.context_embedding[row : row + 1].expand(batch, -1, -1)
+
+    # ----------------------------------------------------------------------------------------------- modulation
+
+    def modulation_table(self, t: torch.Tensor) -> torch.Tensor:
+        """Timesteps [M] -> rows [depth, R, 6, D] for all layers, computed once per schedule.
+
+        Row 0 is neutral (shift 0, scale 0, gate 1): context tokens use it. Row 1 + i belongs to t[i]. With
+        `sharenorm_shift_first_t`, row 1 + M + i is that of t[i] with its gates at 1.
+        """
+        embedded = self.t_embedder(t)
+        rows = torch.stack([block.adaLN_modulation(embedded).unflatten(1, (6, -1)) for block in self.blocks])
+        neutral = torch.zeros_like(rows[:, :1])
+        neutral[:, :, 2::3] = 1
+        if self.config.merge != "sharenorm_shift_first_t":
+            return torch.cat([neutral, rows], dim=1)
+        one = torch.ones_like(rows[:, :, :1])
+        ungated = torch.cat([rows[:, :, 0:2], one, rows[:, :, 3:5], one], dim=2)
+        return torch.cat([neutral, rows, ungated], dim=1)
+
+    def frame_row(self, index: int, first: int) -> int:
+        """Row of `modulation_table` for a frame with timestep t[index] in a sequence whose first frame has t[first]."""
+        return 1 + (first if self.config.merge == "reproduce" else index)
+
+    def context_row(self, first: int, timesteps: int) -> int:
+        """Row for the context tokens of a sequence whose first frame has t[first], in a table of M = timesteps."""
+        if self.config.merge == "reproduce":
+            return 1 + first
+        return 1 + timesteps + first if self.config.merge == "sharenorm_shift_first_t" else 0
+
+    # ----------------------------------------------------------------------------------------------- forward
+
+    def forward(
+        self, x: torch.Tensor, batch: CellBatch, modulation: torch.Tensor, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Cells x [N, L, C] over the page pool, after `batch.num_contexts` contexts [K, context_tokens, context_dim].
+
+        Writes the K/V of every token to its slot, then attends through the views: -> [N, L, C]. No gradient.
+        """
+        config = self.config
+        frames, length = x.shape[0], config.tokens_per_frame
+        h = self.x_embedder(x)
+        token = torch.arange(length, device=x.device)
+        rows = batch.frame_positions[:, None] * length + token
+        if config.positions == "absolute":
+            h = h + self.pos_embed[0, rows]
+        h = h.reshape(frames * length, config.width)
+        positions = rows.reshape(-1) + config.context_tokens
+        skip = batch.num_contexts * config.context_tokens
+        if condition is not None:
+            h = torch.cat([self.c_embedder(condition).reshape(skip, config.width), h])
+            own = torch.arange(config.context_tokens, device=x.device).repeat(batch.num_contexts)
+            positions = torch.cat([own, positions])
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            k_pages, v_pages = batch.k_pages[layer], batch.v_pages[layer]
+            attn = self.blocks[layer].attn
+            q = ops.norm_rope_write_(
+                qkv,
+                k_pages,
+                v_pages,
+                batch.slots,
+                positions,
+                heads=config.heads,
+                norm="none" if attn.q_norm is None else "layer",
+                q_weight=None if attn.q_norm is None else attn.q_norm.weight,
+                q_bias=None if attn.q_norm is None else attn.q_norm.bias,
+                k_weight=None if attn.k_norm is None else attn.k_norm.weight,
+                k_bias=None if attn.k_norm is None else attn.k_norm.bias,
+                eps=QK_NORM_EPS,
+                frequencies=self.frequencies if config.positions == "rope" else None,
+            )
+            return ops.frame_attention(q, k_pages, v_pages, batch.table).reshape(qkv.shape[0], config.width)
+
+        h = self._blocks(h, modulation, batch.frame_ids, attend)
+        return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
+
+    def forward_clip(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Whole clips, differentiable: x [B, F, L, C], t [B, F], context [B, context_tokens, context_dim] -> like x."""
+        config = self.config
+        self._check_clip(x, t, context)
+        clips, frames = t.shape
+        length, width, head_dim = config.tokens_per_frame, config.width, config.head_dim
+        video = self.x_embedder(x).reshape(clips, frames * length, width)
+        if config.positions == "absolute":
+            video = video + self.pos_embed[:, : frames * length]
+        h = torch.cat([self.c_embedder(context), video], dim=1).reshape(-1, width)
+        modulation = self.modulation_table(t.reshape(-1))
+        frame_ids = self._clip_rows(clips, frames, x.device)
+        sequence = config.context_tokens + frames * length
+        positions = torch.arange(sequence, device=x.device).repeat(clips)
+        context_pages = -(-config.context_tokens // length)
+        padding = context_pages * length - config.context_tokens
+        table = clip_table(clips, frames, length, config.context_tokens, config.mask).to(x.device)
+
+        def pages(rows: torch.Tensor) -> torch.Tensor:
+            rows = rows.reshape(clips, sequence, config.heads, head_dim)
+            if padding:
+                head, tail = rows.split([config.context_tokens, frames * length], dim=1)
+                rows = torch.cat([head, rows.new_zeros(clips, padding, config.heads, head_dim), tail], dim=1)
+            return rows.reshape(-1, length, config.heads, head_dim).transpose(1, 2).contiguous()
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            attn = self.blocks[layer].attn
+            q, k, v = ops.norm_rope(
+                qkv,
+                positions,
+                heads=config.heads,
+                norm="none" if attn.q_norm is None else "layer",
+                q_weight=None if attn.q_norm is None else attn.q_norm.weight,
+                q_bias=None if attn.q_norm is None else attn.q_norm.bias,
+                k_weight=None if attn.k_norm is None else attn.k_norm.weight,
+                k_bias=None if attn.k_norm is None else attn.k_norm.bias,
+                eps=QK_NORM_EPS,
+                frequencies=self.frequencies if config.positions == "rope" else None,
+            )
+            return ops.frame_attention(q, pages(k), pages(v), table).reshape(qkv.shape[0], width)
+
+        h = self._blocks(h, modulation, frame_ids, attend)
+        video = h.reshape(clips, sequence, width)[:, config.context_tokens :]
+        return self.final_layer(video).reshape(x.shape)
+
+    def _blocks(self, h: torch.Tensor, modulation: torch.Tensor, frame_ids: torch.Tensor, attend: Attend) -> torch.Tensor:
+        for layer, block in enumerate(self.blocks):
+            h = block(h, modulation[layer], frame_ids, lambda qkv, layer=layer: attend(layer, qkv))
+        return h
+
+    def _clip_rows(self, clips: int, frames: int, device: torch.device) -> torch.Tensor:
+        config, count = self.config, clips * frames
+        first = torch.arange(clips, device=device) * frames
+        if config.merge == "reproduce":
+            rows = (1 + first)[:, None].expand(clips, frames)
+            context = 1 + first
+        else:
+            rows = 1 + torch.arange(count, device=device).reshape(clips, frames)
+            context = 1 + count + first if config.merge == "sharenorm_shift_first_t" else torch.zeros_like(first)
+        video = rows[:, :, None].expand(clips, frames, config.tokens_per_frame).reshape(clips, -1)
+        return torch.cat([context[:, None].expand(-1, config.context_tokens), video], dim=1).reshape(-1).to(torch.int32)
+
+    def _check_clip(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> None:
+        config = self.config
+        cell = (config.tokens_per_frame, config.channels)
+        if x.ndim != 4 or tuple(x.shape[2:]) != cell:
+            raise TensorError(explain("x", got=tuple(x.shape), expected=f"[B, F, {cell[0]}, {cell[1]}]", fix="See models.to_tokens."))
+        if tuple(t.shape) != tuple(x.shape[:2]):
+            raise TensorError(explain("t", got=tuple(t.shape), expected=tuple(x.shape[:2]), fix="Give one timestep per frame."))
+        if config.positions == "absolute" and x.shape[1] > config.num_frames:
+            raise TensorError(
+                explain("frames", got=x.shape[1], expected=f"at most {config.num_frames}", fix="Absolute positions end there; use a window.")
+            )
+        expected = (x.shape[0], config.context_tokens, config.context_dim)
+        if tuple(context.shape) != expected:
+            raise TensorError(explain("context", got=tuple(context.shape), expected=expected, fix="Use model.context(...)."))
+
+
+@lru_cache(maxsize=64)
+def clip_table(clips: int, frames: int, length: int, context_tokens: int, mask: Mask) -> FrameTable:
+    """Views of whole clips whose pages lie one after the other: context pages, then one page per frame.
+
+    One group per clip. `seen` is the mask: a frame of a causal model sees the pages up to its own.
+    """
+    context_pages = -(-context_tokens // length)
+    per_clip = context_pages + frames
+    everything = per_clip
+    if mask == "none":
+        seen = [everything] * (frames + 1)
+    else:
+        own = context_pages if mask == "temporal_causal" else everything
+        seen = [own] + [context_pages + f + 1 for f in range(frames)]
+    last = context_tokens - (context_pages - 1) * length
+    valid = [length] * (context_pages - 1) + [last] + [length] * frames
+    return FrameTable.build(
+        query_tokens=[[context_tokens] + [length] * frames] * clips,
+        pages=[list(range(c * per_clip, (c + 1) * per_clip)) for c in range(clips)],
+        valid=[valid] * clips,
+        seen=[seen] * clips,
+    )

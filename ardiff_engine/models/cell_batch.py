@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one forward pass needs besides the latents: where K/V go, who sees what, which modulation row is whose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ardiff_engine.ops.frame_table import FrameTable
+
+
+@dataclass(frozen=True, slots=True)
+class CellBatch:
+    """Cells of any streams, flattened: first the tokens of `num_contexts` context units, then those of N frames.
+
+    slots: int64 [T], row (page * page_rows + row) of the pool that receives each token's K/V.
+    frame_positions: int64 [N], position of each frame in its sequence, in frames (RoPE or table index).
+    frame_ids: int32 [T], row of the modulation table for each token.
+    table: views in token order; every query frame is one context unit or one frame.
+    k_pages, v_pages: [layers, pages, heads, page_rows, head_dim], written and read in place.
+    """
+
+    num_contexts: int
+    slots: torch.Tensor
+    frame_positions: torch.Tensor
+    frame_ids: torch.Tensor
+    table: FrameTable
+    k_pages: torch.Tensor
+    v_pages: torch.Tensor

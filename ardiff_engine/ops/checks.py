@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of tensor arguments. Each raises `TensorError` with what was given, what was expected and how to fix it.
+
+They look at metadata only (no reads of tensor values, no device syncs), except `finite`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ardiff_engine.errors import TensorError, explain
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def tensor(name: str, value: object) -> torch.Tensor:
+    """`value` as a tensor: a tensor, or anything with `__dlpack__` (NumPy and CuPy arrays; no copy)."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if hasattr(value, "__dlpack__"):
+        return torch.from_dlpack(value)  # type: ignore[no-any-return]
+    raise TensorError(
+        explain(name, got=type(value).__name__, expected="a torch tensor or an array with __dlpack__",
+                fix="Wrap it with torch.as_tensor().")
+    )  # fmt: skip
+
+
+def shape(name: str, value: torch.Tensor, expected: Sequence[int | str]) -> None:
+    """Names in `expected` match any size: `shape("q", q, ("T", heads, "d"))`."""
+    sizes = value.shape
+    if len(sizes) == len(expected):
+        for size, want in zip(sizes, expected, strict=True):
+            if size != want and not isinstance(want, str):
+                break
+        else:
+            return
+    raise TensorError(
+        explain(f"shape of {name}", got=list(sizes), expected=f"[{', '.join(map(str, expected))}]",
+                fix="Reshape the argument or check its partners' sizes.")
+    )  # fmt: skip
+
+
+def dtype(name: str, value: torch.Tensor, *expected: torch.dtype) -> None:
+    if value.dtype not in expected:
+        names = " or ".join(str(d).removeprefix("torch.") for d in expected)
+        raise TensorError(
+            explain(f"dtype of {name}", got=str(value.dtype).removeprefix("torch."), expected=names,
+                    fix=f"Convert it with .to(torch.{str(expected[0]).removeprefix('torch.')}).")
+        )  # fmt: skip
+
+
+def floating(name: str, value: torch.Tensor) -> None:
+    dtype(name, value, *FLOATS)
+
+
+def same(name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Same dtype and device as another argument."""
+    if value.dtype != other.dtype or value.device != other.device:
+        raise TensorError(
+            explain(f"dtype and device of {name}", got=f"{value.dtype} on {value.device}",
+                    expected=f"{other.dtype} on {other.device}, as {other_name}",
+                    fix=f"Convert it with .to({other_name}).")
+        )  # fmt: skip
+
+
+def device(name: str, value: torch.Tensor, expected: torch.device) -> None:
+    if value.device != expected:
+        raise TensorError(
+            explain(f"device of {name}", got=value.device, expected=expected, fix=f"Move it with .to('{expected}').")
+        )
+
+
+def contiguous(name: str, value: torch.Tensor) -> None:
+    if not value.is_contiguous():
+        raise TensorError(
+            explain(f"strides of {name}", got=value.stride(), expected="a contiguous tensor",
+                    fix="Call .contiguous(), or pass the whole buffer that it is a view of.")
+        )  # fmt: skip
+
+
+def inner_contiguous(name: str, value: torch.Tensor) -> None:
+    """The last dimension is dense: rows may be strided."""
+    if value.dim() and value.shape[-1] > 1 and value.stride(-1) != 1:
+        raise TensorError(
+            explain(f"last stride of {name}", got=value.stride(-1), expected=1, fix="Call .contiguous().")
+        )
+
+
+def finite(name: str, value: torch.Tensor) -> None:
+    """Reads the values: not for hot paths."""
+    if not bool(torch.isfinite(value).all()):
+        raise TensorError(
+            explain(f"values of {name}", got="NaN or infinity", expected="finite numbers", fix="Check its source.")
+        )

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention over page lists: every query frame sees the pages that its table lists, and nothing else.
+
+    o_t = sum_i softmax_i(scale q_t . k_i + bias_page(i)) v_i        i over the rows that token t's frame sees
+
+Masks do not exist: windows, sinks, causal order and sharing are page lists (docs/design.md, section 4.2). With one page
+per frame and `seen` rising by frame this is the temporal causal attention of AR-Diffusion (arXiv 2503.07418, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ardiff_engine._native import native
+from ardiff_engine.errors import PageTableError, TensorError, explain
+from ardiff_engine.ops import checks
+from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.frame_table import FrameTable
+
+Tensor = torch.Tensor
+
+
+def frame_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    table: FrameTable,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of packed query tokens over their pages. Differentiable in q, k_pages and v_pages, also through lse.
+
+    Args:
+        q: [T, H, D], T = table.num_tokens, any float dtype.
+        k_pages, v_pages: [P, Hkv, R, D], dtype and device of q; Hkv divides H: query head h reads kv head h // (H / Hkv).
+            Only rows that the table lists are read; their gradients are zero elsewhere.
+        table: on the device of q.
+        scale: factor of the logits; None: 1 / sqrt(D).
+        return_lse: return (o, lse), lse [T, H] = log of the softmax denominator (natural, bias included).
+
+    Returns:
+        o [T, H, D] in the dtype of q; a query frame with an empty view gives o = 0 and lse = -inf. On CPU float32 the
+        result is the same, bit for bit, for any thread count, page ids and neighbours in the batch.
+
+    Raises:
+        TensorError: shapes, dtypes, devices that do not fit. PageTableError: page ids or rows beyond the pool.
+    """
+    q, k_pages, v_pages = (checks.tensor(n, t) for n, t in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages)))
+    _check(q, k_pages, v_pages, table)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    arguments = (q, k_pages, v_pages, table.frame_ptr, table.group_ptr, table.page_ptr, table.pages, table.valid,
+                 table.seen, table.bias, scale)  # fmt: skip
+    if _eager(q, k_pages, v_pages):
+        o, lse = _forward(*arguments)
+    else:
+        o, lse = _op(*arguments)
+    return (o, lse) if return_lse else o
+
+
+def _eager(*tensors: Tensor) -> bool:
+    """Nobody is watching: no gradient, no tracing, plain tensors. Then the dispatcher can be skipped."""
+    if torch.compiler.is_compiling():
+        return False
+    grad = torch.is_grad_enabled()
+    return all(type(t) in (Tensor, torch.nn.Parameter) and not (grad and t.requires_grad) for t in tensors)
+
+
+def _check(q: Tensor, k_pages: Tensor, v_pages: Tensor, table: FrameTable) -> None:
+    checks.shape("q", q, (table.num_tokens, "H", "D"))
+    checks.shape("k_pages", k_pages, ("P", "Hkv", "R", q.shape[2]))
+    checks.shape("v_pages", v_pages, tuple(k_pages.shape))
+    checks.floating("q", q)
+    checks.same("k_pages", k_pages, "q", q)
+    checks.same("v_pages", v_pages, "q", q)
+    checks.device("table", table.pages, q.device)
+    if q.shape[1] == 0 or q.shape[2] == 0 or k_pages.shape[1] == 0 or q.shape[1] % k_pages.shape[1]:
+        raise TensorError(
+            explain("heads of q and k_pages", got=f"{q.shape[1]} and {k_pages.shape[1]} of dimension {q.shape[2]}",
+                    expected="a multiple of the kv heads, none of them 0", fix="Check the order [T, H, D] and [P, Hkv, R, D].")
+        )  # fmt: skip
+    if table.pool_pages > k_pages.shape[0]:
+        raise PageTableError(
+            explain("largest page id in the table", got=table.pool_pages - 1, expected=f"less than {k_pages.shape[0]},"
+                    " the pages of the pool", fix="Build the table for this pool.")
+        )  # fmt: skip
+    if table.page_rows > k_pages.shape[2]:
+        raise PageTableError(
+            explain("largest `valid` in the table", got=table.page_rows, expected=f"at most {k_pages.shape[2]}, the rows"
+                    " of a page", fix="List a further page for the remaining rows.")
+        )  # fmt: skip
+
+
+def _forward(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor,
+    pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if choose("frame_attention", q, k_pages, v_pages).name == "reference":
+        return reference_frame_attention(
+            q, k_pages, v_pages, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale
+        )
+    q, k_pages, v_pages = (_dense_rows(t) for t in (q, k_pages, v_pages))
+    o = torch.empty(q.shape)
+    lse = torch.empty(q.shape[:2])
+    native().frame_attention(  # type: ignore[union-attr]
+        _addresses(q, k_pages, v_pages, o, lse),
+        (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
+        _sizes(q, k_pages), _strides(q, k_pages, v_pages), scale,
+    )  # fmt: skip
+    return o, lse
+
+
+def _backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k_pages: Tensor, v_pages: Tensor, o: Tensor, lse: Tensor,
+    frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
+    bias: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if choose("frame_attention_backward", q, k_pages, v_pages).name == "reference":
+        return reference_frame_attention_backward(
+            dout, dlse, q, k_pages, v_pages, o, lse, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale
+        )
+    q, k_pages, v_pages = (_dense_rows(t) for t in (q, k_pages, v_pages))
+    dout, dlse = dout.contiguous(), None if dlse is None else dlse.contiguous()
+    dq, delta = torch.empty(q.shape), torch.empty(q.shape[:2])
+    dk, dv = torch.zeros(k_pages.shape), torch.zeros(v_pages.shape)
+    native().frame_attention_backward(  # type: ignore[union-attr]
+        _addresses(q, k_pages, v_pages, o, lse),
+        _addresses(dout, dlse, delta, dq, dk, dv),
+        (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
+        _sizes(q, k_pages), _strides(q, k_pages, v_pages), scale,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def _dense_rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple(0 if t is None else t.data_ptr() for t in tensors)
+
+
+def _sizes(q: Tensor, k_pages: Tensor) -> tuple[int, ...]:
+    return q.shape[0], k_pages.shape[0], q.shape[1], k_pages.shape[1], q.shape[2], k_pages.shape[2]
+
+
+def _strides(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> tuple[int, ...]:
+    return (*q.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3])
+
+
+# The reference: one dense softmax per group over gathered pages. It is the specification.
+
+
+def _gather(
+    g: int, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
+    bias: Tensor | None, rows: int,
+) -> tuple[slice, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of one group: its tokens; page and row of each key; mask [tokens, keys]; bias [keys]."""
+    frames = slice(int(group_ptr[g]), int(group_ptr[g + 1]))
+    entries = slice(int(page_ptr[g]), int(page_ptr[g + 1]))
+    tokens = slice(int(frame_ptr[frames.start]), int(frame_ptr[frames.stop]))
+    entry, row = torch.nonzero(
+        torch.arange(rows, device=pages.device) < valid[entries, None], as_tuple=True
+    )
+    lengths = torch.diff(frame_ptr[frames.start : frames.stop + 1])
+    limit = torch.repeat_interleave(seen[frames], lengths)
+    mask = entry[None, :] < limit[:, None]
+    extra = torch.zeros(len(entry), device=pages.device) if bias is None else bias[entries][entry]
+    return tokens, pages[entries].long()[entry], row, mask, extra
+
+
+def _probabilities(
+    q: Tensor, k: Tensor, mask: Tensor, extra: Tensor, scale: float, share: int
+) -> tuple[Tensor, Tensor]:
+    """Logits [H, tokens, keys] (-inf where unseen) and their log-sum-exp [H, tokens]."""
+    logits = scale * torch.einsum("thd,nhd->htn", q, k.repeat_interleave(share, dim=1)) + extra.to(q.dtype)
+    logits = logits.masked_fill(~mask, float("-inf"))
+    return logits, torch.logsumexp(logits, dim=-1)
+
+
+def reference_frame_attention(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor,
+    pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The specification of `frame_attention`, in PyTorch. Half-precision inputs are computed in float32."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    share = q.shape[1] // k_pages.shape[1]
+    o = torch.zeros(q.shape, dtype=dtype, device=q.device)
+    lse = torch.full(q.shape[:2], float("-inf"), dtype=dtype, device=q.device)
+    for g in range(group_ptr.numel() - 1):
+        tokens, page, row, mask, extra = _gather(
+            g, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, k_pages.shape[2]
+        )
+        if page.numel() == 0 or tokens.start == tokens.stop:
+            continue
+        k, v = k_pages[page, :, row].to(dtype), v_pages[page, :, row].to(dtype)  # [keys, Hkv, D]
+        logits, total = _probabilities(q[tokens].to(dtype), k, mask, extra, scale, share)
+        p = torch.exp(logits - torch.where(total == float("-inf"), 0, total)[..., None])
+        o[tokens] = torch.einsum("htn,nhd->thd", p, v.repeat_interleave(share, dim=1))
+        lse[tokens] = total.T
+    return o.to(q.dtype), lse
+
+
+def reference_frame_attention_backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k_pages: Tensor, v_pages: Tensor, o: Tensor, lse: Tensor,
+    frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
+    bias: Tensor | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """P = exp(S - lse), delta = rowsum(do o) - dlse, dS = P (do v^T - delta); dq = scale dS k, dk = scale dS^T q, dv = P^T do."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    share = q.shape[1] // k_pages.shape[1]
+    dq = torch.zeros(q.shape, dtype=dtype, device=q.device)
+    dk = torch.zeros(k_pages.shape, dtype=dtype, device=q.device)
+    dv = torch.zeros(v_pages.shape, dtype=dtype, device=q.device)
+    delta = (dout.to(dtype) * o.to(dtype)).sum(-1)
+    if dlse is not None:
+        delta = delta - dlse.to(dtype)
+    for g in range(group_ptr.numel() - 1):
+        tokens, page, row, mask, extra = _gather(
+            g, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, k_pages.shape[2]
+        )
+        if page.numel() == 0 or tokens.start == tokens.stop:
+            continue
+        k, v = k_pages[page, :, row].to(dtype), v_pages[page, :, row].to(dtype)
+        queries, grad = q[tokens].to(dtype), dout[tokens].to(dtype)
+        logits, _ = _probabilities(queries, k, mask, extra, scale, share)
+        total = lse[tokens].T.to(dtype)
+        p = torch.exp(logits - torch.where(total == float("-inf"), 0, total)[..., None])
+        dp = torch.einsum("thd,nhd->htn", grad, v.repeat_interleave(share, dim=1))
+        ds = scale * (p * (dp - delta[tokens].T[..., None])).masked_fill(~mask, 0.0)
+        dq[tokens] = torch.einsum("htn,nhd->thd", ds, k.repeat_interleave(share, dim=1))
+        shape = (len(page), k_pages.shape[1], share, q.shape[2])
+        dk.index_put_((page, slice_heads(k_pages), row), torch.einsum("htn,thd->nhd", ds, queries).reshape(shape).sum(2), True)
+        dv.index_put_((page, slice_heads(v_pages), row), torch.einsum("htn,thd->nhd", p, grad).reshape(shape).sum(2), True)
+    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+
+
+# Registration: schema, fake tensors, autograd. Used when gradients or torch.compile are involved.
+
+_op = torch.library.custom_op("ardiff::frame_attention", _forward, mutates_args=())
+_backward_op = torch.library.custom_op("ardiff::frame_attention_backward", _backward, mutates_args=())
+
+
+def _lse_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+@_op.register_fake
+def _(q: Tensor, k_pages: Tensor, v_pages: Tensor, *_table: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_lse_dtype(q))
+
+
+@_backward_op.register_fake
+def _(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k_pages: Tensor, v_pages: Tensor, *_rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k_pages.new_empty(k_pages.shape), v_pages.new_empty(v_pages.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.scale = scale
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, o, lse = ctx.saved_tensors
+    nothing = (None,) * (len(inputs) + 1 - 3)
+    if dout is None and dlse is None:
+        return (None, None, None, *nothing)
+    dout = torch.zeros_like(o) if dout is None else dout
+    return (*_backward_op(dout, dlse, *inputs[:3], o, lse, *inputs[3:], ctx.scale), *nothing)
+
+
+_op.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows per frame: what `modulate` and `gate_residual` share. Token t uses row `frame_ids[t]` of a table [M, D]."""
+
+from __future__ import annotations
+
+import torch
+
+from ardiff_engine.errors import TensorError, explain
+from ardiff_engine.ops import checks
+
+
+def check_frame_rows(x: torch.Tensor, frame_ids: torch.Tensor, tables: dict[str, torch.Tensor]) -> None:
+    """Metadata of x [T, D], frame_ids int32 [T] and tables [M, D] of one M; values are checked by `check_range`."""
+    if x.dim() != 2 or not x.is_floating_point():
+        raise TensorError(
+            explain("x", got=f"{x.dtype} {list(x.shape)}", expected="floating point [T, D]", fix="Flatten the tokens.")
+        )
+    tokens, width = x.shape
+    if frame_ids.dtype != torch.int32 or frame_ids.dim() != 1 or frame_ids.shape[0] != tokens:
+        raise TensorError(
+            explain(
+                "frame_ids",
+                got=f"{frame_ids.dtype} {list(frame_ids.shape)}",
+                expected=f"torch.int32 [{tokens}]",
+                fix="Pass one row number per token, as int32.",
+            )
+        )
+    checks.device("frame_ids", frame_ids, x.device)
+    rows = None
+    for name, table in tables.items():
+        if table.dim() != 2 or table.shape[1] != width or (rows is not None and table.shape[0] != rows):
+            raise TensorError(
+                explain(
+                    f"shape of {name}",
+                    got=list(table.shape),
+                    expected=f"[{'M' if rows is None else rows}, {width}]",
+                    fix="Pass one row per frame, as wide as x.",
+                )
+            )
+        if table.device != x.device or not table.is_floating_point():
+            raise TensorError(
+                explain(
+                    f"dtype and device of {name}",
+                    got=f"{table.dtype} on {table.device}",
+                    expected=f"floating point on {x.device}",
+                    fix="Convert it with .to(x).",
+                )
+            )
+        rows = table.shape[0]
+
+
+def check_range(frame_ids: torch.Tensor, rows: int) -> None:
+    """Every id names a row. Read on the CPU only: elsewhere it would stall the device queue."""
+    if frame_ids.device.type != "cpu" or frame_ids.numel() == 0:
+        return
+    low, high = torch.aminmax(frame_ids)
+    if int(low) < 0 or int(high) >= rows:
+        raise range_error(int(low) if int(low) < 0 else int(high), rows)
+
+
+def range_error(frame_id: int, rows: int) -> TensorError:
+    return TensorError(
+        explain("frame_ids", got=frame_id, expected=f"0..{rows - 1}", fix="Number the rows of the tables from 0.")
+    )
+
+
+def dense_rows(table: torch.Tensor) -> torch.Tensor:
+    """A table whose last stride is 1; rows may stay strided (a slice of a larger table)."""
+    return table if table.shape[1] == 1 or table.stride(1) == 1 else table.contiguous()
+
+
+def sum_rows(values: torch.Tensor, frame_ids: torch.Tensor, rows: int) -> torch.Tensor:
+    """values [T, D] -> [rows, D], added per id in token order (deterministic on the CPU)."""
+    return values.new_zeros(rows, values.shape[1]).index_add_(0, frame_ids, values)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`FrameTable`: which query tokens see which rows of which pages. Built on the host, once per batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+
+from ardiff_engine.errors import ConfigError, PageTableError, explain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameTable:
+    """Page lists for `frame_attention`.
+
+    Query tokens are packed; a *query frame* is a run of them that sees the same pages; a *group* is a run of query
+    frames that share one page list, of which frame f sees the first `seen[f]` entries.
+
+    Attributes:
+        frame_ptr: int32 [frames + 1], query token offsets of the query frames.
+        group_ptr: int32 [groups + 1], query frame offsets of the groups.
+        page_ptr: int32 [groups + 1], entry offsets of the groups.
+        pages: int32 [entries], page ids; a page may occur in any number of lists.
+        valid: int32 [entries], rows of the page that exist; rows beyond are never read.
+        seen: int32 [frames].
+        bias: float32 [entries] or None, added to the logits of an entry (log-bias).
+
+    Raises:
+        PageTableError: negative page ids or row counts; `seen` beyond the page list; sizes that do not match.
+        ConfigError: offsets that do not start at 0 or decrease, or tensors of another dtype or device.
+    """
+
+    frame_ptr: torch.Tensor
+    group_ptr: torch.Tensor
+    page_ptr: torch.Tensor
+    pages: torch.Tensor
+    valid: torch.Tensor
+    seen: torch.Tensor
+    bias: torch.Tensor | None = None
+    num_tokens: int = field(init=False)
+    num_groups: int = field(init=False)
+    pool_pages: int = field(init=False)
+    """Pages that the pool must have at least: the largest page id + 1."""
+    page_rows: int = field(init=False)
+    """Rows that a page must have at least: the largest `valid`."""
+
+    def __post_init__(self) -> None:
+        _check_tensors(self)
+        frame_ptr, group_ptr, page_ptr = (_host(t) for t in (self.frame_ptr, self.group_ptr, self.page_ptr))
+        pages, valid, seen = (_host(t) for t in (self.pages, self.valid, self.seen))
+        _check_offsets("frame_ptr", frame_ptr, None)
+        _check_offsets("group_ptr", group_ptr, len(frame_ptr) - 1)
+        _check_offsets("page_ptr", page_ptr, len(pages))
+        _equal("length of page_ptr", len(page_ptr), len(group_ptr))
+        _equal("length of valid", len(valid), len(pages))
+        _equal("length of seen", len(seen), len(frame_ptr) - 1)
+        if self.bias is not None:
+            _equal("length of bias", len(self.bias), len(pages))
+            if np.isnan(_host(self.bias)).any():
+                raise PageTableError(
+                    explain("bias", got="NaN", expected="numbers or -inf", fix="Check where the log-bias comes from.")
+                )
+        _not_negative("page ids", pages, "Free slots must not be listed.")
+        _not_negative("valid", valid, "Count the rows that are written.")
+        _not_negative("seen", seen, "Use 0 for an empty view.")
+        listed = np.repeat(np.diff(page_ptr), np.diff(group_ptr))
+        over = np.flatnonzero(seen > listed)
+        if over.size:
+            at = int(over[0])
+            raise PageTableError(
+                explain(f"seen of query frame {at}", got=int(seen[at]), expected=f"at most {int(listed[at])}, the number"
+                        " of pages in its group's list", fix="Append the missing pages or lower `seen`.")
+            )  # fmt: skip
+        object.__setattr__(self, "num_tokens", int(frame_ptr[-1]))
+        object.__setattr__(self, "num_groups", len(group_ptr) - 1)
+        object.__setattr__(self, "pool_pages", int(pages.max(initial=-1)) + 1)
+        object.__setattr__(self, "page_rows", int(valid.max(initial=0)))
+
+    @classmethod
+    def build(
+        cls,
+        query_tokens: Sequence[int | Sequence[int]],
+        pages: Sequence[Sequence[int]],
+        valid: Sequence[Sequence[int]],
+        seen: Sequence[Sequence[int] | int | None] | None = None,
+        bias: Sequence[Sequence[float]] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> FrameTable:
+        """A table from one list entry per group.
+
+        Args:
+            query_tokens: tokens of each query frame of the group: a list, or an int for a single frame.
+            pages: page ids in the order in which they are seen.
+            valid: rows that exist in each of these pages.
+            seen: how many leading pages each query frame sees: a list, or an int for a single frame; None: all.
+            bias: log-bias of each of these pages; None: none.
+        """
+        for name, lists in (("pages", pages), ("valid", valid), ("seen", seen), ("bias", bias)):
+            if lists is not None:
+                _equal(f"number of groups in {name}", len(lists), len(query_tokens))
+        frames = [[tokens] if isinstance(tokens, int) else list(tokens) for tokens in query_tokens]
+        views: list[list[int]] = []
+        for g, tokens in enumerate(frames):
+            limit = None if seen is None else seen[g]
+            if limit is None:
+                views.append([len(pages[g])] * len(tokens))
+            else:
+                views.append([limit] if isinstance(limit, int) else list(limit))
+            _equal(f"length of seen[{g}]", len(views[g]), len(tokens))
+            _equal(f"length of valid[{g}]", len(valid[g]), len(pages[g]))
+            if bias is not None:
+                _equal(f"length of bias[{g}]", len(bias[g]), len(pages[g]))
+        flat_tokens = [n for tokens in frames for n in tokens]
+        if any(n < 0 for n in flat_tokens):
+            raise PageTableError(
+                explain("query_tokens", got=min(flat_tokens), expected="0 or more", fix="Count tokens per frame.")
+            )
+        table = cls(
+            frame_ptr=_offsets(flat_tokens),
+            group_ptr=_offsets([len(tokens) for tokens in frames]),
+            page_ptr=_offsets([len(ids) for ids in pages]),
+            pages=_flat(pages),
+            valid=_flat(valid),
+            seen=_flat(views),
+            bias=None if bias is None else torch.tensor([b for row in bias for b in row], dtype=torch.float32),
+        )
+        return table.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pages.device
+
+    def to(self, device: str | torch.device) -> FrameTable:
+        """The same table on another device. Not validated again."""
+        if torch.device(device) == self.device:
+            return self
+        moved = copy.copy(self)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                object.__setattr__(moved, item.name, value.to(device))
+        return moved
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> torch.Tensor:
+    values = [int(value) for row in lists for value in row]
+    if values and not -(2**31) <= min(values) <= max(values) < 2**31:
+        raise PageTableError(
+            explain("table entry", got=max(values, key=abs), expected="a 32-bit integer", fix="Check the page ids.")
+        )
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _offsets(sizes: Sequence[int]) -> torch.Tensor:
+    ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    if ends[-1] >= 2**31:
+        raise PageTableError(
+            explain("tokens or pages in a table", got=int(ends[-1]), expected="fewer than 2^31", fix="Split the batch.")
+        )
+    return torch.from_numpy(ends.astype(np.int32))
+
+
+def _host(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _check_tensors(table: FrameTable) -> None:
+    for item in fields(table):
+        if not item.init or (value := getattr(table, item.name)) is None:
+            continue
+        want = torch.float32 if item.name == "bias" else torch.int32
+        if not isinstance(value, torch.Tensor) or value.dtype != want or value.dim() != 1 or not value.is_contiguous():
+            raise ConfigError(
+                explain(f"FrameTable.{item.name}", got=_describe(value), expected=f"a contiguous 1-D {want} tensor",
+                        fix="Use FrameTable.build.")
+            )  # fmt: skip
+        if value.device != table.pages.device:
+            raise ConfigError(
+                explain(f"device of FrameTable.{item.name}", got=value.device, expected=table.pages.device,
+                        fix="Put all of a table on one device with FrameTable.to.")
+            )  # fmt: skip
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _check_offsets(name: str, offsets: np.ndarray, end: int | None) -> None:
+    good = len(offsets) > 0 and offsets[0] == 0 and (np.diff(offsets) >= 0).all()
+    if not good or (end is not None and offsets[-1] != end):
+        last = "" if end is None else f" to {end}"
+        raise ConfigError(
+            explain(name, got=offsets[:8].tolist(), expected=f"offsets that rise from 0{last}", fix="Use FrameTable.build.")
+        )
+
+
+def _equal(what: str, got: int, expected: int) -> None:
+    if got != expected:
+        raise PageTableError(explain(what, got=got, expected=expected, fix="Give one entry for each."))
+
+
+def _not_negative(what: str, values: np.ndarray, fix: str) -> None:
+    if values.size and values.min() < 0:
+        raise PageTableError(explain(what, got=int(values.min()), expected="0 or more", fix=fix))

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gated residual with a gate row per frame (the end of a DiT sub-layer):
+
+out = residual + gate[id] * (branch + bias)                                           id = frame_ids[token]
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ardiff_engine.errors import TensorError, explain
+from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.checks import device, tensor
+from ardiff_engine.ops.frame_rows import check_frame_rows, check_range, dense_rows, range_error, sum_rows
+from ardiff_engine.ops.native_kernels import kernels
+
+
+def gate_residual(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """residual [T, D] + gate[id] * (branch [T, D] + bias [D]), in the dtype of `residual`.
+
+    gate [M, D], rows may be strided; frame_ids int32 [T] in 0..M-1; bias None is zero. Differentiable once in all four.
+
+    Raises:
+        TensorError: a wrong shape, dtype or device, or an id out of range (read on the CPU only).
+    """
+    residual = tensor("residual", residual)
+    _check(residual, branch, gate, frame_ids, bias)
+    if torch.compiler.is_compiling() or _needs_grad(residual, branch, gate, bias):
+        return torch.ops.ardiff.gate_residual(residual, branch, gate, frame_ids, bias)
+    return _run(residual, branch, gate, frame_ids, bias)
+
+
+def gate_residual_(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`gate_residual` in place: overwrites the contiguous `residual` and returns it. No gradient: raises TensorError
+    where one would be recorded."""
+    _check(residual, branch, gate, frame_ids, bias)
+    if not residual.is_contiguous() or _needs_grad(residual, branch, gate, bias):
+        raise TensorError(
+            explain(
+                "gate_residual_ works in place",
+                got=f"strides {residual.stride()}, grad mode {torch.is_grad_enabled()}",
+                expected="a contiguous residual and no gradient to record",
+                fix="Use gate_residual, or call it under torch.no_grad().",
+            )
+        )
+    if torch.compiler.is_compiling():
+        torch.ops.ardiff.gate_residual_(residual, branch, gate, frame_ids, bias)
+    else:
+        _run_in_place(residual, branch, gate, frame_ids, bias)
+    return residual
+
+
+def reference_gate_residual(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """The specification in PyTorch."""
+    if bias is not None:
+        branch = branch + bias
+    return (residual + gate[frame_ids] * branch).to(residual.dtype)
+
+
+def reference_gate_residual_backward(
+    dy: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dbranch, dgate, dbias); dbias is empty where there is no bias. The gradient of the residual is dy itself."""
+    wide = torch.promote_types(dy.dtype, torch.float32)
+    dy, full = dy.to(wide), branch.to(wide)
+    if bias is not None:
+        full = full + bias
+    dbranch = dy * gate[frame_ids]
+    dgate = sum_rows(dy * full, frame_ids, gate.shape[0])
+    dbias = gate.new_empty(0) if bias is None else dbranch.sum(0).to(bias.dtype)
+    return dbranch.to(branch.dtype), dgate.to(gate.dtype), dbias
+
+
+def _check(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> None:
+    check_frame_rows(residual, frame_ids, {"gate": gate})
+    if branch.shape != residual.shape or not branch.is_floating_point():
+        raise TensorError(
+            explain(
+                "branch",
+                got=f"{branch.dtype} {list(branch.shape)}",
+                expected=f"floating point {list(residual.shape)}, as residual",
+                fix="Pass the sub-layer's output, one row per token.",
+            )
+        )
+    device("branch", branch, residual.device)
+    if bias is not None:
+        device("bias", bias, residual.device)
+        if bias.dim() != 1 or bias.shape[0] != residual.shape[1] or not bias.is_floating_point():
+            raise TensorError(
+                explain(
+                    "bias",
+                    got=f"{bias.dtype} {list(bias.shape)}",
+                    expected=f"floating point [{residual.shape[1]}]",
+                    fix="Pass one value per column, or None.",
+                )
+            )
+
+
+def _needs_grad(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _run(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    if choose("gate_residual", residual, branch, gate, bias).name != "cpu":
+        check_range(frame_ids, gate.shape[0])
+        return reference_gate_residual(residual, branch, gate, frame_ids, bias)
+    residual = residual.contiguous()
+    out = torch.empty_like(residual)
+    _launch(residual, branch, gate, frame_ids, bias, out)
+    return out
+
+
+def _run_in_place(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> None:
+    if choose("gate_residual", residual, branch, gate, bias).name != "cpu":
+        check_range(frame_ids, gate.shape[0])
+        residual.copy_(reference_gate_residual(residual, branch, gate, frame_ids, bias))
+        return
+    _launch(residual, branch, gate, frame_ids, bias, residual)
+
+
+def _launch(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    branch, gate, frame_ids = branch.contiguous(), dense_rows(gate), frame_ids.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    bad = kernels().gate_residual(
+        residual.data_ptr(),
+        branch.data_ptr(),
+        gate.data_ptr(),
+        frame_ids.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        residual.shape[0],
+        residual.shape[1],
+        gate.shape[0],
+        gate.stride(0),
+    )
+    if bad >= 0:
+        raise range_error(int(frame_ids[bad]), gate.shape[0])
+
+
+@torch.library.custom_op("ardiff::gate_residual", mutates_args=())
+def _gate_residual_op(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    return _run(residual, branch, gate, frame_ids, bias)
+
+
+@_gate_residual_op.register_fake
+def _gate_residual_fake(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    return residual.new_empty(residual.shape)
+
+
+@torch.library.custom_op("ardiff::gate_residual_", mutates_args=("residual",))
+def _gate_residual_in_place_op(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> None:
+    _run_in_place(residual, branch, gate, frame_ids, bias)
+
+
+@torch.library.custom_op("ardiff::gate_residual_backward", mutates_args=())
+def _backward_op(
+    dy: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if choose("gate_residual", dy, branch, gate, bias).name != "cpu":
+        return reference_gate_residual_backward(dy, branch, gate, frame_ids, bias)
+    dy, branch, gate, frame_ids = dy.contiguous(), branch.contiguous(), dense_rows(gate), frame_ids.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    dbranch, dgate = torch.empty_like(branch), gate.new_empty(gate.shape)
+    dbias = gate.new_empty(0 if bias is None else bias.shape[0])
+    kernels().gate_residual_backward(
+        dy.data_ptr(),
+        branch.data_ptr(),
+        gate.data_ptr(),
+        frame_ids.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        dbranch.data_ptr(),
+        dgate.data_ptr(),
+        0 if bias is None else dbias.data_ptr(),
+        dy.shape[0],
+        dy.shape[1],
+        gate.shape[0],
+        gate.stride(0),
+    )
+    return dbranch, dgate, dbias
+
+
+@_backward_op.register_fake
+def _backward_fake(
+    dy: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dbias = gate.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return branch.new_empty(branch.shape), gate.new_empty(gate.shape), dbias
+
+
+def _setup_context(ctx: object, inputs: tuple, output: torch.Tensor) -> None:  # type: ignore[type-arg]
+    _, branch, gate, frame_ids, bias = inputs
+    ctx.save_for_backward(branch, gate, frame_ids, bias)  # type: ignore[attr-defined]
+
+
+def _backward(ctx: object, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    branch, gate, frame_ids, bias = ctx.saved_tensors  # type: ignore[attr-defined]
+    dbranch, dgate, dbias = _backward_op(dy, branch, gate, frame_ids, bias)
+    return dy, dbranch, dgate, None, None if bias is None else dbias
+
+
+_gate_residual_op.register_autograd(_backward, setup_context=_setup_context)

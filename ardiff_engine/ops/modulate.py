@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normalisation with a shift and scale per frame: adaptive layer norm (DiT, Peebles and Xie 2023) with one
+modulation row per frame instead of per image.
+
+    n = norm(x)                         "layer": (x - mean) / sqrt(var + eps);  "rms": x / sqrt(mean(x^2) + eps);  "none": x
+    y = n * (1 + scale[id]) + shift[id]                                                    id = frame_ids[token]
+
+Half precision is computed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+
+from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.checks import tensor
+from ardiff_engine.ops.frame_rows import check_frame_rows, check_range, dense_rows, range_error, sum_rows
+from ardiff_engine.ops.native_kernels import kernels
+
+NORMS = ("none", "layer", "rms")
+
+
+@overload
+def modulate(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    *,
+    norm: str = "layer",
+    eps: float = 1e-6,
+    return_normed: Literal[False] = False,
+) -> torch.Tensor: ...
+@overload
+def modulate(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    *,
+    norm: str = "layer",
+    eps: float = 1e-6,
+    return_normed: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def modulate(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    *,
+    norm: str = "layer",
+    eps: float = 1e-6,
+    return_normed: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """y [T, D] = norm(x) * (1 + scale[id]) + shift[id]; with `return_normed`, (y, norm(x)).
+
+    x [T, D] floating point; shift, scale [M, D], rows may be strided views; frame_ids int32 [T] in 0..M-1.
+    Results have the dtype of x. Differentiable once in x, shift and scale, through both results. The second result
+    is what replaces the residual in AR-Diffusion's `share_norm` blocks.
+
+    Raises:
+        ConfigError: an unknown norm.
+        TensorError: a wrong shape, dtype or device, or an id out of range (read on the CPU only).
+    """
+    if norm not in NORMS:
+        raise ConfigError(explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these."))
+    x = tensor("x", x)
+    check_frame_rows(x, frame_ids, {"shift": shift, "scale": scale})
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or shift.requires_grad or scale.requires_grad)
+    run = torch.ops.ardiff.modulate if needs_grad or torch.compiler.is_compiling() else _run
+    y, normed = run(x, shift, scale, frame_ids, norm, eps, return_normed)
+    return (y, normed) if return_normed else y
+
+
+def reference_modulate(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, frame_ids: torch.Tensor, norm: str, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The specification in PyTorch: (y, norm(x))."""
+    normed, _ = _normalise(x, norm, eps)
+    y = normed * (1 + scale[frame_ids]) + shift[frame_ids]
+    return y.to(x.dtype), normed.to(x.dtype)
+
+
+def reference_modulate_backward(
+    dy: torch.Tensor,
+    dnormed: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    norm: str,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dx, dshift, dscale); `dnormed` has no rows where norm(x) was not returned.
+
+    With dn the gradient of n and r the reciprocal of the root: layer dx = r (dn - mean(dn) - n mean(dn n)),
+    rms dx = r (dn - n mean(dn n)).
+    """
+    normed, reciprocal = _normalise(x, norm, eps)
+    dy = dy.to(normed.dtype)
+    dn = dy * (1 + scale[frame_ids])
+    if dnormed.shape[0] == dy.shape[0]:
+        dn = dn + dnormed
+    rows = scale.shape[0]
+    dshift, dscale = sum_rows(dy, frame_ids, rows), sum_rows(dy * normed, frame_ids, rows)
+    if norm == "none":
+        dx = dn
+    else:
+        dx = dn - normed * (dn * normed).mean(-1, keepdim=True)
+        dx = reciprocal * (dx - dn.mean(-1, keepdim=True) if norm == "layer" else dx)
+    return dx.to(x.dtype), dshift.to(scale.dtype), dscale.to(scale.dtype)
+
+
+def _normalise(x: torch.Tensor, norm: str, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """norm(x) in at least float32, and the reciprocal root [T, 1]."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if norm == "none":
+        return x, x.new_ones(())
+    if norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    reciprocal = torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+    return x * reciprocal, reciprocal
+
+
+def _run(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    norm: str,
+    eps: float,
+    return_normed: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = scale.shape[0]
+    if choose("modulate", x, shift, scale).name != "cpu":
+        check_range(frame_ids, rows)
+        y, normed = reference_modulate(x, shift, scale, frame_ids, norm, eps)
+        return y, normed if return_normed and normed is not x else _second(x, return_normed)
+    x, shift, scale, frame_ids = x.contiguous(), dense_rows(shift), dense_rows(scale), frame_ids.contiguous()
+    y, normed = torch.empty_like(x), x.new_empty(x.shape if return_normed else (0, x.shape[1]))
+    bad = kernels().modulate(
+        x.data_ptr(),
+        shift.data_ptr(),
+        scale.data_ptr(),
+        frame_ids.data_ptr(),
+        y.data_ptr(),
+        normed.data_ptr() if return_normed else 0,
+        x.shape[0],
+        x.shape[1],
+        rows,
+        shift.stride(0),
+        scale.stride(0),
+        NORMS.index(norm),
+        eps,
+    )
+    if bad >= 0:
+        raise range_error(int(frame_ids[bad]), rows)
+    return y, normed
+
+
+def _second(x: torch.Tensor, return_normed: bool) -> torch.Tensor:
+    return x.clone() if return_normed else x.new_empty(0, x.shape[1])
+
+
+@torch.library.custom_op("ardiff::modulate", mutates_args=())
+def _modulate_op(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    norm: str,
+    eps: float,
+    return_normed: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _run(x, shift, scale, frame_ids, norm, eps, return_normed)
+
+
+@_modulate_op.register_fake
+def _modulate_fake(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    norm: str,
+    eps: float,
+    return_normed: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    y = x.new_empty(x.shape)
+    return y, x.new_empty(x.shape if return_normed else (0, x.shape[1]))
+
+
+@torch.library.custom_op("ardiff::modulate_backward", mutates_args=())
+def _backward_op(
+    dy: torch.Tensor,
+    dnormed: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    norm: str,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if choose("modulate", dy, dnormed, x, scale).name != "cpu":
+        dx, dshift, dscale = reference_modulate_backward(dy, dnormed, x, scale, frame_ids, norm, eps)
+        return dx.clone() if dx is dy else dx, dshift, dscale
+    dy, x, scale, frame_ids = dy.contiguous(), x.contiguous(), dense_rows(scale), frame_ids.contiguous()
+    dnormed = dnormed.contiguous()
+    dx = torch.empty_like(x)
+    dshift, dscale = x.new_empty(scale.shape), x.new_empty(scale.shape)
+    kernels().modulate_backward(
+        dy.data_ptr(),
+        dnormed.data_ptr() if dnormed.shape[0] else 0,
+        x.data_ptr(),
+        scale.data_ptr(),
+        frame_ids.data_ptr(),
+        dx.data_ptr(),
+        dshift.data_ptr(),
+        dscale.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        scale.shape[0],
+        scale.stride(0),
+        NORMS.index(norm),
+        eps,
+    )
+    return dx, dshift, dscale
+
+
+@_backward_op.register_fake
+def _backward_fake(
+    dy: torch.Tensor,
+    dnormed: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    norm: str,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), scale.new_empty(scale.shape), scale.new_empty(scale.shape)
+
+
+def _setup_context(ctx: object, inputs: tuple, output: tuple) -> None:  # type: ignore[type-arg]
+    x, _, scale, frame_ids, norm, eps, _ = inputs
+    ctx.save_for_backward(x, scale, frame_ids)  # type: ignore[attr-defined]
+    ctx.norm, ctx.eps = norm, eps  # type: ignore[attr-defined]
+
+
+def _backward(ctx: object, dy: torch.Tensor, dnormed: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, scale, frame_ids = ctx.saved_tensors  # type: ignore[attr-defined]
+    dx, dshift, dscale = _backward_op(dy, dnormed, x, scale, frame_ids, ctx.norm, ctx.eps)  # type: ignore[attr-defined]
+    return dx, dshift, dscale, None, None, None, None
+
+
+_modulate_op.register_autograd(_backward, setup_context=_setup_context)

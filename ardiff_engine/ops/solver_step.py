@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of any linear solver, with guidance and noise folded in; every row has its own level.
+
+    out = sum_b weights[b] outs[b]                      guidance over branches
+    x0  = clamp(p x + q out)                            p, q from the parametrisation: x0, eps, v or flow
+    x'  = a x + b x0 + e eps + c1 history1 + c2 history2
+
+A solver is a table of rows (p, q, a, b, e, c1, c2): DDIM, DDPM, Euler flow, re-noise, DPM-Solver++, UniPC.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ardiff_engine.errors import ConfigError, TensorError, explain
+from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.checks import device, floating, same, tensor
+from ardiff_engine.ops.native_kernels import kernels
+from ardiff_engine.ops.noise_keys import check_keys
+from ardiff_engine.ops.philox_normal import philox_normal
+
+COEFFICIENTS = ("p", "q", "a", "b", "e", "c1", "c2")
+
+
+class SolverResult(NamedTuple):
+    """`x` at the next level, and the prediction `x0` that led there (the history of multistep solvers)."""
+
+    x: torch.Tensor
+    x0: torch.Tensor
+
+
+def solver_step(
+    x: torch.Tensor,
+    outs: torch.Tensor,
+    weights: torch.Tensor,
+    coefficients: torch.Tensor,
+    *,
+    history1: torch.Tensor | None = None,
+    history2: torch.Tensor | None = None,
+    keys: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
+    clamp: float | None = None,
+) -> SolverResult:
+    """x [N, ...] and network outputs outs [B, N, ...] -> (x', x0), both like x.
+
+    weights [B, N] and coefficients [N, 7] (p, q, a, b, e, c1, c2) floating point, used as float32 for float32 x. A
+    term with weight or coefficient 0 is not read: its memory may hold anything. `noise` (like x) or `keys` (int64
+    [N, 5]) gives eps where e != 0; `clamp` c limits x0 to [-c, c]. No gradient is recorded.
+
+    Raises:
+        ConfigError: both noise and keys, a clamp that is not positive.
+        TensorError: a wrong shape, dtype or device; on the CPU also e != 0 without noise, or c1, c2 != 0 without its
+            history (on other devices such rows become NaN, because a check would stall the device queue).
+    """
+    x, outs = tensor("x", x), tensor("outs", outs)
+    floating("x", x)
+    same("outs", outs, "x", x)
+    if outs.dim() != x.dim() + 1 or x.dim() == 0 or outs.shape[1:] != x.shape:
+        raise TensorError(
+            explain("shape of outs", got=list(outs.shape), expected=["branches", *x.shape], fix="Stack the branches.")
+        )
+    rows = x.shape[0]
+    for name, value, expected in (("weights", weights, outs.shape[:2]), ("coefficients", coefficients, (rows, 7))):
+        if value.shape != expected or not value.is_floating_point():
+            raise TensorError(
+                explain(
+                    name,
+                    got=f"{value.dtype} {list(value.shape)}",
+                    expected=f"floating point {list(expected)}",
+                    fix=f"The columns of coefficients are {', '.join(COEFFICIENTS)}.",
+                )
+            )
+        device(name, value, x.device)
+    for name, value in (("history1", history1), ("history2", history2), ("noise", noise)):
+        if value is not None:
+            same(name, value, "x", x)
+            if value.shape != x.shape:
+                raise TensorError(
+                    explain(f"shape of {name}", got=list(value.shape), expected=list(x.shape), fix="It is like x.")
+                )
+    if noise is not None and keys is not None:
+        raise ConfigError(explain("noise and keys", got="both", expected="at most one", fix="Pass one of the two."))
+    if clamp is not None and not clamp > 0:
+        raise ConfigError(explain("clamp", got=clamp, expected="a positive number or None", fix="Pass None for none."))
+    if keys is not None:
+        keys = check_keys(keys, rows, x.device)
+    run = torch.ops.ardiff.solver_step if torch.compiler.is_compiling() else _run
+    return SolverResult(*run(x, outs, weights, coefficients, history1, history2, keys, noise, clamp))
+
+
+def reference_solver_step(
+    x: torch.Tensor,
+    outs: torch.Tensor,
+    weights: torch.Tensor,
+    coefficients: torch.Tensor,
+    history1: torch.Tensor | None,
+    history2: torch.Tensor | None,
+    keys: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    clamp: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The specification in PyTorch. A term that is needed and missing makes its row NaN."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    column = (-1, *[1] * (x.dim() - 1))
+    p, q, a, b, e, c1, c2 = (c.reshape(column) for c in coefficients.to(wide).unbind(1))
+    state = x.to(wide)
+    out = torch.zeros_like(state)
+    for branch, weight in zip(outs.to(wide), weights.to(wide), strict=True):
+        out = out + _term(weight.reshape(column), branch)
+    x0 = p * state + q * out
+    if clamp is not None:
+        x0 = x0.clamp(-clamp, clamp)
+    if keys is not None:
+        noise = philox_normal(keys, x[0].numel() if x.shape[0] else 0).reshape(x.shape)
+    result = a * state + b * x0 + _term(e, noise) + _term(c1, history1) + _term(c2, history2)
+    return result.to(x.dtype), x0.to(x.dtype)
+
+
+def _term(coefficient: torch.Tensor, value: torch.Tensor | None) -> torch.Tensor:
+    product = coefficient * (float("nan") if value is None else value.to(coefficient.dtype))
+    return torch.where(coefficient == 0, torch.zeros_like(product), product)
+
+
+def _missing_term(column: str) -> TensorError:
+    needed = {"e": "noise or keys", "c1": "history1", "c2": "history2"}[column]
+    return TensorError(
+        explain(f"coefficient {column} is not 0", got="None", expected=needed, fix=f"Pass {needed} to solver_step.")
+    )
+
+
+def _check_terms(
+    coefficients: torch.Tensor, has_noise: bool, history1: torch.Tensor | None, history2: torch.Tensor | None
+) -> None:
+    if coefficients.device.type != "cpu":
+        return
+    for column, given in (("e", has_noise), ("c1", history1 is not None), ("c2", history2 is not None)):
+        if not given and bool((coefficients[:, COEFFICIENTS.index(column)] != 0).any()):
+            raise _missing_term(column)
+
+
+def _run(
+    x: torch.Tensor,
+    outs: torch.Tensor,
+    weights: torch.Tensor,
+    coefficients: torch.Tensor,
+    history1: torch.Tensor | None,
+    history2: torch.Tensor | None,
+    keys: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    clamp: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if choose("solver_step", x, outs).name != "cpu":
+        _check_terms(coefficients, keys is not None or noise is not None, history1, history2)
+        return reference_solver_step(x, outs, weights, coefficients, history1, history2, keys, noise, clamp)
+    x, outs = x.contiguous(), outs.contiguous()
+    weights, coefficients = weights.to(torch.float32).contiguous(), coefficients.to(torch.float32).contiguous()
+    optional = [None if value is None else value.contiguous() for value in (history1, history2, noise)]
+    result, x0 = torch.empty_like(x), torch.empty_like(x)
+    rows = x.shape[0]
+    missing = kernels().solver_step(
+        x.data_ptr(),
+        outs.data_ptr(),
+        weights.data_ptr(),
+        coefficients.data_ptr(),
+        *[0 if value is None else value.data_ptr() for value in optional],
+        0 if keys is None else keys.data_ptr(),
+        result.data_ptr(),
+        x0.data_ptr(),
+        outs.shape[0],
+        rows,
+        x.numel() // max(rows, 1),
+        float("inf") if clamp is None else clamp,
+    )
+    if missing >= 0:
+        raise _missing_term(COEFFICIENTS[missing])
+    return result, x0
+
+
+@torch.library.custom_op("ardiff::solver_step", mutates_args=())
+def _solver_step_op(
+    x: torch.Tensor,
+    outs: torch.Tensor,
+    weights: torch.Tensor,
+    coefficients: torch.Tensor,
+    history1: torch.Tensor | None,
+    history2: torch.Tensor | None,
+    keys: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    clamp: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _run(x, outs, weights, coefficients, history1, history2, keys, noise, clamp)
+
+
+@_solver_step_op.register_fake
+def _solver_step_fake(
+    x: torch.Tensor,
+    outs: torch.Tensor,
+    weights: torch.Tensor,
+    coefficients: torch.Tensor,
+    history1: torch.Tensor | None,
+    history2: torch.Tensor | None,
+    keys: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    clamp: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transformer, autoencoder and noise schedule together: one call for a video, or frames as they become clean."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.diffusion.solvers import DDIM
+from ardiff_engine.engine import Engine, EngineStats, Request, Stream
+from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
+from ardiff_engine.errors import CheckpointError, ConfigError, TensorError, explain
+from ardiff_engine.media import read_video
+from ardiff_engine.memory import MemoryPolicy, RecomputedWindow, choose_page_rows
+from ardiff_engine.models import ARDiffusionTransformer, TiTok, to_tokens
+from ardiff_engine.plan import lag as lag_plan
+from ardiff_engine.weights import load_model, save_model
+from ardiff_engine.weights.atomic import write_atomic
+
+ASSETS = Path(__file__).parent / "assets"
+SCHEDULER_FILE = "scheduler.json"
+
+Video = torch.Tensor | np.ndarray | str | Path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoOutput:
+    """frames: uint8 [B, T, H, W, 3]; latents: float32 [B, T, tokens, channels]; seconds: wall time of the whole call."""
+
+    frames: torch.Tensor
+    latents: torch.Tensor
+    stats: EngineStats
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoFrame:
+    """image: uint8 [H, W, 3]; latent: [tokens, channels]; seconds: since the stream began."""
+
+    index: int
+    image: torch.Tensor
+    latent: torch.Tensor
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """Given to `callback_on_step_end` after every tick."""
+
+    video: int
+    tick: int
+    num_ticks: int | None
+
+
+class Pipeline:
+    """`from_pretrained("moving-digits")` for the bundled model, or a folder written by `save_pretrained`."""
+
+    def __init__(
+        self, transformer: ARDiffusionTransformer, vae: TiTok, schedule: NoiseSchedule, prediction: str = "x0"
+    ) -> None:
+        cell = (vae.config.num_latent_tokens, vae.config.token_size)
+        config = transformer.config
+        if cell != (config.tokens_per_frame, config.channels):
+            raise ConfigError(
+                explain(
+                    "transformer and autoencoder do not fit",
+                    got=f"frames of {config.tokens_per_frame} tokens x {config.channels} channels",
+                    expected=f"{cell[0]} x {cell[1]}, what the autoencoder makes",
+                    fix="Use the autoencoder that the transformer was trained on.",
+                )
+            )
+        self.transformer = transformer.eval()
+        self.vae = vae.eval()
+        self.schedule = schedule
+        self.prediction = prediction
+
+    # -------------------------------------------------------------------------------------------------- loading
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Pipeline:
+        """A bundled model by name, or a folder with transformer/, vae/ and scheduler.json. The autoencoder stays fp32."""
+        folder = ASSETS / name if (ASSETS / name / SCHEDULER_FILE).is_file() else Path(name)
+        if not (folder / SCHEDULER_FILE).is_file():
+            bundled = sorted(path.parent.name for path in ASSETS.glob(f"*/{SCHEDULER_FILE}"))
+            raise CheckpointError(
+                explain(
+                    "pipeline",
+                    got=repr(str(name)),
+                    expected=f"a folder with {SCHEDULER_FILE}, or a bundled model ({', '.join(bundled) or 'none'})",
+                    fix="Check the path; single official files are read by weights.load_ar_diffusion and weights.load_titok.",
+                )
+            )
+        try:
+            scheduler = json.loads((folder / SCHEDULER_FILE).read_text())
+            schedule = NoiseSchedule.from_config(scheduler["schedule"])
+            prediction = scheduler["prediction"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                explain(f"{folder / SCHEDULER_FILE}", got=repr(error), expected='{"schedule": {...}, "prediction": ...}', fix="Write it again with save_pretrained.")
+            ) from error
+        transformer = load_model(folder / "transformer", device=device, dtype=dtype)
+        vae = load_model(folder / "vae", device=device, dtype=torch.float32)
+        if not isinstance(transformer, ARDiffusionTransformer) or not isinstance(vae, TiTok):
+            raise CheckpointError(
+                explain(
+                    f"models in {folder}",
+                    got=f"{type(transformer).__name__}, {type(vae).__name__}",
+                    expected="an AR-Diffusion transformer and a TiTok autoencoder",
+                    fix="Check transformer/config.json and vae/config.json.",
+                )
+            )
+        return cls(transformer, vae, schedule, prediction)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write transformer/, vae/ and scheduler.json; each file appears whole or not at all."""
+        folder = Path(folder)
+        save_model(self.transformer, folder / "transformer")
+        save_model(self.vae, folder / "vae")
+        text = json.dumps({"schedule": self.schedule.to_config(), "prediction": self.prediction}, indent=2)
+        write_atomic(folder / SCHEDULER_FILE, lambda path: path.write_text(text + "\n"))
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.x_embedder.weight.device
+
+    # ------------------------------------------------------------------------------------------------ generating
+
+    def __call__(
+        self,
+        *,
+        num_frames: int = 16,
+        num_videos: int = 1,
+        num_inference_steps: int = 50,
+        lag: int = 5,
+        guidance_scale: float = 1.0,
+        eta: float = 0.0,
+        seed: int = 0,
+        class_id: int | Sequence[int] | None = None,
+        video: Video | None = None,
+        latents: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        memory: MemoryPolicy | None = None,
+        progress: bool = True,
+        callback_on_step_end: Callable[[StepInfo], None] | None = None,
+    ) -> VideoOutput:
+        """Generate `num_videos` videos of `num_frames` frames in one batch.
+
+        lag: 0 = all frames together, num_inference_steps = one after the other. video: uint8 [T, H, W, 3] or a path that
+        every video continues; num_frames counts it. class_id: one for all or one per video. latents: starting noise
+        [num_videos, num_frames - given, tokens, channels]. memory: what frames remember, `RecomputedWindow` of the model's
+        length by default. Videos of one call share `seed` and differ by their index.
+        """
+        started = time.perf_counter()
+        given = None if video is None else self._read(video)
+        prefix = None if given is None else self._encode(given)
+        classes = _per_video(class_id, num_videos)
+        if latents is not None and (latents.ndim != 4 or latents.shape[0] != num_videos):
+            raise TensorError(
+                explain("latents", got=tuple(latents.shape), expected=f"[{num_videos}, frames, tokens, channels]", fix="Give one per video.")
+            )
+        total = lag_plan(num_frames, num_inference_steps, lag, prefix=0 if prefix is None else len(prefix)).num_ticks
+        bar = tqdm(total=total, desc="ticks", disable=not progress)
+
+        def on_step(index: int) -> Callable[[Stream], None]:
+            def report(stream: Stream) -> None:
+                if index == 0:
+                    bar.update(stream.ticks_done - bar.n)
+                if callback_on_step_end is not None:
+                    callback_on_step_end(StepInfo(index, stream.ticks_done, stream.plan.num_ticks))
+
+            return report
+
+        requests = [
+            Request(
+                num_frames=num_frames,
+                lag=lag,
+                condition=classes[i],
+                guidance_scale=guidance_scale,
+                seed=seed,
+                noise_stream=i,
+                latents=None if latents is None else latents[i],
+                generator=generator,
+                prefix=prefix,
+                on_step=on_step(i),
+            )
+            for i in range(num_videos)
+        ]
+        engine = self._engine(requests, num_inference_steps, eta, memory)
+        streams = [engine.submit(request) for request in requests]
+        decoders = [FrameDecoder(self.vae) for _ in streams]
+        images: list[list[torch.Tensor]] = [[] if given is None else [given] for _ in streams]
+        with bar:
+            while engine.step():
+                for stream, decode, pictures in zip(streams, decoders, images, strict=True):
+                    if stream.frames_ready:
+                        pictures.append(decode(torch.stack([frame.latent for frame in stream.take_ready()])))
+        return VideoOutput(
+            frames=torch.stack([torch.cat(pictures) for pictures in images]),
+            latents=torch.stack([stream.result() for stream in streams]).cpu(),
+            stats=engine.stats(),
+            seconds=time.perf_counter() - started,
+        )
+
+    def stream(
+        self,
+        *,
+        num_frames: int | None = None,
+        num_inference_steps: int = 50,
+        lag: int = 5,
+        guidance_scale: float = 1.0,
+        eta: float = 0.0,
+        seed: int = 0,
+        class_id: int | None = None,
+        video: Video | None = None,
+        generator: torch.Generator | None = None,
+        memory: MemoryPolicy | None = None,
+    ) -> Iterator[VideoFrame]:
+        """Frames as they become clean; `num_frames=None` never ends. Given frames are not repeated.
+
+        Arguments are checked now, not at the first frame. Leaving the loop cancels the stream.
+        """
+        prefix = None if video is None else self._encode(self._read(video))
+        request = Request(
+            num_frames=num_frames,
+            lag=lag,
+            condition=class_id,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            generator=generator,
+            prefix=prefix,
+        )
+        stream = self._engine([request], num_inference_steps, eta, memory).submit(request)
+        return self._decoded(stream)
+
+    def _decoded(self, stream: Stream) -> Iterator[VideoFrame]:
+        decode, started = FrameDecoder(self.vae), time.perf_counter()
+        for frame in stream:
+            image = decode(frame.latent[None])[0]
+            yield VideoFrame(frame.index, image, frame.latent, time.perf_counter() - started)
+
+    # -------------------------------------------------------------------------------------------------- private
+
+    def _engine(self, requests: list[Request], steps: int, eta: float, memory: MemoryPolicy | None) -> Engine:
+        """An engine with exactly the pages that these requests can need."""
+        spec = self.transformer.spec
+        policy = memory if memory is not None else RecomputedWindow(spec.num_frames)
+        rows = choose_page_rows(spec.tokens_per_frame)
+        pages = 0
+        for request in requests:
+            request.check(spec)
+            plan = lag_plan(request.num_frames, steps, request.lag, prefix=request.prefix_frames)
+            policy.check(plan, spec)
+            branches = 1 if request.guidance_scale == 1 else 2
+            pages += branches * (-(-spec.context_tokens // rows) + policy.max_frames(plan) * -(-spec.tokens_per_frame // rows))
+        solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
+        return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
+
+    def _read(self, video: Video) -> torch.Tensor:
+        frames = torch.as_tensor(read_video(video) if isinstance(video, str | Path) else video)
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or frames.shape[0] < 1:
+            raise TensorError(
+                explain("video", got=f"{tuple(frames.shape)} {frames.dtype}", expected="uint8 [frames, height, width, 3]", fix="Convert it, or give a path.")
+            )
+        size = self.vae.config.image_size
+        if tuple(frames.shape[1:3]) == (size, size):
+            return frames
+        return (to_images(frames, size) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    @torch.no_grad()
+    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+        weight = next(self.vae.parameters())
+        images = to_images(frames, self.vae.config.image_size).to(weight.device, weight.dtype)
+        return to_tokens(self.vae.encode(images[None]))[0].float()
+
+
+def _per_video(class_id: int | Sequence[int] | None, videos: int) -> list[int | None]:
+    if class_id is None or isinstance(class_id, int):
+        return [class_id] * videos
+    if len(class_id) != videos:
+        raise ConfigError(explain("class_id", got=f"{len(class_id)} ids", expected=f"{videos}, one per video", fix="Give one id for all."))
+    return list(class_id)

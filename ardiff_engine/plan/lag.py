@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AD scheduler of AR-Diffusion (arXiv 2503.07418) in closed form.
+
+Generated frame g (counted after the given ones) has finished clip(n − g·s, 0, S) steps after n ticks: it is
+updated in ticks g·s … g·s + S − 1. With s >= 1 it is committed in tick g·s + S, where frame g + 1 is still
+being updated; the last frame never is. s = 0 denoises all frames together, s = S one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ardiff_engine.errors import PlanError, explain
+from ardiff_engine.plan.plan import Plan
+from ardiff_engine.plan.sizes import check_sizes, check_tick, check_window_size
+from ardiff_engine.plan.tick import Kind, Tick
+
+
+@dataclass(frozen=True, slots=True)
+class LagPlan(Plan):
+    """Each frame starts `lag` ticks after the one before. All answers are closed forms."""
+
+    num_frames: int | None
+    num_steps: int
+    lag: int
+    prefix: int = 0
+    ordered: bool = True
+
+    def __post_init__(self) -> None:
+        check_sizes(self.num_frames, self.num_steps, self.prefix)
+        if not 0 <= self.lag <= self.num_steps:
+            raise PlanError(
+                explain(
+                    "lag out of range",
+                    got=self.lag,
+                    expected=f"0..{self.num_steps} (num_steps)",
+                    fix="0 denoises all frames together, num_steps one after the other.",
+                )
+            )
+        if self.num_frames is None and self.lag == 0:
+            raise PlanError(
+                explain(
+                    "an endless video cannot denoise all its frames together",
+                    got="num_frames=None with lag=0",
+                    expected="lag >= 1",
+                    fix="Raise the lag or give num_frames.",
+                )
+            )
+
+    @property
+    def num_ticks(self) -> int | None:
+        generated = self._generated
+        return None if generated is None else self.num_steps + (generated - 1) * self.lag
+
+    @property
+    def max_live(self) -> int:
+        generated, lag = self._generated, self.lag
+        together = -(-self.num_steps // lag) if lag else generated
+        return min(x for x in (together, generated) if x is not None)
+
+    def tick(self, n: int) -> Tick:
+        check_tick(n, self.num_ticks)
+        first, last = self.oldest_unfinished(n), self.newest(n)
+        committed = self._committed(n)
+        updated = range(first, last + 1)
+        return Tick(
+            index=n,
+            frames=(*committed, *updated),
+            levels=(*(self.num_steps,) * len(committed), *(self.level(frame, n) for frame in updated)),
+            kinds=(*(Kind.COMMIT,) * len(committed), *(Kind.UPDATE,) * len(updated)),
+        )
+
+    def level(self, frame: int, n: int) -> int:
+        if frame < self.prefix:
+            return self.num_steps
+        return min(max(n - (frame - self.prefix) * self.lag, 0), self.num_steps)
+
+    def newest(self, n: int) -> int:
+        if n < 0:
+            return self.prefix - 1
+        if self.num_frames is None:
+            return self.prefix + n // self.lag
+        return min(self.prefix + n // self.lag, self.num_frames - 1) if self.lag else self.num_frames - 1
+
+    def oldest_unfinished(self, n: int) -> int:
+        if n < self.num_steps:
+            return self.prefix
+        if self.num_frames is None:
+            return self.prefix + (n - self.num_steps) // self.lag + 1
+        if not self.lag:
+            return self.num_frames
+        return min(self.prefix + (n - self.num_steps) // self.lag + 1, self.num_frames)
+
+    def check_window(self, window: int) -> None:
+        """A frame leaves W·s ticks after its first update, so W·s >= S, unless all generated frames fit."""
+        check_window_size(window)
+        generated, steps = self._generated, self.num_steps
+        if window * self.lag >= steps or (generated is not None and generated <= window):
+            return
+        raise PlanError(
+            explain(
+                "window too short: frames would leave it unfinished",
+                got=f"a window of {window} frames with lag {self.lag} and {steps} steps",
+                expected=f"window * lag >= {steps} for videos longer than the window",
+                fix=f"Use a lag of {-(-steps // window)} or more, or a window of {self.max_live} or more.",
+            )
+        )
+
+    @property
+    def _generated(self) -> int | None:
+        return None if self.num_frames is None else self.num_frames - self.prefix
+
+    def _committed(self, n: int) -> range:
+        if n == 0:
+            return range(self.prefix)
+        since = n - self.num_steps
+        if self.lag == 0 or since < 0 or since % self.lag:
+            return range(0)
+        frame = self.prefix + since // self.lag
+        return range(frame, frame + 1)
+
+
+def lag(num_frames: int | None, num_steps: int, lag: int, prefix: int = 0) -> LagPlan:
+    """AR-Diffusion's AD scheduler: after n ticks frame f is at level clip(n − (f − prefix)·lag, 0, S).
+
+    Args:
+        num_frames: frames of the video, prefix included; None for an endless video (needs lag >= 1).
+        num_steps: solver steps of each frame.
+        lag: timestep difference s between neighbours, 0..num_steps.
+        prefix: frames that are given; committed in the first tick, never updated.
+
+    Raises PlanError for sizes out of range.
+    """
+    return LagPlan(num_frames, num_steps, lag, prefix)
+
+
+def synchronous(num_frames: int, num_steps: int, prefix: int = 0) -> LagPlan:
+    """All frames at the same level: `lag` 0."""
+    return LagPlan(num_frames, num_steps, 0, prefix)
+
+
+def autoregressive(num_frames: int | None, num_steps: int, prefix: int = 0) -> LagPlan:
+    """One frame after the other: `lag` = num_steps."""
+    return LagPlan(num_frames, num_steps, num_steps, prefix)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plan: which cells a stream feeds, tick by tick. The base of every rule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import count
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ardiff_engine.errors import PlanError, explain
+from ardiff_engine.plan.sizes import check_window_size
+from ardiff_engine.plan.tick import Tick
+
+if TYPE_CHECKING:
+    from ardiff_engine.diffusion.solvers import Solver
+
+
+class Plan(ABC):
+    """The ticks of one stream. A rule says what `tick(n)` is and where each frame stands; the rest follows.
+
+    A frame at level k has finished k of `num_steps` (S) solver steps: 0 is noise, S is finished. Frames are
+    numbered over the whole video; the first `prefix` of them are given: finished before tick 0.
+
+    Attributes:
+        num_frames: frames of the video, prefix included; None for an endless one.
+        num_steps: S.
+        prefix: number of given frames.
+        ordered: whether the rule promises that no frame is ever noisier than a later one.
+    """
+
+    __slots__ = ()
+
+    num_frames: int | None
+    num_steps: int
+    prefix: int
+    ordered: bool
+
+    @property
+    @abstractmethod
+    def num_ticks(self) -> int | None:
+        """How many ticks there are; None for an endless plan."""
+
+    @property
+    @abstractmethod
+    def max_live(self) -> int:
+        """The most frames that are started and unfinished at the same time."""
+
+    @abstractmethod
+    def tick(self, n: int) -> Tick:
+        """Tick n, from 0, in any order of asking. PlanError outside the plan."""
+
+    @abstractmethod
+    def level(self, frame: int, n: int) -> int:
+        """Steps that a frame has finished before tick n (after the last tick for n = num_ticks)."""
+
+    @abstractmethod
+    def newest(self, n: int) -> int:
+        """The highest frame that has been started by tick n, inclusive; given frames count as started."""
+
+    @abstractmethod
+    def oldest_unfinished(self, n: int) -> int:
+        """The lowest frame that is not finished before tick n; num_frames when all are."""
+
+    def ticks(self, start: int = 0) -> Iterator[Tick]:
+        """All ticks in order from tick `start`; endless for an endless plan."""
+        end = self.num_ticks
+        numbers = count(start) if end is None else iter(range(start, end))
+        return (self.tick(n) for n in numbers)
+
+    def levels(self, num_ticks: int | None = None) -> npt.NDArray[np.int64]:
+        """int64 [ticks, frames]: steps finished after each tick; row n − 1 is the official iteration n.
+
+        num_ticks: how many ticks to show (see `shape`); needed for an endless plan.
+        """
+        rows, columns = self.shape(num_ticks)
+        return np.array(
+            [[self.level(frame, n + 1) for frame in range(columns)] for n in range(rows)], dtype=np.int64
+        ).reshape(rows, columns)
+
+    def updates(self, num_ticks: int | None = None) -> npt.NDArray[np.bool_]:
+        """bool [ticks, frames]: which frames the solver advances in each tick."""
+        return self._marks(num_ticks, commits=False)
+
+    def commits(self, num_ticks: int | None = None) -> npt.NDArray[np.bool_]:
+        """bool [ticks, frames]: which finished frames are fed so that their keys and values are stored."""
+        return self._marks(num_ticks, commits=True)
+
+    def timesteps(self, solver: Solver, num_ticks: int | None = None) -> npt.NDArray[np.float64]:
+        """float64 [ticks, frames]: the timestep at which each frame stands during each tick, fed or not.
+
+        Frames that have not started are at `solver.waiting_timestep`, finished ones at CLEAN.
+        """
+        if solver.num_steps != self.num_steps:
+            raise PlanError(
+                explain(
+                    "plan and solver disagree about the number of steps",
+                    got=f"{solver.num_steps} in the solver",
+                    expected=f"{self.num_steps}, as in the plan",
+                    fix="Build both with the same number.",
+                )
+            )
+        rows, columns = self.shape(num_ticks)
+        before = np.array(
+            [[self.level(frame, n) for frame in range(columns)] for n in range(rows)], dtype=np.int64
+        ).reshape(rows, columns)
+        waiting = (before == 0) & ~self.updates(num_ticks)
+        return np.where(waiting, solver.waiting_timestep, solver.timesteps.numpy()[before])
+
+    @property
+    def num_updates(self) -> int:
+        """Cells that the solver advances over the whole plan. PlanError for an endless plan."""
+        return sum(len(self.tick(n).updates) for n in range(self.shape(None)[0]))
+
+    @property
+    def num_commits(self) -> int:
+        """Cells that are fed for their keys and values alone. PlanError for an endless plan."""
+        return sum(len(self.tick(n).commits) for n in range(self.shape(None)[0]))
+
+    def window_start(self, n: int, window: int) -> int:
+        """First frame of a sliding window at tick n: max(0, newest(n) + 1 − window), the official rule."""
+        return max(0, self.newest(n) + 1 - window)
+
+    def check_window(self, window: int) -> None:
+        """Raise PlanError if a window of that many frames would ever drop a frame that is not finished."""
+        check_window_size(window)
+        needed = 1
+        for n in range(self.shape(None)[0]):
+            needed = max(needed, self.newest(n) + 1 - self.oldest_unfinished(n))
+        if window < needed:
+            raise PlanError(
+                explain(
+                    "window too short: frames would leave it unfinished",
+                    got=f"a window of {window} frames",
+                    expected=f"at least {needed}",
+                    fix=f"Use a window of {needed} or more.",
+                )
+            )
+
+    def verify(self, num_ticks: int | None = None) -> None:
+        """Check every rule that a plan must keep (`plan.checks`); PlanError names the first break."""
+        from ardiff_engine.plan.checks import verify
+
+        verify(self, num_ticks)
+
+    def plot(
+        self, path: str | PathLike[str], *, solver: Solver | None = None, num_ticks: int | None = None
+    ) -> None:
+        """Draw the plan as a PNG: frames across, ticks down, colour for the timestep (see `plan.picture`)."""
+        from ardiff_engine.plan.picture import draw
+
+        draw(self, path, solver=solver, num_ticks=num_ticks)
+
+    def _marks(self, num_ticks: int | None, commits: bool) -> npt.NDArray[np.bool_]:
+        rows, columns = self.shape(num_ticks)
+        marks = np.zeros((rows, columns), dtype=np.bool_)
+        for n in range(rows):
+            tick = self.tick(n)
+            marks[n, list(tick.commits if commits else tick.updates)] = True
+        return marks
+
+    def shape(self, num_ticks: int | None) -> tuple[int, int]:
+        """(ticks, frames) of the plan, or of its first `num_ticks` ticks; PlanError for a number out of range.
+
+        In an endless plan the frames are those that have been started by then.
+        """
+        limit = self.num_ticks
+        rows = limit if num_ticks is None else num_ticks
+        if rows is None:
+            raise PlanError(
+                explain(
+                    "an endless plan has no last tick",
+                    got="num_ticks=None",
+                    expected="a number of ticks",
+                    fix="Say how many ticks to look at: num_ticks=200.",
+                )
+            )
+        if rows < 0 or (limit is not None and rows > limit):
+            raise PlanError(
+                explain(
+                    "bad number of ticks",
+                    got=num_ticks,
+                    expected="0 or more" if limit is None else f"0..{limit}",
+                    fix="Leave num_ticks out to see all of a finite plan.",
+                )
+            )
+        if self.num_frames is not None:
+            return rows, self.num_frames
+        return rows, self.newest(rows - 1) + 1 if rows else self.prefix

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop around a training step, shared by both stages: progress, log, validation, checkpoints, signals, resume."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ardiff_engine.errors import CheckpointError, ConfigError, explain
+from ardiff_engine.training.checkpoint import newest_checkpoint, remove_unfinished, save_checkpoint
+from ardiff_engine.training.config import RunConfig
+from ardiff_engine.training.ema import Ema
+from ardiff_engine.training.log import TrainingLog
+from ardiff_engine.training.loss_curve import draw_loss_curve
+from ardiff_engine.training.optimizer import Optimizer
+from ardiff_engine.training.processes import any_process, rank
+
+LOG_FILE = "training_log.jsonl"
+CURVE_FILE = "loss_curve.png"
+CHECKPOINT_FOLDER = "checkpoints"
+
+Metrics = Mapping[str, float]
+
+
+class TrainingLoop:
+    """Runs `step(n)` for n = 0 .. steps - 1 and keeps everything that a resumed process needs.
+
+    Args:
+        run: where, how long, how often.
+        modules, optimizers: saved and restored by name. ema: average of modules["model"], or None.
+        settings: the whole config as plain values; resuming under other settings than the checkpoint's is an error, `run` aside.
+
+    The state after step n is a function of the settings alone: steps draw by counters, so a resumed run continues
+    bit for bit (on CPUs; GPUs to the extent that their kernels are deterministic).
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        ema: Ema | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.run_config = run
+        self.modules = modules
+        self.optimizers = optimizers
+        self.ema = ema
+        self.settings = settings
+        self.folder = Path(run.output)
+        self.finished = 0
+
+    def run(
+        self, step: Callable[[int], Metrics], validate: Callable[[], Metrics] | None = None, *, resume: bool = False
+    ) -> bool:
+        """True when all steps are done; False after a clean stop by SIGINT or SIGTERM (a checkpoint is then on disk)."""
+        run = self.run_config
+        self._start(resume)
+        log = TrainingLog(self.folder / LOG_FILE, self.finished if resume else None) if rank() == 0 else None
+        with _stop_signals() as stopped, tqdm(
+            total=run.steps, initial=self.finished, desc="training", unit="step", disable=rank() != 0, mininterval=1.0
+        ) as bar:
+            began, since = time.perf_counter(), self.finished
+            while self.finished < run.steps:
+                metrics = dict(step(self.finished))
+                if self.ema is not None:
+                    self.ema.update(self.modules["model"])
+                self.finished += 1
+                bar.update()
+                if log is not None and _due(self.finished, run.log_every, run.steps):
+                    rate = (self.finished - since) / (time.perf_counter() - began)
+                    log.add(self.finished, **metrics, steps_per_second=rate)
+                    bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
+                if validate is not None and _due(self.finished, run.validate_every, run.steps):
+                    self._validate(validate, log)
+                leave = any_process(stopped.is_set(), run.device)
+                if leave or _due(self.finished, run.checkpoint_every, run.steps):
+                    self._save(log)
+                if leave:
+                    return False
+        return True
+
+    def _validate(self, validate: Callable[[], Metrics], log: TrainingLog | None) -> None:
+        """With averaged weights where there are any."""
+        model = self.modules["model"]
+        if self.ema is not None:
+            self.ema.exchange(model)
+        try:
+            with torch.no_grad():
+                metrics = validate()
+        finally:
+            if self.ema is not None:
+                self.ema.exchange(model)
+        if log is not None:
+            log.add(self.finished, **{f"validation_{key}": value for key, value in metrics.items()})
+
+    def _start(self, resume: bool) -> None:
+        folder = self.folder / CHECKPOINT_FOLDER
+        found = newest_checkpoint(folder)
+        if not resume:
+            if found is not None:
+                raise ConfigError(
+                    explain(
+                        "run.output",
+                        got=f"{self.folder}, which holds a run at step {found.step}",
+                        expected="an empty folder, or a resumed run",
+                        fix="Pass --resume, or choose or empty the folder.",
+                    )
+                )
+            return
+        if found is None:
+            return
+        if rank() == 0:
+            remove_unfinished(folder)
+        saved = {key: value for key, value in found.state["settings"].items() if key != "run"}
+        for key, value in saved.items():
+            if value != _plain(self.settings).get(key):
+                raise CheckpointError(
+                    explain(
+                        f"resuming under other settings ({key})",
+                        got=_plain(self.settings).get(key),
+                        expected=value,
+                        fix="Restore them, or start a new run with `init` set to this one's weights.",
+                    )
+                )
+        for name, module in self.modules.items():
+            module.load_state_dict(found.tensors[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load(found.tensors[f"{name}_optimizer"])
+        if self.ema is not None:
+            self.ema.load(found.tensors["ema"], found.state["ema_updates"])
+        self.finished = found.step
+
+    def _save(self, log: TrainingLog | None) -> None:
+        if log is None:
+            return
+        tensors = {name: module.state_dict() for name, module in self.modules.items()}
+        tensors |= {f"{name}_optimizer": optimizer.tensors() for name, optimizer in self.optimizers.items()}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.shadow
+        state = {"settings": _plain(self.settings), "ema_updates": 0 if self.ema is None else self.ema.updates}
+        save_checkpoint(self.folder / CHECKPOINT_FOLDER, self.finished, tensors, state, self.run_config.keep)
+        draw_loss_curve(log.entries, self.folder / CURVE_FILE)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return every > 0 and (step % every == 0 or step == last)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second signal acts as usual. Handlers are put back at the end."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _frame: object) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 1: trains the frame autoencoder (TiTok-KL) on frames or clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ardiff_engine.data.sources import clip_source
+from ardiff_engine.models import TiTok
+from ardiff_engine.training.config import VaeTrainConfig, read_config, to_dict
+from ardiff_engine.training.ema import Ema
+from ardiff_engine.training.loop import TrainingLoop
+from ardiff_engine.training.losses import kl_divergence
+from ardiff_engine.training.optimizer import Optimizer
+from ardiff_engine.training.processes import average_gradients, join, rank, world_size
+from ardiff_engine.weights import load_titok, save_model
+
+VAE_FOLDER = "vae"
+
+
+class VaeTrainer:
+    """One optimizer step of stage 1.
+
+    L = l1·mean|x - x̂| + l2·mean(x - x̂)² + kl·KL + lpips·LPIPS(x, x̂) + gan·d·(-mean D(x̂)), with d the adaptive weight.
+    """
+
+    def __init__(self, config: VaeTrainConfig) -> None:
+        run = config.run
+        join(run.device)
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        torch.manual_seed(run.seed)
+        self.config = config
+        self.model = (load_titok(config.init, config.model) if config.init else TiTok(config.model)).to(run.device)
+        if config.trainable == "temporal":
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_("temporal" in name)
+        self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
+        self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
+        self.source = clip_source(config.data, config.model.image_size)
+        self.loop = TrainingLoop(run, {"model": self.model}, {"model": self.optimizer}, self.ema, to_dict(config))
+
+    def train(self, *, resume: bool = False) -> Path:
+        """All steps; returns the folder with the exported model (`output/vae`), written when the run ends or is stopped."""
+        self.loop.run(self.step, self.validate, resume=resume)
+        folder = self.loop.folder / VAE_FOLDER
+        if rank() == 0:
+            if self.ema is not None:
+                self.ema.exchange(self.model)
+            save_model(self.model, folder)
+        return folder
+
+    def step(self, step: int) -> dict[str, float]:
+        run = self.config.run
+        totals: dict[str, float] = {}
+        self.model.train()
+        for micro in range(run.accumulate):
+            images, _ = self.source.clips(sample_ids(step, micro, run.batch, run.accumulate))
+            terms = self.terms(images.to(run.device), seed=_noise_seed(run.seed, step, micro))
+            loss = sum(weight * term for weight, term in terms.values())
+            (loss / run.accumulate).backward()
+            values = {"loss": loss} | {name: term for name, (_, term) in terms.items()}
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + float(value.detach()) / run.accumulate
+        average_gradients(self.optimizer.parameters.values())
+        totals["gradient_norm"] = self.optimizer.update(step)
+        totals["lr"] = self.optimizer.lr(step)
+        return totals
+
+    def terms(self, images: Tensor, seed: int | None) -> dict[str, tuple[float, Tensor]]:
+        """Weighted loss terms of clips [B, T, 3, H, W]; `seed` None: without noise, as in validation."""
+        loss = self.config.loss
+        frames = images.flatten(0, 1)
+        mean, log_variance = self.model.moments(frames)
+        z = mean
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+            if loss.sample_posterior and loss.kl:
+                z = z + torch.exp(0.5 * log_variance) * torch.randn(z.shape, generator=generator).to(z)
+            if loss.latent_noise:
+                z = F.normalize(z, dim=1, eps=1e-12)
+                z = z + loss.latent_noise * torch.randn(z.shape, generator=generator).to(z)
+        reconstruction = self.model.decode(z.unflatten(0, images.shape[:2]), frames_per_pass=frames.shape[0])
+        error = reconstruction - images
+        terms = {"l1": (loss.l1, error.abs().mean())}
+        if loss.l2:
+            terms["l2"] = (loss.l2, error.square().mean())
+        if loss.kl:
+            terms["kl"] = (loss.kl, kl_divergence(mean, log_variance))
+        return terms
+
+    def validate(self) -> dict[str, float]:
+        run = self.config.run
+        self.model.eval()
+        source = self.source.held_out()
+        totals = {"loss": 0.0, "l1": 0.0}
+        for index in range(run.validation_batches):
+            images, _ = source.clips(range(index * run.batch, (index + 1) * run.batch))
+            terms = self.terms(images.to(run.device), seed=None)
+            totals["loss"] += float(sum(weight * term for weight, term in terms.values())) / run.validation_batches
+            totals["l1"] += float(terms["l1"][1]) / run.validation_batches
+        return totals
+
+
+def sample_ids(step: int, micro: int, batch: int, accumulate: int) -> Sequence[int]:
+    """Ids of one micro-batch: consecutive over processes, then micro-batches, then steps, so each id is used once."""
+    first = ((step * accumulate + micro) * world_size() + rank()) * batch
+    return range(first, first + batch)
+
+
+def train_vae(config: VaeTrainConfig, *, resume: bool = False) -> Path:
+    """Trains stage 1 and returns the folder of the exported autoencoder."""
+    return VaeTrainer(config).train(resume=resume)
+
+
+def run_train_vae(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+    """`train_vae` with a TOML file and `section.name=value` overrides."""
+    return train_vae(read_config(VaeTrainConfig, config_path, overrides), resume=resume)
+
+
+def _noise_seed(seed: int, step: int, micro: int) -> int:
+    """A seed per (run, step, micro-batch, process): no state has to be saved to go on with the same numbers."""
+    return hash((seed, step, micro, rank())) & (2**63 - 1)

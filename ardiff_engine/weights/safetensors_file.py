@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading safetensors files header first, and writing them as a stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError, explain
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class SafetensorsFile:
+    """The names and shapes of a safetensors file; tensors are read one by one when asked for.
+
+    Opening checks the whole header (length, offsets inside the file, no gaps, no overlaps), so a damaged file
+    is refused before any memory is spent on it.
+
+    Attributes:
+        path: the file.
+        shapes: shape of every tensor, by name.
+        metadata: the text entries of the header.
+
+    Raises:
+        UnsafeCheckpointError: a pickle-based file.
+        CheckpointError: no such file, a damaged file, or a tensor without elements.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = resolve(path)
+        try:
+            self._file = safe_open(self.path, framework="pt", device="cpu")
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            if _looks_pickled(self.path):
+                raise unsafe(self.path) from error
+            raise CheckpointError(
+                explain(
+                    str(self.path),
+                    got=str(error),
+                    expected="a complete safetensors file",
+                    fix="Copy the file again.",
+                )
+            ) from error
+        for name, shape in self.shapes.items():
+            if 0 in shape:
+                raise CheckpointError(
+                    explain(
+                        f"tensor {name!r} of {self.path}",
+                        got=f"shape {list(shape)}",
+                        expected="at least one element",
+                        fix="Save the model again.",
+                    )
+                )
+
+    def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """A copy of one tensor. Raises CheckpointError if it is not of a float type, or holds NaN or
+        infinity."""
+        try:
+            stored = self._file.get_tensor(name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                explain(
+                    f"tensor {name!r} of {self.path}",
+                    got=str(error),
+                    expected="data",
+                    fix="Copy the file again.",
+                )
+            ) from error
+        if stored.dtype not in _CODES:
+            raise CheckpointError(
+                explain(
+                    f"dtype of tensor {name!r} of {self.path}",
+                    got=stored.dtype,
+                    expected=", ".join(str(known) for known in _CODES),
+                    fix="Convert the weights to a float type.",
+                )
+            )
+        tensor = stored.to(device=device, dtype=dtype, copy=True)
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                explain(
+                    f"tensor {name!r} of {self.path}",
+                    got=f"NaN or infinity as {dtype}",
+                    expected="finite weights",
+                    fix="Use a checkpoint from before training diverged, or a wider dtype.",
+                )
+            )
+        return tensor
+
+
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes tensors one after the other, so that no second copy of the model is held in memory.
+
+    Tensors that share memory are written in full. Raises CheckpointError for a dtype that is not a float
+    type.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _CODES:
+            raise CheckpointError(
+                explain(
+                    f"dtype of {name!r}", got=tensor.dtype, expected="a float type", fix="Save a float model."
+                )
+            )
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for tensor in tensors.values():
+        file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """The safetensors file that `path` means: the file itself, or `model.safetensors` in a folder.
+
+    Raises UnsafeCheckpointError for a pickle-based file, CheckpointError if there is no file.
+    """
+    found = Path(path)
+    if found.suffix.lower() in PICKLE_SUFFIXES:
+        raise unsafe(found)
+    if found.is_dir():
+        found = found / "model.safetensors"
+    if not found.is_file():
+        raise CheckpointError(
+            explain("weights", got=f"no file {found}", expected="a .safetensors file", fix="Check the path.")
+        )
+    return found
+
+
+def unsafe(path: Path) -> UnsafeCheckpointError:
+    """The error for a pickle-based file, with the command that converts it."""
+    return UnsafeCheckpointError(
+        explain(
+            f"{path} is pickle-based, and such files can run code when opened",
+            got=path.suffix or "a pickle",
+            expected="a .safetensors file",
+            fix=f"Convert it once: ardiff convert {path} {path.with_suffix('.safetensors')}",
+        )
+    )
+
+
+def _looks_pickled(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith(_PICKLE_STARTS)
+    except OSError:
+        return False

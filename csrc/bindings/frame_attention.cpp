@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// frame_attention and frame_attention_backward for ardiff_engine/ops/frame_attention.py.
+#include "ardiff/frame_attention.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "binding.h"
+#include "cpu/dispatch.h"
+
+ARDIFF_DISPATCH(void, frame_attention, const ardiff::FrameAttentionParams& p)
+ARDIFF_DISPATCH(void, frame_attention_backward, const ardiff::FrameAttentionBackwardParams& p)
+
+namespace py = pybind11;
+using ardiff::FrameAttentionParams;
+using ardiff::bindings::pointer;
+
+namespace {
+
+using Integers8 = std::array<std::int64_t, 8>;
+
+// The kernels trust the table. It was validated when it was built; this catches one that was changed since, before it
+// reads memory that is not the pool's.
+void check(const FrameAttentionParams& p, std::int64_t tokens, std::int64_t page_rows) {
+  bool good = p.frame_ptr[0] == 0 && p.group_ptr[0] == 0 && p.page_ptr[0] == 0;
+  for (std::int64_t g = 0; good && g < p.groups; ++g) {
+    const std::int64_t entries = p.page_ptr[g + 1] - p.page_ptr[g];
+    good = entries >= 0 && p.group_ptr[g] <= p.group_ptr[g + 1];
+    for (std::int64_t f = p.group_ptr[g]; good && f < p.group_ptr[g + 1]; ++f) {
+      good = p.frame_ptr[f] <= p.frame_ptr[f + 1] && p.seen[f] >= 0 && p.seen[f] <= entries;
+    }
+    for (std::int64_t e = p.page_ptr[g]; good && e < p.page_ptr[g + 1]; ++e) {
+      good = p.pages[e] >= 0 && p.pages[e] < p.num_pages && p.valid[e] >= 0 && p.valid[e] <= page_rows;
+    }
+  }
+  if (!good || p.frame_ptr[p.group_ptr[p.groups]] != tokens) {
+    throw py::index_error("frame_attention: the table does not fit q or the page pool");
+  }
+}
+
+// tensors: q, k, v, o, lse. table: frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number of groups.
+// sizes: T, P, H, Hkv, D, R. strides: q token, head; k page, head, row; v page, head, row.
+FrameAttentionParams params(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
+                            const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale) {
+  const auto integers = [&](int i) { return pointer<const std::int32_t>(static_cast<std::uintptr_t>(table[i])); };
+  const auto floats = [&](int i) { return pointer<float>(static_cast<std::uintptr_t>(tensors[i])); };
+  FrameAttentionParams p{};
+  p.q = floats(0);
+  p.k = floats(1);
+  p.v = floats(2);
+  p.o = floats(3);
+  p.lse = floats(4);
+  p.frame_ptr = integers(0);
+  p.group_ptr = integers(1);
+  p.page_ptr = integers(2);
+  p.pages = integers(3);
+  p.valid = integers(4);
+  p.seen = integers(5);
+  p.bias = pointer<const float>(static_cast<std::uintptr_t>(table[6]));
+  p.groups = table[7];
+  p.num_pages = sizes[1];
+  p.heads = sizes[2];
+  p.kv_heads = sizes[3];
+  p.dim = sizes[4];
+  p.q_token = strides[0];
+  p.q_head = strides[1];
+  p.k_page = strides[2];
+  p.k_head = strides[3];
+  p.k_row = strides[4];
+  p.v_page = strides[5];
+  p.v_head = strides[6];
+  p.v_row = strides[7];
+  p.scale = scale;
+  check(p, sizes[0], sizes[5]);
+  return p;
+}
+
+void forward(const std::array<std::int64_t, 5>& tensors, const Integers8& table, const std::array<std::int64_t, 6>& sizes,
+             const Integers8& strides, float scale) {
+  const FrameAttentionParams p = params(tensors, table, sizes, strides, scale);
+  py::gil_scoped_release release;
+  ardiff::cpu::frame_attention(p);
+}
+
+// gradients: dout, dlse (0: none), delta (workspace), dq, dk, dv.
+void backward(const std::array<std::int64_t, 5>& tensors, const std::array<std::int64_t, 6>& gradients,
+              const Integers8& table, const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale) {
+  const auto floats = [&](int i) { return pointer<float>(static_cast<std::uintptr_t>(gradients[i])); };
+  ardiff::FrameAttentionBackwardParams b{};
+  b.forward = params(tensors, table, sizes, strides, scale);
+  b.dout = floats(0);
+  b.dlse = floats(1);
+  b.delta = floats(2);
+  b.dq = floats(3);
+  b.dk = floats(4);
+  b.dv = floats(5);
+  b.tokens = sizes[0];
+  b.page_rows = sizes[5];
+  py::gil_scoped_release release;
+  ardiff::cpu::frame_attention_backward(b);
+}
+
+}  // namespace
+
+ARDIFF_BINDING(frame_attention) {
+  m.def("frame_attention", &forward);
+  m.def("frame_attention_backward", &backward);
+}
