@@ -291,8 +291,9 @@ def _generate(options: argparse.Namespace) -> int:
 def _stream(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ardiff_engine.media import open_writer
+    from ardiff_engine.media import check_target, open_writer
 
+    check_target(options.out, options.fps, growing=True)
     pipe = _pipeline(options)
     video = _given_video(options)
     frames = pipe.stream(
@@ -321,7 +322,7 @@ def _stream(options: argparse.Namespace) -> int:
 def _train_vae(options: argparse.Namespace) -> int:
     from ardiff_engine.training import run_train_vae
 
-    run_train_vae(options.config, options.overrides, options.resume)
+    print(f"autoencoder: {run_train_vae(options.config, options.overrides, options.resume)}")
     return 0
 
 
@@ -335,7 +336,7 @@ def _encode(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from ardiff_engine.training import run_train
 
-    run_train(options.config, options.overrides, options.resume)
+    print(f"model: {run_train(options.config, options.overrides, options.resume)}")
     return 0
 
 
@@ -374,6 +375,7 @@ def _bench(options: argparse.Namespace) -> int:
             )
         )
     command = [sys.executable, "-m", "pytest", options.folder, "--benchmark-only", "-q"]
+    command += ["-o", "python_files=bench_*.py"]
     if options.keyword:
         command += ["-k", options.keyword]
     if options.json:

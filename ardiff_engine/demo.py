@@ -20,6 +20,7 @@ from ardiff_engine import plan
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.errors import ArdiffError
 from ardiff_engine.media import check_target, contact_sheet, export_video
+from ardiff_engine.media.frames import Pixels
 from ardiff_engine.pipeline import Pipeline
 
 FPS = 8.0
@@ -97,7 +98,7 @@ def run(
 
 
 def _generate(
-    pipe: Pipeline, video: object, frames: int, steps: int, lag: int, seed: int
+    pipe: Pipeline, video: Pixels | None, frames: int, steps: int, lag: int, seed: int
 ) -> tuple[object, float]:
     began = time.perf_counter()
     output = pipe(num_frames=frames, num_inference_steps=steps, lag=lag, seed=seed, video=video)
@@ -106,7 +107,8 @@ def _generate(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m ardiff_engine.demo", description=run.__doc__.splitlines()[0]
+        prog="python -m ardiff_engine.demo",
+        description="Generate a video, continue a real clip, and draw both.",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("outputs/demo"), help="folder (default: %(default)s)"

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: the `gpu` marker's rule."""
+"""Shared by all tests: the rule of the `gpu` marker, and a tiny random model for what lies above models."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,3 +16,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights: 16x16 pictures, 4 tokens a frame, window of 8 frames, 3 classes."""
+    import ardiff_engine as ade
+
+    torch.manual_seed(0)
+    vae = ade.models.TiTok(
+        ade.models.TiTokConfig(
+            image_size=16,
+            patch_size=4,
+            encoder_width=16,
+            encoder_layers=1,
+            encoder_heads=2,
+            decoder_width=16,
+            decoder_layers=1,
+            decoder_heads=2,
+            num_latent_tokens=4,
+            token_size=4,
+            codebook_logits=16,
+            quantized_channels=8,
+            hidden_channels=8,
+            channel_multipliers=(1, 1, 2),
+            res_blocks=1,
+            norm_groups=4,
+        )
+    )
+    transformer = ade.models.ARDiffusionTransformer(
+        ade.models.ARDiffusionConfig(
+            num_frames=8,
+            tokens_per_frame=4,
+            channels=4,
+            width=32,
+            depth=2,
+            heads=2,
+            context_tokens=3,
+            context_dim=8,
+            num_classes=3,
+        )
+    )
+    # As initialised, the output layer and all modulations are zero: every seed would give the same video.
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("tiny_model")
+    schedule = ade.NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)
+    ade.Pipeline(transformer, vae, schedule).save_pretrained(folder)
+    return folder

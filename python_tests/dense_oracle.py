@@ -38,9 +38,8 @@ def generated_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Ten
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Generated weights for every parameter but the context, so that nothing stays at its zero initialisation."""
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name != "context_embedding"}
-    model.load_state_dict(generated_weights(shapes), strict=False)
+    """Generated weights for every parameter, so that nothing stays at its zero initialisation."""
+    model.load_state_dict(generated_weights({name: tuple(p.shape) for name, p in model.named_parameters()}), strict=False)
 
 
 class DenseTransformer:

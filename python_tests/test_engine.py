@@ -111,13 +111,14 @@ def test_endless_stream_uses_a_bounded_number_of_pages():
 
 
 def test_endless_equals_finite():
+    """But for the last frame: in the endless video later frames start beside it, and the window slides away under it."""
     finite = engine_for().submit(Request(num_frames=12, lag=2, seed=9)).result()
     endless = []
     for frame in engine_for().submit(Request(num_frames=None, lag=2, seed=9)):
         endless.append(frame.latent)
         if frame.index == 11:
             break
-    torch.testing.assert_close(torch.stack(endless), finite, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack(endless)[:11], finite[:11], rtol=1e-5, atol=1e-5)
 
 
 def test_a_slow_reader_pauses_only_its_own_stream():

@@ -90,6 +90,21 @@ def test_equal_neighbours_are_not_lost(tmp_path: Path, name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["still.webp", "still.gif", "still.mp4", "still"])
+def test_a_still_video_keeps_its_length(tmp_path: Path, name: str) -> None:
+    export_video(moving_square(1).repeat(7, axis=0), tmp_path / name, fps=8)
+    assert len(read_video(tmp_path / name)) == 7
+    assert len(read_video(tmp_path / name, max_frames=3)) == 3
+
+
+def test_animations_of_others_are_read_at_the_rate_of_their_shortest_picture(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(frame) for frame in moving_square(3)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[100, 300, 100])
+    back = read_video(tmp_path / "a.gif")
+    assert len(back) == 5
+    np.testing.assert_array_equal(back[1], back[3])
+
+
 def test_scale_turns_pixels_into_squares(tmp_path: Path) -> None:
     video = moving_square(3)
     export_video(video, tmp_path / "big.webp", scale=3)

@@ -85,7 +85,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> NoiseSchedule:
-        """The inverse of `to_config`. An unknown kind or key, or a value of the wrong type, is a ConfigError."""
+        """The inverse of `to_config`. Unknown kinds and keys, and wrong types, raise ConfigError."""
         allowed = {
             "sqrt_linear": {"beta_start", "beta_end", "num_timesteps"},
             "linear": {"beta_start", "beta_end", "num_timesteps"},
@@ -151,7 +151,7 @@ class NoiseSchedule:
         return (1 - self._at(t)).sqrt()
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """signal(t)·x0 + sigma(t)·noise, in x0's dtype; not differentiable.
+        """signal(t)·x0 + sigma(t)·noise, in x0's dtype.
 
         Args:
             x0, noise: [*t.shape, ...], usually [B, F, L, C].

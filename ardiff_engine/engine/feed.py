@@ -36,11 +36,12 @@ class Feed:
 class Feeder:
     """Walks through the passes of one stream: `next()` says what to feed, `advance()` that it was done."""
 
-    __slots__ = ("_cacheable", "_context_done", "_last_origin", "_plan", "_policy", "_prefill", "levels", "tick")
+    __slots__ = ("_cacheable", "_context_done", "_last_origin", "_plan", "_policy", "_prefill", "_prefix", "levels", "tick")
 
     def __init__(self, plan: Plan, policy: MemoryPolicy, prefix: int, cacheable: bool) -> None:
         self._plan = plan
         self._policy = policy
+        self._prefix = prefix
         self._cacheable = cacheable
         self._prefill = policy.prefill(prefix) if cacheable else []
         self._last_origin: int | None = None
@@ -62,7 +63,10 @@ class Feeder:
         if not self._cacheable:
             return self._everything(updates, newest, origin)
         finished = self._plan.num_steps
-        commits = [f for f, kind in zip(tick.frames, tick.kinds, strict=True) if kind is Kind.COMMIT]
+        # The plan commits given frames in its first tick; here the policy does it, in chunks or as a slide.
+        commits = [
+            f for f, kind in zip(tick.frames, tick.kinds, strict=True) if kind is Kind.COMMIT and f >= self._prefix
+        ]
         if origin != self._last_origin:
             commits = list(range(origin, min(updates)))
         commits = [f for f in commits if self._seen_later(f, newest)]

@@ -14,6 +14,7 @@ from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media.frames import Pixels, as_frames, enlarge
 from ardiff_engine.media.mp4 import Mp4Encoder, pyav
 from ardiff_engine.media.staging import staged
+from ardiff_engine.media.timing import timing_note
 
 SUFFIXES = (".mp4", ".webp", ".gif")
 GIF_MAX_FPS = 50.0
@@ -54,8 +55,10 @@ def export_video(frames: object, path: str | os.PathLike[str], fps: float = 8.0,
     return target
 
 
-def check_target(path: str | os.PathLike[str], fps: float = 8.0) -> Path:
+def check_target(path: str | os.PathLike[str], fps: float = 8.0, *, growing: bool = False) -> Path:
     """Refuses, before any frame exists, a target that would end a long run in an error.
+
+    growing: the target must be able to grow frame by frame (`open_writer`), which .webp and .gif cannot.
 
     Raises:
         MediaError: unknown suffix, fps out of range, PyAV missing for mp4, or a folder that holds other
@@ -64,6 +67,15 @@ def check_target(path: str | os.PathLike[str], fps: float = 8.0) -> Path:
     """
     target = Path(path)
     kind = kind_of(target)
+    if growing and kind not in (".mp4", ""):
+        raise MediaError(
+            explain(
+                "this kind of file cannot grow frame by frame",
+                got=repr(target.name),
+                expected=".mp4, or a name without a suffix: a folder of .png",
+                fix="Stream into one of these, or generate a fixed number of frames and export them.",
+            )
+        )
     if not (math.isfinite(fps) and fps > 0):
         raise MediaError(
             explain("fps out of range", got=fps, expected="a number > 0", fix="8 suits the bundled model.")
@@ -119,16 +131,9 @@ def _is_frame(name: str) -> bool:
 def _save_animation(path: Path, kind: str, frames: Pixels, fps: float) -> None:
     first, *rest = (Image.fromarray(frame) for frame in frames)
     duration = round(1000.0 / fps) if kind == ".webp" else 10 * round(100.0 / fps)
+    timing = timing_note(len(frames), duration)
+    common = {"save_all": True, "append_images": rest, "duration": duration, "loop": 0}
     if kind == ".webp":
-        first.save(
-            path,
-            "WEBP",
-            save_all=True,
-            append_images=rest,
-            duration=duration,
-            loop=0,
-            lossless=True,
-            method=4,
-        )
+        first.save(path, "WEBP", lossless=True, method=4, xmp=timing, **common)
     else:
-        first.save(path, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+        first.save(path, "GIF", comment=timing, **common)

@@ -14,12 +14,11 @@ from PIL import Image, ImageSequence
 from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media.frames import Pixels
 from ardiff_engine.media.mp4 import decode_mp4, undecodable
+from ardiff_engine.media.timing import promised_frames, repeats
 
 ANIMATIONS = (".webp", ".gif", ".png", ".apng")
 # What Pillow raises for files that are damaged, truncated or made to exhaust the memory.
 DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-# A damaged header can claim any length of time for one picture; the list of copies must stay bounded.
-MAX_REPEATS = 1000
 
 
 def read_video(path: str | os.PathLike[str], max_frames: int | None = None) -> Pixels:
@@ -61,6 +60,7 @@ def _read_animation(path: Path, max_frames: int | None) -> Pixels:
     durations: list[float] = []
     try:
         with Image.open(path) as image:
+            note = _note(image)
             for frame in ImageSequence.Iterator(image):
                 pictures.append(np.asarray(frame.convert("RGB")))
                 durations.append(float(frame.info.get("duration", 0)))
@@ -68,12 +68,19 @@ def _read_animation(path: Path, max_frames: int | None) -> Pixels:
                     break
     except DAMAGE as error:
         raise undecodable(path, f"{error} after {len(pictures)} frames") from error
-    shortest = min((duration for duration in durations if duration > 0), default=0.0)
     frames: list[Pixels] = []
-    for picture, duration in zip(pictures, durations, strict=True):
-        repeats = min(max(round(duration / shortest), 1), MAX_REPEATS) if shortest else 1
-        frames += [picture] * repeats
+    for picture, count in zip(pictures, repeats(durations, note), strict=True):
+        frames += [picture] * count
+    promised = promised_frames(note)
+    if promised is not None and len(frames) < min(promised, max_frames or promised):
+        # Pillow ends a gif that was cut between two blocks as if it were complete.
+        raise undecodable(path, f"{len(frames)} of {promised} frames")
     return np.stack(frames[:max_frames])
+
+
+def _note(image: Image.Image) -> bytes:
+    note = image.info.get("comment") or image.info.get("xmp") or b""
+    return note if isinstance(note, bytes) else str(note).encode()
 
 
 def _read_folder(folder: Path, max_frames: int | None) -> Pixels:

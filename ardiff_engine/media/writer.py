@@ -10,7 +10,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from ardiff_engine.errors import ArdiffError, MediaError, explain
+from ardiff_engine.errors import ArdiffError
 from ardiff_engine.media.export import check_target, kind_of, png_name
 from ardiff_engine.media.frames import Pixels, as_frames, enlarge
 from ardiff_engine.media.mp4 import Mp4Encoder
@@ -65,17 +65,8 @@ def open_writer(path: str | os.PathLike[str], fps: float = 8.0, *, scale: int = 
         MediaError: a format that cannot grow (.webp, .gif), an unknown suffix, PyAV missing, a disk that
             refuses.
     """
-    target = check_target(path, fps)
+    target = check_target(path, fps, growing=True)
     kind = kind_of(target)
-    if kind not in (".mp4", ""):
-        raise MediaError(
-            explain(
-                "this kind of file cannot grow frame by frame",
-                got=repr(target.name),
-                expected=".mp4, or a name without a suffix: a folder of .png",
-                fix="Stream into one of these, or generate a fixed number of frames and export them.",
-            )
-        )
     make_parents(target)
     try:
         sink: _Sink = Mp4Encoder(target, fps, growing=True) if kind else _PngFolder(target)

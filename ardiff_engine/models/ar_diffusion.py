@@ -50,8 +50,9 @@ class TimestepEmbedder(nn.Module):
     @staticmethod
     def frequencies(t: torch.Tensor) -> torch.Tensor:
         """[M] -> [M, 256]: [cos(t f_i), sin(t f_i)], f_i = exp(-ln(10000) i / 128)."""
-        exponent = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=t.device) / TIMESTEP_FREQUENCIES
-        angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
+        # In float32 and in this order, as the official code does: at t = 999 another rounding is off by 1e-4 radians.
+        index = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=t.device)
+        angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * index / TIMESTEP_FREQUENCIES)
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:

@@ -177,9 +177,10 @@ class TiTokConfig:
                         fix=f"Did you mean {nearest!r}?",
                     )
                 )
-        return cls(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**settings)
 
 
 def _positive_int(value: object) -> bool:

@@ -9,6 +9,8 @@ per frame and `seen` rising by frame this is the temporal causal attention of AR
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -150,34 +152,51 @@ def _strides(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> tuple[int, ...]:
     return (*q.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3])
 
 
-# The reference: one dense softmax per group over gathered pages. It is the specification.
+# The reference: one dense softmax per query frame over the rows that it sees. It is the specification.
 
 
-def _gather(
-    g: int, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
-    bias: Tensor | None, rows: int,
-) -> tuple[slice, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Of one group: its tokens; page and row of each key; mask [tokens, keys]; bias [keys]."""
-    frames = slice(int(group_ptr[g]), int(group_ptr[g + 1]))
-    entries = slice(int(page_ptr[g]), int(page_ptr[g + 1]))
-    tokens = slice(int(frame_ptr[frames.start]), int(frame_ptr[frames.stop]))
-    entry, row = torch.nonzero(
-        torch.arange(rows, device=pages.device) < valid[entries, None], as_tuple=True
-    )
-    lengths = torch.diff(frame_ptr[frames.start : frames.stop + 1])
-    limit = torch.repeat_interleave(seen[frames], lengths)
-    mask = entry[None, :] < limit[:, None]
-    extra = torch.zeros(len(entry), device=pages.device) if bias is None else bias[entries][entry]
-    return tokens, pages[entries].long()[entry], row, mask, extra
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One query frame: its tokens, and for each key that it sees the page, the row and the bias."""
+
+    tokens: slice
+    page: Tensor
+    row: Tensor
+    bias: Tensor | None
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, mask: Tensor, extra: Tensor, scale: float, share: int
-) -> tuple[Tensor, Tensor]:
-    """Logits [H, tokens, keys] (-inf where unseen) and their log-sum-exp [H, tokens]."""
-    logits = scale * torch.einsum("thd,nhd->htn", q, k.repeat_interleave(share, dim=1)) + extra.to(q.dtype)
-    logits = logits.masked_fill(~mask, float("-inf"))
-    return logits, torch.logsumexp(logits, dim=-1)
+def _views(
+    frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
+    bias: Tensor | None,
+) -> Iterator[_View]:  # fmt: skip
+    """The query frames that have tokens and see at least one row."""
+    tokens, groups, entries, limits = (t.tolist() for t in (frame_ptr, group_ptr, page_ptr, seen))
+    for g, first in enumerate(entries[:-1]):
+        for frame in range(groups[g], groups[g + 1]):
+            listed = slice(first, first + limits[frame])
+            rows = valid[listed].long()
+            page = torch.repeat_interleave(pages[listed].long(), rows)
+            if page.numel() == 0 or tokens[frame] == tokens[frame + 1]:
+                continue
+            starts = torch.repeat_interleave(torch.cumsum(rows, 0) - rows, rows)
+            row = torch.arange(page.numel(), device=page.device) - starts
+            extra = None if bias is None else torch.repeat_interleave(bias[listed], rows)
+            yield _View(slice(tokens[frame], tokens[frame + 1]), page, row, extra)
+
+
+def _logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """[H, tokens, keys] from q [tokens, H, D] and k [keys, H, D]."""
+    logits = scale * torch.einsum("thd,nhd->htn", q, k)
+    return logits if bias is None else logits + bias.to(q.dtype)
+
+
+def _probabilities(logits: Tensor, lse: Tensor) -> Tensor:
+    """exp(logits - lse); 0 where every visible row has bias -inf. lse [H, tokens]."""
+    return torch.exp(logits - torch.where(lse == float("-inf"), 0.0, lse)[..., None])
+
+
+def _working_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def reference_frame_attention(
@@ -185,21 +204,15 @@ def reference_frame_attention(
     pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The specification of `frame_attention`, in PyTorch. Half-precision inputs are computed in float32."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    share = q.shape[1] // k_pages.shape[1]
+    dtype, share = _working_dtype(q), q.shape[1] // k_pages.shape[1]
     o = torch.zeros(q.shape, dtype=dtype, device=q.device)
     lse = torch.full(q.shape[:2], float("-inf"), dtype=dtype, device=q.device)
-    for g in range(group_ptr.numel() - 1):
-        tokens, page, row, mask, extra = _gather(
-            g, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, k_pages.shape[2]
-        )
-        if page.numel() == 0 or tokens.start == tokens.stop:
-            continue
-        k, v = k_pages[page, :, row].to(dtype), v_pages[page, :, row].to(dtype)  # [keys, Hkv, D]
-        logits, total = _probabilities(q[tokens].to(dtype), k, mask, extra, scale, share)
-        p = torch.exp(logits - torch.where(total == float("-inf"), 0, total)[..., None])
-        o[tokens] = torch.einsum("htn,nhd->thd", p, v.repeat_interleave(share, dim=1))
-        lse[tokens] = total.T
+    for view in _views(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias):
+        k, v = (x[view.page, :, view.row].to(dtype).repeat_interleave(share, dim=1) for x in (k_pages, v_pages))
+        logits = _logits(q[view.tokens].to(dtype), k, view.bias, scale)
+        total = torch.logsumexp(logits, dim=-1)
+        o[view.tokens] = torch.einsum("htn,nhd->thd", _probabilities(logits, total), v)
+        lse[view.tokens] = total.T
     return o.to(q.dtype), lse
 
 
@@ -208,32 +221,26 @@ def reference_frame_attention_backward(
     frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
     bias: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """P = exp(S - lse), delta = rowsum(do o) - dlse, dS = P (do v^T - delta); dq = scale dS k, dk = scale dS^T q, dv = P^T do."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    share = q.shape[1] // k_pages.shape[1]
+    """Gradients of q, k_pages and v_pages.
+
+    P = exp(S - lse), delta = rowsum(do * o) - dlse, dS = P * (do v^T - delta);
+    dq = scale dS k, dk = scale dS^T q, dv = P^T do.
+    """
+    dtype, share = _working_dtype(q), q.shape[1] // k_pages.shape[1]
     dq = torch.zeros(q.shape, dtype=dtype, device=q.device)
-    dk = torch.zeros(k_pages.shape, dtype=dtype, device=q.device)
-    dv = torch.zeros(v_pages.shape, dtype=dtype, device=q.device)
+    dk, dv = (torch.zeros(x.shape, dtype=dtype, device=q.device) for x in (k_pages, v_pages))
     delta = (dout.to(dtype) * o.to(dtype)).sum(-1)
     if dlse is not None:
         delta = delta - dlse.to(dtype)
-    for g in range(group_ptr.numel() - 1):
-        tokens, page, row, mask, extra = _gather(
-            g, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, k_pages.shape[2]
-        )
-        if page.numel() == 0 or tokens.start == tokens.stop:
-            continue
-        k, v = k_pages[page, :, row].to(dtype), v_pages[page, :, row].to(dtype)
-        queries, grad = q[tokens].to(dtype), dout[tokens].to(dtype)
-        logits, _ = _probabilities(queries, k, mask, extra, scale, share)
-        total = lse[tokens].T.to(dtype)
-        p = torch.exp(logits - torch.where(total == float("-inf"), 0, total)[..., None])
-        dp = torch.einsum("thd,nhd->htn", grad, v.repeat_interleave(share, dim=1))
-        ds = scale * (p * (dp - delta[tokens].T[..., None])).masked_fill(~mask, 0.0)
-        dq[tokens] = torch.einsum("htn,nhd->thd", ds, k.repeat_interleave(share, dim=1))
-        shape = (len(page), k_pages.shape[1], share, q.shape[2])
-        dk.index_put_((page, slice_heads(k_pages), row), torch.einsum("htn,thd->nhd", ds, queries).reshape(shape).sum(2), True)
-        dv.index_put_((page, slice_heads(v_pages), row), torch.einsum("htn,thd->nhd", p, grad).reshape(shape).sum(2), True)
+    for view in _views(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias):
+        k, v = (x[view.page, :, view.row].to(dtype).repeat_interleave(share, dim=1) for x in (k_pages, v_pages))
+        queries, grad = q[view.tokens].to(dtype), dout[view.tokens].to(dtype)
+        p = _probabilities(_logits(queries, k, view.bias, scale), lse[view.tokens].T.to(dtype))
+        ds = scale * p * (torch.einsum("thd,nhd->htn", grad, v) - delta[view.tokens].T[..., None])
+        dq[view.tokens] = torch.einsum("htn,nhd->thd", ds, k)
+        for total, product in ((dk, torch.einsum("htn,thd->nhd", ds, queries)), (dv, torch.einsum("htn,thd->nhd", p, grad))):
+            per_kv_head = product.unflatten(1, (-1, share)).sum(2)
+            total.transpose(1, 2).index_put_((view.page, view.row), per_kv_head, accumulate=True)
     return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
 
 
@@ -243,13 +250,9 @@ _op = torch.library.custom_op("ardiff::frame_attention", _forward, mutates_args=
 _backward_op = torch.library.custom_op("ardiff::frame_attention_backward", _backward, mutates_args=())
 
 
-def _lse_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
 @_op.register_fake
 def _(q: Tensor, k_pages: Tensor, v_pages: Tensor, *_table: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_lse_dtype(q))
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_working_dtype(q))
 
 
 @_backward_op.register_fake

@@ -24,8 +24,10 @@ def verify(plan: Plan, num_ticks: int | None = None) -> None:
     rows, columns = plan.shape(num_ticks)
     replay = _Replay(plan, columns)
     for n in range(rows):
-        replay.check_claims(n)
-        replay.feed(n, plan.tick(n))
+        tick = plan.tick(n)
+        replay.check_start(n)
+        replay.feed(n, tick)
+        replay.check_frames(n, tick)
     if rows == plan.num_ticks:
         replay.check_end(rows)
 
@@ -50,8 +52,7 @@ class _Replay:
         self._check_missing_commits(n, finished_before, tick)
         if self.plan.ordered:
             self._check_order(n, tick)
-        started = (*tick.updates, self.newest)
-        self.newest = max(started)
+        self.newest = max((*tick.updates, self.newest))
 
     def _check_form(self, n: int, tick: Tick) -> None:
         if tick.index != n:
@@ -149,33 +150,38 @@ class _Replay:
                     "Advance the earlier frame first, or declare the plan ordered=False.",
                 )
 
-    def check_claims(self, n: int) -> None:
-        """Compare what the plan says about tick n with the replay."""
+    def check_start(self, n: int) -> None:
+        """Compare what the plan says about the state before tick n with the replay."""
         plan, steps = self.plan, self.plan.num_steps
         own = [plan.level(frame, n) for frame in range(len(self.levels))]
         if own != self.levels:
             raise _broken(
                 n, "starts from levels other than the plan says", own, self.levels, "Correct level()."
             )
-        unfinished = [frame for frame, level in enumerate(self.levels) if level < steps]
-        if unfinished and plan.oldest_unfinished(n) != unfinished[0]:
+        unfinished = (frame for frame, level in enumerate(self.levels) if level < steps)
+        oldest = next(unfinished, None)
+        if oldest is not None and plan.oldest_unfinished(n) != oldest:
             raise _broken(
                 n,
                 "starts with another oldest unfinished frame than the plan says",
                 plan.oldest_unfinished(n),
-                unfinished[0],
+                oldest,
                 "Correct oldest_unfinished().",
             )
-        newest = max((*plan.tick(n).updates, self.newest))
-        if plan.newest(n) != newest:
+
+    def check_frames(self, n: int, tick: Tick) -> None:
+        """Compare what the plan says about the newest and the live frames of tick n with the replay."""
+        plan, steps = self.plan, self.plan.num_steps
+        if plan.newest(n) != self.newest:
             raise _broken(
                 n,
                 "has another newest frame than the plan says",
                 plan.newest(n),
-                newest,
+                self.newest,
                 "Correct newest().",
             )
-        live = len({frame for frame in unfinished if self.levels[frame]} | set(plan.tick(n).updates))
+        running = {frame for frame, level in enumerate(self.levels) if 0 < level < steps}
+        live = len(running | set(tick.updates))
         if live > plan.max_live:
             raise _broken(
                 n,

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from ardiff_engine.errors import PlanError, explain
 from ardiff_engine.plan.plan import Plan
 from ardiff_engine.plan.sizes import check_sizes, check_tick, check_window_size
@@ -58,6 +61,10 @@ class LagPlan(Plan):
         together = -(-self.num_steps // lag) if lag else generated
         return min(x for x in (together, generated) if x is not None)
 
+    @property
+    def rule(self) -> str:
+        return f"lag {self.lag}"
+
     def tick(self, n: int) -> Tick:
         check_tick(n, self.num_ticks)
         first, last = self.oldest_unfinished(n), self.newest(n)
@@ -74,6 +81,14 @@ class LagPlan(Plan):
         if frame < self.prefix:
             return self.num_steps
         return min(max(n - (frame - self.prefix) * self.lag, 0), self.num_steps)
+
+    def levels(self, num_ticks: int | None = None) -> npt.NDArray[np.int64]:
+        rows, columns = self.shape(num_ticks)
+        done = np.arange(1, rows + 1)[:, None]
+        start = (np.arange(columns) - self.prefix) * self.lag
+        levels = np.clip(done - start, 0, self.num_steps)
+        levels[:, : self.prefix] = self.num_steps
+        return levels
 
     def newest(self, n: int) -> int:
         if n < 0:

@@ -104,11 +104,9 @@ class Plan(ABC):
                     fix="Build both with the same number.",
                 )
             )
-        rows, columns = self.shape(num_ticks)
-        before = np.array(
-            [[self.level(frame, n) for frame in range(columns)] for n in range(rows)], dtype=np.int64
-        ).reshape(rows, columns)
-        waiting = (before == 0) & ~self.updates(num_ticks)
+        updates = self.updates(num_ticks)
+        before = self.levels(num_ticks) - updates
+        waiting = (before == 0) & ~updates
         return np.where(waiting, solver.waiting_timestep, solver.timesteps.numpy()[before])
 
     @property
@@ -120,6 +118,18 @@ class Plan(ABC):
     def num_commits(self) -> int:
         """Cells that are fed for their keys and values alone. PlanError for an endless plan."""
         return sum(len(self.tick(n).commits) for n in range(self.shape(None)[0]))
+
+    @property
+    def rule(self) -> str:
+        """The rule that made the plan, in a few words."""
+        return "explicit"
+
+    @property
+    def summary(self) -> str:
+        """Sizes and rule of the plan, for titles and logs."""
+        frames = "endless" if self.num_frames is None else f"{self.num_frames} frames"
+        given = f" ({self.prefix} given)" if self.prefix else ""
+        return f"{frames}{given} \N{MIDDLE DOT} {self.num_steps} steps \N{MIDDLE DOT} {self.rule}"
 
     def window_start(self, n: int, window: int) -> int:
         """First frame of a sliding window at tick n: max(0, newest(n) + 1 − window), the official rule."""
@@ -163,8 +173,8 @@ class Plan(ABC):
             marks[n, list(tick.commits if commits else tick.updates)] = True
         return marks
 
-    def shape(self, num_ticks: int | None) -> tuple[int, int]:
-        """(ticks, frames) of the plan, or of its first `num_ticks` ticks; PlanError for a number out of range.
+    def shape(self, num_ticks: int | None = None) -> tuple[int, int]:
+        """(ticks, frames) of the plan, or of its first `num_ticks` ticks; PlanError when there are fewer.
 
         In an endless plan the frames are those that have been started by then.
         """

@@ -122,6 +122,8 @@ class VaeLossConfig:
 
     latent_noise: standard deviation of noise added to the unit-norm latents before decoding. It makes near latents decode to
         near images, which stage 2 needs because its samples are never exact.
+    classes: cross entropy of a small classifier on the latents, which is trained beside the model and thrown away. It ends the
+        plateau on which a young encoder tells where an object is but not what it is (needs data with classes).
     lpips_weights: file with the VGG16 and LPIPS weights (safetensors); needed when lpips > 0.
     gan_start: step from which the discriminator takes part.
     """
@@ -132,12 +134,13 @@ class VaeLossConfig:
     lpips: float = 0.0
     gan: float = 0.0
     gan_start: int = 0
+    classes: float = 0.0
     latent_noise: float = 0.0
     sample_posterior: bool = True
     lpips_weights: str = ""
 
     def __post_init__(self) -> None:
-        _at_least("loss", self, 0, "l1", "l2", "kl", "lpips", "gan", "gan_start", "latent_noise")
+        _at_least("loss", self, 0, "l1", "l2", "kl", "lpips", "gan", "gan_start", "classes", "latent_noise")
         if self.lpips and not self.lpips_weights:
             raise ConfigError(
                 explain(
@@ -154,7 +157,9 @@ class VaeTrainConfig:
     """Stage 1: the frame autoencoder.
 
     trainable: "all", or "temporal" for those parameters only whose name contains "temporal" (the temporal variant).
-    init: folder or file of weights to start from.
+    init: folder or file of weights to start from. channels_last: memory layout of the convolutions, faster on CPUs.
+    initialisation: of a run without `init`. "official" is TiTok's (every matrix with standard deviation 0.02, meant for widths
+        of 512 and more); "fan_in" uses fan_in^-½, without which narrow networks stay on the mean image for thousands of steps.
     """
 
     run: RunConfig
@@ -165,6 +170,8 @@ class VaeTrainConfig:
     ema: EmaConfig = field(default_factory=lambda: EmaConfig(decay=0.0))
     trainable: Literal["all", "temporal"] = "all"
     init: str = ""
+    initialisation: Literal["official", "fan_in"] = "official"
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         if self.trainable == "temporal" and not self.model.temporal:

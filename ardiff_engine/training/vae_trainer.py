@@ -21,6 +21,8 @@ from ardiff_engine.training.processes import average_gradients, join, rank, worl
 from ardiff_engine.weights import load_titok, save_model
 
 VAE_FOLDER = "vae"
+CLASSIFIER_WIDTH = 128
+MAX_CLASSES = 1024
 
 
 class VaeTrainer:
@@ -37,13 +39,19 @@ class VaeTrainer:
         torch.manual_seed(run.seed)
         self.config = config
         self.model = (load_titok(config.init, config.model) if config.init else TiTok(config.model)).to(run.device)
+        if not config.init and config.initialisation == "fan_in":
+            _initialise_by_fan_in(self.model)
         if config.trainable == "temporal":
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_("temporal" in name)
-        self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
+        if config.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.classifier = _classifier(config).to(run.device)
+        self.optimizer = Optimizer(nn.ModuleDict({"model": self.model, "classifier": self.classifier}), config.optimizer, run.steps)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
         self.source = clip_source(config.data, config.model.image_size)
-        self.loop = TrainingLoop(run, {"model": self.model}, {"model": self.optimizer}, self.ema, to_dict(config))
+        modules = {"model": self.model, "classifier": self.classifier}
+        self.loop = TrainingLoop(run, modules, {"model": self.optimizer}, self.ema, to_dict(config))
 
     def train(self, *, resume: bool = False) -> Path:
         """All steps; returns the folder with the exported model (`output/vae`), written when the run ends or is stopped."""
@@ -52,7 +60,7 @@ class VaeTrainer:
         if rank() == 0:
             if self.ema is not None:
                 self.ema.exchange(self.model)
-            save_model(self.model, folder)
+            save_model(self.model.to(memory_format=torch.contiguous_format), folder)
         return folder
 
     def step(self, step: int) -> dict[str, float]:
@@ -60,8 +68,8 @@ class VaeTrainer:
         totals: dict[str, float] = {}
         self.model.train()
         for micro in range(run.accumulate):
-            images, _ = self.source.clips(sample_ids(step, micro, run.batch, run.accumulate))
-            terms = self.terms(images.to(run.device), seed=_noise_seed(run.seed, step, micro))
+            images, classes = self.source.clips(sample_ids(step, micro, run.batch, run.accumulate))
+            terms = self.terms(images.to(run.device), classes, seed=_noise_seed(run.seed, step, micro))
             loss = sum(weight * term for weight, term in terms.values())
             (loss / run.accumulate).backward()
             values = {"loss": loss} | {name: term for name, (_, term) in terms.items()}
@@ -72,7 +80,7 @@ class VaeTrainer:
         totals["lr"] = self.optimizer.lr(step)
         return totals
 
-    def terms(self, images: Tensor, seed: int | None) -> dict[str, tuple[float, Tensor]]:
+    def terms(self, images: Tensor, classes: Tensor | None, seed: int | None) -> dict[str, tuple[float, Tensor]]:
         """Weighted loss terms of clips [B, T, 3, H, W]; `seed` None: without noise, as in validation."""
         loss = self.config.loss
         frames = images.flatten(0, 1)
@@ -90,6 +98,9 @@ class VaeTrainer:
         terms = {"l1": (loss.l1, error.abs().mean())}
         if loss.l2:
             terms["l2"] = (loss.l2, error.square().mean())
+        if loss.classes and classes is not None:
+            labels = classes.to(z.device).repeat_interleave(images.shape[1])
+            terms["classes"] = (loss.classes, F.cross_entropy(self.classifier(z), labels))
         if loss.kl:
             terms["kl"] = (loss.kl, kl_divergence(mean, log_variance))
         return terms
@@ -100,8 +111,8 @@ class VaeTrainer:
         source = self.source.held_out()
         totals = {"loss": 0.0, "l1": 0.0}
         for index in range(run.validation_batches):
-            images, _ = source.clips(range(index * run.batch, (index + 1) * run.batch))
-            terms = self.terms(images.to(run.device), seed=None)
+            images, classes = source.clips(range(index * run.batch, (index + 1) * run.batch))
+            terms = self.terms(images.to(run.device), classes, seed=None)
             totals["loss"] += float(sum(weight * term for weight, term in terms.values())) / run.validation_batches
             totals["l1"] += float(terms["l1"][1]) / run.validation_batches
         return totals
@@ -121,6 +132,21 @@ def train_vae(config: VaeTrainConfig, *, resume: bool = False) -> Path:
 def run_train_vae(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
     """`train_vae` with a TOML file and `section.name=value` overrides."""
     return train_vae(read_config(VaeTrainConfig, config_path, overrides), resume=resume)
+
+
+def _classifier(config: VaeTrainConfig) -> nn.Sequential:
+    """Latents [N, c, 1, K] -> class logits; empty without the `classes` term."""
+    if not config.loss.classes:
+        return nn.Sequential()
+    size = config.model.token_size * config.model.num_latent_tokens
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, CLASSIFIER_WIDTH), nn.GELU(), nn.Linear(CLASSIFIER_WIDTH, MAX_CLASSES))
+
+
+def _initialise_by_fan_in(model: TiTok) -> None:
+    """Every weight of a linear or convolutional layer ~ N(0, 1 / fan_in); biases, norms and embeddings stay as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
 
 
 def _noise_seed(seed: int, step: int, micro: int) -> int:

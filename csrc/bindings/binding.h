@@ -3,8 +3,8 @@
 //
 //   ARDIFF_BINDING(scale) { m.def("scale", &scale, py::call_guard<py::gil_scoped_release>()); }
 //
-// and is picked up by the build; no list of ops exists elsewhere. Tensors arrive as integers (`tensor.data_ptr()`, 0
-// for none) and become pointers through `pointer<float>(address)`.
+// and is picked up by the build; no list of ops exists elsewhere. Tensors arrive as integers
+// (`tensor.data_ptr()`, 0 for none) and become pointers through `pointer<float>(address)`.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -39,7 +39,7 @@ T* pointer(std::uintptr_t address) {
 
 }  // namespace ardiff::bindings
 
-#define ARDIFF_BINDING(name)                                                                     \
-  static void ardiff_register_##name(pybind11::module_& m);                                      \
+#define ARDIFF_BINDING(name)                                                                         \
+  static void ardiff_register_##name(pybind11::module_& m);                                          \
   static const ::ardiff::bindings::Registration ardiff_registration_##name(&ardiff_register_##name); \
   static void ardiff_register_##name([[maybe_unused]] pybind11::module_& m)

@@ -20,8 +20,8 @@ namespace {
 
 using Integers8 = std::array<std::int64_t, 8>;
 
-// The kernels trust the table. It was validated when it was built; this catches one that was changed since, before it
-// reads memory that is not the pool's.
+// The kernels trust the table. It was validated when it was built; this catches one that was changed since,
+// before it reads memory that is not the pool's.
 void check(const FrameAttentionParams& p, std::int64_t tokens, std::int64_t page_rows) {
   bool good = p.frame_ptr[0] == 0 && p.group_ptr[0] == 0 && p.page_ptr[0] == 0;
   for (std::int64_t g = 0; good && g < p.groups; ++g) {
@@ -39,11 +39,13 @@ void check(const FrameAttentionParams& p, std::int64_t tokens, std::int64_t page
   }
 }
 
-// tensors: q, k, v, o, lse. table: frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number of groups.
-// sizes: T, P, H, Hkv, D, R. strides: q token, head; k page, head, row; v page, head, row.
+// tensors: q, k, v, o, lse. table: frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number
+// of groups. sizes: T, P, H, Hkv, D, R. strides: q token, head; k page, head, row; v page, head, row.
 FrameAttentionParams params(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
                             const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale) {
-  const auto integers = [&](int i) { return pointer<const std::int32_t>(static_cast<std::uintptr_t>(table[i])); };
+  const auto integers = [&](int i) {
+    return pointer<const std::int32_t>(static_cast<std::uintptr_t>(table[i]));
+  };
   const auto floats = [&](int i) { return pointer<float>(static_cast<std::uintptr_t>(tensors[i])); };
   FrameAttentionParams p{};
   p.q = floats(0);
@@ -76,8 +78,8 @@ FrameAttentionParams params(const std::array<std::int64_t, 5>& tensors, const In
   return p;
 }
 
-void forward(const std::array<std::int64_t, 5>& tensors, const Integers8& table, const std::array<std::int64_t, 6>& sizes,
-             const Integers8& strides, float scale) {
+void forward(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
+             const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale) {
   const FrameAttentionParams p = params(tensors, table, sizes, strides, scale);
   py::gil_scoped_release release;
   ardiff::cpu::frame_attention(p);
@@ -85,7 +87,8 @@ void forward(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
 
 // gradients: dout, dlse (0: none), delta (workspace), dq, dk, dv.
 void backward(const std::array<std::int64_t, 5>& tensors, const std::array<std::int64_t, 6>& gradients,
-              const Integers8& table, const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale) {
+              const Integers8& table, const std::array<std::int64_t, 6>& sizes, const Integers8& strides,
+              float scale) {
   const auto floats = [&](int i) { return pointer<float>(static_cast<std::uintptr_t>(gradients[i])); };
   ardiff::FrameAttentionBackwardParams b{};
   b.forward = params(tensors, table, sizes, strides, scale);

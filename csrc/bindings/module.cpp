@@ -54,13 +54,15 @@ void set_isa(const std::string& name) {
     if (name == ardiff::cpu::isa_name(isa) && ardiff::cpu::set_isa(isa)) return;
   }
   throw py::value_error("Unknown instruction set: got '" + name + "', expected one of " +
-                        std::string(py::str(supported_isas())) + ". Set ARDIFF_ISA to one of these, or unset it.");
+                        std::string(py::str(supported_isas())) +
+                        ". Set ARDIFF_ISA to one of these, or unset it.");
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native kernels of ardiff_engine. Tensors are passed as addresses; use ardiff_engine.ops instead.";
+  m.doc() =
+      "Native kernels of ardiff_engine. Tensors are passed as addresses; use ardiff_engine.ops instead.";
   m.def("build_info", &build_info, "compiler, instruction sets usable on this machine, cuda, openmp");
   m.def("isa", [] { return ardiff::cpu::isa_name(ardiff::cpu::active_isa()); }, "the instruction set in use");
   m.def("set_isa", &set_isa, "use another instruction set; for tests and benchmarks");

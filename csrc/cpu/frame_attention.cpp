@@ -3,16 +3,18 @@
 //
 //   q [T, H, D], k and v pages [P, Hkv, R, D] -> o [T, H, D], lse [T, H]
 //
-// Work: 4 T H K D FLOPs for K visible keys; bytes: K and V once per tile from the L2 cache. One exp per logit adds about
-// a tenth at D = 72. A work item is (group, kv head, tile of M queries) and runs on one thread; a tile holds M queries
-// along the lanes (32 with AVX-512, 16 with AVX2): query frames of a group share tiles. Per block of up to kBlock keys:
+// Work: 4 T H K D FLOPs for K visible keys; bytes: K and V once per tile from the L2 cache. One exp per logit
+// adds about a tenth at D = 72. A work item is (group, kv head, tile of M queries) and runs on one thread; a
+// tile holds M queries along the lanes (32 with AVX-512, 16 with AVX2): query frames of a group share tiles.
+// Per block of up to kBlock keys:
 //
 //   S = K q^T          dot, from the pages          S [keys][M] in L1
-//   m, P = exp2(S - m) down the lanes                online softmax, base 2: scale * log2(e) is folded into the tile
-//   O = alpha O + V P  accumulate, from the pages   O [D][M] in L1
+//   m, P = exp2(S - m) down the lanes                online softmax, base 2: scale * log2(e) is folded into
+//   the tile O = alpha O + V P  accumulate, from the pages   O [D][M] in L1
 //
-// Assumes: the head dimension is dense in q, k, v; the table was validated (ardiff_engine/ops/frame_table.py). Any D, any
-// number of rows. Rows beyond `valid` and pages that a query does not see may hold NaN: they are never multiplied.
+// Assumes: the head dimension is dense in q, k, v; the table was validated
+// (ardiff_engine/ops/frame_table.py). Any D, any number of rows. Rows beyond `valid` and pages that a query
+// does not see may hold NaN: they are never multiplied.
 #include "frame_attention_tile.h"
 #include "threads.h"
 
@@ -26,17 +28,19 @@ struct Memory {
     return (2 * dim * M + kBlock * M) * static_cast<std::int64_t>(sizeof(float)) + 256;
   }
   Memory(Scratch& scratch, std::int64_t dim)
-      : q(scratch.take<float>(dim * M)), o(scratch.take<float>(dim * M)), s(scratch.take<float>(kBlock * M)) {}
+      : q(scratch.take<float>(dim * M)),
+        o(scratch.take<float>(dim * M)),
+        s(scratch.take<float>(kBlock * M)) {}
   float *q, *o, *s;
 };
 
 template <int V>
-void forward_tile(const FrameAttentionParams& p, std::int64_t group, std::int64_t kv_head, std::int64_t first_row,
-                  const Memory<V>& memory) {
+void forward_tile(const FrameAttentionParams& p, std::int64_t group, std::int64_t kv_head,
+                  std::int64_t first_row, const Memory<V>& memory) {
   constexpr int M = V * Vec::width;
   const QueryTile<M> tile(p, group, kv_head, first_row);
-  const float* q_rows[M];
-  float* o_rows[M];
+  const float* q_rows[M] = {};
+  float* o_rows[M] = {};
   for (int lane = 0; lane < tile.lanes; ++lane) {
     q_rows[lane] = p.q + tile.q_offset[lane];
     o_rows[lane] = p.o + tile.index[lane] * p.dim;
@@ -55,7 +59,7 @@ void forward_tile(const FrameAttentionParams& p, std::int64_t group, std::int64_
   int rows, shared;
   while (const int count = walk.next(runs, tile.fewest, &rows, &shared)) {
     for (int r = 0; r < count; ++r) {
-      dot<V>(runs[r].x, p.k_row, runs[r].rows, memory.q, p.dim, memory.s + runs[r].at * M);
+      dot<V>(runs[r].x, p.k_row, runs[r].rows, memory.q, p.dim, memory.s + runs[r].at * M, runs[r].y);
     }
     bias_and_mask<V>(runs, count, shared, limit, memory.s);
     for (int v = 0; v < V; ++v) {
@@ -79,7 +83,8 @@ void forward_tile(const FrameAttentionParams& p, std::int64_t group, std::int64_
 
   alignas(64) float inverse[M], top[M], sum[M];
   for (int v = 0; v < V; ++v) {
-    store(inverse + v * Vec::width, select_less(set(0.0f), l[v], set(1.0f) / l[v], l[v]));  // 0 stays 0, NaN stays NaN
+    store(inverse + v * Vec::width,
+          select_less(set(0.0f), l[v], set(1.0f) / l[v], l[v]));  // 0 stays 0, NaN stays NaN
     store(top + v * Vec::width, m[v]);
     store(sum + v * Vec::width, l[v]);
   }

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Frame attention, backward, float32. P is recomputed from lse; nothing of the forward pass but o and lse is kept.
+// Frame attention, backward, float32. P is recomputed from lse; nothing of the forward pass but o and lse is
+// kept.
 //
 //   delta = rowsum(do * o) - dlse,   dS = P * (do v^T - delta)
 //   dq = scale dS k    lanes are queries: one work item per (group, kv head, tile of queries), pages streamed
-//   dk = scale dS^T q  lanes are keys: one work item per (page, kv head, tile of key rows), the queries that see the
-//   dv = P^T do        page streamed, group after group in the order of the table
+//   dk = scale dS^T q  lanes are keys: one work item per (page, kv head, tile of key rows), the queries that
+//   see the dv = P^T do        page streamed, group after group in the order of the table
 //
-// Seven products instead of the five of a fused pass: 14 T H K D FLOPs, of which the forward pass needs 4. In return
-// every gradient element is summed by one thread in one order: no atomics, the same bits for any number of threads.
-// A page that several groups share gets its contributions in table order. Only listed pages are read or written.
+// Seven products instead of the five of a fused pass: 14 T H K D FLOPs, of which the forward pass needs 4. In
+// return every gradient element is summed by one thread in one order: no atomics, the same bits for any
+// number of threads. A page that several groups share gets its contributions in table order. Only listed
+// pages are read or written.
 #include "frame_attention_tile.h"
 #include "threads.h"
 
@@ -48,12 +50,12 @@ void deltas(const FrameAttentionBackwardParams& b, int threads) {
   }
 }
 
-void query_tile(const FrameAttentionBackwardParams& b, std::int64_t group, std::int64_t kv_head, std::int64_t first_row,
-                const Memory& memory) {
+void query_tile(const FrameAttentionBackwardParams& b, std::int64_t group, std::int64_t kv_head,
+                std::int64_t first_row, const Memory& memory) {
   const FrameAttentionParams& p = b.forward;
   const QueryTile<M> tile(p, group, kv_head, first_row);
-  const float *q_rows[M], *do_rows[M];
-  float* dq_rows[M];
+  const float *q_rows[M] = {}, *do_rows[M] = {};
+  float* dq_rows[M] = {};
   alignas(64) float lse[M] = {}, delta[M] = {}, scale[M];
   for (int lane = 0; lane < M; ++lane) scale[lane] = p.scale;
   for (int lane = 0; lane < tile.lanes; ++lane) {
@@ -76,8 +78,8 @@ void query_tile(const FrameAttentionBackwardParams& b, std::int64_t group, std::
   int rows, shared;
   while (const int count = walk.next(runs, tile.fewest, &rows, &shared)) {
     for (int r = 0; r < count; ++r) {
-      dot<V>(runs[r].x, p.k_row, runs[r].rows, memory.a, p.dim, memory.s + runs[r].at * M);
-      dot<V>(runs[r].y, p.v_row, runs[r].rows, memory.b, p.dim, memory.ds + runs[r].at * M);
+      dot<V>(runs[r].x, p.k_row, runs[r].rows, memory.a, p.dim, memory.s + runs[r].at * M, runs[r].y);
+      dot<V>(runs[r].y, p.v_row, runs[r].rows, memory.b, p.dim, memory.ds + runs[r].at * M, runs[r].x);
     }
     bias_and_mask<V>(runs, count, shared, limit, memory.s);
     for (int r = 0; r < count; ++r) {
@@ -144,8 +146,8 @@ class PagesInverted {
 };
 
 // Adds what the queries of tokens [begin, end) and one query head give to a tile of keys.
-void stream_queries(const FrameAttentionBackwardParams& b, std::int64_t begin, std::int64_t end, std::int64_t head,
-                    float bias, const Vec* lane, float valid, const Memory& memory) {
+void stream_queries(const FrameAttentionBackwardParams& b, std::int64_t begin, std::int64_t end,
+                    std::int64_t head, float bias, const Vec* lane, float valid, const Memory& memory) {
   const FrameAttentionParams& p = b.forward;
   const Vec one[V] = {set(1.0f), set(1.0f)}, last = set(valid), zero = set(0.0f);
   const std::int64_t do_row = p.heads * p.dim;
@@ -153,8 +155,8 @@ void stream_queries(const FrameAttentionBackwardParams& b, std::int64_t begin, s
     const int rows = static_cast<int>(end - token < kBlock ? end - token : kBlock);
     const Run q_run = {p.q + token * p.q_token + head * p.q_head, nullptr, rows, 0, 0, 0.0f};
     const Run do_run = {nullptr, b.dout + token * do_row + head * p.dim, rows, 0, 0, 0.0f};
-    dot<V>(q_run.x, p.q_token, rows, memory.a, p.dim, memory.s);
-    dot<V>(do_run.y, do_row, rows, memory.b, p.dim, memory.ds);
+    dot<V>(q_run.x, p.q_token, rows, memory.a, p.dim, memory.s, do_run.y);
+    dot<V>(do_run.y, do_row, rows, memory.b, p.dim, memory.ds, q_run.x);
     for (int n = 0; n < rows; ++n) {
       const std::int64_t i = (token + n) * p.heads + head;
       const Vec shift = set(bias - finite_lse(p.lse[i])), delta = set(b.delta[i]);
@@ -178,8 +180,8 @@ void key_tile(const FrameAttentionBackwardParams& b, const PagesInverted& invert
     if (p.valid[*e] > valid) valid = p.valid[*e];
   }
   const int lanes = static_cast<int>(valid - first_row < M ? valid - first_row : M);
-  const float *k_rows[M], *v_rows[M];
-  float *dk_rows[M], *dv_rows[M];
+  const float *k_rows[M] = {}, *v_rows[M] = {};
+  float *dk_rows[M] = {}, *dv_rows[M] = {};
   alignas(64) float scale[M], one[M], index[M];
   for (int i = 0; i < M; ++i) {
     scale[i] = p.scale;
@@ -214,7 +216,8 @@ void key_tile(const FrameAttentionBackwardParams& b, const PagesInverted& invert
         while (frame < last && p.seen[frame] <= position) ++frame;
         const std::int64_t begin = frame;
         while (frame < last && p.seen[frame] > position) ++frame;
-        stream_queries(b, p.frame_ptr[begin], p.frame_ptr[frame], head, bias, lane, static_cast<float>(p.valid[*e]), memory);
+        stream_queries(b, p.frame_ptr[begin], p.frame_ptr[frame], head, bias, lane,
+                       static_cast<float>(p.valid[*e]), memory);
       }
     }
   }

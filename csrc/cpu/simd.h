@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// One vector of floats of the native width (Vec: 1, 8 or 16 lanes) and the functions that kernels need on it.
+// One vector of floats of the native width (Vec: 4, 8 or 16 lanes) and the functions that kernels need on it.
 //
-// A kernel file is compiled once per instruction set; everything here lives in that set's own namespace and is always
-// inlined, so no copy can be merged across instruction sets. `fma` is one rounding in all of them. Partial loads fill
-// the lanes beyond n with zero and read no memory there.
+// A kernel file is compiled once per instruction set; everything here lives in that set's own namespace and
+// is always inlined, so no copy can be merged across instruction sets. `fma` rounds once in avx2 and avx512,
+// twice in scalar. Partial loads fill the lanes beyond n with zero and read no memory there.
 //
-// Accuracy over the full float range unless a range is given: exp, exp2 2 ulp (0 below the smallest normal number, clamped
-// just below infinity above), log 2 ulp for normal x > 0, sin/cos of turns 2 ulp (absolute 1e-7). NaN stays NaN in exp and exp2.
-// The polynomials are minimax fits on the reduced range, as in Cephes (S. Moshier).
+// Accuracy over the full float range unless a range is given: exp, exp2 2 ulp (0 below the smallest normal
+// number, clamped just below infinity above), log 2 ulp for normal x > 0, sin/cos of turns 2 ulp (absolute
+// 1e-7). NaN stays NaN in exp and exp2. The polynomials are minimax fits on the reduced range, as in Cephes
+// (S. Moshier).
 #pragma once
 
 #include <cmath>
@@ -43,8 +44,12 @@ ARDIFF_SIMD Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // b wh
 ARDIFF_SIMD Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }  // b where either is NaN
 ARDIFF_SIMD Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 ARDIFF_SIMD Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
-ARDIFF_SIMD Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-ARDIFF_SIMD Vec floor(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+ARDIFF_SIMD Vec round(Vec a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+ARDIFF_SIMD Vec floor(Vec a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+}
 // a * 2^n for integral n in [-127, 127]; results below the smallest normal number are 0.
 ARDIFF_SIMD Vec scale_by_power(Vec a, Vec n) {
   const __m512i e = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
@@ -54,7 +59,8 @@ ARDIFF_SIMD Vec scale_by_power(Vec a, Vec n) {
 ARDIFF_SIMD Vec split_exponent(Vec x, Vec* e) {
   const __m512i shifted = _mm512_sub_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x3f3504f3));
   *e = {_mm512_cvtepi32_ps(_mm512_srai_epi32(shifted, 23))};
-  const __m512i m = _mm512_add_epi32(_mm512_and_si512(shifted, _mm512_set1_epi32(0x007fffff)), _mm512_set1_epi32(0x3f3504f3));
+  const __m512i m = _mm512_add_epi32(_mm512_and_si512(shifted, _mm512_set1_epi32(0x007fffff)),
+                                     _mm512_set1_epi32(0x3f3504f3));
   return {_mm512_castsi512_ps(m)};
 }
 // lane-wise: condition a < b ? yes : no (no where either is NaN)
@@ -108,7 +114,8 @@ ARDIFF_SIMD Vec scale_by_power(Vec a, Vec n) {
 ARDIFF_SIMD Vec split_exponent(Vec x, Vec* e) {
   const __m256i shifted = _mm256_sub_epi32(_mm256_castps_si256(x.v), _mm256_set1_epi32(0x3f3504f3));
   *e = {_mm256_cvtepi32_ps(_mm256_srai_epi32(shifted, 23))};
-  const __m256i m = _mm256_add_epi32(_mm256_and_si256(shifted, _mm256_set1_epi32(0x007fffff)), _mm256_set1_epi32(0x3f3504f3));
+  const __m256i m = _mm256_add_epi32(_mm256_and_si256(shifted, _mm256_set1_epi32(0x007fffff)),
+                                     _mm256_set1_epi32(0x3f3504f3));
   return {_mm256_castsi256_ps(m)};
 }
 ARDIFF_SIMD Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
@@ -127,50 +134,64 @@ ARDIFF_SIMD float reduce_max(Vec a) {
 
 #else
 
+// Whatever the baseline has for four floats (SSE2, NEON), through the vector extension of GCC and Clang.
+typedef float Floats __attribute__((vector_size(16)));
+typedef std::int32_t Ints __attribute__((vector_size(16)));
 struct Vec {
-  static constexpr int width = 1;
-  float v;
+  static constexpr int width = 4;
+  Floats v;
 };
-ARDIFF_SIMD Vec load(const float* p) { return {*p}; }
-ARDIFF_SIMD Vec load_partial(const float* p, int n) { return {n > 0 ? *p : 0.0f}; }
-ARDIFF_SIMD void store(float* p, Vec a) { *p = a.v; }
-ARDIFF_SIMD void store_partial(float* p, Vec a, int n) {
-  if (n > 0) *p = a.v;
+ARDIFF_SIMD Vec load(const float* p) {
+  Vec a;
+  std::memcpy(&a.v, p, sizeof a.v);
+  return a;
 }
-ARDIFF_SIMD Vec set(float x) { return {x}; }
+ARDIFF_SIMD void store(float* p, Vec a) { std::memcpy(p, &a.v, sizeof a.v); }
+ARDIFF_SIMD Vec load_partial(const float* p, int n) {
+  Vec a = {Floats{0, 0, 0, 0}};
+  for (int i = 0; i < n; ++i) a.v[i] = p[i];
+  return a;
+}
+ARDIFF_SIMD void store_partial(float* p, Vec a, int n) {
+  for (int i = 0; i < n; ++i) p[i] = a.v[i];
+}
+ARDIFF_SIMD Vec set(float x) { return {Floats{x, x, x, x}}; }
 ARDIFF_SIMD Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 ARDIFF_SIMD Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 ARDIFF_SIMD Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 ARDIFF_SIMD Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
-// The product of two floats is exact in double; the one double rounding of the sum is far below a float ulp. A call of
-// fmaf would be ten times slower on machines without the instruction, which are the only ones to run this.
-ARDIFF_SIMD Vec fma(Vec a, Vec b, Vec c) {
-  return {static_cast<float>(static_cast<double>(a.v) * static_cast<double>(b.v) + static_cast<double>(c.v))};
+ARDIFF_SIMD Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+ARDIFF_SIMD Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }  // b where either is NaN
+ARDIFF_SIMD Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }  // b where either is NaN
+ARDIFF_SIMD Vec sqrt(Vec a) {
+  for (int i = 0; i < 4; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+  return a;
 }
-ARDIFF_SIMD Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
-ARDIFF_SIMD Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
-ARDIFF_SIMD Vec sqrt(Vec a) { return {__builtin_sqrtf(a.v)}; }
-ARDIFF_SIMD Vec abs(Vec a) { return {__builtin_fabsf(a.v)}; }
-ARDIFF_SIMD Vec round(Vec a) { return {__builtin_rintf(a.v)}; }
-ARDIFF_SIMD Vec floor(Vec a) { return {__builtin_floorf(a.v)}; }
+ARDIFF_SIMD Vec abs(Vec a) { return {(Floats)((Ints)a.v & 0x7fffffff)}; }
+ARDIFF_SIMD Vec
+round(Vec a) {  // adding 1.5 * 2^23 drops the fraction; numbers beyond 2^22 have none that matter here
+  const Floats magic = set(12582912.0f).v;
+  const Floats rounded = (a.v + magic) - magic;
+  return {abs(a).v < set(4194304.0f).v ? rounded : a.v};
+}
+ARDIFF_SIMD Vec floor(Vec a) {
+  const Vec r = round(a);
+  return {r.v > a.v ? r.v - 1.0f : r.v};
+}
 ARDIFF_SIMD Vec scale_by_power(Vec a, Vec n) {
-  const std::int32_t bits = (static_cast<std::int32_t>(n.v) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return {a.v * power};
+  return {a.v * (Floats)((__builtin_convertvector(n.v, Ints) + 127) << 23)};
 }
 ARDIFF_SIMD Vec split_exponent(Vec x, Vec* e) {
-  std::int32_t bits;
-  std::memcpy(&bits, &x.v, sizeof bits);
-  const std::int32_t shifted = bits - 0x3f3504f3;
-  e->v = static_cast<float>(shifted >> 23);
-  bits = (shifted & 0x007fffff) + 0x3f3504f3;
-  std::memcpy(&x.v, &bits, sizeof bits);
-  return x;
+  const Ints shifted = (Ints)x.v - 0x3f3504f3;
+  e->v = __builtin_convertvector(shifted >> 23, Floats);
+  return {(Floats)((shifted & 0x007fffff) + 0x3f3504f3)};
 }
-ARDIFF_SIMD Vec select_less(Vec a, Vec b, Vec yes, Vec no) { return a.v < b.v ? yes : no; }
-ARDIFF_SIMD float reduce_add(Vec a) { return a.v; }
-ARDIFF_SIMD float reduce_max(Vec a) { return a.v; }
+ARDIFF_SIMD Vec select_less(Vec a, Vec b, Vec yes, Vec no) { return {a.v < b.v ? yes.v : no.v}; }
+ARDIFF_SIMD float reduce_add(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+ARDIFF_SIMD float reduce_max(Vec a) {
+  const float x = a.v[0] > a.v[2] ? a.v[0] : a.v[2], y = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
+  return x > y ? x : y;
+}
 
 #endif
 

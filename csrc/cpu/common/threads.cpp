@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The module is not linked to torch, so that one build serves every torch version. The one thing it wants to know,
-// the thread count, is looked up by name in the libtorch_cpu that the process has already loaded. Asking OpenMP
-// instead would be right only in the thread that called torch.set_num_threads: OpenMP keeps the number per thread.
+// The module is not linked to torch, so that one build serves every torch version. The one thing it wants to
+// know, the thread count, is looked up by name in the libtorch_cpu that the process has already loaded.
+// Asking OpenMP instead would be right only in the thread that called torch.set_num_threads: OpenMP keeps the
+// number per thread.
 #include "cpu/threads.h"
 
 #if defined(_OPENMP)
@@ -31,7 +32,8 @@ ThreadCount find_thread_count() {
 #else
   void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
 #endif
-  void* symbol = library ? dlsym(library, "_ZN2at15get_num_threadsEv") : nullptr;  // int at::get_num_threads()
+  void* symbol =
+      library ? dlsym(library, "_ZN2at15get_num_threadsEv") : nullptr;  // int at::get_num_threads()
   if (symbol) return reinterpret_cast<ThreadCount>(symbol);
 #endif
   return &openmp_threads;

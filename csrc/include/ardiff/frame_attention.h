@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What frame attention is given, on any device: softmax(scale q k^T + bias) v over lists of pages.
 //
-// Query tokens are packed along T. Query frame f owns tokens frame_ptr[f] .. frame_ptr[f+1]; group g owns query frames
-// group_ptr[g] .. group_ptr[g+1] and page entries page_ptr[g] .. page_ptr[g+1]. Frame f sees the first seen[f] entries
-// of its group. Entry e is page pages[e], of which rows 0 .. valid[e] exist; its logits get bias[e] (null: 0).
+// Query tokens are packed along T. Query frame f owns tokens frame_ptr[f] .. frame_ptr[f+1]; group g owns
+// query frames group_ptr[g] .. group_ptr[g+1] and page entries page_ptr[g] .. page_ptr[g+1]. Frame f sees the
+// first seen[f] entries of its group. Entry e is page pages[e], of which rows 0 .. valid[e] exist; its logits
+// get bias[e] (null: 0).
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything between the QKV projection and attention over pages, in one pass: bias, QK-norm, RoPE, page write.
+
+The formula is `norm_rope`'s; K and V then go to row `slots[t]` of the page pool instead of into tensors of their own.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ardiff_engine.errors import PageTableError, TensorError, explain
+from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.checks import tensor
+from ardiff_engine.ops.native_kernels import kernels
+from ardiff_engine.ops.norm_rope import NORMS, check_norm_rope, norm_rope
+
+
+def norm_rope_write_(
+    qkv: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    heads: int,
+    kv_heads: int | None = None,
+    norm: str = "none",
+    q_weight: torch.Tensor | None = None,
+    q_bias: torch.Tensor | None = None,
+    k_weight: torch.Tensor | None = None,
+    k_bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    frequencies: torch.Tensor | None = None,
+    qkv_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Writes K and V of qkv [T, (heads + 2 kv_heads) d] into pages and returns q [T, heads, d].
+
+    k_pages, v_pages: [P, kv_heads, R, d], same strides, rows of d dense (a layer of the pool); slots int64 [T]:
+    page * R + row, -1 writes nothing, all others distinct. The other arguments, the formula and its precision are
+    `norm_rope`'s. V is copied bit for bit unless there is a qkv_bias. No gradient: use `norm_rope` in training.
+
+    Raises:
+        ConfigError: an unknown norm, or head counts that do not divide the row.
+        TensorError: a wrong shape, dtype, device or stride, or a gradient that would be lost.
+        PageTableError: a slot outside the pool (read on the CPU only); nothing has been written then.
+    """
+    qkv = tensor("qkv", qkv)
+    kv_heads = kv_heads or heads
+    affine = (q_weight, q_bias, k_weight, k_bias)
+    head_dim = check_norm_rope(qkv, positions, heads, kv_heads, norm, affine, frequencies, qkv_bias)
+    _check_pages(qkv, k_pages, v_pages, slots, kv_heads, head_dim)
+    if qkv.requires_grad and torch.is_grad_enabled():
+        raise TensorError(
+            explain("qkv", got="requires_grad", expected="no gradient", fix="Use norm_rope, or torch.no_grad().")
+        )
+    run = torch.ops.ardiff.norm_rope_write_ if torch.compiler.is_compiling() else _run
+    q: torch.Tensor = run(
+        qkv, k_pages, v_pages, slots, positions, heads, kv_heads, norm, *affine, eps, frequencies, qkv_bias
+    )
+    return q
+
+
+def reference_norm_rope_write_(
+    qkv: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    norm: str,
+    q_weight: torch.Tensor | None,
+    q_bias: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    k_bias: torch.Tensor | None,
+    eps: float,
+    frequencies: torch.Tensor | None,
+    qkv_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """The specification in PyTorch."""
+    pages, _, rows, _ = k_pages.shape
+    if slots.device.type == "cpu" and slots.numel():
+        low, high = torch.aminmax(slots)
+        if int(low) < -1 or int(high) >= pages * rows:
+            raise _slot_error(int(low) if int(low) < -1 else int(high), pages, rows)
+    q, k, v = norm_rope(
+        qkv,
+        positions,
+        heads=heads,
+        kv_heads=kv_heads,
+        norm=norm,
+        q_weight=q_weight,
+        q_bias=q_bias,
+        k_weight=k_weight,
+        k_bias=k_bias,
+        eps=eps,
+        frequencies=frequencies,
+        qkv_bias=qkv_bias,
+    )
+    written = slots >= 0
+    page, row = slots[written] // rows, slots[written] % rows
+    k_pages[page, :, row] = k[written].to(k_pages.dtype)
+    v_pages[page, :, row] = v[written].to(v_pages.dtype)
+    return q
+
+
+def _check_pages(
+    qkv: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+    kv_heads: int,
+    head_dim: int,
+) -> None:
+    for name, pages in (("k_pages", k_pages), ("v_pages", v_pages)):
+        size = pages.shape
+        if (
+            len(size) != 4
+            or size != k_pages.shape
+            or size[1] != kv_heads
+            or size[3] != head_dim
+            or pages.stride() != k_pages.stride()
+            or (pages.stride(3) != 1 and head_dim > 1)
+            or pages.dtype != k_pages.dtype
+            or pages.device != qkv.device
+        ):
+            raise TensorError(
+                explain(
+                    name,
+                    got=f"{pages.dtype} {list(size)} on {pages.device}, strides {pages.stride()}",
+                    expected=f"[P, {kv_heads}, R, {head_dim}] on {qkv.device}, dense rows, k_pages and v_pages alike",
+                    fix="Pass one layer of the page pool.",
+                )
+            )
+    if slots.dtype != torch.int64 or slots.shape != qkv.shape[:1] or slots.device != qkv.device:
+        raise TensorError(
+            explain(
+                "slots",
+                got=f"{slots.dtype} {list(slots.shape)} on {slots.device}",
+                expected=f"torch.int64 [{qkv.shape[0]}] on {qkv.device}",
+                fix="Pass page * page_rows + row per token, -1 to write nothing.",
+            )
+        )
+
+
+def _slot_error(slot: int, pages: int, rows: int) -> PageTableError:
+    return PageTableError(
+        explain("slots", got=slot, expected=f"-1..{pages * rows - 1}", fix="A slot is page * page_rows + row.")
+    )
+
+
+def _run(
+    qkv: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    norm: str,
+    q_weight: torch.Tensor | None,
+    q_bias: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    k_bias: torch.Tensor | None,
+    eps: float,
+    frequencies: torch.Tensor | None,
+    qkv_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    floats = (q_weight, q_bias, k_weight, k_bias, qkv_bias)
+    if choose("norm_rope_write_", qkv, k_pages, *floats).name != "cpu":
+        return reference_norm_rope_write_(
+            qkv, k_pages, v_pages, slots, positions, heads, kv_heads, norm,
+            q_weight, q_bias, k_weight, k_bias, eps, frequencies, qkv_bias,
+        )  # fmt: skip
+    qkv, slots, positions = qkv.contiguous(), slots.contiguous(), positions.contiguous()
+    dense = [None if value is None else value.contiguous() for value in floats]
+    frequencies = None if frequencies is None else frequencies.to(torch.float64).contiguous()
+    pages, _, rows, head_dim = k_pages.shape
+    q = qkv.new_empty(qkv.shape[0], heads, head_dim)
+    angles = None if frequencies is None else qkv.new_empty(qkv.shape[0], 2, head_dim)
+    bad = kernels().norm_rope_write(
+        qkv.data_ptr(),
+        k_pages.data_ptr(),
+        v_pages.data_ptr(),
+        slots.data_ptr(),
+        positions.data_ptr(),
+        q.data_ptr(),
+        *[0 if value is None else value.data_ptr() for value in dense],
+        0 if frequencies is None else frequencies.data_ptr(),
+        0 if angles is None else angles.data_ptr(),
+        qkv.shape[0],
+        heads,
+        kv_heads,
+        head_dim,
+        pages,
+        rows,
+        *k_pages.stride()[:3],
+        NORMS.index(norm),
+        eps,
+    )
+    if bad >= 0:
+        raise _slot_error(int(slots[bad]), pages, rows)
+    return q
+
+
+@torch.library.custom_op("ardiff::norm_rope_write_", mutates_args=("k_pages", "v_pages"))
+def _norm_rope_write_op(
+    qkv: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    norm: str,
+    q_weight: torch.Tensor | None,
+    q_bias: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    k_bias: torch.Tensor | None,
+    eps: float,
+    frequencies: torch.Tensor | None,
+    qkv_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    return _run(
+        qkv, k_pages, v_pages, slots, positions, heads, kv_heads, norm,
+        q_weight, q_bias, k_weight, k_bias, eps, frequencies, qkv_bias,
+    )  # fmt: skip
+
+
+@_norm_rope_write_op.register_fake
+def _norm_rope_write_fake(
+    qkv: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    norm: str,
+    q_weight: torch.Tensor | None,
+    q_bias: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
+    k_bias: torch.Tensor | None,
+    eps: float,
+    frequencies: torch.Tensor | None,
+    qkv_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    return qkv.new_empty(qkv.shape[0], heads, k_pages.shape[3])

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Housekeeping of the page pool: copying pages (forks) and moving pages to another position (sinks, pinned memory).
+
+Because RoPE composes, K rotated at position p becomes K at position p + delta by rotating it by delta once more:
+
+    copy_pages_    k[:, dst] = k[:, src], v[:, dst] = v[:, src]
+    rotate_pages_  (k[2j], k[2j+1]) -> rotated by delta * frequencies[j], in every row of the page
+
+Angles are computed and reduced in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ardiff_engine.errors import PageTableError, TensorError, explain
+from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.native_kernels import kernels
+from ardiff_engine.ops.norm_rope import check_frequencies, rotate
+
+
+def copy_pages_(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
+    """Copies page src[i] to page dst[i] in all layers, bit for bit.
+
+    k_pages, v_pages: [layers, P, H, R, d], same strides, a page dense; src, dst int64 [n]; the pages of dst are
+    distinct and none of them is in src.
+
+    Raises:
+        TensorError: a wrong shape, dtype, device or stride.
+        PageTableError: a page outside the pool, or overlapping copies (read on the CPU only). Nothing is written then.
+    """
+    _check_pool("k_pages", k_pages, k_pages)
+    _check_pool("v_pages", v_pages, k_pages)
+    _check_ids("src", src, k_pages, src)
+    _check_ids("dst", dst, k_pages, src)
+    if torch.compiler.is_compiling():
+        torch.ops.ardiff.copy_pages_(k_pages, v_pages, src, dst)
+    else:
+        _copy(k_pages, v_pages, src, dst)
+
+
+def rotate_pages_(
+    k_pages: torch.Tensor,
+    pages: torch.Tensor,
+    deltas: torch.Tensor,
+    frequencies: torch.Tensor,
+    *,
+    source: torch.Tensor | None = None,
+) -> None:
+    """Rotates K of page pages[i] by deltas[i] positions, in all layers.
+
+    k_pages [layers, P, H, R, d], a page dense; pages int64 [n], distinct; deltas int64 [n], negative ones turn back;
+    frequencies float64 [d / 2]. With `source` [layers, n, H, R, d], page pages[i] becomes the rotation of
+    source[:, i]: keep an unrotated copy there, and repeated moves do not add up rounding errors.
+
+    Raises:
+        TensorError: a wrong shape, dtype, device or stride.
+        PageTableError: a page outside the pool or named twice (read on the CPU only). Nothing is written then.
+    """
+    _check_pool("k_pages", k_pages, k_pages)
+    _check_ids("pages", pages, k_pages, pages)
+    _check_ids("deltas", deltas, k_pages, pages)
+    check_frequencies(frequencies, k_pages.shape[4], k_pages.device)
+    if source is not None:
+        layers, _, *page = k_pages.shape
+        if source.shape != (layers, pages.shape[0], *page) or source.dtype != k_pages.dtype:
+            raise TensorError(
+                explain(
+                    "source",
+                    got=f"{source.dtype} {list(source.shape)}",
+                    expected=f"{k_pages.dtype} {[layers, pages.shape[0], *page]}",
+                    fix="Pass the unrotated K of the pages, in their order.",
+                )
+            )
+    if torch.compiler.is_compiling():
+        torch.ops.ardiff.rotate_pages_(k_pages, pages, deltas, frequencies, source)
+    else:
+        _rotate(k_pages, pages, deltas, frequencies, source)
+
+
+def reference_rotate_pages_(
+    k_pages: torch.Tensor,
+    pages: torch.Tensor,
+    deltas: torch.Tensor,
+    frequencies: torch.Tensor,
+    source: torch.Tensor | None,
+) -> None:
+    """The specification in PyTorch."""
+    wide = torch.promote_types(k_pages.dtype, torch.float32)
+    rows = (k_pages[:, pages] if source is None else source).to(wide)
+    angle = (deltas.double()[:, None] * frequencies.double())[:, None, None]
+    k_pages[:, pages] = rotate(rows, angle.cos().to(wide), angle.sin().to(wide)).to(k_pages.dtype)
+
+
+def _check_pool(name: str, pages: torch.Tensor, like: torch.Tensor) -> None:
+    dense = pages.dim() == 5 and pages[0:1, 0:1].is_contiguous()
+    if not dense or pages.shape != like.shape or pages.stride() != like.stride() or pages.dtype != like.dtype:
+        raise TensorError(
+            explain(
+                name,
+                got=f"{pages.dtype} {list(pages.shape)}, strides {pages.stride()}",
+                expected="[layers, P, H, R, d] with dense pages, k_pages and v_pages alike",
+                fix="Pass the tensors of the page pool.",
+            )
+        )
+
+
+def _check_ids(name: str, ids: torch.Tensor, pool: torch.Tensor, like: torch.Tensor) -> None:
+    if ids.dtype != torch.int64 or ids.dim() != 1 or ids.shape != like.shape or ids.device != pool.device:
+        raise TensorError(
+            explain(
+                name,
+                got=f"{ids.dtype} {list(ids.shape)} on {ids.device}",
+                expected=f"torch.int64 {list(like.shape)} (one dimension) on {pool.device}",
+                fix="Pass one entry per page.",
+            )
+        )
+
+
+def _check_pages(name: str, ids: torch.Tensor, pages: int, *, distinct: bool = False) -> None:
+    if ids.device.type != "cpu":
+        return
+    listed = ids.tolist()
+    for page in listed:
+        if not 0 <= page < pages:
+            raise PageTableError(
+                explain(name, got=page, expected=f"0..{pages - 1}", fix="Pass page ids of this pool.")
+            )
+    if distinct and len(set(listed)) != len(listed):
+        raise PageTableError(explain(name, got="a page twice", expected="distinct pages", fix="Merge the requests."))
+
+
+def _check_copy(src: torch.Tensor, dst: torch.Tensor, pages: int) -> None:
+    _check_pages("src", src, pages)
+    _check_pages("dst", dst, pages, distinct=True)
+    if src.device.type == "cpu" and not set(src.tolist()).isdisjoint(dst.tolist()):
+        raise PageTableError(
+            explain("dst", got="a page that is also read", expected="pages outside src", fix="Copy in two calls.")
+        )
+
+
+def _copy(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
+    _check_copy(src, dst, k_pages.shape[1])
+    if choose("copy_pages_", k_pages, v_pages).name != "cpu":
+        k_pages[:, dst] = k_pages[:, src]
+        v_pages[:, dst] = v_pages[:, src]
+        return
+    src, dst = src.contiguous(), dst.contiguous()
+    kernels().copy_pages(
+        k_pages.data_ptr(),
+        v_pages.data_ptr(),
+        src.data_ptr(),
+        dst.data_ptr(),
+        src.shape[0],
+        k_pages.shape[0],
+        k_pages[0, 0].numel() if k_pages.numel() else 0,
+        k_pages.stride(0),
+        k_pages.stride(1),
+    )
+
+
+def _rotate(
+    k_pages: torch.Tensor,
+    pages: torch.Tensor,
+    deltas: torch.Tensor,
+    frequencies: torch.Tensor,
+    source: torch.Tensor | None,
+) -> None:
+    _check_pages("pages", pages, k_pages.shape[1], distinct=True)
+    if choose("rotate_pages_", k_pages, source).name != "cpu":
+        reference_rotate_pages_(k_pages, pages, deltas, frequencies, source)
+        return
+    if source is not None and not source[0:1, 0:1].is_contiguous():
+        source = source.contiguous()
+    pages, deltas, frequencies = pages.contiguous(), deltas.contiguous(), frequencies.double().contiguous()
+    layers, _, heads, rows, head_dim = k_pages.shape
+    angles = k_pages.new_empty(pages.shape[0], 2, head_dim)
+    kernels().rotate_pages(
+        k_pages.data_ptr(),
+        0 if source is None else source.data_ptr(),
+        pages.data_ptr(),
+        deltas.data_ptr(),
+        frequencies.data_ptr(),
+        angles.data_ptr(),
+        pages.shape[0],
+        layers,
+        heads * rows,
+        head_dim,
+        k_pages.stride(0),
+        k_pages.stride(1),
+        0 if source is None else source.stride(0),
+        0 if source is None else source.stride(1),
+    )
+
+
+@torch.library.custom_op("ardiff::copy_pages_", mutates_args=("k_pages", "v_pages"))
+def _copy_op(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
+    _copy(k_pages, v_pages, src, dst)
+
+
+@torch.library.custom_op("ardiff::rotate_pages_", mutates_args=("k_pages",))
+def _rotate_op(
+    k_pages: torch.Tensor,
+    pages: torch.Tensor,
+    deltas: torch.Tensor,
+    frequencies: torch.Tensor,
+    source: torch.Tensor | None,
+) -> None:
+    _rotate(k_pages, pages, deltas, frequencies, source)

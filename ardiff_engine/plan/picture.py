@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of a plan: frames across, ticks down, one cell per (tick, frame).
+
+Strong colours are cells that are fed and updated: dark for noise, light for nearly clean. Commits are orange.
+Pale cells are not fed: grey for frames that wait, green for finished ones, violet for frames that pause.
+Long plans get smaller cells; beyond 2 pixels per cell the whole grid is scaled down.
+"""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from ardiff_engine.errors import PlanError, explain
+from ardiff_engine.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from ardiff_engine.diffusion.solvers import Solver
+
+Colour = tuple[int, int, int]
+
+INK: Colour = (38, 38, 46)
+FAINT: Colour = (112, 112, 124)
+PAPER: Colour = (255, 255, 255)
+WAITING: Colour = (237, 237, 241)
+FINISHED: Colour = (222, 240, 226)
+PAUSED: Colour = (224, 212, 240)
+COMMIT: Colour = (240, 98, 20)
+
+GRID_CAP = (1100, 1400)
+CELL_SIZES = ((2, 36), (2, 14))
+MARGIN = 24
+AXIS_WIDTH = 62
+AXIS_HEIGHT = 46
+LEGEND_WIDTH = 210
+BAR_HEIGHT = 220
+
+
+def draw(
+    plan: Plan, path: str | PathLike[str], *, solver: Solver | None = None, num_ticks: int | None = None
+) -> None:
+    """Write the picture of a plan, or of its first `num_ticks` ticks, as a PNG.
+
+    With a solver the colours are its timesteps, without one the steps still to do.
+    PlanError: an endless plan without `num_ticks`, no ticks to draw, a solver with other steps.
+    """
+    if plan.shape(num_ticks)[0] == 0:
+        raise PlanError(
+            explain("nothing to draw", got="0 ticks", expected="1 or more", fix="Draw a plan that has ticks.")
+        )
+    noise, top = _noise_left(plan, solver, num_ticks)
+    updates, commits = plan.updates(num_ticks), plan.commits(num_ticks)
+    colours = _paint(plan, noise, updates, commits)
+    grid = _enlarge(colours, commits)
+    left, above = MARGIN + AXIS_WIDTH, MARGIN + 58 + AXIS_HEIGHT
+    lines = (_heading(plan, num_ticks), _counts(updates, commits))
+    width = max(left + grid.width + 32 + LEGEND_WIDTH, 2 * MARGIN + max(map(_text_width, lines, (22, 15))))
+    page = Image.new("RGB", (width, max(above + grid.height, above + 430) + MARGIN), PAPER)
+    page.paste(grid, (left, above))
+    pen = ImageDraw.Draw(page)
+    pen.text((MARGIN, MARGIN - 4), lines[0], INK, _font(22))
+    pen.text((MARGIN, MARGIN + 26), lines[1], FAINT, _font(15))
+    _axes(pen, left, above, grid.size, updates.shape)
+    shows_pause = bool((colours == PAUSED).all(axis=2).any())
+    _legend(pen, left + grid.width + 32, above, top, solver is not None, shows_pause)
+    page.save(path, format="PNG")
+
+
+def ramp(noise: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """uint8 [..., 3] for noise in 0..1: from deep blue (1) over teal to yellow (0).
+
+    Lightness is linear in Oklab (Ottosson 2020): equal steps of noise look equally far apart, in grey too.
+    Hue falls from 288 to 110 degrees; chroma stays just inside sRGB, which is narrowest at teal.
+    """
+    clean = 1 - np.clip(noise, 0, 1)
+    hue = np.radians(288 - 178 * clean)
+    chroma = 0.09 + 0.28 * (clean - 0.4) ** 2
+    lightness = 0.27 + 0.64 * clean
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
+    to_cone = np.array(
+        [
+            [1, 0.3963377774, 0.2158037573],
+            [1, -0.1055613458, -0.0638541728],
+            [1, -0.0894841775, -1.291485548],
+        ]
+    )
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.707614701],
+        ]
+    )
+    linear = np.clip((lab @ to_cone.T) ** 3 @ to_rgb.T, 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.round(255 * encoded).astype(np.uint8)
+
+
+def _noise_left(
+    plan: Plan, solver: Solver | None, num_ticks: int | None
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Noise of every cell in 0..1 during its tick, and the number that stands for 1."""
+    if solver is not None:
+        top = max(solver.waiting_timestep, 1.0)
+        return plan.timesteps(solver, num_ticks) / top, top
+    before = plan.levels(num_ticks) - plan.updates(num_ticks)
+    return 1 - before / plan.num_steps, float(plan.num_steps)
+
+
+def _paint(
+    plan: Plan,
+    noise: npt.NDArray[np.float64],
+    updates: npt.NDArray[np.bool_],
+    commits: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.uint8]:
+    levels = plan.levels(len(updates))
+    colours = np.empty((*updates.shape, 3), dtype=np.uint8)
+    colours[:] = PAUSED
+    colours[levels == 0] = WAITING
+    colours[levels == plan.num_steps] = FINISHED
+    colours[updates] = ramp(noise)[updates]
+    colours[commits] = COMMIT
+    return colours
+
+
+def _enlarge(colours: npt.NDArray[np.uint8], commits: npt.NDArray[np.bool_]) -> Image.Image:
+    rows, columns = commits.shape
+    width, height = (
+        min(max(cap // max(count, 1), low), high)
+        for cap, count, (low, high) in zip(GRID_CAP, (columns, rows), CELL_SIZES, strict=True)
+    )
+    pixels = colours.repeat(height, axis=0).repeat(width, axis=1)
+    if width >= 6:
+        pixels[:, width - 1 :: width] = PAPER
+    if height >= 5:
+        pixels[height - 1 :: height] = PAPER
+    grid = Image.fromarray(pixels)
+    if min(width, height) >= 8:
+        _mark_commits(ImageDraw.Draw(grid), commits, width, height)
+    return grid.resize((min(grid.width, GRID_CAP[0]), min(grid.height, GRID_CAP[1])), Image.Resampling.BOX)
+
+
+def _mark_commits(pen: ImageDraw.ImageDraw, commits: npt.NDArray[np.bool_], width: int, height: int) -> None:
+    radius = (height - 4) // 2
+    for row, column in np.argwhere(commits):
+        _diamond(pen, column * width + (width - 1) // 2, row * height + (height - 1) // 2, radius)
+
+
+def _diamond(pen: ImageDraw.ImageDraw, x: int, y: int, radius: int) -> None:
+    pen.polygon([(x - radius, y), (x, y - radius), (x + radius, y), (x, y + radius)], fill=PAPER)
+
+
+def _axes(
+    pen: ImageDraw.ImageDraw, left: int, above: int, size: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    rows, columns = shape
+    cell_width, cell_height = size[0] / columns, size[1] / rows
+    pen.text((left, above - 42), "frame", INK, _font(15))
+    pen.text((left - 10, above - 22), "tick", INK, _font(15), anchor="ra")
+    for column in range(0, columns, _stride(cell_width, 26)):
+        x = left + (column + 0.5) * cell_width
+        pen.line([(x, above - 5), (x, above - 2)], FAINT)
+        pen.text((x, above - 7), str(column), FAINT, _font(12), anchor="ms")
+    for row in range(0, rows, _stride(cell_height, 30)):
+        y = above + (row + 0.5) * cell_height
+        pen.line([(left - 6, y), (left - 3, y)], FAINT)
+        pen.text((left - 9, y), str(row), FAINT, _font(12), anchor="rm")
+
+
+def _legend(
+    pen: ImageDraw.ImageDraw, x: int, y: int, top: float, is_timestep: bool, shows_pause: bool
+) -> None:
+    pen.text((x, y), "timestep fed" if is_timestep else "steps still to do", INK, _font(15))
+    y += 28
+    shades = ramp(np.linspace(1, 0, BAR_HEIGHT))
+    for offset, shade in enumerate(shades.tolist()):
+        pen.line([(x, y + offset), (x + 25, y + offset)], tuple(shade))
+    for value in sorted({round(top * part) for part in (0, 0.25, 0.5, 0.75, 1)}):
+        level = y + (1 - value / top) * (BAR_HEIGHT - 1)
+        pen.line([(x + 26, level), (x + 30, level)], FAINT)
+        pen.text((x + 35, level), str(value), FAINT, _font(13), anchor="lm")
+    pen.text((x + 84, y), "noise", FAINT, _font(13), anchor="lm")
+    pen.text((x + 84, y + BAR_HEIGHT - 1), "clean", FAINT, _font(13), anchor="lm")
+    y += BAR_HEIGHT + 24
+    middle = tuple(ramp(np.array(0.45)).tolist())
+    entries = [("update", middle), ("commit", COMMIT)]
+    entries += [("waiting, not fed", WAITING), ("finished, not fed", FINISHED)]
+    if shows_pause:
+        entries.append(("pausing, not fed", PAUSED))
+    for name, colour in entries:
+        pen.rectangle([x, y, x + 25, y + 15], fill=colour)
+        if colour == COMMIT:
+            _diamond(pen, x + 12, y + 7, 4)
+        pen.text((x + 35, y + 8), name, INK, _font(14), anchor="lm")
+        y += 26
+
+
+def _heading(plan: Plan, num_ticks: int | None) -> str:
+    ticks = plan.num_ticks if num_ticks is None else num_ticks
+    cut = "" if ticks == plan.num_ticks else "first "
+    return f"{plan.summary} \N{MIDDLE DOT} {cut}{ticks} ticks"
+
+
+def _counts(updates: npt.NDArray[np.bool_], commits: npt.NDArray[np.bool_]) -> str:
+    advanced, stored = int(updates.sum()), int(commits.sum())
+    share = (advanced + stored) / max(updates.size, 1)
+    return (
+        f"{advanced + stored} cells fed ({advanced} updates + {stored} commits), "
+        f"{share:.0%} of all frames in all ticks"
+    )
+
+
+def _stride(cell: float, room: int) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50 … cells that leaves `room` pixels between labels."""
+    steps = (base * 10**power for power in range(9) for base in (1, 2, 5))
+    return next(step for step in steps if step * cell >= room or step > 10**7)
+
+
+def _text_width(text: str, size: int) -> int:
+    return math.ceil(_font(size).getlength(text))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage 2: trains the AR-Diffusion transformer on latents, every frame of a clip at its own timestep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ardiff_engine.data.choice import uniform
+from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips, LatentSource
+from ardiff_engine.data.latent_files import LatentFiles
+from ardiff_engine.data.sources import clip_source
+from ardiff_engine.diffusion.noise import PURPOSE_TRAIN, noise_keys
+from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.models import ARDiffusionTransformer, TiTok
+from ardiff_engine.ops import add_noise
+from ardiff_engine.training.config import ScheduleConfig, TrainConfig, read_config, to_dict
+from ardiff_engine.training.ema import Ema
+from ardiff_engine.training.loop import TrainingLoop
+from ardiff_engine.training.optimizer import Optimizer
+from ardiff_engine.training.processes import average_gradients, join, rank, world_size
+from ardiff_engine.training.timesteps import training_timesteps
+from ardiff_engine.training.vae_trainer import sample_ids
+from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
+from ardiff_engine.weights.atomic import write_atomic
+
+CACHE_FILE = "encoded_clips.safetensors"
+PURPOSE_NULL = 19
+VALIDATION_SEED = 1
+
+
+class Trainer:
+    """One optimizer step of stage 2: L = mean (target - network(noisy, t, context))² over frames, tokens and channels.
+
+    The trained context table is part of the model and of the optimizer. Whatever a step draws depends on (seed, sample id).
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        run = config.run
+        join(run.device)
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        torch.manual_seed(run.seed)
+        self.config = config
+        model = load_ar_diffusion(config.init, config.model) if config.init else ARDiffusionTransformer(config.model)
+        self.model = model.to(run.device)
+        self.vae = load_titok(config.vae).to(run.device).requires_grad_(False) if config.vae else None
+        self._check_sizes()
+        self.schedule = noise_schedule(config.schedule)
+        self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
+        self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
+        self.loop = TrainingLoop(run, {"model": self.model}, {"model": self.optimizer}, self.ema, to_dict(config))
+        self.source = self._source()
+
+    def train(self, *, resume: bool = False) -> Path:
+        """All steps; returns the run's folder, which then also is a pipeline folder with the averaged weights."""
+        self.loop.run(self.step, self.validate, resume=resume)
+        if rank() == 0:
+            self.export(self.loop.folder)
+        return self.loop.folder
+
+    def step(self, step: int) -> dict[str, float]:
+        run = self.config.run
+        total = 0.0
+        self.model.train()
+        for micro in range(run.accumulate):
+            loss = self.loss(self.source, sample_ids(step, micro, run.batch, run.accumulate), run.seed)
+            (loss / run.accumulate).backward()
+            total += float(loss.detach()) / run.accumulate
+        average_gradients(self.optimizer.parameters.values())
+        norm = self.optimizer.update(step)
+        return {"loss": total, "gradient_norm": norm, "lr": self.optimizer.lr(step)}
+
+    def loss(self, source: LatentSource, samples: Sequence[int], seed: int) -> Tensor:
+        """Scalar loss of the clips with these sample ids."""
+        config = self.config
+        x0, classes = source.latents(samples)
+        x0 = x0.to(config.run.device)
+        clips, frames = x0.shape[:2]
+        t = training_timesteps(samples, frames, self.schedule.num_timesteps, config.loss, seed)
+        streams = [sample % 2**32 for sample in samples for _ in range(frames)]
+        steps = [sample // 2**32 for sample in samples for _ in range(frames)]
+        keys = noise_keys(seed, streams, list(range(frames)) * clips, PURPOSE_TRAIN, steps).to(x0.device)
+        level = t.reshape(-1)
+        noised = add_noise(
+            x0.flatten(0, 1),
+            self.schedule.signal(level).float().to(x0.device),
+            self.schedule.sigma(level).float().to(x0.device),
+            keys=keys,
+            target=config.loss.prediction,
+        )
+        context = self._context(samples, classes, seed)
+        output = self.model.forward_clip(noised.noisy.reshape(x0.shape), t.to(x0.device), context)
+        target = x0.flatten(0, 1) if noised.target is None else noised.target
+        return (output - target.reshape(x0.shape)).square().mean()
+
+    def validate(self) -> dict[str, float]:
+        """The loss on held-out clips, with the same clips, timesteps and noise every time."""
+        run = self.config.run
+        self.model.eval()
+        source = self.source.held_out()
+        batches = [range(index * run.batch, (index + 1) * run.batch) for index in range(run.validation_batches)]
+        losses = [float(self.loss(source, samples, run.seed + VALIDATION_SEED)) for samples in batches]
+        return {"loss": sum(losses) / len(losses)}
+
+    def export(self, folder: Path) -> None:
+        """The pipeline folder: transformer (averaged weights), vae, scheduler.json, training_config.json."""
+        if self.ema is not None:
+            self.ema.exchange(self.model)
+        try:
+            save_model(self.model, folder / "transformer")
+        finally:
+            if self.ema is not None:
+                self.ema.exchange(self.model)
+        if self.vae is not None:
+            save_model(self.vae, folder / "vae")
+        scheduler = {"schedule": self.schedule.to_config(), "prediction": self.config.loss.prediction}
+        for name, values in (("scheduler.json", scheduler), ("training_config.json", to_dict(self.config))):
+            text = json.dumps(values, indent=2) + "\n"
+            write_atomic(folder / name, lambda file, text=text: file.write(text.encode()))
+
+    def _context(self, samples: Sequence[int], classes: Tensor | None, seed: int) -> Tensor:
+        """Context of each clip; with probability `null_probability` that of "no condition"."""
+        probability = self.config.loss.null_probability
+        null = torch.tensor([uniform(seed, PURPOSE_NULL, sample, 1)[0] < probability for sample in samples])
+        if self.config.model.num_classes is None or classes is None:
+            context = self.model.context(None, len(samples))
+        else:
+            context = self.model.context(classes.to(self.config.run.device))
+        return torch.where(null.to(context.device)[:, None, None], self.model.null_context(len(samples)), context)
+
+    def _source(self) -> LatentSource:
+        config, data = self.config, self.config.data
+        if data.source == "latents":
+            return LatentFiles(data.path, data.num_frames, data.held_out, seed=config.run.seed)
+        vae = _required(self.vae)
+        if not data.clips:
+            return EncodedClips(clip_source(data, vae.config.image_size), vae)
+        long_clips = replace(data, num_frames=data.clip_frames)
+        settings = json.dumps([data.clip_frames, data.source, data.path, asdict(data.digits)])
+        return CachedClips(
+            EncodedClips(clip_source(long_clips, vae.config.image_size), vae),
+            data.clips,
+            data.num_frames,
+            config.run.seed,
+            self.loop.folder / CACHE_FILE if world_size() == 1 else None,
+            settings,
+        )
+
+    def _check_sizes(self) -> None:
+        model = self.config.model
+        if self.vae is None:
+            return
+        cell = (self.vae.config.num_latent_tokens, self.vae.config.token_size)
+        if cell != (model.tokens_per_frame, model.channels):
+            raise ConfigError(
+                explain(
+                    "model.tokens_per_frame, model.channels",
+                    got=(model.tokens_per_frame, model.channels),
+                    expected=f"{cell}, what the autoencoder makes",
+                    fix="Change the model or use another autoencoder.",
+                )
+            )
+
+
+def noise_schedule(config: ScheduleConfig) -> NoiseSchedule:
+    if config.kind == "cosine":
+        return NoiseSchedule.cosine(config.num_timesteps)
+    build = NoiseSchedule.sqrt_linear if config.kind == "sqrt_linear" else NoiseSchedule.linear
+    return build(config.beta_start, config.beta_end, config.num_timesteps)
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> Path:
+    """Trains stage 2 and returns the pipeline folder."""
+    return Trainer(config).train(resume=resume)
+
+
+def run_train(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+    """`train` with a TOML file and `section.name=value` overrides."""
+    return train(read_config(TrainConfig, config_path, overrides), resume=resume)
+
+
+def _required(vae: TiTok | None) -> TiTok:
+    if vae is None:
+        raise ConfigError(explain("vae", got="nothing", expected="a folder of stage 1", fix="Set `vae`."))
+    return vae

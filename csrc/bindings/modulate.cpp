@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ardiff/modulate.h"
+
+#include "binding.h"
+#include "cpu/dispatch.h"
+#include "frame_ids.h"
+
+ARDIFF_DISPATCH(void, modulate, const ardiff::ModulateParams& p)
+ARDIFF_DISPATCH(void, modulate_backward, const ardiff::ModulateBackwardParams& p)
+
+namespace py = pybind11;
+using ardiff::bindings::pointer;
+
+namespace {
+
+// Returns the first token whose id is out of range, before anything is written; -1 when all went well.
+std::int64_t modulate(std::uintptr_t x, std::uintptr_t shift, std::uintptr_t scale, std::uintptr_t frame_ids,
+                      std::uintptr_t y, std::uintptr_t normed, std::int64_t tokens, std::int64_t width,
+                      std::int64_t rows, std::int64_t shift_stride, std::int64_t scale_stride, int norm, float eps) {
+  ardiff::ModulateParams p{};
+  p.x = pointer<const float>(x);
+  p.shift = pointer<const float>(shift);
+  p.scale = pointer<const float>(scale);
+  p.frame_ids = pointer<const std::int32_t>(frame_ids);
+  p.y = pointer<float>(y);
+  p.normed = pointer<float>(normed);
+  p.tokens = tokens;
+  p.width = width;
+  p.shift_stride = shift_stride;
+  p.scale_stride = scale_stride;
+  p.norm = static_cast<ardiff::RowNorm>(norm);
+  p.eps = eps;
+  const std::int64_t bad = ardiff::bindings::first_bad_id(p.frame_ids, tokens, rows);
+  if (bad < 0) ardiff::cpu::modulate(p);
+  return bad;
+}
+
+void modulate_backward(std::uintptr_t dy, std::uintptr_t dnormed, std::uintptr_t x, std::uintptr_t scale,
+                       std::uintptr_t frame_ids, std::uintptr_t dx, std::uintptr_t dshift, std::uintptr_t dscale,
+                       std::uintptr_t statistics, std::int64_t tokens, std::int64_t width, std::int64_t rows,
+                       std::int64_t scale_stride, int norm, float eps) {
+  ardiff::ModulateBackwardParams p{};
+  p.dy = pointer<const float>(dy);
+  p.dnormed = pointer<const float>(dnormed);
+  p.x = pointer<const float>(x);
+  p.scale = pointer<const float>(scale);
+  p.frame_ids = pointer<const std::int32_t>(frame_ids);
+  p.dx = pointer<float>(dx);
+  p.dshift = pointer<float>(dshift);
+  p.dscale = pointer<float>(dscale);
+  p.statistics = pointer<float>(statistics);
+  p.tokens = tokens;
+  p.width = width;
+  p.rows = rows;
+  p.scale_stride = scale_stride;
+  p.norm = static_cast<ardiff::RowNorm>(norm);
+  p.eps = eps;
+  ardiff::cpu::modulate_backward(p);
+}
+
+}  // namespace
+
+ARDIFF_BINDING(modulate) {
+  m.def("modulate", &modulate, py::call_guard<py::gil_scoped_release>());
+  m.def("modulate_backward", &modulate_backward, py::call_guard<py::gil_scoped_release>());
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward process: noisy = signal x0 + sigma eps, and the training target from the same pass.
+#pragma once
+
+#include <cstdint>
+
+#include "scalar.h"
+
+namespace ardiff {
+
+enum class NoiseTarget { none = 0, eps = 1, v = 2, flow = 3 };
+
+template <class V>
+ARDIFF_HD inline V noised(V signal, V x0, V sigma, V eps) {
+  return fma(signal, x0, sigma * eps);
+}
+
+template <NoiseTarget target, class V>
+ARDIFF_HD inline V noise_target(V signal, V x0, V sigma, V eps) {
+  if constexpr (target == NoiseTarget::v) {
+    return signal * eps - sigma * x0;
+  } else if constexpr (target == NoiseTarget::flow) {
+    return eps - x0;
+  } else {
+    return eps;
+  }
+}
+
+struct AddNoiseParams {
+  const float* x0;              // [rows, elements]
+  const float *signal, *sigma;  // [rows]
+  const float* noise;           // [rows, elements], or null: from keys
+  const std::int64_t* keys;     // [rows, 5], or null: from noise
+  float *noisy, *target;        // [rows, elements]; target is not written for NoiseTarget::none
+  std::int64_t rows, elements;
+  NoiseTarget kind;
+};
+
+}  // namespace ardiff

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// Normalisation with a shift and scale row per frame: y = n (1 + scale) + shift, n = (x - mean) * reciprocal.
+//
+// Backward, with g = dy (1 + scale) + dnormed:  layer dx = reciprocal (g - mean(g) - n mean(g n)),
+// rms dx = reciprocal (g - n mean(g n)),  dshift = sum of dy and dscale = sum of dy n over the tokens of a row.
+#pragma once
+
+#include <cstdint>
+
+#include "scalar.h"
+
+namespace ardiff {
+
+enum class RowNorm { none = 0, layer = 1, rms = 2 };
+
+template <class V>
+ARDIFF_HD inline V normalised(V x, V mean, V reciprocal) {
+  return (x - mean) * reciprocal;
+}
+
+template <class V>
+ARDIFF_HD inline V modulated(V n, V one_plus_scale, V shift) {
+  return fma(n, one_plus_scale, shift);
+}
+
+template <class V>
+ARDIFF_HD inline V norm_backward(V g, V mean_g, V n, V mean_gn, V reciprocal) {
+  return reciprocal * (g - mean_g - n * mean_gn);
+}
+
+struct ModulateParams {
+  const float* x;                  // [tokens, width]
+  const float *shift, *scale;      // [M, width], rows strided
+  const std::int32_t* frame_ids;   // [tokens]
+  float *y, *normed;               // [tokens, width]; normed may be null
+  std::int64_t tokens, width, shift_stride, scale_stride;
+  RowNorm norm;
+  float eps;
+};
+
+struct ModulateBackwardParams {
+  const float *dy, *dnormed, *x;  // [tokens, width]; dnormed may be null
+  const float* scale;             // [rows, width], rows strided
+  const std::int32_t* frame_ids;  // [tokens]
+  float* dx;                      // [tokens, width]
+  float *dshift, *dscale;         // [rows, width]
+  float* statistics;              // [tokens, 2] workspace: mean, reciprocal
+  std::int64_t tokens, width, rows, scale_stride;
+  RowNorm norm;
+  float eps;
+};
+
+}  // namespace ardiff

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line does what the functions do, and answers mistakes with one message and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ardiff_engine import Pipeline, cli, export_video, read_video
+from ardiff_engine.errors import CheckpointError
+
+COMMANDS = ("generate", "stream", "train-vae", "encode", "train", "convert", "bench", "info")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(command, "--help")
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"examples:\n  ardiff {command}" in text
+
+
+def test_the_examples_of_the_help_parse() -> None:
+    parser = cli.build_parser()
+    found = 0
+    for command in COMMANDS:
+        text = parser._subparsers._group_actions[0].choices[command].format_help()  # type: ignore[union-attr,index,call-overload]
+        for line in text.partition("examples:\n")[2].splitlines():
+            words = line.partition("#")[0].split()
+            assert parser.parse_args(words[1:]).debug is False
+            found += 1
+    assert found >= 2 * len(COMMANDS) - 2
+
+
+def test_the_manual_names_every_command_and_option() -> None:
+    manual = (ROOT / "docs" / "cli.md").read_text()
+    parser = cli.build_parser()
+    for command in COMMANDS:
+        assert f"## ardiff {command}" in manual
+        text = parser._subparsers._group_actions[0].choices[command].format_help()  # type: ignore[union-attr,index,call-overload]
+        for option in re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE):
+            assert f"`{option}" in manual, f"{command} {option}"
+
+
+def test_generate_writes_the_video_that_the_pipeline_makes(tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ["--model", tiny_model, "--frames", 6, "--steps", 4, "--lag", 1, "--seed", 3, "--class", 1]
+    target, picture = tmp_path / "new" / "clip.webp", tmp_path / "plan.png"
+    assert run("generate", *arguments, "--guidance", 2, "--out", target, "--plan-picture", picture) == 0
+    pipe = Pipeline.from_pretrained(tiny_model)
+    expected = pipe(
+        num_frames=6, num_inference_steps=4, lag=1, seed=3, class_id=1, guidance_scale=2.0, progress=False
+    )
+    np.testing.assert_array_equal(read_video(target), expected.frames[0].numpy())
+    assert picture.stat().st_size > 0
+
+
+def test_generate_continues_a_video(tiny_model: Path, tmp_path: Path) -> None:
+    clip = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), np.uint8)
+    export_video(clip, tmp_path / "clip")
+    arguments = ["--model", tiny_model, "--frames", 6, "--steps", 4, "--lag", 1, "--quiet"]
+    given = ["--video", tmp_path / "clip", "--video-frames", 3]
+    assert run("generate", *arguments, *given, "--out", tmp_path / "out.webp", "--scale", 2) == 0
+    result = read_video(tmp_path / "out.webp")
+    assert result.shape == (6, 32, 32, 3)
+    np.testing.assert_array_equal(result[:3, ::2, ::2], clip[:3])
+
+
+def test_quiet_prints_nothing(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", tiny_model, "--frames", 2, "--steps", 2, "--lag", 1, "--quiet"]
+    arguments += ["--out", tmp_path / "x"]
+    assert run("generate", *arguments) == 0
+    assert run("stream", *arguments) == 0
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+@pytest.mark.parametrize("name", ["live", "live.mp4"])
+def test_stream_writes_the_frames_of_generate(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    arguments = ["--model", tiny_model, "--frames", 5, "--steps", 4, "--lag", 2, "--quiet"]
+    assert run("stream", *arguments, "--out", tmp_path / name) == 0
+    assert run("generate", *arguments, "--out", tmp_path / "whole.webp") == 0
+    streamed, whole = read_video(tmp_path / name), read_video(tmp_path / "whole.webp")
+    assert streamed.shape == whole.shape
+    if name == "live":
+        np.testing.assert_array_equal(streamed, whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_endless_stream_and_keeps_its_frames(tiny_model: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "ardiff_engine.cli",
+        "stream",
+        "--model",
+        str(tiny_model),
+        "--steps",
+        "4",
+    ]
+    process = subprocess.Popen(
+        [*command, "--lag", "2", "--out", str(tmp_path / "live.mp4")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "live.mp4").exists() or (tmp_path / "live.mp4").stat().st_size < 4000:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    count = int(re.search(r"live.mp4: (\d+) frames", output)[1])  # type: ignore[index]
+    assert len(read_video(tmp_path / "live.mp4")) == count > 2
+
+
+def test_ctrl_c_during_a_finite_job_is_exit_code_130(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> Iterator[object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "stream", interrupted)
+    assert run("stream", "--model", tiny_model, "--frames", 4, "--out", tmp_path / "x") == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--out", "clip.mkv"], ".mp4, .webp, .gif"),
+        (["generate", "--model", "no-such-model", "--out", "x.webp"], "no-such-model"),
+        (["generate", "--model", "TINY", "--out", "x.webp", "--video-frames", "3"], "--video"),
+        (["generate", "--model", "TINY", "--out", "x.webp", "--video", "none.mp4"], "no video at"),
+        (["generate", "--model", "TINY", "--out", "x.webp", "--quiet", "--lag", "-1"], "lag"),
+        (["stream", "--model", "TINY", "--out", "x", "--steps", "2000", "--lag", "2000"], "1000"),
+        (["stream", "--model", "TINY", "--out", "x", "--lag", "1"], "window"),
+        (["stream", "--model", "TINY", "--out", "x.gif"], "cannot grow"),
+        (["convert", "none.pt", "out.safetensors"], "none.pt"),
+        (["train", "none.toml"], "none.toml"),
+        (["bench", "--folder", "none"], "source checkout"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*[str(tiny_model) if argument == "TINY" else argument for argument in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("ardiff: ") and message in errors and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        run("generate", "--model", "no-such-model", "--out", tmp_path / "x.webp", "--debug")
+
+
+def test_convert_writes_safetensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"weight": weight, "step": 7}, tmp_path / "model.pt")
+    assert run("convert", tmp_path / "model.pt", tmp_path / "model.safetensors") == 0
+    torch.testing.assert_close(load_file(tmp_path / "model.safetensors")["weight"], weight, rtol=0, atol=0)
+    assert "1 tensors" in capsys.readouterr().out
+
+
+def test_training_commands_hand_their_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ardiff_engine import training
+
+    calls: list[tuple[object, ...]] = []
+    for name in ("run_train_vae", "run_encode", "run_train"):
+        monkeypatch.setattr(training, name, lambda *arguments, name=name: calls.append((name, *arguments)))
+    assert run("train-vae", "a.toml") == 0
+    assert run("encode", "b.toml", "--set", "num_frames=8") == 0
+    assert run("train", "c.toml", "--set", "run.steps=5", "--set", "optimizer.lr=1e-3", "--resume") == 0
+    assert calls == [
+        ("run_train_vae", "a.toml", [], False),
+        ("run_encode", "b.toml", ["num_frames=8"]),
+        ("run_train", "c.toml", ["run.steps=5", "optimizer.lr=1e-3"], True),
+    ]
+
+
+def test_bench_runs_what_matches_and_writes_json(tmp_path: Path) -> None:
+    (tmp_path / "bench_sum.py").write_text("def test_sum(benchmark):\n    benchmark(sum, range(9))\n")
+    (tmp_path / "bench_max.py").write_text("def test_max(benchmark):\n    benchmark(max, range(9))\n")
+    target = tmp_path / "results.json"
+    assert run("bench", "--folder", tmp_path, "-k", "sum", "--json", target) == 0
+    assert [entry["name"] for entry in json.loads(target.read_text())["benchmarks"]] == ["test_sum"]
+
+
+def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "--json") == 0
+    assert set(json.loads(capsys.readouterr().out)) >= {"python", "packages", "native", "backends"}

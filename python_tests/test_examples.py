@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every example runs, on a tiny model, and makes what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ardiff_engine import demo, export_video, read_video
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TINY = ["--steps", "4", "--lag", "2"]
+
+
+def run(name: str, *arguments: object, folder: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_no_example_is_left_out() -> None:
+    tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
+    assert tested == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_generate(tiny_model: Path, tmp_path: Path) -> None:
+    run("generate.py", "--model", tiny_model, "--frames", 6, *TINY, "--out", "clip.mp4", folder=tmp_path)
+    assert read_video(tmp_path / "clip.mp4").shape == (6, 128, 128, 3)
+
+
+def test_stream(tiny_model: Path, tmp_path: Path) -> None:
+    output = run("stream.py", "--model", tiny_model, "--frames", 12, *TINY, "--out", "live", folder=tmp_path)
+    assert len(read_video(tmp_path / "live")) == 12
+    assert "frame 11 after" in output
+
+
+def test_continue_video(tiny_model: Path, tmp_path: Path) -> None:
+    clip = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), np.uint8)
+    export_video(clip, tmp_path / "clip.webp")
+    arguments = [
+        "clip.webp",
+        "--model",
+        tiny_model,
+        "--given",
+        3,
+        "--frames",
+        6,
+        *TINY,
+        "--out",
+        "longer.webp",
+    ]
+    output = run("continue_video.py", *arguments, folder=tmp_path)
+    result = read_video(tmp_path / "longer.webp")
+    assert len(result) == 6
+    np.testing.assert_array_equal(result[:3, ::8, ::8], clip[:3])
+    assert "3 given frames and 3 generated" in output
+
+
+def test_train_on_videos(tmp_path: Path) -> None:
+    output = run("train_on_videos.py", "--steps", 2, "--batch", 2, "--out", "own", folder=tmp_path)
+    assert "model: own/model" in output
+    assert read_video(tmp_path / "own" / "sample.webp").shape == (16, 256, 256, 3)
+
+
+def test_one_op(tmp_path: Path) -> None:
+    output = run("one_op.py", folder=tmp_path)
+    assert re.search(r"difference to dense attention: \d\.\de-0[67]", output)
+
+
+def test_the_demo_writes_everything_it_names(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = demo.run(tmp_path / "demo", model=str(tiny_model), frames=12, given=4, steps=4, lag=2)
+    printed = capsys.readouterr().out
+    for path in (files.video, files.animation, files.continuation, files.plan, files.sheet):
+        assert path.stat().st_size > 0
+        assert str(path) in printed
+    assert len(read_video(files.video)) == len(read_video(files.continuation)) == 12
+
+
+def test_the_demo_answers_mistakes_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--model", "no-such-model", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("demo: ")

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""frame_attention against float64 softmax attention, on every instruction set, with poisoned memory everywhere.
+
+Limits: relative L2 1e-5 in float32 (about 4e-7 is typical), 1e-12 in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from ardiff_engine._native import native, why_not
+from ardiff_engine.errors import PageTableError, TensorError
+from ardiff_engine.ops.frame_attention import frame_attention
+from ardiff_engine.ops.frame_table import FrameTable
+
+NAN = float("nan")
+ISAS = native().build_info()["isas"] if native() is not None else ["not-built"]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    module = native()
+    assert module is not None, why_not()
+    before = module.isa()
+    module.set_isa(request.param)
+    yield request.param
+    module.set_isa(before)
+
+
+@dataclass
+class Case:
+    """Plain lists, from which the table, the pools and the oracle are made."""
+
+    tokens: list[list[int]]
+    pages: list[list[int]]
+    valid: list[list[int]]
+    seen: list[list[int]]
+    bias: list[list[float]] | None = None
+    heads: int = 4
+    kv_heads: int = 4
+    dim: int = 16
+    rows: int = 13
+    pool: int = 12
+    seed: int = 0
+
+    def table(self) -> FrameTable:
+        return FrameTable.build(self.tokens, self.pages, self.valid, self.seen, self.bias)
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q and pools; whatever no list names is NaN."""
+        random = torch.Generator().manual_seed(self.seed)
+        q = torch.randn(sum(map(sum, self.tokens)), self.heads, self.dim, generator=random)
+        k = torch.full((self.pool, self.kv_heads, self.rows, self.dim), NAN)
+        v = k.clone()
+        for page in sorted({p for row in self.pages for p in row}):
+            n = max(n for ps, ns in zip(self.pages, self.valid, strict=True) for p, n in zip(ps, ns, strict=True) if p == page)
+            k[page, :, :n] = torch.randn(self.kv_heads, n, self.dim, generator=random)
+            v[page, :, :n] = torch.randn(self.kv_heads, n, self.dim, generator=random)
+        return q, k, v
+
+    def oracle(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token by token in float64; differentiable by plain autograd."""
+        q, k, v = (x if x.dtype == torch.float64 else x.double() for x in (q, k, v))
+        scale = self.dim**-0.5 if scale is None else scale
+        outputs, sums, at = [], [], 0
+        share = self.heads // self.kv_heads
+        for g, frames in enumerate(self.tokens):
+            for count, seen in zip(frames, self.seen[g], strict=True):
+                queries, at = q[at : at + count], at + count
+                listed = list(zip(self.pages[g], self.valid[g], strict=True))[:seen]
+                keys = [k[p, :, :n] for p, n in listed if n] or [k[0, :, :0]]
+                values = [v[p, :, :n] for p, n in listed if n] or [v[0, :, :0]]
+                bias = [b for (_, n), b in zip(listed, self.bias[g], strict=False) for _ in range(n)] if self.bias else None
+                key = torch.cat(keys, 1).repeat_interleave(share, 0)
+                value = torch.cat(values, 1).repeat_interleave(share, 0)
+                logits = scale * torch.einsum("thd,hnd->htn", queries, key)
+                if bias:
+                    logits = logits + torch.tensor(bias, dtype=torch.float64)
+                outputs.append(torch.einsum("htn,hnd->thd", torch.softmax(logits, -1), value))
+                sums.append(torch.logsumexp(logits, -1).T)
+        return torch.cat(outputs), torch.cat(sums)
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    assert torch.isfinite(got).all()
+    return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
+
+
+RAGGED = Case(
+    tokens=[[5, 9, 1], [33, 2], [1]],
+    pages=[[3, 7, 1, 10], [7, 2], [9]],
+    valid=[[13, 12, 13, 5], [12, 13], [1]],
+    seen=[[1, 2, 4], [2, 1], [1]],
+)
+CASES = {
+    "ragged": RAGGED,
+    "gqa": replace(RAGGED, heads=6, kv_heads=2),
+    "bias": replace(RAGGED, bias=[[0.0, 0.5, -2.0, 1.0], [0.0, 3.0], [-1.0]]),
+    "one-token-frames": Case([[1] * 9], [list(range(9))], [[1] * 9], [list(range(1, 10))]),
+    "block-causal": Case([[8] * 6], [[5, 1, 4, 0, 3, 2]], [[8] * 6], [[1, 2, 3, 4, 5, 6]], rows=8, pool=6),
+    "out-of-order-views": Case([[7, 7, 7]], [[0, 1, 2]], [[13, 13, 3]], [[3, 1, 2]]),
+    "page-listed-twice": Case([[4]], [[6, 6, 1]], [[13, 4, 2]], [[3]]),
+    "long": Case([[70]], [[8, 0]], [[157, 200]], [[2]], rows=211),
+    "some-empty-pages": Case([[3, 3]], [[0, 1, 2]], [[0, 13, 0]], [[2, 3]]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_backward_match_float64(name: str, isa: str) -> None:
+    case = CASES[name]
+    q, k, v = (x.requires_grad_() for x in case.tensors())
+    o, lse = frame_attention(q, k, v, case.table(), return_lse=True)
+    want_q, want_k, want_v = (x.detach().double().nan_to_num().requires_grad_() for x in (q, k, v))
+    want_o, want_lse = case.oracle(want_q, want_k, want_v)
+    assert relative(o, want_o) <= 1e-5
+    assert float((lse - want_lse).detach().abs().max()) <= 1e-5
+    grad_o, grad_lse = torch.randn_like(o), torch.randn_like(lse)
+    got = torch.autograd.grad((o, lse), (q, k, v), (grad_o, grad_lse))
+    want = torch.autograd.grad((want_o, want_lse), (want_q, want_k, want_v), (grad_o.double(), grad_lse.double()))
+    for one, other in zip(got, want, strict=True):
+        assert relative(one, other) <= 1e-5
+
+
+@pytest.mark.parametrize("dim", [1, 7, 8, 36, 64, 72, 80, 128, 256])
+def test_head_dims(dim: int, isa: str) -> None:
+    case = replace(RAGGED, dim=dim, heads=2, kv_heads=1)
+    q, k, v = case.tensors()
+    o, lse = frame_attention(q, k, v, case.table(), return_lse=True)
+    want_o, want_lse = case.oracle(q, k, v)
+    assert relative(o, want_o) <= 1e-5
+    assert float((lse - want_lse).abs().max()) <= 1e-5
+
+
+def test_unseen_pages_may_hold_nan(isa: str) -> None:
+    """A failing later frame must not reach the frames before it, though they share a tile with it."""
+    case = Case([[3, 3]], [[0, 1]], [[13, 13]], [[1, 2]])
+    q, k, v = case.tensors()
+    clean = frame_attention(q, k, v, case.table())
+    q.requires_grad_()
+    grads = torch.autograd.grad(_sum_of_first(q, k, v, case), q)[0]
+    k[1], v[1] = NAN, NAN
+    poisoned = frame_attention(q.detach(), k, v, case.table())
+    assert torch.equal(clean[:3], poisoned[:3])
+    assert poisoned[3:].isnan().all()
+    assert torch.equal(grads[:3], torch.autograd.grad(_sum_of_first(q, k, v, case), q)[0][:3])
+
+
+def _sum_of_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, case: Case) -> torch.Tensor:
+    return frame_attention(q, k, v, case.table())[:3].sum()
+
+
+def test_empty_view_gives_zero_and_minus_infinity(isa: str) -> None:
+    case = Case([[3, 4]], [[0]], [[13]], [[0, 1]])
+    q, k, v = (x.requires_grad_() for x in case.tensors())
+    o, lse = frame_attention(q, k, v, case.table(), return_lse=True)
+    assert torch.equal(o[:3], torch.zeros_like(o[:3]))
+    assert torch.equal(lse[:3], torch.full_like(lse[:3], -torch.inf))
+    dq, dk, dv = torch.autograd.grad(o.sum() + lse[3:].sum(), (q, k, v))
+    assert torch.equal(dq[:3], torch.zeros_like(dq[:3]))
+    for grad in (dq, dk, dv):
+        assert torch.isfinite(grad).all()
+
+
+def test_minus_infinite_bias_hides_a_page(isa: str) -> None:
+    case = Case([[6]], [[0, 1]], [[13, 13]], [[2]], bias=[[-torch.inf, 0.0]])
+    q, k, v = case.tensors()
+    alone = Case([[6]], [[1]], [[13]], [[1]])
+    assert relative(frame_attention(q, k, v, case.table()), alone.oracle(q, k, v)[0]) <= 1e-5
+    hidden = Case([[6]], [[0]], [[13]], [[1]], bias=[[-torch.inf]])
+    o, lse = frame_attention(q, k, v, hidden.table(), return_lse=True)
+    assert torch.equal(o, torch.zeros_like(o)) and (lse == -torch.inf).all()
+
+
+def test_large_logits_do_not_overflow(isa: str) -> None:
+    case = replace(RAGGED, dim=8)
+    q, k, v = case.tensors()
+    got = frame_attention(q, k, v, case.table(), scale=300.0)
+    assert relative(got, case.oracle(q, k, v, scale=300.0)[0]) <= 1e-3  # float32 logits near 2000 carry 1e-4
+
+
+def test_page_ids_do_not_matter(isa: str) -> None:
+    case = RAGGED
+    q, k, v = (x.requires_grad_() for x in case.tensors())
+    order = torch.randperm(case.pool, generator=torch.Generator().manual_seed(1))
+    place = torch.argsort(order)
+    moved = replace(case, pages=[[int(place[p]) for p in row] for row in case.pages])
+    k2, v2 = (x.detach()[order].requires_grad_() for x in (k, v))
+    one = frame_attention(q, k, v, case.table(), return_lse=True)
+    two = frame_attention(q, k2, v2, moved.table(), return_lse=True)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    grad = torch.randn_like(one[0])
+    first = torch.autograd.grad(one[0], (q, k, v), grad)
+    second = torch.autograd.grad(two[0], (q, k2, v2), grad)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1][order], second[1]) and torch.equal(first[2][order], second[2])
+
+
+def test_thread_count_does_not_matter(isa: str) -> None:
+    case = replace(CASES["block-causal"], dim=72)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            q, k, v = (x.requires_grad_() for x in case.tensors())
+            o, lse = frame_attention(q, k, v, case.table(), return_lse=True)
+            results.append((o, lse, *torch.autograd.grad(o.square().sum(), (q, k, v))))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_alone_equals_batched(isa: str) -> None:
+    q, k, v = RAGGED.tensors()
+    together = frame_attention(q, k, v, RAGGED.table())
+    alone = Case(RAGGED.tokens[1:2], RAGGED.pages[1:2], RAGGED.valid[1:2], RAGGED.seen[1:2])
+    assert torch.equal(together[15:50], frame_attention(q[15:50], k, v, alone.table()))
+    frame = Case([[9]], RAGGED.pages[:1], RAGGED.valid[:1], [[2]])
+    assert torch.equal(together[5:14], frame_attention(q[5:14], k, v, frame.table()))
+
+
+def test_split_views_merge_by_lse(isa: str) -> None:
+    case = Case([[9]], [[0, 1, 2]], [[13, 13, 4]], [[3]])
+    q, k, v = case.tensors()
+    parts = [Case([[9]], [[0]], [[13]], [[1]]), Case([[9]], [[1, 2]], [[13, 4]], [[2]])]
+    pieces = [frame_attention(q, k, v, part.table(), return_lse=True) for part in parts]
+    lse = torch.logaddexp(pieces[0][1], pieces[1][1])
+    merged = sum(o * torch.exp(part - lse)[..., None] for o, part in pieces)
+    whole, whole_lse = frame_attention(q, k, v, case.table(), return_lse=True)
+    assert relative(merged, whole) <= 1e-5
+    assert float((lse - whole_lse).abs().max()) <= 1e-5
+
+
+def test_strided_arguments(isa: str) -> None:
+    """q as a slice of a fused qkv row, pools as one layer of a larger buffer, a transposed last dimension."""
+    q, k, v = RAGGED.tensors()
+    want = frame_attention(q, k, v, RAGGED.table())
+    wide = torch.full((q.shape[0], 12, 16), NAN)
+    wide[:, 4:8] = q
+    layers = torch.full((2, 12, 4, 13, 16), NAN)
+    layers[1] = k
+    assert torch.equal(want, frame_attention(wide[:, 4:8], layers[1], v, RAGGED.table()))
+    rows_first = k.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(want, frame_attention(q, rows_first, v, RAGGED.table()))
+    assert torch.equal(want, frame_attention(q.mT.contiguous().mT, k, v, RAGGED.table()))
+
+
+def test_no_tokens_and_no_groups() -> None:
+    _, k, v = RAGGED.tensors()
+    for table in (FrameTable.build([], [], []), FrameTable.build([[0, 0]], [[1]], [[3]])):
+        o, lse = frame_attention(torch.empty(0, 4, 16), k, v, table, return_lse=True)
+        assert o.shape == (0, 4, 16) and lse.shape == (0, 4)
+
+
+def test_shared_page_gradient_adds_up_over_groups(isa: str) -> None:
+    case = Case([[3], [5]], [[2, 4], [2]], [[13, 3], [9]], [[2], [1]])
+    q, k, v = (x.requires_grad_() for x in case.tensors())
+    got = torch.autograd.grad(frame_attention(q, k, v, case.table()).sum(), (k, v))
+    wide = [x.detach().double().nan_to_num().requires_grad_() for x in (q, k, v)]
+    want = torch.autograd.grad(case.oracle(*wide)[0].sum(), wide[1:])
+    for one, other in zip(got, want, strict=True):
+        assert relative(one, other) <= 1e-5
+        assert not one[[0, 1, 3]].any() and not one[4, :, 3:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes_run_on_the_reference(dtype: torch.dtype) -> None:
+    q, k, v = (x.to(dtype) for x in RAGGED.tensors())
+    o, lse = frame_attention(q, k, v, RAGGED.table(), return_lse=True)
+    want_o, want_lse = RAGGED.oracle(q, k, v)
+    assert o.dtype == dtype
+    assert relative(o, want_o) <= {torch.float64: 1e-12, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]
+    assert float((lse - want_lse).abs().max()) <= (1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def _float64_case() -> tuple[tuple[torch.Tensor, ...], FrameTable]:
+    case = Case([[2, 1], [2]], [[1, 0], [1]], [[3, 2], [2]], [[1, 2], [1]], [[0.5, 0.0], [0.0]], heads=2, kv_heads=1,
+                dim=3, rows=3, pool=3)  # fmt: skip
+    return tuple(x.double().nan_to_num().requires_grad_() for x in case.tensors()), case.table()
+
+
+def test_gradcheck_in_float64() -> None:
+    inputs, table = _float64_case()
+    assert torch.autograd.gradcheck(lambda q, k, v: frame_attention(q, k, v, table, return_lse=True), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_opcheck(dtype: torch.dtype) -> None:
+    inputs, table = _float64_case()
+    q, k, v = (x.detach().to(dtype).requires_grad_() for x in inputs)
+    lists = (table.frame_ptr, table.group_ptr, table.page_ptr, table.pages, table.valid, table.seen, table.bias)
+    torch.library.opcheck(torch.ops.ardiff.frame_attention.default, (q, k, v, *lists, 0.5))
+    o, lse = (x.detach() for x in torch.ops.ardiff.frame_attention(q, k, v, *lists, 0.5))
+    q, k, v = (x.detach() for x in (q, k, v))
+    arguments = (torch.randn_like(o), torch.randn_like(lse), q, k, v, o, lse, *lists, 0.5)
+    torch.library.opcheck(torch.ops.ardiff.frame_attention_backward.default, arguments)
+
+
+def test_scale_and_dlpack_arrays() -> None:
+    q, k, v = RAGGED.tensors()
+    arrays = (x.numpy() for x in (q, k, v))
+    got = frame_attention(*arrays, RAGGED.table(), scale=0.1)  # type: ignore[arg-type]
+    assert relative(got, RAGGED.oracle(q, k, v, scale=0.1)[0]) <= 1e-5
+
+
+def test_misfits_are_typed_errors() -> None:
+    q, k, v = RAGGED.tensors()
+    table = RAGGED.table()
+    for bad in (
+        (q[:-1], k, v), (q[..., :8], k, v), (q, k[..., :8], v), (q, k, v[:3]), (q.double(), k, v), (q.int(), k.int(), v.int()),
+        (q[:, :3], k[:, :2], v[:, :2]), (q.to("meta"), k.to("meta"), v.to("meta")), ("q", k, v),
+    ):  # fmt: skip
+        with pytest.raises(TensorError):
+            frame_attention(*bad, table)  # type: ignore[arg-type]
+    with pytest.raises(PageTableError, match="page id"):
+        frame_attention(q, k[:10], v[:10], table)
+    with pytest.raises(PageTableError, match="valid"):
+        frame_attention(q, k[:, :, :12], v[:, :, :12], table)
+
+
+def test_a_table_changed_after_it_was_built_cannot_read_outside_the_pool() -> None:
+    q, k, v = RAGGED.tensors()
+    for name in ("pages", "valid", "seen"):
+        table = RAGGED.table()
+        getattr(table, name)[0] = 10**6
+        with pytest.raises(IndexError):
+            frame_attention(q, k, v, table)

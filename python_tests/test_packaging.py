@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The promises of pyproject.toml, and of the files around it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ardiff_engine
+from ardiff_engine.version import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA compiler; no GPU)")
+
+
+def test_few_dependencies_none_pinned_no_torchvision() -> None:
+    assert len(PROJECT["dependencies"]) <= 6
+    everything = PROJECT["dependencies"] + [
+        r for extra in PROJECT["optional-dependencies"].values() for r in extra
+    ]
+    assert not [r for r in PROJECT["dependencies"] if "==" in r or "<" in r or "~" in r]
+    assert not [r for r in everything if r.startswith(("torchvision", "torchaudio"))]
+
+
+def test_runtime_code_imports_only_what_is_declared() -> None:
+    """Imports at module level must be dependencies; those of extras may only stand inside functions."""
+    declared = {re.split(r"[<>=;\[ ]", r)[0] for r in PROJECT["dependencies"]} | {"PIL", "ardiff_engine"}
+    foreign = set()
+    for file in sorted((ROOT / "ardiff_engine").rglob("*.py")):
+        for name in re.findall(r"^(?:from|import) (\w+)", file.read_text(), re.MULTILINE):
+            if name not in declared and name not in sys.stdlib_module_names:
+                foreign.add(f"{file.relative_to(ROOT)}: {name}")
+    assert not foreign
+
+
+def test_one_version_everywhere() -> None:
+    assert ardiff_engine.__version__ == __version__
+    assert PROJECT["dynamic"] == ["version"]
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_license_and_type_marker_are_there() -> None:
+    assert "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION" in (ROOT / "LICENSE").read_text()
+    assert (ROOT / "ardiff_engine" / "py.typed").exists()
+    for folder in ("ardiff_engine", "python_tests", "examples", "tools", "benchmarks", "csrc"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in (".py", ".cpp", ".h", ".cu", ".cuh"):
+                assert "SPDX-License-Identifier: Apache-2.0" in file.read_text()[:120], file
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_every_make_target_is_explained() -> None:
+    result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("demo", "test", "bench", "cuda-check", "gpu", "lint", "build", "clean"):
+        assert re.search(rf"^{target} +\S", result.stdout, re.MULTILINE), target
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
+    """Built without compiler and without network: the package must still come out whole."""
+    import zipfile
+
+    source = tmp_path / "source"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        names = [
+            str(p.relative_to(ROOT))
+            for p in (ROOT / "ardiff_engine").rglob("*")
+            if p.is_file() and p.suffix != ".so"
+        ]
+        names += ["pyproject.toml", "setup.py", "README.md", "LICENSE"]
+    else:
+        names = [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+    for name in names:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
+    environment = {"PATH": str(Path(sys.executable).parent), "HOME": str(tmp_path)}
+    result = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    wheel = next(tmp_path.glob("ardiff_engine-*.whl"))
+    files = set(zipfile.ZipFile(wheel).namelist())
+    package = {name for name in names if name.startswith("ardiff_engine/")}
+    assert package <= files
+    assert not [
+        name for name in files if name.startswith(("python_tests/", "benchmarks/", "examples/", "tools/"))
+    ]
+
+
+@needs_nvcc
+def test_cuda_check_compiles_the_shared_headers_and_fails_on_errors_and_warnings(tmp_path: Path) -> None:
+    def check(root: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "tools" / "cuda_check.py"), "--root", str(root)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    include, cuda = tmp_path / "csrc" / "include" / "ardiff", tmp_path / "csrc" / "cuda"
+    include.mkdir(parents=True)
+    cuda.mkdir()
+    (include / "scale.h").write_text(
+        "#pragma once\n__host__ __device__ inline float twice(float x) { return 2 * x; }\n"
+    )
+    body = "__global__ void scale(float* x) { x[threadIdx.x] = twice(x[threadIdx.x]); }"
+    kernel = f'#include "ardiff/scale.h"\n{body}\n'
+    (cuda / "scale.cu").write_text(kernel)
+    good = check(tmp_path)
+    assert good.returncode == 0, good.stdout
+    assert good.stdout.count(": ok") == 4
+    (cuda / "scale.cu").write_text(kernel.replace("{ x", "{ int unused; x"))
+    warned = check(tmp_path)
+    assert warned.returncode == 1 and "unused" in warned.stdout
+    (cuda / "scale.cu").unlink()
+    (include / "scale.h").write_text("#pragma once\nfloat twice(float x) { return 2 * }\n")
+    broken = check(tmp_path)
+    assert broken.returncode == 1 and "no .cu files yet" in broken.stdout

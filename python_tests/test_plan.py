@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: the official AD matrices, the rules of `verify` on random sizes, and plans broken by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ardiff_engine import plan
+from ardiff_engine.diffusion import NoiseSchedule
+from ardiff_engine.diffusion.solvers import DDIM
+from ardiff_engine.errors import PlanError
+from ardiff_engine.plan import Kind, LagPlan, Tick
+
+GOLDEN = Path(__file__).parent / "golden"
+LAGS = (0, 1, 2, 3, 4, 5, 10, 15, 20, 25, 50)
+
+
+@dataclass(frozen=True)
+class TinySolver:
+    """Only what `Plan.timesteps` reads; the template 41, 31, 21, 11, 1 of the small official matrices."""
+
+    num_steps: int = 5
+    waiting_timestep: float = 999.0
+
+    @property
+    def timesteps(self) -> object:
+        import torch
+
+        return torch.tensor([41, 31, 21, 11, 1, 1], dtype=torch.float64)
+
+
+CASES = [("ad_matrix_S50_total16_base16", lag, 16, 50, 16) for lag in LAGS]
+CASES += [("ad_matrix_tiny_S5_total4_base3", lag, 4, 5, 3) for lag in (0, 1, 2, 4, 5)]
+
+
+@pytest.mark.parametrize(("name", "lag", "frames", "steps", "window"), CASES)
+def test_official_matrices(name: str, lag: int, frames: int, steps: int, window: int) -> None:
+    golden = np.load(GOLDEN / f"{name}.npz")
+    solver = DDIM(NoiseSchedule.sqrt_linear(), 50) if steps == 50 else TinySolver()
+    ours = plan.lag(frames, steps, lag)
+    assert ours.levels().dtype == np.int64
+    np.testing.assert_array_equal(ours.levels(), golden[f"s{lag}_stepindex"])
+    np.testing.assert_array_equal(ours.timesteps(solver), golden[f"s{lag}_timesteps"])
+    np.testing.assert_array_equal(ours.updates(), golden[f"s{lag}_update"])
+    starts = [ours.window_start(n, window) for n in range(ours.num_ticks)]
+    np.testing.assert_array_equal(starts, golden[f"s{lag}_window"][:, 0])
+    np.testing.assert_array_equal(np.add(starts, window), golden[f"s{lag}_window"][:, 1])
+
+
+def test_official_iteration_counts_of_long_videos() -> None:
+    counts = [50, 177, 304, 431, 558, 685, 1320, 1955, 2590, 3225, 6400]
+    assert [plan.lag(128, 50, lag).num_ticks for lag in LAGS] == counts
+
+
+def test_compaction_of_the_published_case() -> None:
+    ours = plan.lag(16, 50, 5)
+    assert (ours.num_ticks, ours.num_updates, ours.num_commits, ours.max_live) == (125, 800, 15, 10)
+    assert ours.levels().size == 2000
+
+
+def test_every_frame_but_the_last_commits_in_the_tick_after_its_last_update() -> None:
+    for lag in LAGS[1:]:
+        commits = plan.lag(16, 50, lag).commits()
+        assert [list(np.flatnonzero(column)) for column in commits.T[:-1]] == [
+            [f * lag + 50] for f in range(15)
+        ]
+        assert not commits[:, -1].any()
+    assert plan.lag(16, 50, 0).num_commits == 0
+
+
+def test_a_tick_in_full() -> None:
+    update, commit = Kind.UPDATE, Kind.COMMIT
+    ours = plan.lag(4, 5, 2, prefix=1)
+    assert ours.tick(0) == Tick(0, (0, 1), (5, 0), (commit, update))
+    assert ours.tick(4) == Tick(4, (1, 2, 3), (4, 2, 0), (update, update, update))
+    assert ours.tick(5) == Tick(5, (1, 2, 3), (5, 3, 1), (commit, update, update))
+    assert ours.tick(8) == Tick(8, (3,), (4,), (update,))
+    assert ours.num_ticks == 9
+    assert ours.tick(5).updates == (2, 3) and ours.tick(5).commits == (1,) and len(ours.tick(5)) == 3
+
+
+def test_the_ends_of_the_lag() -> None:
+    assert plan.synchronous(4, 6) == plan.lag(4, 6, 0)
+    assert plan.autoregressive(4, 6) == plan.lag(4, 6, 6)
+    assert all(len(tick) == 4 for tick in plan.synchronous(4, 6).ticks())
+    assert all(len(tick.updates) == 1 for tick in plan.autoregressive(4, 6).ticks())
+
+
+sizes = st.integers(1, 9).flatmap(
+    lambda steps: st.tuples(st.integers(1, 12), st.just(steps), st.integers(0, steps), st.integers(0, 4))
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes)
+def test_lag_plans_keep_every_rule(size: tuple[int, int, int, int]) -> None:
+    generated, steps, lag, prefix = size
+    ours = plan.lag(generated + prefix, steps, lag, prefix)
+    ours.verify()
+    assert ours.num_updates == generated * steps
+    assert ours.num_commits == prefix + (generated - 1 if lag else 0)
+    levels = ours.levels()
+    assert (np.diff(levels, axis=1) <= 0).all()
+    assert (levels[-1] == steps).all()
+    assert max(len(tick.updates) for tick in ours.ticks()) == ours.max_live
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes)
+def test_the_closed_forms_are_those_of_the_same_plan_tick_by_tick(size: tuple[int, int, int, int]) -> None:
+    generated, steps, lag, prefix = size
+    closed = plan.lag(generated + prefix, steps, lag, prefix)
+    listed = plan.explicit(closed.ticks(), generated + prefix, steps, prefix)
+    listed.verify()
+    np.testing.assert_array_equal(closed.levels(), listed.levels())
+    np.testing.assert_array_equal(closed.updates(), listed.updates())
+    np.testing.assert_array_equal(closed.commits(), listed.commits())
+    assert closed.num_ticks == listed.num_ticks and closed.max_live == listed.max_live
+    for n in range(closed.num_ticks):
+        assert closed.newest(n) == listed.newest(n)
+        assert closed.oldest_unfinished(n) == listed.oldest_unfinished(n)
+        assert [closed.level(f, n) for f in range(generated + prefix)] == [
+            listed.level(f, n) for f in range(generated + prefix)
+        ]
+    assert closed.oldest_unfinished(closed.num_ticks) == generated + prefix
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes, st.integers(1, 14))
+def test_check_window_accepts_exactly_the_windows_that_drop_nothing(
+    size: tuple[int, int, int, int], window: int
+) -> None:
+    generated, steps, lag, prefix = size
+    closed = plan.lag(generated + prefix, steps, lag, prefix)
+    for ours in (closed, plan.explicit(closed.ticks(), generated + prefix, steps, prefix)):
+        drops = any(ours.oldest_unfinished(n) < ours.window_start(n, window) for n in range(closed.num_ticks))
+        if drops:
+            with pytest.raises(PlanError):
+                ours.check_window(window)
+        else:
+            ours.check_window(window)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60).flatmap(lambda s: st.tuples(st.just(s), st.integers(1, s), st.integers(0, 4))))
+def test_endless_plans_begin_like_long_ones(size: tuple[int, int, int]) -> None:
+    steps, lag, prefix = size
+    endless = plan.lag(None, steps, lag, prefix)
+    ticks = 2 * steps + 3 * lag
+    finite = plan.lag(prefix + ticks + 2, steps, lag, prefix)
+    assert endless.num_ticks is None
+    assert list(islice(endless.ticks(), ticks)) == list(islice(finite.ticks(), ticks))
+    levels = endless.levels(ticks)
+    np.testing.assert_array_equal(levels, finite.levels(ticks)[:, : levels.shape[1]])
+    assert (endless.newest(ticks), endless.oldest_unfinished(ticks)) == (
+        finite.newest(ticks),
+        finite.oldest_unfinished(ticks),
+    )
+    assert endless.max_live == finite.max_live
+    endless.verify(ticks)
+
+
+def test_an_endless_plan_can_be_entered_anywhere() -> None:
+    endless = plan.lag(None, 50, 5)
+    far = endless.tick(10**9)
+    assert far.frames == tuple(range(199_999_990, 200_000_001))
+    assert far.levels == tuple(range(50, -1, -5))
+    assert far.kinds == (Kind.COMMIT, *(Kind.UPDATE,) * 10)
+    assert next(endless.ticks(start=10**9)) == far
+
+
+@pytest.mark.parametrize("question", ["levels", "updates", "commits", "verify", "num_updates", "check"])
+def test_endless_plans_have_no_whole(question: str) -> None:
+    endless = plan.lag(None, 50, 5)
+    with pytest.raises(PlanError, match="endless"):
+        if question == "check":
+            plan.verify(endless)
+        else:
+            attribute = getattr(endless, question)
+            attribute()
+
+
+@pytest.mark.parametrize(
+    ("frames", "steps", "lag", "prefix"),
+    [
+        (0, 50, 5, 0),
+        (-1, 50, 5, 0),
+        (16, 0, 0, 0),
+        (16, 50, -1, 0),
+        (16, 50, 51, 0),
+        (16, 50, 5, -1),
+        (16, 50, 5, 16),
+        (16, 50, 5, 17),
+        (None, 50, 0, 0),
+    ],
+)
+def test_bad_sizes_are_refused(frames: int | None, steps: int, lag: int, prefix: int) -> None:
+    with pytest.raises(PlanError):
+        plan.lag(frames, steps, lag, prefix)
+
+
+def test_ticks_outside_the_plan_are_refused() -> None:
+    ours = plan.lag(2, 3, 1)
+    for n in (-1, ours.num_ticks):
+        with pytest.raises(PlanError):
+            ours.tick(n)
+    with pytest.raises(PlanError):
+        ours.levels(ours.num_ticks + 1)
+    with pytest.raises(PlanError):
+        ours.levels(-1)
+
+
+def test_timesteps_need_a_solver_with_as_many_steps() -> None:
+    with pytest.raises(PlanError):
+        plan.lag(16, 25, 5).timesteps(DDIM(NoiseSchedule.sqrt_linear(), 50))
+
+
+def test_window_of_the_published_model() -> None:
+    for lag in (4, 5, 10, 50):
+        plan.lag(128, 50, lag).check_window(16)
+        plan.lag(None, 50, lag).check_window(16)
+    for lag in (0, 1, 2, 3):
+        plan.lag(16, 50, lag).check_window(16)
+        plan.lag(20, 50, lag, prefix=4).check_window(16)
+        with pytest.raises(PlanError, match="lag of 4 or more"):
+            plan.lag(128, 50, lag).check_window(16)
+    with pytest.raises(PlanError, match="window of 17 or more"):
+        plan.lag(None, 50, 3).check_window(16)
+    with pytest.raises(PlanError, match="window of 128 or more"):
+        plan.lag(128, 50, 0).check_window(16)
+    with pytest.raises(PlanError):
+        plan.lag(None, 50, 5).check_window(0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 20), st.data())
+def test_the_advice_of_check_window_works_and_less_does_not(
+    steps: int, window: int, data: st.DataObject
+) -> None:
+    lag = data.draw(st.integers(1, steps))
+    if window * lag >= steps:
+        plan.lag(None, steps, lag).check_window(window)
+        return
+    with pytest.raises(PlanError) as caught:
+        plan.lag(None, steps, lag).check_window(window)
+    words = str(caught.value).split("lag of ")[1].split()
+    best_lag, best_window = int(words[0]), int(str(caught.value).split("window of ")[-1].split()[0])
+    plan.lag(None, steps, best_lag).check_window(window)
+    plan.lag(None, steps, lag).check_window(best_window)
+    with pytest.raises(PlanError):
+        plan.lag(None, steps, lag).check_window(best_window - 1)
+    if best_lag > 1:
+        with pytest.raises(PlanError):
+            plan.lag(None, steps, best_lag - 1).check_window(window)
+
+
+def rebuilt(ticks: list[Tick], prefix: int = 1) -> plan.ExplicitPlan:
+    return plan.explicit(ticks, num_frames=5, num_steps=4, prefix=prefix)
+
+
+def without(tick: Tick, frame: int) -> Tick:
+    keep = [i for i, own in enumerate(tick.frames) if own != frame]
+    pick: Callable = lambda values: tuple(values[i] for i in keep)  # noqa: E731
+    return replace(tick, frames=pick(tick.frames), levels=pick(tick.levels), kinds=pick(tick.kinds))
+
+
+def added(tick: Tick, frame: int, level: int, kind: Kind) -> Tick:
+    cells = sorted(
+        [*zip(tick.frames, tick.levels, tick.kinds, strict=True), (frame, level, kind)], key=lambda c: c[0]
+    )
+    frames, levels, kinds = zip(*cells, strict=True)
+    return Tick(tick.index, frames, levels, kinds)
+
+
+def broken_plans() -> dict[str, tuple[str, Callable[[list[Tick]], None]]]:
+    """What verify must say, and how to break 5 frames x 4 steps with lag 2 and one given frame."""
+
+    def at(n: int, change: Callable[[Tick], Tick]) -> Callable[[list[Tick]], None]:
+        def apply(ticks: list[Tick]) -> None:
+            ticks[n] = change(ticks[n])
+
+        return apply
+
+    def swap(ticks: list[Tick]) -> None:
+        ticks[1], ticks[2] = replace(ticks[2], index=1), replace(ticks[1], index=2)
+
+    def late_commit(ticks: list[Tick]) -> None:
+        ticks[4], ticks[5] = without(ticks[4], 1), added(ticks[5], 1, 4, Kind.COMMIT)
+
+    def stop_early(ticks: list[Tick]) -> None:
+        ticks.pop()
+
+    def empty(ticks: list[Tick]) -> None:
+        ticks.append(Tick(len(ticks), (), (), ()))
+
+    update, commit = Kind.UPDATE, Kind.COMMIT
+    return {
+        "skipped update": (
+            "at a level where it is not",
+            at(1, lambda t: replace(without(t, 1), frames=(1,), levels=(2,), kinds=(update,))),
+        ),
+        "dropped update": ("commits frame 1, which is not finished", at(3, lambda t: without(t, 1))),
+        "later frame first": ("noisier", at(0, lambda t: replace(t, frames=(0, 2)))),
+        "wrong level": ("at a level where it is not", at(3, lambda t: replace(t, levels=(2, 1)))),
+        "swapped ticks": ("at a level where it is not", swap),
+        "one update too many": ("is finished", at(5, lambda t: added(t, 1, 4, update))),
+        "given frame updated": ("given frame 0", at(0, lambda t: replace(t, kinds=(update, update)))),
+        "commit too early": ("not finished", at(3, lambda t: replace(t, kinds=(commit, update)))),
+        "commit at a wrong level": ("wrong level", at(4, lambda t: replace(t, levels=(3, *t.levels[1:])))),
+        "no commit": ("does not commit frame 1", at(4, lambda t: without(t, 1))),
+        "prefix not committed": ("does not commit frame 0", at(0, lambda t: without(t, 0))),
+        "commit too late": ("does not commit frame 1", late_commit),
+        "commit twice": ("again", at(5, lambda t: added(t, 1, 4, commit))),
+        "useless commit": ("for nobody", lambda ticks: ticks.append(Tick(len(ticks), (4,), (4,), (commit,)))),
+        "frame twice": ("each once", at(2, lambda t: added(t, 1, 3, update))),
+        "unsorted": ("ascending", at(2, lambda t: Tick(2, t.frames[::-1], t.levels[::-1], t.kinds[::-1]))),
+        "misnumbered": ("numbered", at(2, lambda t: replace(t, index=3))),
+        "empty tick": ("feeds nothing", empty),
+        "unfinished": ("unfinished", stop_early),
+    }
+
+
+@pytest.mark.parametrize("name", broken_plans())
+def test_verify_names_what_is_broken(name: str) -> None:
+    message, spoil = broken_plans()[name]
+    ticks = list(plan.lag(5, 4, 2, prefix=1).ticks())
+    rebuilt(ticks).verify()
+    spoil(ticks)
+    with pytest.raises(PlanError, match=message):
+        rebuilt(ticks).verify()
+
+
+@settings(max_examples=300, deadline=None)
+@given(sizes, st.data())
+def test_verify_catches_every_single_change_of_a_cell(
+    size: tuple[int, int, int, int], data: st.DataObject
+) -> None:
+    """Drop a cell, change its level, or its kind: no plan survives any of it."""
+    generated, steps, lag, prefix = size
+    ticks = list(plan.lag(generated + prefix, steps, lag, prefix).ticks())
+    n = data.draw(st.integers(0, len(ticks) - 1))
+    cell = data.draw(st.integers(0, len(ticks[n]) - 1))
+    tick = ticks[n]
+    how = data.draw(st.sampled_from(["drop", "level", "kind"]))
+    if how == "drop":
+        tick = without(tick, tick.frames[cell])
+    elif how == "level":
+        levels = list(tick.levels)
+        levels[cell] += data.draw(st.sampled_from([-1, 1]))
+        tick = replace(tick, levels=tuple(levels))
+    else:
+        kinds = list(tick.kinds)
+        kinds[cell] = Kind.COMMIT if kinds[cell] is Kind.UPDATE else Kind.UPDATE
+        tick = replace(tick, kinds=tuple(kinds))
+    ticks[n] = tick
+    with pytest.raises(PlanError):
+        plan.explicit(ticks, generated + prefix, steps, prefix).verify()
+
+
+def test_a_plan_that_is_free_of_the_order_may_start_at_the_end() -> None:
+    update, commit = Kind.UPDATE, Kind.COMMIT
+    ticks = [
+        Tick(0, (2,), (0,), (update,)),
+        Tick(1, (2,), (1,), (update,)),
+        Tick(2, (0, 1), (0, 0), (update, update)),
+        Tick(3, (0, 1), (1, 1), (update, update)),
+    ]
+    plan.explicit(ticks, 3, 2, ordered=False).verify()
+    with pytest.raises(PlanError, match="noisier"):
+        plan.explicit(ticks, 3, 2).verify()
+    ticks.append(Tick(4, (0, 1, 2), (2, 2, 2), (commit, commit, commit)))
+    with pytest.raises(PlanError, match="for nobody"):
+        plan.explicit(ticks, 3, 2, ordered=False).verify()
+
+
+def test_chunks_of_frames_fit_the_same_type() -> None:
+    """Two blocks of two frames, block lag 2 of 3 steps: both frames of a block share one level."""
+    update, commit = Kind.UPDATE, Kind.COMMIT
+    ticks = [
+        Tick(0, (0, 1), (0, 0), (update,) * 2),
+        Tick(1, (0, 1), (1, 1), (update,) * 2),
+        Tick(2, (0, 1, 2, 3), (2, 2, 0, 0), (update,) * 4),
+        Tick(3, (0, 1, 2, 3), (3, 3, 1, 1), (commit, commit, update, update)),
+        Tick(4, (2, 3), (2, 2), (update,) * 2),
+    ]
+    ours = plan.explicit(ticks, 4, 3)
+    ours.verify()
+    np.testing.assert_array_equal(ours.levels()[2], [3, 3, 1, 1])
+    assert ours.max_live == 4
+
+
+@dataclass(frozen=True)
+class Liar(LagPlan):
+    """A rule whose answers do not agree with its ticks."""
+
+    about: str = ""
+
+    def newest(self, n: int) -> int:
+        return LagPlan.newest(self, n) + (self.about == "newest" and n == 7)
+
+    def level(self, frame: int, n: int) -> int:
+        return LagPlan.level(self, frame, n) + (self.about == "level" and (frame, n) == (0, 9))
+
+    @property
+    def max_live(self) -> int:
+        return LagPlan.max_live.fget(self) - (self.about == "max_live")
+
+
+@pytest.mark.parametrize("about", ["newest", "level", "max_live"])
+def test_verify_compares_what_a_plan_says_with_what_it_does(about: str) -> None:
+    Liar(8, 6, 2).verify()
+    with pytest.raises(PlanError):
+        Liar(8, 6, 2, about=about).verify()
+
+
+def test_ragged_ticks_and_unknown_frames_are_refused_at_once() -> None:
+    with pytest.raises(PlanError):
+        Tick(0, (0, 1), (0,), (Kind.UPDATE,))
+    with pytest.raises(PlanError):
+        plan.explicit([Tick(0, (3,), (0,), (Kind.UPDATE,))], num_frames=3, num_steps=1)
+
+
+def test_summaries() -> None:
+    assert plan.lag(16, 50, 5).summary == "16 frames · 50 steps · lag 5"
+    assert plan.lag(None, 50, 5, prefix=2).summary == "endless (2 given) · 50 steps · lag 5"
