@@ -31,9 +31,9 @@ class CMakeBuild(build_ext):
                 raise
             print(
                 f"\nardiff-engine: the native kernels were not built ({error}).\n"
-                "ardiff-engine: installing without them; every operator runs on its PyTorch reference, which is"
-                " slower.\nardiff-engine: to get them, install a C++17 compiler and cmake >= 3.25 and install again"
-                " (ARDIFF_REQUIRE_NATIVE=1 turns this message into an error).\n",
+                "ardiff-engine: installing without them; operators run on their slower PyTorch reference.\n"
+                "ardiff-engine: to get them, install a C++17 compiler and cmake >= 3.25 and install again\n"
+                "ardiff-engine: (ARDIFF_REQUIRE_NATIVE=1 makes this an error).\n",
                 file=sys.stderr,
             )
 
@@ -55,7 +55,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
-        # A stale cache of another interpreter, generator or build environment only ever fails: start afresh once.
+        # A stale cache of another interpreter, generator or build environment only fails: start afresh once.
         if subprocess.run(configure).returncode != 0:
             shutil.rmtree(build)
             subprocess.run(configure, check=True)

@@ -1,14 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels and inference engine for asynchronous, autoregressive video diffusion."""
+"""Kernels and inference engine for asynchronous, autoregressive video diffusion.
 
-from ardiff_engine import diffusion, memory, models, ops, plan, weights
-from ardiff_engine.diffusion import NoiseSchedule, solvers
-from ardiff_engine.engine import Engine, Request, Stream
+Names are imported when they are first used, so that `import ardiff_engine` and `ardiff --help` do not wait
+for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ardiff_engine.errors import ArdiffError
-from ardiff_engine.media import export_video, read_video
-from ardiff_engine.pipeline import Pipeline
+from ardiff_engine.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from ardiff_engine import diffusion, memory, models, ops, plan, weights
+    from ardiff_engine.diffusion import NoiseSchedule, solvers
+    from ardiff_engine.engine import Engine, Request, Stream
+    from ardiff_engine.media import export_video, read_video
+    from ardiff_engine.pipeline import Pipeline
+
+_HOME = {
+    "Engine": "ardiff_engine.engine",
+    "NoiseSchedule": "ardiff_engine.diffusion",
+    "Pipeline": "ardiff_engine.pipeline",
+    "Request": "ardiff_engine.engine",
+    "Stream": "ardiff_engine.engine",
+    "export_video": "ardiff_engine.media",
+    "read_video": "ardiff_engine.media",
+    "solvers": "ardiff_engine.diffusion",
+}
+_MODULES = ("diffusion", "memory", "models", "ops", "plan", "weights")
 
 __all__ = [
     "ArdiffError",
@@ -28,3 +50,15 @@ __all__ = [
     "solvers",
     "weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return import_module(f"ardiff_engine.{name}")
+    raise AttributeError(f"module 'ardiff_engine' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

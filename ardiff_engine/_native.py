@@ -20,7 +20,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     except ImportError as error:
         if "GOMP_" not in str(error) and "omp_" not in str(error):
             return None, f"the native module does not load: {error}"
-    # This torch brings another OpenMP runtime and does not export GNU's names: fall back to the system's libgomp.
+    # This torch brings another OpenMP runtime, without GNU's names: fall back to the system's libgomp.
     try:
         ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
         return importlib.import_module("ardiff_engine._C"), None

@@ -38,7 +38,9 @@ class CheckpointError(ArdiffError, ValueError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A pickle-based weights file. These can run code when they are opened, so they must be converted first."""
+    """A pickle-based weights file. These can run code when they are opened, so they must be converted
+    first.
+    """
 
 
 class BackendNotAvailableError(ArdiffError, RuntimeError):

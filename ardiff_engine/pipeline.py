@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformer, autoencoder and noise schedule together: one call for a video, or frames as they become clean."""
+"""Transformer, autoencoder and noise schedule together: one call for a video, or frames as they become
+clean.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ Video = torch.Tensor | np.ndarray | str | Path
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoOutput:
-    """frames: uint8 [B, T, H, W, 3]; latents: float32 [B, T, tokens, channels]; seconds: wall time of the whole call."""
+    """frames: uint8 [B, T, H, W, 3]; latents: float32 [B, T, tokens, channels]; seconds: wall time of the
+    whole call.
+    """
 
     frames: torch.Tensor
     latents: torch.Tensor
@@ -82,13 +86,16 @@ class Pipeline:
         self.schedule = schedule
         self.prediction = prediction
 
-    # -------------------------------------------------------------------------------------------------- loading
+    # --------------------------------------------------------------------------------------------------
+    # loading
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> Pipeline:
-        """A bundled model by name, or a folder with transformer/, vae/ and scheduler.json. The autoencoder stays fp32."""
+        """A bundled model by name, or a folder with transformer/, vae/ and scheduler.json. The autoencoder
+        stays fp32.
+        """
         folder = ASSETS / name if (ASSETS / name / SCHEDULER_FILE).is_file() else Path(name)
         if not (folder / SCHEDULER_FILE).is_file():
             bundled = sorted(path.parent.name for path in ASSETS.glob(f"*/{SCHEDULER_FILE}"))
@@ -96,8 +103,8 @@ class Pipeline:
                 explain(
                     "pipeline",
                     got=repr(str(name)),
-                    expected=f"a folder with {SCHEDULER_FILE}, or a bundled model ({', '.join(bundled) or 'none'})",
-                    fix="Check the path; single official files are read by weights.load_ar_diffusion and weights.load_titok.",
+                    expected=f"a folder with {SCHEDULER_FILE}, or a bundled model: {', '.join(bundled) or 'none'}",
+                    fix="Check the path. Official files: weights.load_ar_diffusion and weights.load_titok.",
                 )
             )
         try:
@@ -106,7 +113,12 @@ class Pipeline:
             prediction = scheduler["prediction"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CheckpointError(
-                explain(f"{folder / SCHEDULER_FILE}", got=repr(error), expected='{"schedule": {...}, "prediction": ...}', fix="Write it again with save_pretrained.")
+                explain(
+                    f"{folder / SCHEDULER_FILE}",
+                    got=repr(error),
+                    expected='{"schedule": {...}, "prediction": ...}',
+                    fix="Write it again with save_pretrained.",
+                )
             ) from error
         transformer = load_model(folder / "transformer", device=device, dtype=dtype)
         vae = load_model(folder / "vae", device=device, dtype=torch.float32)
@@ -127,13 +139,14 @@ class Pipeline:
         save_model(self.transformer, folder / "transformer")
         save_model(self.vae, folder / "vae")
         text = json.dumps({"schedule": self.schedule.to_config(), "prediction": self.prediction}, indent=2)
-        write_atomic(folder / SCHEDULER_FILE, lambda path: path.write_text(text + "\n"))
+        write_atomic(folder / SCHEDULER_FILE, lambda file: file.write(text.encode() + b"\n"))
 
     @property
     def device(self) -> torch.device:
         return self.transformer.x_embedder.weight.device
 
-    # ------------------------------------------------------------------------------------------------ generating
+    # ------------------------------------------------------------------------------------------------
+    # generating
 
     def __call__(
         self,
@@ -155,10 +168,11 @@ class Pipeline:
     ) -> VideoOutput:
         """Generate `num_videos` videos of `num_frames` frames in one batch.
 
-        lag: 0 = all frames together, num_inference_steps = one after the other. video: uint8 [T, H, W, 3] or a path that
-        every video continues; num_frames counts it. class_id: one for all or one per video. latents: starting noise
-        [num_videos, num_frames - given, tokens, channels]. memory: what frames remember, `RecomputedWindow` of the model's
-        length by default. Videos of one call share `seed` and differ by their index.
+        lag: 0 = all frames together, num_inference_steps = one after the other. video: uint8 [T, H, W, 3] or
+            a path that every video continues; num_frames counts it. class_id: one for all or one per video.
+            latents: starting noise [num_videos, num_frames - given, tokens, channels]. memory: what frames
+            remember, `RecomputedWindow` of the model's length by default. Videos of one call share `seed` and
+            differ by their index.
         """
         started = time.perf_counter()
         given = None if video is None else self._read(video)
@@ -166,10 +180,13 @@ class Pipeline:
         classes = _per_video(class_id, num_videos)
         if latents is not None and (latents.ndim != 4 or latents.shape[0] != num_videos):
             raise TensorError(
-                explain("latents", got=tuple(latents.shape), expected=f"[{num_videos}, frames, tokens, channels]", fix="Give one per video.")
+                explain(
+                    "latents",
+                    got=tuple(latents.shape),
+                    expected=f"[{num_videos}, frames, tokens, channels]",
+                    fix="Give one per video.",
+                )
             )
-        total = lag_plan(num_frames, num_inference_steps, lag, prefix=0 if prefix is None else len(prefix)).num_ticks
-        bar = tqdm(total=total, desc="ticks", disable=not progress)
 
         def on_step(index: int) -> Callable[[Stream], None]:
             def report(stream: Stream) -> None:
@@ -199,6 +216,7 @@ class Pipeline:
         streams = [engine.submit(request) for request in requests]
         decoders = [FrameDecoder(self.vae) for _ in streams]
         images: list[list[torch.Tensor]] = [[] if given is None else [given] for _ in streams]
+        bar = tqdm(total=streams[0].plan.num_ticks, desc="ticks", disable=not progress)
         with bar:
             while engine.step():
                 for stream, decode, pictures in zip(streams, decoders, images, strict=True):
@@ -248,7 +266,8 @@ class Pipeline:
             image = decode(frame.latent[None])[0]
             yield VideoFrame(frame.index, image, frame.latent, time.perf_counter() - started)
 
-    # -------------------------------------------------------------------------------------------------- private
+    # --------------------------------------------------------------------------------------------------
+    # private
 
     def _engine(self, requests: list[Request], steps: int, eta: float, memory: MemoryPolicy | None) -> Engine:
         """An engine with exactly the pages that these requests can need."""
@@ -261,7 +280,9 @@ class Pipeline:
             plan = lag_plan(request.num_frames, steps, request.lag, prefix=request.prefix_frames)
             policy.check(plan, spec)
             branches = 1 if request.guidance_scale == 1 else 2
-            pages += branches * (-(-spec.context_tokens // rows) + policy.max_frames(plan) * -(-spec.tokens_per_frame // rows))
+            pages += branches * (
+                -(-spec.context_tokens // rows) + policy.max_frames(plan) * -(-spec.tokens_per_frame // rows)
+            )
         solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
         return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
 
@@ -269,7 +290,12 @@ class Pipeline:
         frames = torch.as_tensor(read_video(video) if isinstance(video, str | Path) else video)
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or frames.shape[0] < 1:
             raise TensorError(
-                explain("video", got=f"{tuple(frames.shape)} {frames.dtype}", expected="uint8 [frames, height, width, 3]", fix="Convert it, or give a path.")
+                explain(
+                    "video",
+                    got=f"{tuple(frames.shape)} {frames.dtype}",
+                    expected="uint8 [frames, height, width, 3]",
+                    fix="Convert it, or give a path.",
+                )
             )
         size = self.vae.config.image_size
         if tuple(frames.shape[1:3]) == (size, size):
@@ -287,5 +313,12 @@ def _per_video(class_id: int | Sequence[int] | None, videos: int) -> list[int | 
     if class_id is None or isinstance(class_id, int):
         return [class_id] * videos
     if len(class_id) != videos:
-        raise ConfigError(explain("class_id", got=f"{len(class_id)} ids", expected=f"{videos}, one per video", fix="Give one id for all."))
+        raise ConfigError(
+            explain(
+                "class_id",
+                got=f"{len(class_id)} ids",
+                expected=f"{videos}, one per video",
+                fix="Give one id for all.",
+            )
+        )
     return list(class_id)

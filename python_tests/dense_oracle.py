@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plain algorithms that the engine must equal: no pages, no cache, no compaction, no kernels of ours.
 
-`DenseTransformer` is written from the published equations on torch's own SDPA, with an explicit mask and any dtype (the
-tests use float64). The samplers feed every frame that the named algorithm feeds, at every tick.
+`DenseTransformer` is written from the published equations on torch's own SDPA, with an explicit mask and any
+dtype (the tests use float64). The samplers feed every frame that the named algorithm feeds, at every tick.
 """
 
 from __future__ import annotations
@@ -39,11 +39,15 @@ def generated_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Ten
 
 def randomise(model: torch.nn.Module) -> None:
     """Generated weights for every parameter, so that nothing stays at its zero initialisation."""
-    model.load_state_dict(generated_weights({name: tuple(p.shape) for name, p in model.named_parameters()}), strict=False)
+    model.load_state_dict(
+        generated_weights({name: tuple(p.shape) for name, p in model.named_parameters()}), strict=False
+    )
 
 
 class DenseTransformer:
-    """All tokens of one sequence at once: x [F, L, C], t [F], context [Ctx, dim], visible bool [Ctx+F*L, Ctx+F*L]."""
+    """All tokens of one sequence at once: x [F, L, C], t [F], context [Ctx, dim], visible bool [Ctx+F*L,
+    Ctx+F*L].
+    """
 
     def __init__(self, model: torch.nn.Module, dtype: torch.dtype = torch.float64) -> None:
         self.c = model.config
@@ -54,7 +58,12 @@ class DenseTransformer:
         return F.linear(x, self.w[name + ".weight"], self.w[name + ".bias"])
 
     def __call__(
-        self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, visible: torch.Tensor, first_frame: int = 0
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        context: torch.Tensor,
+        visible: torch.Tensor,
+        first_frame: int = 0,
     ) -> torch.Tensor:
         c, frames = self.c, x.shape[0]
         x, context = x.to(self.dtype), context.to(self.dtype)
@@ -93,11 +102,18 @@ class DenseTransformer:
         hidden = F.gelu(self.linear(f"blocks.{n}.mlp.fc1", u), approximate="tanh")
         return self.linear(f"blocks.{n}.mlp.fc2", hidden)
 
-    def attention(self, n: int, u: torch.Tensor, position: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    def attention(
+        self, n: int, u: torch.Tensor, position: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
         c, tokens = self.c, u.shape[0]
-        q, k, v = self.linear(f"blocks.{n}.attn.qkv", u).reshape(tokens, 3, c.heads, c.head_dim).permute(1, 2, 0, 3)
+        q, k, v = (
+            self.linear(f"blocks.{n}.attn.qkv", u).reshape(tokens, 3, c.heads, c.head_dim).permute(1, 2, 0, 3)
+        )
         if c.positions == "rope":
-            q, k = (self.rotate(self.head_norm(n, name, y), position) for name, y in (("q_norm", q), ("k_norm", k)))
+            q, k = (
+                self.rotate(self.head_norm(n, name, y), position)
+                for name, y in (("q_norm", q), ("k_norm", k))
+            )
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         return self.linear(f"blocks.{n}.attn.proj", o.transpose(0, 1).reshape(tokens, c.width))
 
@@ -125,13 +141,26 @@ def visibility(config, frames: int, sees: Callable[[int, int], bool]) -> torch.T
 
 
 def plain_ticks(
-    model, solver, noise: torch.Tensor, contexts: list[torch.Tensor], weights: list[float], lag: int, *, window=None, banded=None, sink=0, prefix=None
+    model,
+    solver,
+    noise: torch.Tensor,
+    contexts: list[torch.Tensor],
+    weights: list[float],
+    lag: int,
+    *,
+    window=None,
+    banded=None,
+    sink=0,
+    prefix=None,
 ):
     """Yield x [F, L, C] (float64) after every tick.
 
-    window: the official sliding window of that many frames (RecomputedWindow), positions counted from its start.
-    banded: one pass over all frames, frame f seeing the first `sink` ones and the last `banded` ones (Window).
-    Neither: one pass over all frames (Full). Waiting frames are fed at the waiting timestep, finished ones at CLEAN.
+    window: the official sliding window of that many frames (RecomputedWindow), positions counted from its
+        start.
+    banded: one pass over all frames, frame f seeing the first `sink` ones and the last `banded` ones
+        (Window).
+    Neither: one pass over all frames (Full). Waiting frames are fed at the waiting timestep, finished ones at
+        CLEAN.
     """
     dense, config = DenseTransformer(model), model.config
     prefix_frames = 0 if prefix is None else prefix.shape[0]

@@ -1,23 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transformer against the official numbers and against a dense float64 network written from the equations."""
+"""The transformer against the official numbers and against a dense float64 network written from the
+equations.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from dense_oracle import DenseTransformer, generated_weights, golden, randomise, visibility
+from dense_oracle import DenseTransformer, golden, randomise, visibility
 
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 from ardiff_engine.models.ar_diffusion import TimestepEmbedder, sincos_positions
 
 MERGES = ("share_norm", "separate_norm", "sharenorm_shift_first_t", "reproduce")
-MASKS = {"None": "none", "temporal_causal": "temporal_causal", "video_temporal_causal": "video_temporal_causal"}
+MASKS = {
+    "None": "none",
+    "temporal_causal": "temporal_causal",
+    "video_temporal_causal": "video_temporal_causal",
+}
 
 
-def tiny(merge: str = "share_norm", mask: str = "video_temporal_causal", positions: str = "absolute", **sizes) -> ARDiffusionTransformer:
-    options = {"num_frames": 4, "tokens_per_frame": 3, "width": 32, "depth": 3, "heads": 4, "context_tokens": 5, "context_dim": 12}
-    model = ARDiffusionTransformer(ARDiffusionConfig(mask=mask, merge=merge, positions=positions, **(options | sizes)))
+def tiny(
+    merge: str = "share_norm", mask: str = "video_temporal_causal", positions: str = "absolute", **sizes
+) -> ARDiffusionTransformer:
+    options = {
+        "num_frames": 4,
+        "tokens_per_frame": 3,
+        "width": 32,
+        "depth": 3,
+        "heads": 4,
+        "context_tokens": 5,
+        "context_dim": 12,
+    }
+    model = ARDiffusionTransformer(
+        ARDiffusionConfig(mask=mask, merge=merge, positions=positions, **(options | sizes))
+    )
     randomise(model)
     return model.eval()
 
@@ -48,7 +66,9 @@ def test_embeddings_are_the_official_ones():
     model = tiny()
     torch.testing.assert_close(model.pos_embed, data["pos_embed"], rtol=0, atol=1e-6)
     t = data["t"].reshape(-1)
-    torch.testing.assert_close(TimestepEmbedder.frequencies(t), data["t_freq_embedding"].reshape(-1, 256), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        TimestepEmbedder.frequencies(t), data["t_freq_embedding"].reshape(-1, 256), rtol=0, atol=2e-5
+    )
     torch.testing.assert_close(model.t_embedder(t), data["t_embedding"].reshape(-1, 32), rtol=1e-5, atol=1e-5)
     full = golden("pos_embed_full.npz")
     table = sincos_positions(512, 1152)
@@ -58,13 +78,17 @@ def test_embeddings_are_the_official_ones():
 
 @pytest.mark.parametrize("mask", ["temporal_causal", "video_temporal_causal"])
 def test_leak_of_the_last_frame(mask):
-    """With the released mask the last frame reaches frame 0 through the context; with temporal_causal it must not."""
+    """With the released mask the last frame reaches frame 0 through the context; with temporal_causal it must
+    not.
+    """
     data = golden("stage2_tiny.npz")
     model = tiny(mask=mask)
     changed = data["x"].clone()
     changed[:, -1] += 1
     with torch.no_grad():
-        moved = model.forward_clip(changed, data["t"], data["context"]) - model.forward_clip(data["x"], data["t"], data["context"])
+        moved = model.forward_clip(changed, data["t"], data["context"]) - model.forward_clip(
+            data["x"], data["t"], data["context"]
+        )
     if mask == "temporal_causal":
         assert float(moved[:, :-1].abs().max()) == 0
     else:
@@ -73,7 +97,10 @@ def test_leak_of_the_last_frame(mask):
 
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("mask", list(MASKS.values()))
-@pytest.mark.parametrize("sizes", [{"tokens_per_frame": 7, "context_tokens": 9, "heads": 2}, {"tokens_per_frame": 16, "context_tokens": 1}])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"tokens_per_frame": 7, "context_tokens": 9, "heads": 2}, {"tokens_per_frame": 16, "context_tokens": 1}],
+)
 def test_against_dense_float64(merge, mask, sizes):
     model = tiny(merge, mask, "rope", num_frames=6, **sizes)
     config = model.config
@@ -90,7 +117,9 @@ def test_against_dense_float64(merge, mask, sizes):
 
 
 def test_gradients_match_dense_autograd():
-    """Every parameter's gradient, context included, against autograd through the same network in float64 SDPA."""
+    """Every parameter's gradient, context included, against autograd through the same network in float64
+    SDPA.
+    """
     model = tiny("separate_norm", "temporal_causal", "rope")
     config = model.config
     torch.manual_seed(1)
@@ -132,7 +161,16 @@ def test_contexts_of_classes():
 
 @pytest.mark.parametrize(
     "change",
-    [{"width": 30}, {"mask": "causal"}, {"positions": "sin"}, {"merge": "x"}, {"depth": 0}, {"null_class": 2}, {"num_classes": 0}, {"mlp_ratio": 0.0}],
+    [
+        {"width": 30},
+        {"mask": "causal"},
+        {"positions": "sin"},
+        {"merge": "x"},
+        {"depth": 0},
+        {"null_class": 2},
+        {"num_classes": 0},
+        {"mlp_ratio": 0.0},
+    ],
 )
 def test_bad_configurations(change):
     with pytest.raises(ConfigError):
@@ -149,12 +187,19 @@ def test_unknown_key_names_the_nearest():
 def test_bad_clips():
     model = tiny()
     x, t, context = torch.zeros(1, 4, 3, 4), torch.zeros(1, 4), torch.zeros(1, 5, 12)
-    for bad in ((x[0], t, context), (x, t[:, :2], context), (x, t, context[:, :4]), (x.repeat(1, 2, 1, 1), t.repeat(1, 2), context)):
+    for bad in (
+        (x[0], t, context),
+        (x, t[:, :2], context),
+        (x, t, context[:, :4]),
+        (x.repeat(1, 2, 1, 1), t.repeat(1, 2), context),
+    ):
         with pytest.raises(TensorError):
             model.forward_clip(*bad)
 
 
 def test_default_size_is_the_published_one():
     with torch.device("meta"):
-        model = ARDiffusionTransformer(ARDiffusionConfig(positions="absolute", mask="video_temporal_causal", merge="share_norm"))
+        model = ARDiffusionTransformer(
+            ARDiffusionConfig(positions="absolute", mask="video_temporal_causal", merge="share_norm")
+        )
     assert sum(p.numel() for n, p in model.named_parameters() if n != "context_embedding") == 671_864_836

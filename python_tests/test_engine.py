@@ -38,7 +38,14 @@ def sampled(model, data, key: str) -> tuple[torch.Tensor, torch.Tensor]:
     engine = engine_for(model, steps=steps, memory=Full())
     streams = [
         engine.submit(
-            Request(4, lag, data["context"][i], data["uc_context"][i], float(guidance), latents=data["xT_total4"][i])
+            Request(
+                4,
+                lag,
+                data["context"][i],
+                data["uc_context"][i],
+                float(guidance),
+                latents=data["xT_total4"][i],
+            )
         )
         for i in range(2)
     ]
@@ -65,7 +72,13 @@ def test_streams_of_many_kinds_share_one_batch():
         Request(num_frames=5, lag=1, seed=1),
         Request(num_frames=3, lag=0, seed=2, guidance_scale=2.0),
         Request(num_frames=7, lag=4, seed=3, condition=torch.ones(5, 12)),
-        Request(num_frames=6, lag=2, seed=3, noise_stream=1, prefix=torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))),
+        Request(
+            num_frames=6,
+            lag=2,
+            seed=3,
+            noise_stream=1,
+            prefix=torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)),
+        ),
     ]
     alone = [engine_for().submit(request).result() for request in requests]
     engine = engine_for()
@@ -80,7 +93,9 @@ def test_streams_of_many_kinds_share_one_batch():
 
 
 def test_same_seed_twice_is_bitwise_equal():
-    first, second = (engine_for(eta=0.7).submit(Request(num_frames=6, lag=2, seed=5)).result() for _ in range(2))
+    first, second = (
+        engine_for(eta=0.7).submit(Request(num_frames=6, lag=2, seed=5)).result() for _ in range(2)
+    )
     assert torch.equal(first, second)
     other = engine_for(eta=0.7).submit(Request(num_frames=6, lag=2, seed=6)).result()
     assert not torch.allclose(first, other)
@@ -111,7 +126,9 @@ def test_endless_stream_uses_a_bounded_number_of_pages():
 
 
 def test_endless_equals_finite():
-    """But for the last frame: in the endless video later frames start beside it, and the window slides away under it."""
+    """But for the last frame: in the endless video later frames start beside it, and the window slides away
+    under it.
+    """
     finite = engine_for().submit(Request(num_frames=12, lag=2, seed=9)).result()
     endless = []
     for frame in engine_for().submit(Request(num_frames=None, lag=2, seed=9)):
@@ -145,14 +162,22 @@ def test_async_iteration_of_two_streams():
 
 def test_cancel_returns_the_pages_at_once():
     engine = engine_for()
-    stream, other = engine.submit(Request(num_frames=8, lag=2)), engine.submit(Request(num_frames=8, lag=2, seed=1))
+    stream, other = (
+        engine.submit(Request(num_frames=8, lag=2)),
+        engine.submit(Request(num_frames=8, lag=2, seed=1)),
+    )
     engine.step()
     stream.cancel()
     stream.cancel()
     assert stream.done and engine.stats().streams_running == 1
     with pytest.raises(StreamClosedError):
         stream.result()
-    torch.testing.assert_close(other.result(), engine_for().submit(Request(num_frames=8, lag=2, seed=1)).result(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        other.result(),
+        engine_for().submit(Request(num_frames=8, lag=2, seed=1)).result(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     assert engine.stats().pages_held == 0
 
 
@@ -175,7 +200,10 @@ def test_an_exception_in_a_callback_fails_its_stream_only():
             raise RuntimeError("boom")
 
     engine = engine_for()
-    bad, good = engine.submit(Request(num_frames=5, lag=2, on_step=explode)), engine.submit(Request(num_frames=5, lag=2))
+    bad, good = (
+        engine.submit(Request(num_frames=5, lag=2, on_step=explode)),
+        engine.submit(Request(num_frames=5, lag=2)),
+    )
     assert good.result().shape == (5, 3, 4)
     with pytest.raises(ArdiffError, match="boom"):
         bad.result()
@@ -220,9 +248,13 @@ def test_bad_requests(request_options, error):
 
 def test_policies_that_do_not_fit_the_model():
     with pytest.raises(ConfigError, match="RoPE"):
-        engine_for(tiny("share_norm", "temporal_causal", "absolute"), memory=Window(4)).submit(Request(num_frames=3, lag=2))
+        engine_for(tiny("share_norm", "temporal_causal", "absolute"), memory=Window(4)).submit(
+            Request(num_frames=3, lag=2)
+        )
     with pytest.raises(ConfigError, match="RecomputedWindow"):
-        engine_for(tiny("share_norm", "video_temporal_causal", "rope"), memory=Window(4)).submit(Request(num_frames=3, lag=2))
+        engine_for(tiny("share_norm", "video_temporal_causal", "rope"), memory=Window(4)).submit(
+            Request(num_frames=3, lag=2)
+        )
     with pytest.raises(ConfigError, match="absolute"):
         engine_for(tiny(), memory=RecomputedWindow(5)).submit(Request(num_frames=3, lag=2))
     with pytest.raises(PlanError, match="Full"):
@@ -231,7 +263,11 @@ def test_policies_that_do_not_fit_the_model():
 
 def test_a_generator_replaces_the_seeded_noise():
     def run(seed: int) -> torch.Tensor:
-        return engine_for().submit(Request(num_frames=5, lag=2, generator=torch.Generator().manual_seed(seed))).result()
+        return (
+            engine_for()
+            .submit(Request(num_frames=5, lag=2, generator=torch.Generator().manual_seed(seed)))
+            .result()
+        )
 
     assert torch.equal(run(1), run(1))
     assert not torch.allclose(run(1), run(2))

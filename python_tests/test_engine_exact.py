@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paged == dense == full recompute, at every tick: the engine against the plain algorithm that each policy names."""
+"""Paged == dense == full recompute, at every tick: the engine against the plain algorithm that each policy
+names.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ def compare(model, policy, *, frames, steps, lag, guidance=1.0, prefix_frames=0,
     result = engine.submit(request).result()
     contexts, weights = [condition.double()], [1.0]
     if guidance != 1:
-        contexts, weights = [condition.double(), torch.zeros_like(condition).double()], [guidance, 1 - guidance]
+        contexts, weights = (
+            [condition.double(), torch.zeros_like(condition).double()],
+            [guidance, 1 - guidance],
+        )
     with torch.no_grad():
         expected = list(plain_ticks(model, solver, noise, contexts, weights, lag, prefix=prefix, **plain))
     seen = seen[len(seen) - len(expected) :]
@@ -79,7 +84,9 @@ def test_recomputed_window(merge, positions, lag, frames, guidance):
     if frames > 4 and lag == 0:
         lag = 2
     model = tiny(merge, "temporal_causal", positions)
-    compare(model, RecomputedWindow(4), frames=frames, steps=4, lag=lag, guidance=guidance, plain={"window": 4})
+    compare(
+        model, RecomputedWindow(4), frames=frames, steps=4, lag=lag, guidance=guidance, plain={"window": 4}
+    )
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
@@ -91,7 +98,15 @@ def test_rolling_window(merge, lag, frames, sink, guidance):
     if frames > 4 and lag == 0:
         lag = 2
     model = tiny(merge, "temporal_causal", "rope")
-    compare(model, Window(4, sink=sink), frames=frames, steps=4, lag=lag, guidance=guidance, plain={"banded": 4, "sink": sink})
+    compare(
+        model,
+        Window(4, sink=sink),
+        frames=frames,
+        steps=4,
+        lag=lag,
+        guidance=guidance,
+        plain={"banded": 4, "sink": sink},
+    )
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3, 4])
@@ -122,12 +137,16 @@ def test_window_of_one_frame():
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 33])
 def test_frames_that_do_not_fill_their_pages(tokens):
-    model = tiny("separate_norm", "temporal_causal", "rope", tokens_per_frame=tokens, context_tokens=tokens + 1)
+    model = tiny(
+        "separate_norm", "temporal_causal", "rope", tokens_per_frame=tokens, context_tokens=tokens + 1
+    )
     compare(model, RecomputedWindow(3), frames=5, steps=3, lag=1, plain={"window": 3})
 
 
 def test_compaction_feeds_only_cells_that_change_something():
-    """16 frames, 50 steps, lag 5: 800 updates and 15 commits, where the official sampler feeds 2000 cells (design 4.1)."""
+    """16 frames, 50 steps, lag 5: 800 updates and 15 commits, where the official sampler feeds 2000 cells
+    (design 4.1).
+    """
     model = tiny("separate_norm", "temporal_causal", "rope", num_frames=16)
     engine = Engine(model, solver=solvers.DDIM(SCHEDULE, num_inference_steps=50), memory=Full(), max_pages=40)
     engine.submit(Request(num_frames=16, lag=5)).result()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""frame_attention against float64 softmax attention, on every instruction set, with poisoned memory everywhere.
+"""frame_attention against float64 softmax attention: every instruction set, poisoned memory everywhere.
 
 Limits: relative L2 1e-5 in float32 (about 4e-7 is typical), 1e-12 in float64.
 """
@@ -50,6 +50,10 @@ class Case:
     def table(self) -> FrameTable:
         return FrameTable.build(self.tokens, self.pages, self.valid, self.seen, self.bias)
 
+    def entries(self) -> list[tuple[int, int]]:
+        lists = zip(self.pages, self.valid, strict=True)
+        return [entry for pages, valid in lists for entry in zip(pages, valid, strict=True)]
+
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q and pools; whatever no list names is NaN."""
         random = torch.Generator().manual_seed(self.seed)
@@ -57,7 +61,7 @@ class Case:
         k = torch.full((self.pool, self.kv_heads, self.rows, self.dim), NAN)
         v = k.clone()
         for page in sorted({p for row in self.pages for p in row}):
-            n = max(n for ps, ns in zip(self.pages, self.valid, strict=True) for p, n in zip(ps, ns, strict=True) if p == page)
+            n = max(n for p, n in self.entries() if p == page)
             k[page, :, :n] = torch.randn(self.kv_heads, n, self.dim, generator=random)
             v[page, :, :n] = torch.randn(self.kv_heads, n, self.dim, generator=random)
         return q, k, v
@@ -76,7 +80,9 @@ class Case:
                 listed = list(zip(self.pages[g], self.valid[g], strict=True))[:seen]
                 keys = [k[p, :, :n] for p, n in listed if n] or [k[0, :, :0]]
                 values = [v[p, :, :n] for p, n in listed if n] or [v[0, :, :0]]
-                bias = [b for (_, n), b in zip(listed, self.bias[g], strict=False) for _ in range(n)] if self.bias else None
+                bias: list[float] = []
+                for (_, n), b in zip(listed, self.bias[g] if self.bias else (), strict=False):
+                    bias += [b] * n
                 key = torch.cat(keys, 1).repeat_interleave(share, 0)
                 value = torch.cat(values, 1).repeat_interleave(share, 0)
                 logits = scale * torch.einsum("thd,hnd->htn", queries, key)
@@ -89,7 +95,8 @@ class Case:
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     assert torch.isfinite(got).all()
-    return float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
+    got, want = got.detach().double(), want.detach().double()
+    return float((got - want).norm() / want.norm().clamp_min(1e-30))
 
 
 RAGGED = Case(
@@ -122,7 +129,9 @@ def test_forward_and_backward_match_float64(name: str, isa: str) -> None:
     assert float((lse - want_lse).detach().abs().max()) <= 1e-5
     grad_o, grad_lse = torch.randn_like(o), torch.randn_like(lse)
     got = torch.autograd.grad((o, lse), (q, k, v), (grad_o, grad_lse))
-    want = torch.autograd.grad((want_o, want_lse), (want_q, want_k, want_v), (grad_o.double(), grad_lse.double()))
+    want = torch.autograd.grad(
+        (want_o, want_lse), (want_q, want_k, want_v), (grad_o.double(), grad_lse.double())
+    )
     for one, other in zip(got, want, strict=True):
         assert relative(one, other) <= 1e-5
 
@@ -281,8 +290,8 @@ def test_other_dtypes_run_on_the_reference(dtype: torch.dtype) -> None:
 
 
 def _float64_case() -> tuple[tuple[torch.Tensor, ...], FrameTable]:
-    case = Case([[2, 1], [2]], [[1, 0], [1]], [[3, 2], [2]], [[1, 2], [1]], [[0.5, 0.0], [0.0]], heads=2, kv_heads=1,
-                dim=3, rows=3, pool=3)  # fmt: skip
+    case = Case([[2, 1], [2]], [[1, 0], [1]], [[3, 2], [2]], [[1, 2], [1]], [[0.5, 0.0], [0.0]])
+    case = replace(case, heads=2, kv_heads=1, dim=3, rows=3, pool=3)
     return tuple(x.double().nan_to_num().requires_grad_() for x in case.tensors()), case.table()
 
 
@@ -295,7 +304,15 @@ def test_gradcheck_in_float64() -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     inputs, table = _float64_case()
     q, k, v = (x.detach().to(dtype).requires_grad_() for x in inputs)
-    lists = (table.frame_ptr, table.group_ptr, table.page_ptr, table.pages, table.valid, table.seen, table.bias)
+    lists = (
+        table.frame_ptr,
+        table.group_ptr,
+        table.page_ptr,
+        table.pages,
+        table.valid,
+        table.seen,
+        table.bias,
+    )
     torch.library.opcheck(torch.ops.ardiff.frame_attention.default, (q, k, v, *lists, 0.5))
     o, lse = (x.detach() for x in torch.ops.ardiff.frame_attention(q, k, v, *lists, 0.5))
     q, k, v = (x.detach() for x in (q, k, v))
@@ -310,13 +327,30 @@ def test_scale_and_dlpack_arrays() -> None:
     assert relative(got, RAGGED.oracle(q, k, v, scale=0.1)[0]) <= 1e-5
 
 
+def test_the_default_dtype_does_not_matter() -> None:
+    q, k, v = RAGGED.tensors()
+    want = frame_attention(q, k, v, RAGGED.table())
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(want, frame_attention(q, k, v, RAGGED.table()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_misfits_are_typed_errors() -> None:
     q, k, v = RAGGED.tensors()
     table = RAGGED.table()
     for bad in (
-        (q[:-1], k, v), (q[..., :8], k, v), (q, k[..., :8], v), (q, k, v[:3]), (q.double(), k, v), (q.int(), k.int(), v.int()),
-        (q[:, :3], k[:, :2], v[:, :2]), (q.to("meta"), k.to("meta"), v.to("meta")), ("q", k, v),
-    ):  # fmt: skip
+        (q[:-1], k, v),
+        (q[..., :8], k, v),
+        (q, k[..., :8], v),
+        (q, k, v[:3]),
+        (q.double(), k, v),
+        (q.int(), k.int(), v.int()),
+        (q[:, :3], k[:, :2], v[:, :2]),
+        (q.to("meta"), k.to("meta"), v.to("meta")),
+        ("q", k, v),
+    ):
         with pytest.raises(TensorError):
             frame_attention(*bad, table)  # type: ignore[arg-type]
     with pytest.raises(PageTableError, match="page id"):

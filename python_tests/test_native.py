@@ -24,9 +24,9 @@ def module() -> ModuleType:
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
-    )
+    command = [sys.executable, "-c", code]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
 
 
 def test_native_and_why_not_exclude_each_other(module: ModuleType) -> None:
@@ -77,8 +77,10 @@ def test_threads_follow_torch_in_every_thread(module: ModuleType) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_one_openmp_runtime_and_one_thread_pool() -> None:
-    """Two pools would fight for the cores. Both libraries run in parallel here; the pool must not grow by the second."""
-    code = LOAD + """
+    """Two pools would fight for the cores: the second library to run in parallel must not start threads."""
+    code = (
+        LOAD
+        + """
 import os, torch
 from ardiff_engine.ops.frame_attention import frame_attention
 from ardiff_engine.ops.frame_table import FrameTable
@@ -88,9 +90,11 @@ a.add(a)
 after_torch = len(os.listdir('/proc/self/task'))
 q, k = torch.randn(64, 4, 16), torch.randn(2, 4, 32, 16)
 frame_attention(q, k, k, FrameTable.build([64], [[0, 1]], [[32, 32]]))
-maps = open('/proc/self/maps').read()
-print(after_torch, len(os.listdir('/proc/self/task')), len({l.split()[-1] for l in maps.splitlines() if 'omp' in l.split()[-1]}))
+files = {line.split()[-1] for line in open('/proc/self/maps')}
+runtimes = [f for f in files if 'libgomp' in f or 'libiomp' in f or 'libomp' in f]
+print(after_torch, len(os.listdir('/proc/self/task')), len(runtimes))
 """
+    )
     result = run(code)
     assert result.returncode == 0, result.stderr
     after_torch, after_ours, runtimes = map(int, result.stdout.split())

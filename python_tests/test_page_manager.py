@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PageTableError
 from ardiff_engine.memory import PageManager, choose_page_rows
 
-CALLS = st.lists(st.tuples(st.sampled_from(["lease", "take", "give", "close"]), st.integers(0, 5), st.integers(0, 9)), max_size=60)
+CALLS = st.lists(
+    st.tuples(st.sampled_from(["lease", "take", "give", "close"]), st.integers(0, 5), st.integers(0, 9)),
+    max_size=60,
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -78,6 +81,9 @@ def test_wrong_returns_are_refused():
         manager.lease(-1)
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(32, 32), (16, 16), (1560, 112), (3600, 144), (1024, 128), (80, 80), (3, 16), (77, 80), (64, 64)])
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    [(32, 32), (16, 16), (1560, 112), (3600, 144), (1024, 128), (80, 80), (3, 16), (77, 80), (64, 64)],
+)
 def test_page_rows_with_the_least_padding(tokens, rows):
     assert choose_page_rows(tokens) == rows

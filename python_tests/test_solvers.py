@@ -109,11 +109,12 @@ def textbook_ddim(
     x: torch.Tensor,
     noise: torch.Tensor,
 ) -> list[torch.Tensor]:
-    """Song et al. 2021, equations 12 and 16, step by step; no tables, no shared code."""
+    """Song et al. 2021, equations 12 and 16, step by step; the next ᾱ is a float32, as officially."""
     times = [i * len(bars) // num_steps + 1 for i in range(num_steps)]
+    rounded = [float(np.float32(bar)) for bar in bars]
     states = []
     for k, i in enumerate(reversed(range(num_steps))):
-        bar, after = bars[times[i]], bars[times[i - 1]] if i else bars[0]
+        bar, after = bars[times[i]], rounded[times[i - 1]] if i else rounded[0]
         x0 = textbook_x0(x, network(x, times[i]), bar, prediction)
         if clamp is not None:
             x0 = torch.clamp(x0, -clamp, clamp)
@@ -173,7 +174,8 @@ def test_ddpm_over_all_timesteps_is_the_official_posterior() -> None:
 @pytest.mark.parametrize("num_steps", [1, 20, 50, 1000])
 def test_ddim_with_eta_one_is_ddpm(num_steps: int) -> None:
     ddim, ddpm = DDIM(SCHEDULE, num_steps, eta=1.0), DDPM(SCHEDULE, num_steps)
-    torch.testing.assert_close(ddim.coefficients, ddpm.coefficients, rtol=1e-9, atol=1e-12)
+    # DDIM's float32 ᾱ' moves 1 − ᾱ' by up to 2e-4 of itself.
+    torch.testing.assert_close(ddim.coefficients, ddpm.coefficients, rtol=3e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -190,21 +192,41 @@ def test_ddim_with_an_oracle_keeps_x0_and_noise_at_every_level(prediction: str, 
     states, clean = run(solver, oracle, start, torch.zeros(num_steps, 4, 6, dtype=torch.float64))
     for k in range(num_steps):
         bar = steps.alphas_next[k].item()
-        torch.testing.assert_close(
-            states[k], math.sqrt(bar) * x0 + math.sqrt(1 - bar) * eps, rtol=0, atol=1e-9
-        )
-        torch.testing.assert_close(clean[k], x0, rtol=0, atol=1e-9)
+        level = math.sqrt(bar) * x0 + math.sqrt(1 - bar) * eps
+        # The float32 ᾱ' moves the noise weight by up to 1e-6, once per level.
+        torch.testing.assert_close(states[k], level, rtol=0, atol=1e-5)
+        torch.testing.assert_close(clean[k], x0, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_one_ddim_step_with_an_oracle_is_exact(prediction: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x0, eps = torch.randn(2, 50, 6, dtype=torch.float64, generator=generator)
+    solver, steps = DDIM(SCHEDULE, 50, prediction=prediction), spaced_steps(SCHEDULE, 50)
+    x = SCHEDULE.add_noise(x0, eps, steps.timesteps)
+    out = SCHEDULE.target(x0, eps, steps.timesteps, prediction)
+    result = solver_step(x, out[None], torch.ones(1, 50, dtype=torch.float64), solver.coefficients)
+    bar = steps.alphas_next.float().double()[:, None]
+    torch.testing.assert_close(result.x0, x0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.x, bar.sqrt() * x0 + (1 - bar).sqrt() * eps, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", [DDIM(SCHEDULE, 20, 0.5), DDIM(SCHEDULE, 50, 1.0), DDPM(SCHEDULE, 35)])
 def test_stochastic_steps_keep_the_noise_level(solver: DDIM | DDPM) -> None:
-    """With a perfect x̂0, variance and mean of x after each step are those of the schedule at the next level."""
+    """With a perfect x̂0, x has the mean and the variance of the next level after each step."""
     steps = spaced_steps(SCHEDULE, solver.num_steps)
+    after = steps.alphas_next.float().double() if isinstance(solver, DDIM) else steps.alphas_next
     a, b, e = solver.coefficients[:, 2:5].unbind(1)
     mean = a * steps.alphas.sqrt() + b
     variance = a**2 * (1 - steps.alphas) + e**2
-    torch.testing.assert_close(mean, steps.alphas_next.sqrt(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(variance, 1 - steps.alphas_next, rtol=1e-10, atol=0)
+    torch.testing.assert_close(mean, after.sqrt(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(variance, 1 - after, rtol=1e-9, atol=0)
+
+
+def test_levels_closer_than_float32_can_tell_apart_give_no_nan() -> None:
+    schedule = NoiseSchedule.linear(1e-10, 1e-9, 1000)
+    for eta in (0.0, 1.0):
+        assert bool(torch.isfinite(DDIM(schedule, 500, eta).coefficients).all())
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

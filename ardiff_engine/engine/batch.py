@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pass over all running streams: their feeds, packed into the tensors that the model and the solver take.
 
-Token order: the contexts that are fed, then the frames, stream by stream and branch by branch. Frames whose views start
+Token order: the contexts that are fed, then the frames, stream by stream and branch by branch. Frames whose
+views start
 at the same frame form one group: each sees a prefix of the group's page list.
 """
 
@@ -26,8 +27,9 @@ from ardiff_engine.ops.frame_table import FrameTable
 class Batch:
     """cells: for the model. x [N, L, C]; condition [K, context_tokens, context_dim] or None.
 
-    The U updates: `updates` names stream and frame, `branch_cells` int64 [B, U] the cell of each guidance branch, `weights`
-    float32 [B, U] its share (0 where a stream has fewer branches), `levels` int64 [U], `keys` int64 [U, 5] of step noise.
+    The U updates: `updates` names stream and frame, `branch_cells` int64 [B, U] the cell of each guidance
+        branch, `weights` float32 [B, U] its share (0 where a stream has fewer branches), `levels` int64 [U],
+        `keys` int64 [U, 5] of step noise.
     """
 
     cells: CellBatch
@@ -59,7 +61,9 @@ class _Views:
 class Packer:
     """Packs feeds. Holds only what stays the same from pass to pass."""
 
-    def __init__(self, model: ARDiffusionTransformer, pool: PagePool, policy: MemoryPolicy, num_steps: int) -> None:
+    def __init__(
+        self, model: ARDiffusionTransformer, pool: PagePool, policy: MemoryPolicy, num_steps: int
+    ) -> None:
         self._model = model
         self._pool = pool
         self._policy = policy
@@ -115,7 +119,15 @@ class Packer:
                 if cell.updates:
                     updates.append((stream, cell.frame))
                     levels.append(cell.level)
-                    keys.append((stream.request.seed, stream.request.noise_stream, cell.frame, PURPOSE_STEP, cell.level))
+                    keys.append(
+                        (
+                            stream.request.seed,
+                            stream.request.noise_stream,
+                            cell.frame,
+                            PURPOSE_STEP,
+                            cell.level,
+                        )
+                    )
 
         slots = np.concatenate(
             [self._slots(context_pages, spec.context_tokens), self._slots(frame_pages, spec.tokens_per_frame)]
@@ -142,7 +154,9 @@ class Packer:
             x=torch.stack(latents),
             condition=torch.cat(conditions) if conditions else None,
             updates=updates,
-            branch_cells=torch.tensor(branch_cells, dtype=torch.int64, device=device).reshape(branches, count),
+            branch_cells=torch.tensor(branch_cells, dtype=torch.int64, device=device).reshape(
+                branches, count
+            ),
             weights=torch.tensor(weights, dtype=torch.float32, device=device).reshape(branches, count),
             levels=torch.tensor(levels, dtype=torch.int64, device=device),
             keys=torch.tensor(keys, dtype=torch.int64, device=device).reshape(count, 5),
@@ -156,7 +170,9 @@ class Packer:
         views.add([self._spec.context_tokens], pages, valid, [len(pages)])
 
     def _add_frame_views(self, views: _Views, stream: Stream, feed: Feed, branch: int) -> None:
-        """Groups of frames whose views start alike; `seen` counts pages, so that each frame ends at its own."""
+        """Groups of frames whose views start alike; `seen` counts pages, so that each frame ends at its
+        own.
+        """
         per_frame, context = len(self._frame_valid), stream.context_pages[branch]
         frames = [cell.frame for cell in feed.frames]
         begin = 0

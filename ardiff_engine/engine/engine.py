@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many streams, one model, one page pool: every `step()` runs one forward pass over the cells of all running streams."""
+"""Many streams, one model, one page pool: every `step()` runs one forward pass over the cells of all running
+streams.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: ARDiffusionTransformer, *, solver: Solver, memory: MemoryPolicy | None = None, max_pages: int = 1024
+        self,
+        model: ARDiffusionTransformer,
+        *,
+        solver: Solver,
+        memory: MemoryPolicy | None = None,
+        max_pages: int = 1024,
     ) -> None:
         self.model = model.eval()
         self.solver = solver
@@ -41,7 +48,9 @@ class Engine:
         self._packer = Packer(model, self.pool, self.memory, solver.num_steps)
         timesteps = [*solver.timesteps.tolist(), solver.waiting_timestep]
         with torch.no_grad():
-            self._modulation = model.modulation_table(torch.tensor(timesteps, dtype=torch.float32, device=self.device))
+            self._modulation = model.modulation_table(
+                torch.tensor(timesteps, dtype=torch.float32, device=self.device)
+            )
         self._coefficients = solver.coefficients.to(self.device, torch.float32)
         self._draws_noise = bool((solver.coefficients[:, 4] != 0).any())
         self._streams: list[Stream] = []
@@ -58,13 +67,19 @@ class Engine:
         weights = Guidance(request.guidance_scale).weights()
         conditions = [self._condition(request.condition, null=False)]
         if len(weights) > 1:
-            conditions.append(self._condition(request.negative_condition, null=request.negative_condition is None))
+            conditions.append(
+                self._condition(request.negative_condition, null=request.negative_condition is None)
+            )
         per_frame = self.pool.pages_for(spec.tokens_per_frame)
-        need = len(weights) * (self.pool.pages_for(spec.context_tokens) + self.memory.max_frames(plan) * per_frame)
+        need = len(weights) * (
+            self.pool.pages_for(spec.context_tokens) + self.memory.max_frames(plan) * per_frame
+        )
         with self.lock:
             lease = self.pool.manager.lease(need)
             feeder = Feeder(plan, self.memory, request.prefix_frames, spec.cacheable)
-            stream = Stream(self, request, plan, feeder, torch.stack(conditions), weights, lease, self.memory.sinks())
+            stream = Stream(
+                self, request, plan, feeder, torch.stack(conditions), weights, lease, self.memory.sinks()
+            )
             self._streams.append(stream)
         return stream
 
@@ -123,7 +138,8 @@ class Engine:
             exact=True,
         )
 
-    # -------------------------------------------------------------------------------------------------- private
+    # --------------------------------------------------------------------------------------------------
+    # private
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> dict[Stream, ArdiffError]:
@@ -145,7 +161,9 @@ class Engine:
         ).x
         finite = torch.isfinite(new).all(dim=1).tolist()
         broken: dict[Stream, ArdiffError] = {}
-        for (stream, frame), ok, latent in zip(batch.updates, finite, new.unflatten(1, batch.x.shape[1:]).unbind(0), strict=True):
+        for (stream, frame), ok, latent in zip(
+            batch.updates, finite, new.unflatten(1, batch.x.shape[1:]).unbind(0), strict=True
+        ):
             stream.latents[frame] = latent
             if not ok:
                 broken[stream] = NumericalError(
@@ -178,7 +196,12 @@ class Engine:
         expected = (spec.context_tokens, spec.context_dim)
         if tuple(condition.shape) != expected or not bool(torch.isfinite(condition).all()):
             raise TensorError(
-                explain("condition", got=tuple(condition.shape), expected=f"finite {expected}", fix="Give [context_tokens, context_dim], a class id or None.")
+                explain(
+                    "condition",
+                    got=tuple(condition.shape),
+                    expected=f"finite {expected}",
+                    fix="Give [context_tokens, context_dim], a class id or None.",
+                )
             )
         return condition.detach().to(self.device, self._dtype)
 

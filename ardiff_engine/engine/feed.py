@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which cells a stream feeds next: its plan, its memory policy and the model's mask, brought together.
 
-Pure Python. The plan says which frames change; the policy says whose keys and values are stale; the mask says whether
-frames that change nothing must be fed all the same (design 4.3).
+Pure Python. The plan says which frames change; the policy says whose keys and values are stale; the mask says
+whether frames that change nothing must be fed all the same (design 4.3).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class FedFrame:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """One pass of one stream: frames in ascending order, the window they stand in, and whether the context is fed."""
+    """One pass of one stream: frames in ascending order, the window they stand in, and whether the context is
+    fed.
+    """
 
     frames: tuple[FedFrame, ...]
     newest: int
@@ -36,7 +38,17 @@ class Feed:
 class Feeder:
     """Walks through the passes of one stream: `next()` says what to feed, `advance()` that it was done."""
 
-    __slots__ = ("_cacheable", "_context_done", "_last_origin", "_plan", "_policy", "_prefill", "_prefix", "levels", "tick")
+    __slots__ = (
+        "_cacheable",
+        "_context_done",
+        "_last_origin",
+        "_plan",
+        "_policy",
+        "_prefill",
+        "_prefix",
+        "levels",
+        "tick",
+    )
 
     def __init__(self, plan: Plan, policy: MemoryPolicy, prefix: int, cacheable: bool) -> None:
         self._plan = plan
@@ -59,18 +71,26 @@ class Feeder:
         tick = self._plan.tick(self.tick)
         newest = self._plan.newest(self.tick)
         origin = self._policy.origin(newest)
-        updates = {f: k for f, k, kind in zip(tick.frames, tick.levels, tick.kinds, strict=True) if kind is Kind.UPDATE}
+        updates = {
+            f: k
+            for f, k, kind in zip(tick.frames, tick.levels, tick.kinds, strict=True)
+            if kind is Kind.UPDATE
+        }
         if not self._cacheable:
             return self._everything(updates, newest, origin)
         finished = self._plan.num_steps
         # The plan commits given frames in its first tick; here the policy does it, in chunks or as a slide.
         commits = [
-            f for f, kind in zip(tick.frames, tick.kinds, strict=True) if kind is Kind.COMMIT and f >= self._prefix
+            f
+            for f, kind in zip(tick.frames, tick.kinds, strict=True)
+            if kind is Kind.COMMIT and f >= self._prefix
         ]
         if origin != self._last_origin:
             commits = list(range(origin, min(updates)))
         commits = [f for f in commits if self._seen_later(f, newest)]
-        fed = [FedFrame(f, finished, False) for f in commits] + [FedFrame(f, k, True) for f, k in updates.items()]
+        fed = [FedFrame(f, finished, False) for f in commits] + [
+            FedFrame(f, k, True) for f, k in updates.items()
+        ]
         fed.sort(key=lambda cell: cell.frame)
         held = self._policy.first_held(fed[0].frame, newest)
         return Feed(tuple(fed), newest, held, origin, feeds_context=not self._context_done)
@@ -108,7 +128,9 @@ class Feeder:
         cells = []
         for frame in range(origin, end):
             level = self.levels.get(frame, 0)
-            cells.append(FedFrame(frame, waiting if level == 0 and frame not in updates else level, frame in updates))
+            cells.append(
+                FedFrame(frame, waiting if level == 0 and frame not in updates else level, frame in updates)
+            )
         return Feed(tuple(cells), newest, origin, origin, feeds_context=True)
 
     def _seen_later(self, frame: int, newest: int) -> bool:

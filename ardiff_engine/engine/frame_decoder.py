@@ -12,8 +12,9 @@ from ardiff_engine.models.titok import TiTok
 class FrameDecoder:
     """Decodes the frames of one video in order.
 
-    A per-frame autoencoder decodes each frame alone. A temporal one works on chunks of `num_frames` frames and is causal,
-    so the frames of an unfinished chunk come out right when the rest is filled with copies of the last one.
+    A per-frame autoencoder decodes each frame alone. A temporal one works on chunks of `num_frames` frames
+    and is causal, so the frames of an unfinished chunk come out right when the rest is filled with copies of
+    the last one.
     """
 
     def __init__(self, vae: TiTok) -> None:
@@ -45,7 +46,9 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_images(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 [T, H, W, 3] -> [T, 3, size, size] in [0, 1]: shorter side resized (bicubic, antialiased), centre crop."""
+    """uint8 [T, H, W, 3] -> [T, 3, size, size] in [0, 1]: shorter side resized (bicubic, antialiased), centre
+    crop.
+    """
     images = frames.permute(0, 3, 1, 2).float() / 255
     height, width = images.shape[-2:]
     if (height, width) == (size, size):

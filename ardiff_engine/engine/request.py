@@ -23,18 +23,19 @@ class Request:
     """One video to generate.
 
     num_frames: frames in total, a given prefix included; None: endless.
-    lag: ticks by which each frame starts after the one before (AD scheduler): 0 = all together, the solver's number of
-        steps = one after the other.
-    condition, negative_condition: [context_tokens, context_dim], a class id, or None (the model's own context; the null
-        context). The negative one is only used when guidance_scale != 1.
+    lag: ticks by which each frame starts after the one before (AD scheduler): 0 = all together, the solver's
+        number of steps = one after the other.
+    condition, negative_condition: [context_tokens, context_dim], a class id, or None (the model's own
+        context; the null context). The negative one is only used when guidance_scale != 1.
     guidance_scale: g in  out = out_neg + g (out_cond - out_neg).
     seed, noise_stream: key of the counter-based noise; two videos of one seed differ by noise_stream.
     latents: starting noise [num_frames - prefix frames, tokens, channels] instead of the seeded one.
-    generator: torch.Generator that the starting noise is drawn from, frame by frame, instead of the seeded one.
+    generator: torch.Generator that the starting noise is drawn from, frame by frame, instead of the seeded
+        one.
     prefix: clean latents [P, tokens, channels] of given frames that the video continues.
     on_step: called with the stream after each of its ticks; an exception in it fails this stream only.
-    max_ahead: finished frames that may wait for the reader before the stream pauses; None: no limit for finite videos, 64
-        for endless ones.
+    max_ahead: finished frames that may wait for the reader before the stream pauses; None: no limit for
+        finite videos, 64 for endless ones.
     """
 
     num_frames: int | None = 16
@@ -86,18 +87,38 @@ class Request:
                 )
             _check_frames("latents", self.latents, self.num_frames - self.prefix_frames, cell)
         if self.max_ahead is not None and self.max_ahead < 1:
-            raise ConfigError(explain("Request.max_ahead", got=self.max_ahead, expected=">= 1 or None", fix="Use None."))
+            raise ConfigError(
+                explain("Request.max_ahead", got=self.max_ahead, expected=">= 1 or None", fix="Use None.")
+            )
         if not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**63):
-            raise ConfigError(explain("Request.seed", got=self.seed, expected="a 64-bit integer", fix="Use a smaller seed."))
+            raise ConfigError(
+                explain("Request.seed", got=self.seed, expected="a 64-bit integer", fix="Use a smaller seed.")
+            )
         if not (isinstance(self.noise_stream, int) and 0 <= self.noise_stream < 2**32):
-            raise ConfigError(explain("Request.noise_stream", got=self.noise_stream, expected="0..2^32-1", fix="Count videos from 0."))
+            raise ConfigError(
+                explain(
+                    "Request.noise_stream",
+                    got=self.noise_stream,
+                    expected="0..2^32-1",
+                    fix="Count videos from 0.",
+                )
+            )
 
 
 def _check_frames(name: str, value: torch.Tensor, frames: int | None, cell: tuple[int, int]) -> None:
     expected = (value.shape[0] if frames is None and value.ndim == 3 else frames, *cell)
     if value.ndim != 3 or tuple(value.shape) != expected or value.shape[0] < 1:
         raise TensorError(
-            explain(f"Request.{name}", got=tuple(value.shape), expected=f"[frames, {cell[0]}, {cell[1]}]" if frames is None else expected, fix="See models.to_tokens.")
+            explain(
+                f"Request.{name}",
+                got=tuple(value.shape),
+                expected=f"[frames, {cell[0]}, {cell[1]}]" if frames is None else expected,
+                fix="See models.to_tokens.",
+            )
         )
     if not bool(torch.isfinite(value).all()):
-        raise NumericalError(explain(f"Request.{name}", got="NaN or infinity", expected="finite numbers", fix="Check the input."))
+        raise NumericalError(
+            explain(
+                f"Request.{name}", got="NaN or infinity", expected="finite numbers", fix="Check the input."
+            )
+        )

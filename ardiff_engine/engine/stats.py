@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """exact: outputs equal the plain algorithm of the memory policy (design 4.3). Seconds are wall time inside `step`."""
+    """exact: outputs equal the plain algorithm of the memory policy (design 4.3). Seconds are wall time
+    inside `step`.
+    """
 
     streams_running: int
     streams_finished: int

@@ -38,12 +38,20 @@ class LatentFrame:
 class Stream:
     """Made by `Engine.submit`. Iterate it (also with `async for`) for frames in order, or take `result()`.
 
-    Leaving the loop, `cancel()`, and garbage collection give all pages back. Iterating drives the engine: every pass
-    serves all running streams.
+    Leaving the loop, `cancel()`, and garbage collection give all pages back. Iterating drives the engine:
+    every pass serves all running streams.
     """
 
     def __init__(
-        self, engine: Engine, request: Request, plan: Plan, feeder: Feeder, conditions: torch.Tensor, weights: tuple[float, ...], lease: Lease, sinks: int
+        self,
+        engine: Engine,
+        request: Request,
+        plan: Plan,
+        feeder: Feeder,
+        conditions: torch.Tensor,
+        weights: tuple[float, ...],
+        lease: Lease,
+        sinks: int,
     ) -> None:
         self.request = request
         self.plan = plan
@@ -69,7 +77,8 @@ class Stream:
             if self._kept is not None:
                 self._kept.extend(prefix.unbind(0))
 
-    # ------------------------------------------------------------------------------------------------ for users
+    # ------------------------------------------------------------------------------------------------ for
+    # users
 
     @property
     def done(self) -> bool:
@@ -102,7 +111,12 @@ class Stream:
         """Run to the end: clean latents [num_frames, tokens, channels], a given prefix included."""
         if self._kept is None:
             raise StreamClosedError(
-                explain("result() of an endless stream", got="num_frames=None", expected="a finite video", fix="Iterate the stream instead.")
+                explain(
+                    "result() of an endless stream",
+                    got="num_frames=None",
+                    expected="a finite video",
+                    fix="Iterate the stream instead.",
+                )
             )
         while not self.done:
             self._ready.clear()
@@ -128,7 +142,8 @@ class Stream:
         finally:
             self.cancel()
 
-    # ------------------------------------------------------------------------------------------- for the engine
+    # ------------------------------------------------------------------------------------------- for the
+    # engine
 
     @property
     def runnable(self) -> bool:
@@ -136,7 +151,9 @@ class Stream:
         return not self.done and (limit is None or len(self._ready) < limit)
 
     def prepare(self, feed: Feed, pool: PagePool, spec: ModelSpec) -> None:
-        """Give back the pages of frames that nobody sees any more; take pages and noise for frames that start."""
+        """Give back the pages of frames that nobody sees any more; take pages and noise for frames that
+        start.
+        """
         for pages in self.frame_pages:
             for frame in [f for f in pages if self._sinks <= f < feed.first_held]:
                 self.lease.give_back(pages.pop(frame))
@@ -185,7 +202,8 @@ class Stream:
         self.frame_pages, self.context_pages = [], []
         self.latents.clear()
 
-    # -------------------------------------------------------------------------------------------------- private
+    # --------------------------------------------------------------------------------------------------
+    # private
 
     def _initial_noise(self, frame: int, spec: ModelSpec) -> torch.Tensor:
         request, device = self.request, self._engine.device
@@ -209,4 +227,11 @@ class Stream:
         if self._error is not None:
             raise self._error
         if self._cancelled:
-            raise StreamClosedError(explain("a cancelled stream", got="a read", expected="none after cancel()", fix="Submit a new request."))
+            raise StreamClosedError(
+                explain(
+                    "a cancelled stream",
+                    got="a read",
+                    expected="none after cancel()",
+                    fix="Submit a new request.",
+                )
+            )

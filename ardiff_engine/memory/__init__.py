@@ -8,4 +8,13 @@ from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
 from ardiff_engine.memory.window import Window
 
-__all__ = ["Full", "Lease", "MemoryPolicy", "PageManager", "PagePool", "RecomputedWindow", "Window", "choose_page_rows"]
+__all__ = [
+    "Full",
+    "Lease",
+    "MemoryPolicy",
+    "PageManager",
+    "PagePool",
+    "RecomputedWindow",
+    "Window",
+    "choose_page_rows",
+]

@@ -35,4 +35,6 @@ class Full:
         return 0
 
     def prefill(self, prefix: int) -> list[range]:
-        return [range(start, min(start + PREFILL_FRAMES, prefix)) for start in range(0, prefix, PREFILL_FRAMES)]
+        return [
+            range(start, min(start + PREFILL_FRAMES, prefix)) for start in range(0, prefix, PREFILL_FRAMES)
+        ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who owns which page. Pure Python: no tensor in sight, so property tests can run it a million times.
 
-A stream takes a `Lease` when it is admitted: a promise of as many pages as it can ever need. Pages are then taken
-and given back within the lease, so a running stream never meets an empty pool. Invariants, at all times:
-free + held == total; a page belongs to at most one lease; the promises add up to at most total.
+A stream takes a `Lease` when it is admitted: a promise of as many pages as it can ever need. Pages are then
+taken and given back within the lease, so a running stream never meets an empty pool. Invariants, at all
+times: free + held == total; a page belongs to at most one lease; the promises add up to at most total.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class PageManager:
 
     def __init__(self, total: int) -> None:
         if total < 1:
-            raise ConfigError(explain("pages in the pool", got=total, expected=">= 1", fix="Raise max_pages."))
+            raise ConfigError(
+                explain("pages in the pool", got=total, expected=">= 1", fix="Raise max_pages.")
+            )
         self.total = total
         self._free: deque[int] = deque(range(total))
         self._promised = 0
@@ -41,13 +43,18 @@ class PageManager:
     def lease(self, most: int) -> Lease:
         """Promise `most` pages, or raise OutOfPagesError and change nothing."""
         if most < 0:
-            raise ConfigError(explain("pages of a lease", got=most, expected=">= 0", fix="Ask for what the stream can need."))
+            raise ConfigError(
+                explain(
+                    "pages of a lease", got=most, expected=">= 0", fix="Ask for what the stream can need."
+                )
+            )
         if most > self.unpromised:
             raise OutOfPagesError(
                 explain(
                     "the page pool is full",
                     got=f"a stream that can need {most} pages",
-                    expected=f"at most {self.unpromised} ({self.free} free now, {self.total} in total, the rest promised to running streams)",
+                    expected=f"at most {self.unpromised} ({self.free} free now, {self.total} in total, "
+                    "the rest promised to running streams)",
                     fix="Wait for a stream to finish, use a smaller window, or raise max_pages.",
                 )
             )
@@ -94,7 +101,12 @@ class Lease:
         manager = self._open()
         if len(set(pages)) != len(pages) or not self._held.issuperset(pages):
             raise PageTableError(
-                explain("pages to give back", got=pages, expected=f"distinct pages among {sorted(self._held)}", fix="Give back each page once.")
+                explain(
+                    "pages to give back",
+                    got=pages,
+                    expected=f"distinct pages among {sorted(self._held)}",
+                    fix="Give back each page once.",
+                )
             )
         self._held.difference_update(pages)
         manager._free.extend(pages)
@@ -110,5 +122,9 @@ class Lease:
 
     def _open(self) -> PageManager:
         if self._manager is None:
-            raise PageTableError(explain("a closed lease", got="a call", expected="none after close()", fix="Take a new lease."))
+            raise PageTableError(
+                explain(
+                    "a closed lease", got="a call", expected="none after close()", fix="Take a new lease."
+                )
+            )
         return self._manager

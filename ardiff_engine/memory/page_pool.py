@@ -31,7 +31,11 @@ class PagePool:
         manager = PageManager(pages)
         shape = (spec.layers, pages, spec.heads, choose_page_rows(spec.tokens_per_frame), spec.head_dim)
         # Zeroed, not empty: rows beyond a frame's tokens are multiplied by probability 0, and 0 * NaN is NaN.
-        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device), manager)
+        return cls(
+            torch.zeros(shape, dtype=dtype, device=device),
+            torch.zeros(shape, dtype=dtype, device=device),
+            manager,
+        )
 
     @property
     def page_rows(self) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a memory policy decides: which frames a frame sees, at which position, and which K/V go stale.
 
-A policy is a small immutable object that answers with integers. It owns no page and no tensor. All questions are
-asked for a tick whose youngest started frame is `newest`.
+A policy is a small immutable object that answers with integers. It owns no page and no tensor. All questions
+are asked for a tick whose youngest started frame is `newest`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class MemoryPolicy(Protocol):
         """The frame that stands at position 0. When it moves, all stored K/V are stale."""
 
     def prefill(self, prefix: int) -> list[range]:
-        """Chunks of given frames to commit, in order, before the first tick; none if the first tick does it."""
+        """Chunks of given frames to commit, in order, before the first tick; none if the first tick does
+        it.
+        """
 
 
 def require_rope(policy: str, spec: ModelSpec) -> None:
@@ -56,14 +58,16 @@ def require_cacheable(policy: str, spec: ModelSpec) -> None:
                 policy,
                 got=f"mask {spec.mask!r} with merge {spec.merge!r}",
                 expected="mask 'temporal_causal' with merge 'separate_norm' or 'share_norm'",
-                fix="There later frames change the K/V of earlier ones; use memory.RecomputedWindow, which stays exact.",
+                fix="There later frames change the K/V of earlier ones; memory.RecomputedWindow stays exact.",
             )
         )
 
 
 def require_size(policy: str, name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(explain(f"{policy} {name}", got=value, expected=f"an integer >= {least}", fix="Give frames."))
+        raise ConfigError(
+            explain(f"{policy} {name}", got=value, expected=f"an integer >= {least}", fix="Give frames.")
+        )
 
 
 def require_length(policy: str, plan: Plan, limit: int | None) -> None:

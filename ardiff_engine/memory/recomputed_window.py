@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The window of the official AR-Diffusion sampler (arXiv 2503.07418; its sliding window): a pass sees the last
-`size` frames and nothing else, at positions counted from the window's start.
+"""The window of the official AR-Diffusion sampler (arXiv 2503.07418; its sliding window): a pass sees the
+last `size` frames and nothing else, at positions counted from the window's start.
 
-A slide changes every position, so all K/V of the window are stale and its clean frames are committed again: once per
-slide, not once per tick. Plain algorithm: the dense model on the window's frames, at every tick.
+A slide changes every position, so all K/V of the window are stale and its clean frames are committed again:
+once per slide, not once per tick. Plain algorithm: the dense model on the window's frames, at every tick.
 """
 
 from __future__ import annotations

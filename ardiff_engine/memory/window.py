@@ -2,8 +2,8 @@
 """The rolling cache of LongLive (arXiv 2509.22622) and its relatives: K/V are computed once, when a frame is
 committed, and keep carrying what was visible then.
 
-Plain algorithm: one dense pass over all frames in which frame f sees the context, the first `sink` frames and frames
-f-size+1..f, at absolute positions. RoPE only.
+Plain algorithm: one dense pass over all frames in which frame f sees the context, the first `sink` frames and
+frames f-size+1..f, at absolute positions. RoPE only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Window:
         plan.check_window(self.size)
 
     def max_frames(self, plan: Plan) -> int:
-        # The oldest frame that a tick feeds may be one that only commits, one before the oldest unfinished one.
+        # The oldest frame that a tick feeds may be one that only commits, one before the oldest unfinished
+        # one.
         frames = self.sink + self.size - 1 + max(plan.max_live + 1, self.size)
         return frames if plan.num_frames is None else min(frames, plan.num_frames)
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AR-Diffusion transformer (CVPR 2025, arXiv 2503.07418): joint attention over context and video tokens, one
-diffusion timestep per frame. Parameter names are the official ones, so official weights load without renaming.
+"""The AR-Diffusion transformer (CVPR 2025, arXiv 2503.07418): joint attention over context and video tokens,
+one diffusion timestep per frame. Parameter names are the official ones, so official weights load without
+renaming.
 
-One network, two ways in: `forward_clip` for whole clips (training, and the plain algorithm that tests compare with)
-and `forward` for cells over a page pool (the engine). Both run the same blocks; they differ only in where keys and
-values live.
+One network, two ways in: `forward_clip` for whole clips (training, and the plain algorithm that tests compare
+with) and `forward` for cells over a page pool (the engine). Both run the same blocks; they differ only in
+where keys and values live.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import nn
@@ -31,7 +33,9 @@ Attend = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 def sincos_positions(count: int, width: int) -> torch.Tensor:
-    """Frozen table [count, width]: row p = [sin(p w_j), cos(p w_j)], w_j = 10000^(-j / (width/2)), in float64."""
+    """Frozen table [count, width]: row p = [sin(p w_j), cos(p w_j)], w_j = 10000^(-j / (width/2)), in
+    float64.
+    """
     omega = ROPE_BASE ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angle = torch.arange(count, dtype=torch.float64)[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -45,18 +49,21 @@ def rope_frequencies(head_dim: int) -> torch.Tensor:
 class TimestepEmbedder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * TIMESTEP_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * TIMESTEP_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
 
     @staticmethod
     def frequencies(t: torch.Tensor) -> torch.Tensor:
         """[M] -> [M, 256]: [cos(t f_i), sin(t f_i)], f_i = exp(-ln(10000) i / 128)."""
-        # In float32 and in this order, as the official code does: at t = 999 another rounding is off by 1e-4 radians.
+        # In float32 and in this order, as the official code does: at t = 999 another rounding is off by 1e-4
+        # radians.
         index = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=t.device)
         angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * index / TIMESTEP_FREQUENCIES)
         return torch.cat([angle.cos(), angle.sin()], dim=1)
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.frequencies(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(self.frequencies(t).to(next(self.mlp.parameters()).dtype))
 
 
 class Attention(nn.Module):
@@ -68,6 +75,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.q_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
         self.k_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
+
+    def qk_weights(self) -> tuple[torch.Tensor | None, ...]:
+        """(q weight, q bias, k weight, k bias) of the QK-norm; all None without it."""
+        if self.q_norm is None or self.k_norm is None:
+            return None, None, None, None
+        return self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias
 
 
 class Mlp(nn.Module):
@@ -106,11 +119,15 @@ class Block(nn.Module):
         self, h: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, frame_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.replaces_residual:
-            return ops.modulate(h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS, return_normed=True)
+            return ops.modulate(
+                h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS, return_normed=True
+            )
         return ops.modulate(h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS), h
 
     @staticmethod
-    def _add(h: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor) -> torch.Tensor:
+    def _add(
+        h: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor
+    ) -> torch.Tensor:
         if torch.is_grad_enabled():
             return ops.gate_residual(h, branch, gate, frame_ids)
         ops.gate_residual_(h, branch, gate, frame_ids)
@@ -118,7 +135,9 @@ class Block(nn.Module):
 
 
 class ARDiffusionTransformer(nn.Module):
-    """Predicts clean latents (or noise, or v: what it was trained for) from noisy frames, each at its own timestep."""
+    """Predicts clean latents (or noise, or v: what it was trained for) from noisy frames, each at its own
+    timestep.
+    """
 
     pos_embed: torch.Tensor
     frequencies: torch.Tensor
@@ -129,15 +148,19 @@ class ARDiffusionTransformer(nn.Module):
         self.x_embedder = nn.Linear(config.channels, config.width)
         self.t_embedder = TimestepEmbedder(config.width)
         self.c_embedder = nn.Linear(config.context_dim, config.width)
-        self.context_embedding = nn.Parameter(torch.empty(config.context_rows, config.context_tokens, config.context_dim))
+        self.context_embedding = nn.Parameter(
+            torch.empty(config.context_rows, config.context_tokens, config.context_dim)
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = nn.Sequential(
-            nn.LayerNorm(config.width, elementwise_affine=False, eps=LAYER_NORM_EPS), nn.Linear(config.width, config.channels)
+            nn.LayerNorm(config.width, elementwise_affine=False, eps=LAYER_NORM_EPS),
+            nn.Linear(config.width, config.channels),
         )
         if config.positions == "absolute":
             table = sincos_positions(config.num_frames * config.tokens_per_frame, config.width)
             self.register_buffer("pos_embed", table.float()[None])
-        # Not in the state dict, and rebuilt by _apply below: float64 even in a bf16 model, or positions lose digits.
+        # Not in the state dict, and rebuilt by _apply below: float64 even in a bf16 model, or positions lose
+        # digits.
         self.register_buffer("frequencies", rope_frequencies(config.head_dim), persistent=False)
         self._initialise()
 
@@ -146,32 +169,46 @@ class ARDiffusionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        for block in self.blocks:
-            nn.init.zeros_(block.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer[1].weight)
+        for name, parameter in self.named_parameters():
+            if name in ("t_embedder.mlp.0.weight", "t_embedder.mlp.2.weight"):
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("adaLN_modulation.1.weight") or name == "final_layer.1.weight":
+                nn.init.zeros_(parameter)
         nn.init.normal_(self.context_embedding, std=0.1)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ARDiffusionTransformer:
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> ARDiffusionTransformer:
         super()._apply(fn, recurse)
         if self.frequencies.dtype != torch.float64:
             self.frequencies = rope_frequencies(self.config.head_dim).to(self.frequencies.device)
         return self
 
     @property
+    def layers(self) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks]
+
+    @property
     def spec(self) -> ModelSpec:
         return self.config.spec
 
-    # ----------------------------------------------------------------------------------------------- conditions
+    # -----------------------------------------------------------------------------------------------
+    # conditions
 
     def context(self, class_ids: torch.Tensor | None = None, batch: int = 1) -> torch.Tensor:
-        """The trained context [B, context_tokens, context_dim]: of the given classes, or the only one there is."""
+        """The trained context [B, context_tokens, context_dim]: of the given classes, or the only one there
+        is.
+        """
         rows = self.config.context_rows
         if self.config.num_classes is None:
             if class_ids is not None:
                 raise TensorError(
-                    explain("class_ids", got="class ids", expected="None", fix="This model was built without classes (num_classes=None).")
+                    explain(
+                        "class_ids",
+                        got="class ids",
+                        expected="None",
+                        fix="This model was built without classes (num_classes=None).",
+                    )
                 )
             return self.context_embedding.expand(batch, -1, -1)
         if class_ids is None:
@@ -179,7 +216,12 @@ class ARDiffusionTransformer(nn.Module):
         ids = torch.as_tensor(class_ids, dtype=torch.int64, device=self.context_embedding.device).reshape(-1)
         if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= rows):
             raise TensorError(
-                explain("class_ids", got=ids.tolist(), expected=f"0..{rows - 1}", fix=f"This model knows {self.config.num_classes} classes.")
+                explain(
+                    "class_ids",
+                    got=ids.tolist(),
+                    expected=f"0..{rows - 1}",
+                    fix=f"This model knows {self.config.num_classes} classes.",
+                )
             )
         return self.context_embedding[ids]
 
@@ -190,7 +232,8 @@ class ARDiffusionTransformer(nn.Module):
         row = self.config.num_classes if self.config.null_class is None else self.config.null_class
         return self.context_embedding[row : row + 1].expand(batch, -1, -1)
 
-    # ----------------------------------------------------------------------------------------------- modulation
+    # -----------------------------------------------------------------------------------------------
+    # modulation
 
     def modulation_table(self, t: torch.Tensor) -> torch.Tensor:
         """Timesteps [M] -> rows [depth, R, 6, D] for all layers, computed once per schedule.
@@ -199,7 +242,7 @@ class ARDiffusionTransformer(nn.Module):
         `sharenorm_shift_first_t`, row 1 + M + i is that of t[i] with its gates at 1.
         """
         embedded = self.t_embedder(t)
-        rows = torch.stack([block.adaLN_modulation(embedded).unflatten(1, (6, -1)) for block in self.blocks])
+        rows = torch.stack([block.adaLN_modulation(embedded).unflatten(1, (6, -1)) for block in self.layers])
         neutral = torch.zeros_like(rows[:, :1])
         neutral[:, :, 2::3] = 1
         if self.config.merge != "sharenorm_shift_first_t":
@@ -209,11 +252,15 @@ class ARDiffusionTransformer(nn.Module):
         return torch.cat([neutral, rows, ungated], dim=1)
 
     def frame_row(self, index: int, first: int) -> int:
-        """Row of `modulation_table` for a frame with timestep t[index] in a sequence whose first frame has t[first]."""
+        """Row of `modulation_table` for a frame with timestep t[index] in a sequence whose first frame has
+        t[first].
+        """
         return 1 + (first if self.config.merge == "reproduce" else index)
 
     def context_row(self, first: int, timesteps: int) -> int:
-        """Row for the context tokens of a sequence whose first frame has t[first], in a table of M = timesteps."""
+        """Row for the context tokens of a sequence whose first frame has t[first], in a table of M =
+        timesteps.
+        """
         if self.config.merge == "reproduce":
             return 1 + first
         return 1 + timesteps + first if self.config.merge == "sharenorm_shift_first_t" else 0
@@ -221,9 +268,14 @@ class ARDiffusionTransformer(nn.Module):
     # ----------------------------------------------------------------------------------------------- forward
 
     def forward(
-        self, x: torch.Tensor, batch: CellBatch, modulation: torch.Tensor, condition: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        batch: CellBatch,
+        modulation: torch.Tensor,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Cells x [N, L, C] over the page pool, after `batch.num_contexts` contexts [K, context_tokens, context_dim].
+        """Cells x [N, L, C] over the page pool, after `batch.num_contexts` contexts [K, context_tokens,
+        context_dim].
 
         Writes the K/V of every token to its slot, then attends through the views: -> [N, L, C]. No gradient.
         """
@@ -244,7 +296,7 @@ class ARDiffusionTransformer(nn.Module):
 
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             k_pages, v_pages = batch.k_pages[layer], batch.v_pages[layer]
-            attn = self.blocks[layer].attn
+            weights = self.layers[layer].attn.qk_weights()
             q = ops.norm_rope_write_(
                 qkv,
                 k_pages,
@@ -252,11 +304,11 @@ class ARDiffusionTransformer(nn.Module):
                 batch.slots,
                 positions,
                 heads=config.heads,
-                norm="none" if attn.q_norm is None else "layer",
-                q_weight=None if attn.q_norm is None else attn.q_norm.weight,
-                q_bias=None if attn.q_norm is None else attn.q_norm.bias,
-                k_weight=None if attn.k_norm is None else attn.k_norm.weight,
-                k_bias=None if attn.k_norm is None else attn.k_norm.bias,
+                norm="none" if weights[0] is None else "layer",
+                q_weight=weights[0],
+                q_bias=weights[1],
+                k_weight=weights[2],
+                k_bias=weights[3],
                 eps=QK_NORM_EPS,
                 frequencies=self.frequencies if config.positions == "rope" else None,
             )
@@ -266,7 +318,9 @@ class ARDiffusionTransformer(nn.Module):
         return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
 
     def forward_clip(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Whole clips, differentiable: x [B, F, L, C], t [B, F], context [B, context_tokens, context_dim] -> like x."""
+        """Whole clips, differentiable: x [B, F, L, C], t [B, F], context [B, context_tokens, context_dim] ->
+        like x.
+        """
         config = self.config
         self._check_clip(x, t, context)
         clips, frames = t.shape
@@ -291,16 +345,16 @@ class ARDiffusionTransformer(nn.Module):
             return rows.reshape(-1, length, config.heads, head_dim).transpose(1, 2).contiguous()
 
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            attn = self.blocks[layer].attn
+            weights = self.layers[layer].attn.qk_weights()
             q, k, v = ops.norm_rope(
                 qkv,
                 positions,
                 heads=config.heads,
-                norm="none" if attn.q_norm is None else "layer",
-                q_weight=None if attn.q_norm is None else attn.q_norm.weight,
-                q_bias=None if attn.q_norm is None else attn.q_norm.bias,
-                k_weight=None if attn.k_norm is None else attn.k_norm.weight,
-                k_bias=None if attn.k_norm is None else attn.k_norm.bias,
+                norm="none" if weights[0] is None else "layer",
+                q_weight=weights[0],
+                q_bias=weights[1],
+                k_weight=weights[2],
+                k_bias=weights[3],
                 eps=QK_NORM_EPS,
                 frequencies=self.frequencies if config.positions == "rope" else None,
             )
@@ -310,8 +364,10 @@ class ARDiffusionTransformer(nn.Module):
         video = h.reshape(clips, sequence, width)[:, config.context_tokens :]
         return self.final_layer(video).reshape(x.shape)
 
-    def _blocks(self, h: torch.Tensor, modulation: torch.Tensor, frame_ids: torch.Tensor, attend: Attend) -> torch.Tensor:
-        for layer, block in enumerate(self.blocks):
+    def _blocks(
+        self, h: torch.Tensor, modulation: torch.Tensor, frame_ids: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        for layer, block in enumerate(self.layers):
             h = block(h, modulation[layer], frame_ids, lambda qkv, layer=layer: attend(layer, qkv))
         return h
 
@@ -323,24 +379,48 @@ class ARDiffusionTransformer(nn.Module):
             context = 1 + first
         else:
             rows = 1 + torch.arange(count, device=device).reshape(clips, frames)
-            context = 1 + count + first if config.merge == "sharenorm_shift_first_t" else torch.zeros_like(first)
+            context = (
+                1 + count + first if config.merge == "sharenorm_shift_first_t" else torch.zeros_like(first)
+            )
         video = rows[:, :, None].expand(clips, frames, config.tokens_per_frame).reshape(clips, -1)
-        return torch.cat([context[:, None].expand(-1, config.context_tokens), video], dim=1).reshape(-1).to(torch.int32)
+        return (
+            torch.cat([context[:, None].expand(-1, config.context_tokens), video], dim=1)
+            .reshape(-1)
+            .to(torch.int32)
+        )
 
     def _check_clip(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> None:
         config = self.config
         cell = (config.tokens_per_frame, config.channels)
         if x.ndim != 4 or tuple(x.shape[2:]) != cell:
-            raise TensorError(explain("x", got=tuple(x.shape), expected=f"[B, F, {cell[0]}, {cell[1]}]", fix="See models.to_tokens."))
+            raise TensorError(
+                explain(
+                    "x",
+                    got=tuple(x.shape),
+                    expected=f"[B, F, {cell[0]}, {cell[1]}]",
+                    fix="See models.to_tokens.",
+                )
+            )
         if tuple(t.shape) != tuple(x.shape[:2]):
-            raise TensorError(explain("t", got=tuple(t.shape), expected=tuple(x.shape[:2]), fix="Give one timestep per frame."))
+            raise TensorError(
+                explain(
+                    "t", got=tuple(t.shape), expected=tuple(x.shape[:2]), fix="Give one timestep per frame."
+                )
+            )
         if config.positions == "absolute" and x.shape[1] > config.num_frames:
             raise TensorError(
-                explain("frames", got=x.shape[1], expected=f"at most {config.num_frames}", fix="Absolute positions end there; use a window.")
+                explain(
+                    "frames",
+                    got=x.shape[1],
+                    expected=f"at most {config.num_frames}",
+                    fix="Absolute positions end there; use a window.",
+                )
             )
         expected = (x.shape[0], config.context_tokens, config.context_dim)
         if tuple(context.shape) != expected:
-            raise TensorError(explain("context", got=tuple(context.shape), expected=expected, fix="Use model.context(...)."))
+            raise TensorError(
+                explain("context", got=tuple(context.shape), expected=expected, fix="Use model.context(...).")
+            )
 
 
 @lru_cache(maxsize=64)

@@ -44,14 +44,15 @@ class ModelSpec:
 class ARDiffusionConfig:
     """Configuration of `ARDiffusionTransformer`; the defaults have the published size (672 M parameters).
 
-    mask: which tokens see which. `temporal_causal`: frames see earlier frames and the context, the context sees
-        itself. `video_temporal_causal` (released weights): the context also sees all frames, so future frames
-        leak. `none`: everything sees everything.
-    positions: `rope` (rotary, with QK-norm) or `absolute` (frozen sin-cos table over num_frames * tokens_per_frame).
+    mask: which tokens see which. `temporal_causal`: frames see earlier frames and the context, the context
+        sees itself. `video_temporal_causal` (released weights): the context also sees all frames, so future
+        frames leak. `none`: everything sees everything.
+    positions: `rope` (rotary, with QK-norm) or `absolute` (frozen sin-cos table over num_frames *
+        tokens_per_frame).
     merge: how normalisation, modulation and residual meet. `separate_norm`: pre-norm. `share_norm` (released
-        weights): the residual is replaced by its LayerNorm. `sharenorm_shift_first_t`: as before, and the context is
-        modulated by the first frame's timestep. `reproduce`: an ordinary DiT that uses the first frame's timestep
-        for every token.
+        weights): the residual is replaced by its LayerNorm. `sharenorm_shift_first_t`: as before, and the
+        context is modulated by the first frame's timestep. `reproduce`: an ordinary DiT that uses the first
+        frame's timestep for every token.
     num_classes: None for one fixed (trained) context, else a context per class plus one more for "no class".
     null_class: row of the context table that stands for "no class" in guidance; None: the last row for class
         models, an all-zero context for models without classes.
@@ -73,11 +74,25 @@ class ARDiffusionConfig:
     null_class: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "tokens_per_frame", "channels", "width", "depth", "heads", "context_tokens", "context_dim"):
+        for name in (
+            "num_frames",
+            "tokens_per_frame",
+            "channels",
+            "width",
+            "depth",
+            "heads",
+            "context_tokens",
+            "context_dim",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(
-                    explain(f"ARDiffusionConfig.{name}", got=value, expected="an integer >= 1", fix="Give a positive size.")
+                    explain(
+                        f"ARDiffusionConfig.{name}",
+                        got=value,
+                        expected="an integer >= 1",
+                        fix="Give a positive size.",
+                    )
                 )
         for name, kind in (("mask", Mask), ("positions", Positions), ("merge", Merge)):
             if getattr(self, name) not in get_args(kind):
@@ -100,7 +115,12 @@ class ARDiffusionConfig:
             )
         if self.num_classes is not None and self.num_classes < 1:
             raise ConfigError(
-                explain("ARDiffusionConfig.num_classes", got=self.num_classes, expected="None or >= 1", fix="Use None without classes.")
+                explain(
+                    "ARDiffusionConfig.num_classes",
+                    got=self.num_classes,
+                    expected="None or >= 1",
+                    fix="Use None without classes.",
+                )
             )
         if self.null_class is not None and not (
             self.num_classes is not None and 0 <= self.null_class < self.num_classes + 1
@@ -109,13 +129,18 @@ class ARDiffusionConfig:
                 explain(
                     "ARDiffusionConfig.null_class",
                     got=self.null_class,
-                    expected=f"None or a row of the context table of {self.context_rows} rows of a class model",
+                    expected=f"None, or a row 0..{self.context_rows - 1} of a class model's context table",
                     fix="Leave it None for the default.",
                 )
             )
         if self.mlp_width < 1:
             raise ConfigError(
-                explain("ARDiffusionConfig.mlp_ratio", got=self.mlp_ratio, expected="> 0", fix="Use 4.0 as published.")
+                explain(
+                    "ARDiffusionConfig.mlp_ratio",
+                    got=self.mlp_ratio,
+                    expected="> 0",
+                    fix="Use 4.0 as published.",
+                )
             )
 
     @property

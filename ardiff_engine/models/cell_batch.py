@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one forward pass needs besides the latents: where K/V go, who sees what, which modulation row is whose."""
+"""What one forward pass needs besides the latents: where K/V go, who sees what, which modulation row is
+whose.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from ardiff_engine.ops.frame_table import FrameTable
 
 @dataclass(frozen=True, slots=True)
 class CellBatch:
-    """Cells of any streams, flattened: first the tokens of `num_contexts` context units, then those of N frames.
+    """Cells of any streams, flattened: first the tokens of `num_contexts` context units, then those of N
+    frames.
 
     slots: int64 [T], row (page * page_rows + row) of the pool that receives each token's K/V.
     frame_positions: int64 [N], position of each frame in its sequence, in frames (RoPE or table index).

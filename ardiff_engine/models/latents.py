@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two layouts of a latent video and the way between them (AR-Diffusion, `_preprocess_batch`).
 
-The autoencoder speaks [B, T, c, 1, K] (channels first, un-normalised). Diffusion speaks tokens [B, T, K, c], each
-an L2-normalised c-vector. The published scale factor of 0.5 is left out: the normalisation that follows undoes it.
+The autoencoder speaks [B, T, c, 1, K] (channels first, un-normalised). Diffusion speaks tokens [B, T, K, c],
+each an L2-normalised c-vector. The published scale factor of 0.5 is left out: the normalisation that follows
+undoes it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ def to_tokens(z: torch.Tensor) -> torch.Tensor:
     """[B, T, c, 1, K] -> unit-norm tokens [B, T, K, c]: x = z / max(|z|_2, 1e-12) over c."""
     if z.ndim != 5 or z.shape[3] != 1:
         raise TensorError(
-            explain("latents", got=tuple(z.shape), expected="[batch, frames, channels, 1, tokens]", fix="Use the output of TiTok.encode.")
+            explain(
+                "latents",
+                got=tuple(z.shape),
+                expected="[batch, frames, channels, 1, tokens]",
+                fix="Use the output of TiTok.encode.",
+            )
         )
     return torch.nn.functional.normalize(z.squeeze(3).transpose(2, 3), dim=-1, eps=1e-12)
 
@@ -25,6 +31,11 @@ def from_tokens(x: torch.Tensor) -> torch.Tensor:
     """[B, T, K, c] -> [B, T, c, 1, K], the input of TiTok.decode (which normalises again)."""
     if x.ndim != 4:
         raise TensorError(
-            explain("tokens", got=tuple(x.shape), expected="[batch, frames, tokens, channels]", fix="Add the missing dimension.")
+            explain(
+                "tokens",
+                got=tuple(x.shape),
+                expected="[batch, frames, tokens, channels]",
+                fix="Add the missing dimension.",
+            )
         )
     return x.transpose(2, 3).unsqueeze(3).contiguous()

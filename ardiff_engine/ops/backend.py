@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which implementation an op call runs on, and why.
 
-`ARDIFF_BACKEND=reference` forces the PyTorch reference; `ARDIFF_BACKEND=cpu` insists on the native CPU kernels and
-raises where they cannot run a float32 CPU call. Unset, the fastest one that fits is taken.
+`ARDIFF_BACKEND=reference` forces the PyTorch reference; `ARDIFF_BACKEND=cpu` insists on the native CPU
+kernels and raises where they cannot run the call. Unset, the fastest one that fits is taken.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def choose(op: str, *tensors: torch.Tensor | None) -> Choice:
         return _CPU if misfit is None else Choice("reference", misfit)
     if forced not in NAMES:
         raise ConfigError(
-            explain("ARDIFF_BACKEND", got=repr(forced), expected=" or ".join(NAMES), fix="Change or unset it.")
+            explain(
+                "ARDIFF_BACKEND", got=repr(forced), expected=" or ".join(NAMES), fix="Change or unset it."
+            )
         )
     if forced == "reference":
         return Choice("reference", "ARDIFF_BACKEND=reference")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of tensor arguments. Each raises `TensorError` with what was given, what was expected and how to fix it.
+"""Checks of tensor arguments. Each raises `TensorError`: what was given, what was expected, how to fix it.
 
 They look at metadata only (no reads of tensor values, no device syncs), except `finite`.
 """
@@ -20,11 +20,15 @@ def tensor(name: str, value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if hasattr(value, "__dlpack__"):
-        return torch.from_dlpack(value)  # type: ignore[no-any-return]
+        return torch.from_dlpack(value)
     raise TensorError(
-        explain(name, got=type(value).__name__, expected="a torch tensor or an array with __dlpack__",
-                fix="Wrap it with torch.as_tensor().")
-    )  # fmt: skip
+        explain(
+            name,
+            got=type(value).__name__,
+            expected="a torch tensor or an array with __dlpack__",
+            fix="Wrap it with torch.as_tensor().",
+        )
+    )
 
 
 def shape(name: str, value: torch.Tensor, expected: Sequence[int | str]) -> None:
@@ -37,18 +41,26 @@ def shape(name: str, value: torch.Tensor, expected: Sequence[int | str]) -> None
         else:
             return
     raise TensorError(
-        explain(f"shape of {name}", got=list(sizes), expected=f"[{', '.join(map(str, expected))}]",
-                fix="Reshape the argument or check its partners' sizes.")
-    )  # fmt: skip
+        explain(
+            f"shape of {name}",
+            got=list(sizes),
+            expected=f"[{', '.join(map(str, expected))}]",
+            fix="Reshape the argument or check its partners' sizes.",
+        )
+    )
 
 
 def dtype(name: str, value: torch.Tensor, *expected: torch.dtype) -> None:
     if value.dtype not in expected:
         names = " or ".join(str(d).removeprefix("torch.") for d in expected)
         raise TensorError(
-            explain(f"dtype of {name}", got=str(value.dtype).removeprefix("torch."), expected=names,
-                    fix=f"Convert it with .to(torch.{str(expected[0]).removeprefix('torch.')}).")
-        )  # fmt: skip
+            explain(
+                f"dtype of {name}",
+                got=str(value.dtype).removeprefix("torch."),
+                expected=names,
+                fix=f"Convert it with .to(torch.{str(expected[0]).removeprefix('torch.')}).",
+            )
+        )
 
 
 def floating(name: str, value: torch.Tensor) -> None:
@@ -59,25 +71,37 @@ def same(name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -
     """Same dtype and device as another argument."""
     if value.dtype != other.dtype or value.device != other.device:
         raise TensorError(
-            explain(f"dtype and device of {name}", got=f"{value.dtype} on {value.device}",
-                    expected=f"{other.dtype} on {other.device}, as {other_name}",
-                    fix=f"Convert it with .to({other_name}).")
-        )  # fmt: skip
+            explain(
+                f"dtype and device of {name}",
+                got=f"{value.dtype} on {value.device}",
+                expected=f"{other.dtype} on {other.device}, as {other_name}",
+                fix=f"Convert it with .to({other_name}).",
+            )
+        )
 
 
 def device(name: str, value: torch.Tensor, expected: torch.device) -> None:
     if value.device != expected:
         raise TensorError(
-            explain(f"device of {name}", got=value.device, expected=expected, fix=f"Move it with .to('{expected}').")
+            explain(
+                f"device of {name}",
+                got=value.device,
+                expected=expected,
+                fix=f"Move it with .to('{expected}').",
+            )
         )
 
 
 def contiguous(name: str, value: torch.Tensor) -> None:
     if not value.is_contiguous():
         raise TensorError(
-            explain(f"strides of {name}", got=value.stride(), expected="a contiguous tensor",
-                    fix="Call .contiguous(), or pass the whole buffer that it is a view of.")
-        )  # fmt: skip
+            explain(
+                f"strides of {name}",
+                got=value.stride(),
+                expected="a contiguous tensor",
+                fix="Call .contiguous(), or pass the whole buffer that it is a view of.",
+            )
+        )
 
 
 def inner_contiguous(name: str, value: torch.Tensor) -> None:
@@ -92,5 +116,7 @@ def finite(name: str, value: torch.Tensor) -> None:
     """Reads the values: not for hot paths."""
     if not bool(torch.isfinite(value).all()):
         raise TensorError(
-            explain(f"values of {name}", got="NaN or infinity", expected="finite numbers", fix="Check its source.")
+            explain(
+                f"values of {name}", got="NaN or infinity", expected="finite numbers", fix="Check its source."
+            )
         )

@@ -3,8 +3,9 @@
 
     o_t = sum_i softmax_i(scale q_t . k_i + bias_page(i)) v_i        i over the rows that token t's frame sees
 
-Masks do not exist: windows, sinks, causal order and sharing are page lists (docs/design.md, section 4.2). With one page
-per frame and `seen` rising by frame this is the temporal causal attention of AR-Diffusion (arXiv 2503.07418, section 3).
+Masks do not exist: windows, sinks, causal order and sharing are page lists (docs/design.md, section 4.2).
+With one page per frame and `seen` rising by frame this is the temporal causal attention of AR-Diffusion
+(arXiv 2503.07418, section 3).
 """
 
 from __future__ import annotations
@@ -33,32 +34,35 @@ def frame_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention of packed query tokens over their pages. Differentiable in q, k_pages and v_pages, also through lse.
+    """Attention of packed query tokens over their pages. Differentiable in q and pages, also through lse.
 
     Args:
         q: [T, H, D], T = table.num_tokens, any float dtype.
-        k_pages, v_pages: [P, Hkv, R, D], dtype and device of q; Hkv divides H: query head h reads kv head h // (H / Hkv).
-            Only rows that the table lists are read; their gradients are zero elsewhere.
+        k_pages, v_pages: [P, Hkv, R, D], dtype and device of q; Hkv divides H, and query head h reads kv head
+            h // (H / Hkv). Only rows that the table lists are read; their gradients are zero elsewhere.
         table: on the device of q.
         scale: factor of the logits; None: 1 / sqrt(D).
         return_lse: return (o, lse), lse [T, H] = log of the softmax denominator (natural, bias included).
 
     Returns:
-        o [T, H, D] in the dtype of q; a query frame with an empty view gives o = 0 and lse = -inf. On CPU float32 the
-        result is the same, bit for bit, for any thread count, page ids and neighbours in the batch.
+        o [T, H, D] in the dtype of q; a query frame with an empty view gives o = 0 and lse = -inf. In float32
+        on the CPU the result is the same, bit for bit, for any thread count, page ids and neighbours in the
+        batch.
 
     Raises:
-        TensorError: shapes, dtypes, devices that do not fit. PageTableError: page ids or rows beyond the pool.
+        TensorError: shapes, dtypes or devices that do not fit.
+        PageTableError: page ids or rows beyond the pool.
     """
-    q, k_pages, v_pages = (checks.tensor(n, t) for n, t in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages)))
+    q, k_pages, v_pages = (
+        checks.tensor(n, t) for n, t in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
+    )
     _check(q, k_pages, v_pages, table)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    arguments = (q, k_pages, v_pages, table.frame_ptr, table.group_ptr, table.page_ptr, table.pages, table.valid,
-                 table.seen, table.bias, scale)  # fmt: skip
-    if _eager(q, k_pages, v_pages):
-        o, lse = _forward(*arguments)
-    else:
-        o, lse = _op(*arguments)
+    run = _forward if _eager(q, k_pages, v_pages) else _op
+    o, lse = run(
+        q, k_pages, v_pages, table.frame_ptr, table.group_ptr, table.page_ptr, table.pages, table.valid,
+        table.seen, table.bias, scale,
+    )  # fmt: skip
     return (o, lse) if return_lse else o
 
 
@@ -80,19 +84,31 @@ def _check(q: Tensor, k_pages: Tensor, v_pages: Tensor, table: FrameTable) -> No
     checks.device("table", table.pages, q.device)
     if q.shape[1] == 0 or q.shape[2] == 0 or k_pages.shape[1] == 0 or q.shape[1] % k_pages.shape[1]:
         raise TensorError(
-            explain("heads of q and k_pages", got=f"{q.shape[1]} and {k_pages.shape[1]} of dimension {q.shape[2]}",
-                    expected="a multiple of the kv heads, none of them 0", fix="Check the order [T, H, D] and [P, Hkv, R, D].")
-        )  # fmt: skip
+            explain(
+                "heads of q and k_pages",
+                got=f"{q.shape[1]} and {k_pages.shape[1]} of dimension {q.shape[2]}",
+                expected="a multiple of the kv heads, none of them 0",
+                fix="Check the order of dimensions: q [T, H, D], pages [P, Hkv, R, D].",
+            )
+        )
     if table.pool_pages > k_pages.shape[0]:
         raise PageTableError(
-            explain("largest page id in the table", got=table.pool_pages - 1, expected=f"less than {k_pages.shape[0]},"
-                    " the pages of the pool", fix="Build the table for this pool.")
-        )  # fmt: skip
+            explain(
+                "largest page id in the table",
+                got=table.pool_pages - 1,
+                expected=f"less than {k_pages.shape[0]}, the pages of the pool",
+                fix="Build the table for this pool.",
+            )
+        )
     if table.page_rows > k_pages.shape[2]:
         raise PageTableError(
-            explain("largest `valid` in the table", got=table.page_rows, expected=f"at most {k_pages.shape[2]}, the rows"
-                    " of a page", fix="List a further page for the remaining rows.")
-        )  # fmt: skip
+            explain(
+                "largest `valid` in the table",
+                got=table.page_rows,
+                expected=f"at most {k_pages.shape[2]}, the rows of a page",
+                fix="List a further page for the remaining rows.",
+            )
+        )
 
 
 def _forward(
@@ -104,13 +120,14 @@ def _forward(
             q, k_pages, v_pages, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale
         )
     q, k_pages, v_pages = (_dense_rows(t) for t in (q, k_pages, v_pages))
-    o = torch.empty(q.shape)
-    lse = torch.empty(q.shape[:2])
+    o, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2])
     native().frame_attention(  # type: ignore[union-attr]
         _addresses(q, k_pages, v_pages, o, lse),
         (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
-        _sizes(q, k_pages), _strides(q, k_pages, v_pages), scale,
-    )  # fmt: skip
+        _sizes(q, k_pages),
+        _strides(q, k_pages, v_pages),
+        scale,
+    )
     return o, lse
 
 
@@ -121,18 +138,35 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if choose("frame_attention_backward", q, k_pages, v_pages).name == "reference":
         return reference_frame_attention_backward(
-            dout, dlse, q, k_pages, v_pages, o, lse, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale
+            dout,
+            dlse,
+            q,
+            k_pages,
+            v_pages,
+            o,
+            lse,
+            frame_ptr,
+            group_ptr,
+            page_ptr,
+            pages,
+            valid,
+            seen,
+            bias,
+            scale,
         )
     q, k_pages, v_pages = (_dense_rows(t) for t in (q, k_pages, v_pages))
     dout, dlse = dout.contiguous(), None if dlse is None else dlse.contiguous()
-    dq, delta = torch.empty(q.shape), torch.empty(q.shape[:2])
-    dk, dv = torch.zeros(k_pages.shape), torch.zeros(v_pages.shape)
+    o, lse = o.contiguous(), lse.contiguous()
+    dq, delta = q.new_empty(q.shape), q.new_empty(q.shape[:2])
+    dk, dv = q.new_zeros(k_pages.shape), q.new_zeros(v_pages.shape)
     native().frame_attention_backward(  # type: ignore[union-attr]
         _addresses(q, k_pages, v_pages, o, lse),
         _addresses(dout, dlse, delta, dq, dk, dv),
         (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
-        _sizes(q, k_pages), _strides(q, k_pages, v_pages), scale,
-    )  # fmt: skip
+        _sizes(q, k_pages),
+        _strides(q, k_pages, v_pages),
+        scale,
+    )
     return dq, dk, dv
 
 
@@ -184,6 +218,11 @@ def _views(
             yield _View(slice(tokens[frame], tokens[frame + 1]), page, row, extra)
 
 
+def _gather(pool: Tensor, view: _View, share: int) -> Tensor:
+    """The rows of a pool that a query frame sees, once per query head: [keys, H, D]."""
+    return pool[view.page, :, view.row].repeat_interleave(share, dim=1)
+
+
 def _logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """[H, tokens, keys] from q [tokens, H, D] and k [keys, H, D]."""
     logits = scale * torch.einsum("thd,nhd->htn", q, k)
@@ -208,7 +247,7 @@ def reference_frame_attention(
     o = torch.zeros(q.shape, dtype=dtype, device=q.device)
     lse = torch.full(q.shape[:2], float("-inf"), dtype=dtype, device=q.device)
     for view in _views(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias):
-        k, v = (x[view.page, :, view.row].to(dtype).repeat_interleave(share, dim=1) for x in (k_pages, v_pages))
+        k, v = (_gather(pool, view, share).to(dtype) for pool in (k_pages, v_pages))
         logits = _logits(q[view.tokens].to(dtype), k, view.bias, scale)
         total = torch.logsumexp(logits, dim=-1)
         o[view.tokens] = torch.einsum("htn,nhd->thd", _probabilities(logits, total), v)
@@ -233,13 +272,13 @@ def reference_frame_attention_backward(
     if dlse is not None:
         delta = delta - dlse.to(dtype)
     for view in _views(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias):
-        k, v = (x[view.page, :, view.row].to(dtype).repeat_interleave(share, dim=1) for x in (k_pages, v_pages))
+        k, v = (_gather(pool, view, share).to(dtype) for pool in (k_pages, v_pages))
         queries, grad = q[view.tokens].to(dtype), dout[view.tokens].to(dtype)
         p = _probabilities(_logits(queries, k, view.bias, scale), lse[view.tokens].T.to(dtype))
         ds = scale * p * (torch.einsum("thd,nhd->htn", grad, v) - delta[view.tokens].T[..., None])
         dq[view.tokens] = torch.einsum("htn,nhd->thd", ds, k)
-        for total, product in ((dk, torch.einsum("htn,thd->nhd", ds, queries)), (dv, torch.einsum("htn,thd->nhd", p, grad))):
-            per_kv_head = product.unflatten(1, (-1, share)).sum(2)
+        for total, weights, rows in ((dk, ds, queries), (dv, p, grad)):
+            per_kv_head = torch.einsum("htn,thd->nhd", weights, rows).unflatten(1, (-1, share)).sum(2)
             total.transpose(1, 2).index_put_((view.page, view.row), per_kv_head, accumulate=True)
     return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
 

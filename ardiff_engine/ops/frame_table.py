@@ -17,8 +17,8 @@ from ardiff_engine.errors import ConfigError, PageTableError, explain
 class FrameTable:
     """Page lists for `frame_attention`.
 
-    Query tokens are packed; a *query frame* is a run of them that sees the same pages; a *group* is a run of query
-    frames that share one page list, of which frame f sees the first `seen[f]` entries.
+    Query tokens are packed; a *query frame* is a run of them that sees the same pages; a *group* is a run of
+    query frames that share one page list, of which frame f sees the first `seen[f]` entries.
 
     Attributes:
         frame_ptr: int32 [frames + 1], query token offsets of the query frames.
@@ -62,7 +62,12 @@ class FrameTable:
             _equal("length of bias", len(self.bias), len(pages))
             if np.isnan(_host(self.bias)).any():
                 raise PageTableError(
-                    explain("bias", got="NaN", expected="numbers or -inf", fix="Check where the log-bias comes from.")
+                    explain(
+                        "bias",
+                        got="NaN",
+                        expected="numbers or -inf",
+                        fix="Check where the log-bias comes from.",
+                    )
                 )
         _not_negative("page ids", pages, "Free slots must not be listed.")
         _not_negative("valid", valid, "Count the rows that are written.")
@@ -72,9 +77,13 @@ class FrameTable:
         if over.size:
             at = int(over[0])
             raise PageTableError(
-                explain(f"seen of query frame {at}", got=int(seen[at]), expected=f"at most {int(listed[at])}, the number"
-                        " of pages in its group's list", fix="Append the missing pages or lower `seen`.")
-            )  # fmt: skip
+                explain(
+                    f"seen of query frame {at}",
+                    got=int(seen[at]),
+                    expected=f"at most {int(listed[at])}, the number of pages in its group's list",
+                    fix="Append the missing pages or lower `seen`.",
+                )
+            )
         object.__setattr__(self, "num_tokens", int(frame_ptr[-1]))
         object.__setattr__(self, "num_groups", len(group_ptr) - 1)
         object.__setattr__(self, "pool_pages", int(pages.max(initial=-1)) + 1)
@@ -96,7 +105,7 @@ class FrameTable:
             query_tokens: tokens of each query frame of the group: a list, or an int for a single frame.
             pages: page ids in the order in which they are seen.
             valid: rows that exist in each of these pages.
-            seen: how many leading pages each query frame sees: a list, or an int for a single frame; None: all.
+            seen: how many leading pages each query frame sees: a list, an int for a single frame; None: all.
             bias: log-bias of each of these pages; None: none.
         """
         for name, lists in (("pages", pages), ("valid", valid), ("seen", seen), ("bias", bias)):
@@ -117,7 +126,9 @@ class FrameTable:
         flat_tokens = [n for tokens in frames for n in tokens]
         if any(n < 0 for n in flat_tokens):
             raise PageTableError(
-                explain("query_tokens", got=min(flat_tokens), expected="0 or more", fix="Count tokens per frame.")
+                explain(
+                    "query_tokens", got=min(flat_tokens), expected="0 or more", fix="Count tokens per frame."
+                )
             )
         table = cls(
             frame_ptr=_offsets(flat_tokens),
@@ -126,7 +137,9 @@ class FrameTable:
             pages=_flat(pages),
             valid=_flat(valid),
             seen=_flat(views),
-            bias=None if bias is None else torch.tensor([b for row in bias for b in row], dtype=torch.float32),
+            bias=None
+            if bias is None
+            else torch.tensor([b for row in bias for b in row], dtype=torch.float32),
         )
         return table.to(device)
 
@@ -150,7 +163,12 @@ def _flat(lists: Sequence[Sequence[int]]) -> torch.Tensor:
     values = [int(value) for row in lists for value in row]
     if values and not -(2**31) <= min(values) <= max(values) < 2**31:
         raise PageTableError(
-            explain("table entry", got=max(values, key=abs), expected="a 32-bit integer", fix="Check the page ids.")
+            explain(
+                "table entry",
+                got=max(values, key=abs),
+                expected="a 32-bit integer",
+                fix="Check the page ids.",
+            )
         )
     return torch.tensor(values, dtype=torch.int32)
 
@@ -159,7 +177,12 @@ def _offsets(sizes: Sequence[int]) -> torch.Tensor:
     ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     if ends[-1] >= 2**31:
         raise PageTableError(
-            explain("tokens or pages in a table", got=int(ends[-1]), expected="fewer than 2^31", fix="Split the batch.")
+            explain(
+                "tokens or pages in a table",
+                got=int(ends[-1]),
+                expected="fewer than 2^31",
+                fix="Split the batch.",
+            )
         )
     return torch.from_numpy(ends.astype(np.int32))
 
@@ -173,16 +196,29 @@ def _check_tensors(table: FrameTable) -> None:
         if not item.init or (value := getattr(table, item.name)) is None:
             continue
         want = torch.float32 if item.name == "bias" else torch.int32
-        if not isinstance(value, torch.Tensor) or value.dtype != want or value.dim() != 1 or not value.is_contiguous():
+        if (
+            not isinstance(value, torch.Tensor)
+            or value.dtype != want
+            or value.dim() != 1
+            or not value.is_contiguous()
+        ):
             raise ConfigError(
-                explain(f"FrameTable.{item.name}", got=_describe(value), expected=f"a contiguous 1-D {want} tensor",
-                        fix="Use FrameTable.build.")
-            )  # fmt: skip
+                explain(
+                    f"FrameTable.{item.name}",
+                    got=_describe(value),
+                    expected=f"a contiguous 1-D {want} tensor",
+                    fix="Use FrameTable.build.",
+                )
+            )
         if value.device != table.pages.device:
             raise ConfigError(
-                explain(f"device of FrameTable.{item.name}", got=value.device, expected=table.pages.device,
-                        fix="Put all of a table on one device with FrameTable.to.")
-            )  # fmt: skip
+                explain(
+                    f"device of FrameTable.{item.name}",
+                    got=value.device,
+                    expected=table.pages.device,
+                    fix="Put all of a table on one device with FrameTable.to.",
+                )
+            )
 
 
 def _describe(value: object) -> str:
@@ -194,7 +230,12 @@ def _check_offsets(name: str, offsets: np.ndarray, end: int | None) -> None:
     if not good or (end is not None and offsets[-1] != end):
         last = "" if end is None else f" to {end}"
         raise ConfigError(
-            explain(name, got=offsets[:8].tolist(), expected=f"offsets that rise from 0{last}", fix="Use FrameTable.build.")
+            explain(
+                name,
+                got=offsets[:8].tolist(),
+                expected=f"offsets that rise from 0{last}",
+                fix="Use FrameTable.build.",
+            )
         )
 
 

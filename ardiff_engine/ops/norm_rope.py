@@ -147,9 +147,9 @@ def _normalise(
     eps: float,
 ) -> torch.Tensor:
     """z [T, h d] -> [T, h, d]"""
-    tokens = z.shape[0]
+    heads = (z.shape[0], z.shape[1] // head_dim, head_dim)
     if norm != "rms_full":
-        z = z.reshape(tokens, -1, head_dim)
+        z = z.reshape(heads)
     if norm == "layer":
         z = z - z.mean(-1, keepdim=True)
     if norm != "none":
@@ -158,4 +158,4 @@ def _normalise(
         z = z * weight
     if bias is not None:
         z = z + bias
-    return z.reshape(tokens, -1, head_dim)
+    return z.reshape(heads)

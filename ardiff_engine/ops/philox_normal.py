@@ -60,7 +60,7 @@ def reference_philox_normal(keys: torch.Tensor, elements: int) -> torch.Tensor:
     radius = (-2.0 * u1.log()).sqrt()
     angle = 2.0 * math.pi * u2
     normal = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-    return normal.reshape(keys.shape[0], -1)[:, :elements].to(torch.float32)
+    return normal.flatten(1)[:, :elements].to(torch.float32)
 
 
 def reference_philox(
@@ -85,9 +85,9 @@ def _multiply(multiplier: int, words: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _run(keys: torch.Tensor, elements: int) -> torch.Tensor:
-    if choose("philox_normal", keys).name != "cpu":
+    out = torch.empty(keys.shape[0], elements, device=keys.device)
+    if choose("philox_normal", out).name != "cpu":
         return reference_philox_normal(keys, elements)
-    out = torch.empty(keys.shape[0], elements)
     kernels().philox_normal(keys.data_ptr(), out.data_ptr(), keys.shape[0], elements)
     return out
 

@@ -123,7 +123,7 @@ def _words(sample: torch.Tensor, seed: int, count: int) -> torch.Tensor:
         torch.tensor(PURPOSE_TIMESTEPS << 24),
     )
     key = (torch.tensor(seed & _MASK), torch.tensor((seed >> 32) & _MASK))
-    return reference_philox(counter, key).reshape(sample.shape[0], -1)[:, :count]
+    return reference_philox(counter, key).flatten(1)[:, :count]
 
 
 def _run(

@@ -23,6 +23,7 @@ from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
 from ardiff_engine.models.titok_config import TiTokConfig
 
 T = TypeVar("T")
+SMALLEST_GAN_IMAGE = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,10 @@ class VaeTrainConfig:
         if self.trainable == "temporal" and not self.model.temporal:
             raise ConfigError(
                 explain("trainable", got="'temporal'", expected="a temporal model", fix="Set model.temporal = true.")
+            )
+        if self.loss.gan and self.model.image_size < SMALLEST_GAN_IMAGE:
+            raise ConfigError(
+                explain("loss.gan", got=f"images of {self.model.image_size}", expected=f">= {SMALLEST_GAN_IMAGE} pixels", fix="Set it to 0.")
             )
         if self.model.temporal and self.data.num_frames % self.model.num_frames:
             raise ConfigError(

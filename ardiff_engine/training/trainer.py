@@ -141,11 +141,11 @@ class Trainer:
             return LatentFiles(data.path, data.num_frames, data.held_out, seed=config.run.seed)
         vae = _required(self.vae)
         if not data.clips:
-            return EncodedClips(clip_source(data, vae.config.image_size), vae)
+            return EncodedClips(clip_source(data, vae.config.image_size, config.run.seed), vae)
         long_clips = replace(data, num_frames=data.clip_frames)
         settings = json.dumps([data.clip_frames, data.source, data.path, asdict(data.digits)])
         return CachedClips(
-            EncodedClips(clip_source(long_clips, vae.config.image_size), vae),
+            EncodedClips(clip_source(long_clips, vae.config.image_size, config.run.seed), vae),
             data.clips,
             data.num_frames,
             config.run.seed,

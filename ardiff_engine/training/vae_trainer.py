@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.data.sources import clip_source
+from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models import TiTok
 from ardiff_engine.training.config import VaeTrainConfig, read_config, to_dict
+from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop
-from ardiff_engine.training.losses import kl_divergence
+from ardiff_engine.training.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss, kl_divergence
+from ardiff_engine.training.lpips import Lpips
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import average_gradients, join, rank, world_size
 from ardiff_engine.weights import load_titok, save_model
@@ -24,11 +27,15 @@ VAE_FOLDER = "vae"
 CLASSIFIER_WIDTH = 128
 MAX_CLASSES = 1024
 
+Terms = dict[str, tuple[float, Tensor]]
+
 
 class VaeTrainer:
     """One optimizer step of stage 1.
 
-    L = l1·mean|x - x̂| + l2·mean(x - x̂)² + kl·KL + lpips·LPIPS(x, x̂) + gan·d·(-mean D(x̂)), with d the adaptive weight.
+    L = l1·mean|x - x̂| + l2·mean(x - x̂)² + kl·KL + lpips·LPIPS(x, x̂) + classes·CE + gan·w·(-mean D(x̂)), with w the adaptive
+    weight. From `gan_start` on, every step moves both networks: first the autoencoder, then the discriminator on the same images
+    (the official code gives each of them every other step). Both are clipped.
     """
 
     def __init__(self, config: VaeTrainConfig) -> None:
@@ -47,11 +54,19 @@ class VaeTrainer:
         if config.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.classifier = _classifier(config).to(run.device)
-        self.optimizer = Optimizer(nn.ModuleDict({"model": self.model, "classifier": self.classifier}), config.optimizer, run.steps)
+        self.perceptual = Lpips(config.loss.lpips_weights).to(run.device) if config.loss.lpips else None
+        self.discriminator = PatchDiscriminator(config.model.image_channels).to(run.device) if config.loss.gan else None
+        trained = nn.ModuleDict({"model": self.model, "classifier": self.classifier})
+        self.optimizer = Optimizer(trained, config.optimizer, run.steps)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
-        self.source = clip_source(config.data, config.model.image_size)
-        modules = {"model": self.model, "classifier": self.classifier}
-        self.loop = TrainingLoop(run, modules, {"model": self.optimizer}, self.ema, to_dict(config))
+        self.source = clip_source(config.data, config.model.image_size, run.seed)
+        modules: dict[str, nn.Module] = {"model": self.model, "classifier": self.classifier}
+        optimizers = {"model": self.optimizer}
+        if self.discriminator is not None:
+            modules["discriminator"] = self.discriminator
+            optimizers["discriminator"] = Optimizer(self.discriminator, config.optimizer, run.steps)
+        self.optimizers = optimizers
+        self.loop = TrainingLoop(run, modules, optimizers, self.ema, to_dict(config))
 
     def train(self, *, resume: bool = False) -> Path:
         """All steps; returns the folder with the exported model (`output/vae`), written when the run ends or is stopped."""
@@ -69,19 +84,26 @@ class VaeTrainer:
         self.model.train()
         for micro in range(run.accumulate):
             images, classes = self.source.clips(sample_ids(step, micro, run.batch, run.accumulate))
-            terms = self.terms(images.to(run.device), classes, seed=_noise_seed(run.seed, step, micro))
-            loss = sum(weight * term for weight, term in terms.values())
-            (loss / run.accumulate).backward()
+            images = images.to(run.device)
+            reconstruction, terms = self.terms(images, classes, seed=_noise_seed(run.seed, step, micro))
+            loss = _weighted(terms)
             values = {"loss": loss} | {name: term for name, (_, term) in terms.items()}
+            if self.discriminator is not None and step >= self.config.loss.gan_start:
+                values |= self._adversarial(images.flatten(0, 1), reconstruction, loss)
+            else:
+                (loss / run.accumulate).backward()
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / run.accumulate
-        average_gradients(self.optimizer.parameters.values())
-        totals["gradient_norm"] = self.optimizer.update(step)
+        for name, optimizer in self.optimizers.items():
+            if name == "model" or step >= self.config.loss.gan_start:
+                average_gradients(optimizer.parameters.values())
+                norm = optimizer.update(step)
+                totals |= {"gradient_norm": norm} if name == "model" else {}
         totals["lr"] = self.optimizer.lr(step)
         return totals
 
-    def terms(self, images: Tensor, classes: Tensor | None, seed: int | None) -> dict[str, tuple[float, Tensor]]:
-        """Weighted loss terms of clips [B, T, 3, H, W]; `seed` None: without noise, as in validation."""
+    def terms(self, images: Tensor, classes: Tensor | None, seed: int | None) -> tuple[Tensor, Terms]:
+        """Reconstruction [B·T, 3, H, W] and weighted loss terms of clips [B, T, 3, H, W]; `seed` None: without noise."""
         loss = self.config.loss
         frames = images.flatten(0, 1)
         mean, log_variance = self.model.moments(frames)
@@ -93,29 +115,50 @@ class VaeTrainer:
             if loss.latent_noise:
                 z = F.normalize(z, dim=1, eps=1e-12)
                 z = z + loss.latent_noise * torch.randn(z.shape, generator=generator).to(z)
-        reconstruction = self.model.decode(z.unflatten(0, images.shape[:2]), frames_per_pass=frames.shape[0])
-        error = reconstruction - images
-        terms = {"l1": (loss.l1, error.abs().mean())}
+        reconstruction = self.model.decode(z.unflatten(0, images.shape[:2]), frames_per_pass=frames.shape[0]).flatten(0, 1)
+        error = reconstruction - frames
+        terms: Terms = {"l1": (loss.l1, error.abs().mean())}
         if loss.l2:
             terms["l2"] = (loss.l2, error.square().mean())
-        if loss.classes and classes is not None:
-            labels = classes.to(z.device).repeat_interleave(images.shape[1])
-            terms["classes"] = (loss.classes, F.cross_entropy(self.classifier(z), labels))
+        if loss.classes:
+            terms["classes"] = (loss.classes, self._class_loss(z, classes, images.shape[1]))
         if loss.kl:
             terms["kl"] = (loss.kl, kl_divergence(mean, log_variance))
-        return terms
+        if self.perceptual is not None:
+            terms["lpips"] = (loss.lpips, self.perceptual(frames, reconstruction).mean())
+        return reconstruction, terms
 
     def validate(self) -> dict[str, float]:
+        """Mean loss and L1 on held-out frames, without noise and without the adversarial term."""
         run = self.config.run
         self.model.eval()
         source = self.source.held_out()
         totals = {"loss": 0.0, "l1": 0.0}
         for index in range(run.validation_batches):
             images, classes = source.clips(range(index * run.batch, (index + 1) * run.batch))
-            terms = self.terms(images.to(run.device), classes, seed=None)
-            totals["loss"] += float(sum(weight * term for weight, term in terms.values())) / run.validation_batches
+            _, terms = self.terms(images.to(run.device), classes, seed=None)
+            totals["loss"] += float(_weighted(terms)) / run.validation_batches
             totals["l1"] += float(terms["l1"][1]) / run.validation_batches
         return totals
+
+    def _class_loss(self, z: Tensor, classes: Tensor | None, frames: int) -> Tensor:
+        if classes is None:
+            raise ConfigError(explain("loss.classes", got="data without classes", expected="moving_digits", fix="Set loss.classes = 0."))
+        return F.cross_entropy(self.classifier(z), classes.to(z.device).repeat_interleave(frames))
+
+    def _adversarial(self, real: Tensor, fake: Tensor, loss: Tensor) -> dict[str, Tensor]:
+        """Backward of both networks; the discriminator collects no gradient from the autoencoder's pass."""
+        discriminator, config = self.discriminator, self.config
+        if discriminator is None:
+            return {}
+        discriminator.requires_grad_(False)
+        generator = hinge_generator_loss(discriminator(fake))
+        weight = adaptive_weight(loss, generator, self.model.pixel_decoder.conv_out.weight)
+        ((loss + config.loss.gan * weight * generator) / config.run.accumulate).backward()
+        discriminator.requires_grad_(True)
+        judged = hinge_discriminator_loss(discriminator(real), discriminator(fake.detach()))
+        (judged / config.run.accumulate).backward()
+        return {"generator": generator, "discriminator": judged}
 
 
 def sample_ids(step: int, micro: int, batch: int, accumulate: int) -> Sequence[int]:
@@ -132,6 +175,10 @@ def train_vae(config: VaeTrainConfig, *, resume: bool = False) -> Path:
 def run_train_vae(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
     """`train_vae` with a TOML file and `section.name=value` overrides."""
     return train_vae(read_config(VaeTrainConfig, config_path, overrides), resume=resume)
+
+
+def _weighted(terms: Terms) -> Tensor:
+    return torch.stack([weight * term for weight, term in terms.values()]).sum()
 
 
 def _classifier(config: VaeTrainConfig) -> nn.Sequential:

@@ -86,10 +86,7 @@ def spaced_steps(schedule: NoiseSchedule, num_steps: int) -> SpacedSteps:
     ascending = torch.tensor([i * total // num_steps + shift for i in range(num_steps)])
     alphas = schedule.alphas_cumprod[ascending]
     last = schedule.alphas_cumprod[:1] if shift else torch.ones(1, dtype=torch.float64)
-    # The official sampler takes the next ᾱ, and only that one, from a float32 table: near t = 0 this changes 1 − ᾱ by
-    # 1e-4 relative, and with exact numbers its samples are missed by 2e-5.
-    after = torch.cat([last, alphas[:-1]]).float().double()
-    return SpacedSteps(ascending.flip(0), alphas.flip(0), after.flip(0))
+    return SpacedSteps(ascending.flip(0), alphas.flip(0), torch.cat([last, alphas[:-1]]).flip(0))
 
 
 def coefficient_table(

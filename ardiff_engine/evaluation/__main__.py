@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m ardiff_engine.evaluation --model moving-digits`: readability and motion of generated videos, as JSON and Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ardiff_engine.data.moving_digits import MovingDigits
+from ardiff_engine.errors import ArdiffError
+from ardiff_engine.evaluation.digit_classifier import load_or_train
+from ardiff_engine.evaluation.report import evaluate
+from ardiff_engine.pipeline import ASSETS, Pipeline
+from ardiff_engine.training.config import build
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ardiff_engine.evaluation", description=__doc__)
+    parser.add_argument("--model", default="moving-digits", help="bundled model or pipeline folder")
+    parser.add_argument("--output", type=Path, default=Path("outputs/evaluation"))
+    parser.add_argument("--classifier", type=Path, default=Path("outputs/evaluation/classifier.safetensors"))
+    parser.add_argument("--lags", type=int, nargs="+", default=[0, 5, 10, 50])
+    parser.add_argument("--clips", type=int, default=10, help="generated videos per lag")
+    parser.add_argument("--continuations", type=int, default=10, help="continued held-out clips per lag")
+    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(arguments)
+    try:
+        digits = trained_digits(options.model)
+        report = evaluate(
+            Pipeline.from_pretrained(options.model, device=options.device),
+            load_or_train(digits, options.classifier),
+            digits,
+            lags=options.lags,
+            clips=options.clips,
+            continuations=options.continuations,
+            frames=options.frames,
+            steps=options.steps,
+            guidance_scale=options.guidance,
+            seed=options.seed,
+        )
+    except ArdiffError as error:
+        print(error, file=sys.stderr)
+        return 1
+    report.save(options.output)
+    print(report.markdown())
+    return 0
+
+
+def trained_digits(model: str) -> MovingDigits:
+    """The digits that a model was trained on, from its training_config.json; the defaults where it has none."""
+    for folder in (ASSETS / model, Path(model)):
+        path = folder / "training_config.json"
+        if path.is_file():
+            return build(MovingDigits, json.loads(path.read_text(encoding="utf-8"))["data"]["digits"], "data.digits.")
+    return MovingDigits()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation of a pipeline on moving digits, beside the same figures of real clips and of their reconstructions."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ardiff_engine.data.clips import to_images
+from ardiff_engine.data.moving_digits import MovingDigits
+from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.evaluation.digit_classifier import DigitClassifier
+from ardiff_engine.evaluation.motion import position_errors
+from ardiff_engine.pipeline import Pipeline
+from ardiff_engine.weights.atomic import write_atomic
+
+CONFIDENT = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the classifier says of videos.
+
+    constant: share of frames that are read with p >= 0.8 as the digit that most of the video's frames show.
+    readable: share of frames read with p >= 0.8. as_asked: share of videos whose digit is the given class (None: no class given).
+    """
+
+    constant: float
+    readable: float
+    as_asked: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the report. position_error: pixels, per predicted frame; seconds: wall time of all videos of this line."""
+
+    name: str
+    frames: int
+    videos: int
+    reading: Reading
+    position_error: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """rows: real clips, their reconstructions, "last frame held", then one row per lag."""
+
+    classifier_accuracy: float
+    given: int
+    steps: int
+    rows: tuple[Row, ...]
+
+    def save(self, folder: Path) -> None:
+        """evaluation.json and evaluation.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        write_atomic(folder / "evaluation.json", lambda file: file.write(text.encode()))
+        table = self.markdown()
+        write_atomic(folder / "evaluation.md", lambda file: file.write(table.encode()))
+
+    def markdown(self) -> str:
+        lines = [
+            f"Classifier accuracy on held-out scans: {self.classifier_accuracy:.1%}. Solver steps: {self.steps}. "
+            f"Continuations see {self.given} real frames.",
+            "",
+            "| | frames | videos | constant | readable | digit as asked | position error (px), first 8 predicted frames | last | seconds |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in self.rows:
+            asked = "" if row.reading.as_asked is None else f"{row.reading.as_asked:.0%}"
+            error = row.position_error
+            first, last = (f"{np.mean(error[:8]):.2f}", f"{error[-1]:.2f}") if error else ("", "")
+            lines.append(
+                f"| {row.name} | {row.frames} | {row.videos} | {row.reading.constant:.1%} | {row.reading.readable:.1%} | {asked} "
+                f"| {first} | {last} | {row.seconds:.1f} |"
+            )
+        return "\n".join(lines) + "\n"
+
+
+def evaluate(
+    pipeline: Pipeline,
+    classifier: DigitClassifier,
+    digits: MovingDigits,
+    *,
+    lags: Sequence[int] = (0, 5, 10, 50),
+    clips: int = 10,
+    continuations: int = 10,
+    frames: int = 64,
+    given: int = 8,
+    predicted: int = 16,
+    steps: int = 50,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> Report:
+    """Generates and continues videos at every lag.
+
+    Args:
+        digits: the data set that the model was trained on; its held-out split gives the real clips.
+        clips: generated videos per lag, their classes in turn, of `frames` frames. A lag that is too small for its videos to be
+            longer than the model's window (lag · window < steps) is evaluated on one window.
+        continuations: held-out clips per lag; `given` real frames go in, `predicted` are compared with the truth.
+    """
+    window = pipeline.transformer.spec.num_frames
+    if not 0 < given < window:
+        raise ConfigError(explain("given", got=given, expected=f"1..{window - 1}", fix="Give at least one frame less than the window."))
+    real = replace(digits, split="held_out").batch(np.arange(max(clips, continuations)), num_frames=max(frames, given + predicted))
+    videos, labels = real[0], real[2][:, 0]
+    rebuilt = reconstruct(pipeline, videos)
+    compared = slice(given, given + predicted)
+    held = np.repeat(videos[:, given - 1 : given], predicted, axis=1)
+    rows = [
+        _row("real clips", videos, labels, classifier, videos[:, compared], videos[:, compared], 0.0),
+        _row("reconstructions", rebuilt, labels, classifier, rebuilt[:, compared], videos[:, compared], 0.0),
+        _row("last given frame held", held, labels, classifier, held, videos[:, compared], 0.0),
+    ]
+    for lag in tqdm(lags, desc="lags", disable=not progress):
+        started = time.perf_counter()
+        endless = lag * window >= steps
+        length = frames if endless else min(frames, window)
+        classes = [index % 10 for index in range(clips)] if pipeline.transformer.config.num_classes else None
+        made = pipeline(
+            num_frames=length,
+            num_videos=clips,
+            num_inference_steps=steps,
+            lag=lag,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            class_id=classes,
+            progress=progress,
+        ).frames.numpy()
+        total = given + predicted if endless else min(given + predicted, window)
+        continued = np.stack(
+            [
+                pipeline(
+                    video=videos[index, :given], num_frames=total, num_inference_steps=steps, lag=lag, seed=seed, progress=False
+                ).frames[0].numpy()
+                for index in tqdm(range(continuations), desc="continuations", disable=not progress, leave=False)
+            ]
+        )  # fmt: skip
+        rows.append(
+            _row(
+                f"lag {lag}",
+                made,
+                None if classes is None else np.array(classes),
+                classifier,
+                continued[:, given:],
+                videos[:continuations, given:total],
+                time.perf_counter() - started,
+            )
+        )
+    return Report(classifier.held_out_accuracy, given, steps, tuple(rows))
+
+
+def read(classifier: DigitClassifier, videos: NDArray[np.uint8], classes: NDArray[np.int64] | None) -> Reading:
+    """videos uint8 [N, T, H, W, 3]; classes [N], or None where none was asked for."""
+    probabilities = classifier.probabilities(videos)
+    digits, sure = probabilities.argmax(axis=-1), probabilities.max(axis=-1) >= CONFIDENT
+    majority = np.array([np.bincount(row, minlength=10).argmax() for row in digits])
+    constant = sure & (digits == majority[:, None])
+    asked = None if classes is None else float((majority == classes[: len(majority)]).mean())
+    return Reading(float(constant.mean()), float(sure.mean()), asked)
+
+
+@torch.no_grad()
+def reconstruct(pipeline: Pipeline, videos: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Videos through the autoencoder and back."""
+    weight = next(pipeline.vae.parameters())
+    decoded = [
+        pipeline.vae.decode(pipeline.vae.encode(to_images(video).to(weight)[None]))[0].clamp(0, 1).movedim(-3, -1) for video in videos
+    ]
+    return (torch.stack(decoded) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _row(
+    name: str,
+    videos: NDArray[np.uint8],
+    classes: NDArray[np.int64] | None,
+    classifier: DigitClassifier,
+    continued: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    seconds: float,
+) -> Row:
+    error = position_errors(continued, truth).mean(axis=0)
+    reading = read(classifier, videos, classes)
+    return Row(name, videos.shape[1], len(videos), reading, tuple(round(float(value), 3) for value in error), round(seconds, 1))

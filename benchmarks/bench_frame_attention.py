@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""frame_attention against scaled_dot_product_attention (SDPA), on contiguous keys and after a gather of pages.
+
+    python -m pytest benchmarks/bench_frame_attention.py --benchmark-columns=min,median
+
+The table is grouped by shape; the ratio in brackets after each minimum is to the fastest of its group. All sides
+compute the same attention in float32; SDPA gets its inputs in its favourite layout, [1, heads, tokens, dim].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch.nn.functional import scaled_dot_product_attention
+
+from ardiff_engine._native import native
+from ardiff_engine.ops.frame_attention import frame_attention
+from ardiff_engine.ops.frame_table import FrameTable
+
+MODULE = native()
+ISAS = [isa for isa in MODULE.build_info()["isas"] if isa != "scalar"] if MODULE is not None else []
+ROWS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    heads: int
+    dim: int
+    queries: int
+    keys: int
+
+    def __str__(self) -> str:
+        return f"{self.heads}x{self.dim} q{self.queries} k{self.keys}"
+
+
+SHAPES = (Shape(16, 72, 512, 589), Shape(16, 72, 32, 589), Shape(6, 64, 64, 1024), Shape(12, 128, 256, 2048))
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def problem(
+    request: pytest.FixtureRequest, benchmark: BenchmarkFixture
+) -> tuple[Shape, FrameTable, torch.Tensor]:
+    """Keys in shuffled pages of 32 rows, one group."""
+    shape: Shape = request.param
+    benchmark.group = str(shape)
+    count = -(-shape.keys // ROWS)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    valid = [min(ROWS, shape.keys - i * ROWS) for i in range(count)]
+    return shape, FrameTable.build([shape.queries], [order], [valid]), torch.tensor(order)
+
+
+def run(benchmark: BenchmarkFixture, call: Callable[[], object]) -> None:
+    benchmark.pedantic(call, rounds=60, warmup_rounds=3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_paged(
+    benchmark: BenchmarkFixture, problem: tuple[Shape, FrameTable, torch.Tensor], isa: str
+) -> None:
+    shape, table, order = problem
+    q = torch.randn(shape.queries, shape.heads, shape.dim)
+    k, v = torch.randn(2, len(order), shape.heads, ROWS, shape.dim)
+    assert MODULE is not None
+    before = MODULE.isa()
+    MODULE.set_isa(isa)
+    run(benchmark, lambda: frame_attention(q, k, v, table))
+    MODULE.set_isa(before)
+
+
+def test_sdpa_on_contiguous_keys(
+    benchmark: BenchmarkFixture, problem: tuple[Shape, FrameTable, torch.Tensor]
+) -> None:
+    shape, _, _ = problem
+    q = torch.randn(1, shape.heads, shape.queries, shape.dim)
+    k, v = torch.randn(2, 1, shape.heads, shape.keys, shape.dim)
+    run(benchmark, lambda: scaled_dot_product_attention(q, k, v))
+
+
+def test_gather_then_sdpa(
+    benchmark: BenchmarkFixture, problem: tuple[Shape, FrameTable, torch.Tensor]
+) -> None:
+    shape, _, order = problem
+    q = torch.randn(1, shape.heads, shape.queries, shape.dim)
+    k, v = torch.randn(2, len(order), shape.heads, ROWS, shape.dim)
+
+    def gather(pool: torch.Tensor) -> torch.Tensor:
+        return pool[order].transpose(0, 1).flatten(1, 2)[None, :, : shape.keys]
+
+    run(benchmark, lambda: scaled_dot_product_attention(q, gather(k), gather(v)))
+
+
+# Training: 16 frames of 32 tokens, frame f sees frames 0..f. Forward and backward.
+FRAMES, TOKENS, HEADS, DIM = 16, 32, 16, 72
+
+
+@pytest.mark.benchmark(group="block-causal training step, 16 frames of 32 tokens, 16x72")
+@pytest.mark.parametrize("isa", ISAS)
+def test_training_paged(benchmark: BenchmarkFixture, isa: str) -> None:
+    table = FrameTable.build(
+        [[TOKENS] * FRAMES], [list(range(FRAMES))], [[TOKENS] * FRAMES], [list(range(1, FRAMES + 1))]
+    )
+    q = torch.randn(FRAMES * TOKENS, HEADS, DIM, requires_grad=True)
+    k, v = (torch.randn(FRAMES, HEADS, TOKENS, DIM, requires_grad=True) for _ in "kv")
+    grad = torch.randn_like(q)
+    assert MODULE is not None
+    before = MODULE.isa()
+    MODULE.set_isa(isa)
+    run(benchmark, lambda: torch.autograd.grad(frame_attention(q, k, v, table), (q, k, v), grad))
+    MODULE.set_isa(before)
+
+
+@pytest.mark.benchmark(group="block-causal training step, 16 frames of 32 tokens, 16x72")
+def test_training_sdpa_with_a_mask(benchmark: BenchmarkFixture) -> None:
+    frame = torch.arange(FRAMES * TOKENS) // TOKENS
+    mask = frame[:, None] >= frame[None, :]
+    q, k, v = (torch.randn(1, HEADS, FRAMES * TOKENS, DIM, requires_grad=True) for _ in "qkv")
+    grad = torch.randn_like(q)
+
+    def step() -> object:
+        return torch.autograd.grad(scaled_dot_product_attention(q, k, v, attn_mask=mask), (q, k, v), grad)
+
+    run(benchmark, step)
