@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""frame_attention against scaled_dot_product_attention (SDPA), on contiguous keys and after a gather of pages.
+"""frame_attention against scaled_dot_product_attention (SDPA), on contiguous keys and after a gather.
 
     python -m pytest benchmarks/bench_frame_attention.py --benchmark-columns=min,median
 
-The table is grouped by shape; the ratio in brackets after each minimum is to the fastest of its group. All sides
-compute the same attention in float32; SDPA gets its inputs in its favourite layout, [1, heads, tokens, dim].
+The table is grouped by shape; the ratio in brackets after each minimum is to the fastest of its group. All
+sides compute the same attention in float32; SDPA gets its inputs in the layout [1, heads, tokens, dim].
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fixture `isa`: a test runs once per instruction set, and on the native kernels only.
 
-ARDIFF_BACKEND=cpu makes an op raise where it would fall back to PyTorch: without it, a test of a kernel against the
-reference could compare the reference with itself and pass.
+ARDIFF_BACKEND=cpu makes an op raise where it would fall back to PyTorch: without it, a test of a kernel
+against the reference could compare the reference with itself and pass.
 """
 
 from __future__ import annotations

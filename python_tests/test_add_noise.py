@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""add_noise against float64, with given and with generated noise. Limit: 1e-6 relative L2, 2e-6 per generated value."""
+"""add_noise against float64, with given and drawn noise. Limits: 1e-6 relative L2, 2e-6 per drawn value."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     x0, signal, sigma, _, keys = inputs((6, 999))
     together = add_noise(x0, signal, sigma, keys=keys, target="v")
     for i in range(6):
-        alone = add_noise(x0[i : i + 1], signal[i : i + 1], sigma[i : i + 1], keys=keys[i : i + 1], target="v")
+        alone = add_noise(
+            x0[i : i + 1], signal[i : i + 1], sigma[i : i + 1], keys=keys[i : i + 1], target="v"
+        )
         assert torch.equal(together.noisy[i], alone.noisy[0])
         assert together.target is not None and alone.target is not None
         assert torch.equal(together.target[i], alone.target[0])
@@ -74,7 +76,9 @@ def test_official_numbers() -> None:
     alpha = torch.from_numpy(schedule["alphas_cumprod"])[t].flatten().double()
     rows = (t.numel(), *x0.shape[t.dim() :])
     got = add_noise(x0.reshape(rows), alpha.sqrt(), (1 - alpha).sqrt(), noise=noise.reshape(rows))
-    torch.testing.assert_close(got.noisy.reshape(x0.shape), torch.from_numpy(golden["x_noisy"]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        got.noisy.reshape(x0.shape), torch.from_numpy(golden["x_noisy"]), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_gradient_flows_through_the_reference() -> None:

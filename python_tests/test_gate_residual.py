@@ -21,7 +21,13 @@ def inputs(tokens: int, width: int, rows: int, bias: bool) -> tuple[torch.Tensor
     torch.manual_seed(tokens + width)
     gate = torch.randn(rows, 6, width)[:, 2]
     ids = torch.randint(0, rows, (tokens,), dtype=torch.int32)
-    return torch.randn(tokens, width), torch.randn(tokens, width), gate, ids, torch.randn(width) if bias else None
+    return (
+        torch.randn(tokens, width),
+        torch.randn(tokens, width),
+        gate,
+        ids,
+        torch.randn(width) if bias else None,
+    )
 
 
 def wide(values: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
@@ -46,8 +52,12 @@ def test_backward(size: tuple[int, int, int], bias: bool) -> None:
     values = inputs(*size, bias)
     dy = torch.randn(values[0].shape)
 
-    def gradients(tensors: list[torch.Tensor], weight: torch.Tensor, reference: bool) -> tuple[torch.Tensor, ...]:
-        tensors = [t if t is None or not t.is_floating_point() else t.detach().requires_grad_() for t in tensors]
+    def gradients(
+        tensors: list[torch.Tensor], weight: torch.Tensor, reference: bool
+    ) -> tuple[torch.Tensor, ...]:
+        tensors = [
+            t if t is None or not t.is_floating_point() else t.detach().requires_grad_() for t in tensors
+        ]
         out = reference_gate_residual(*tensors) if reference else gate_residual(*tensors[:4], bias=tensors[4])
         leaves = [t for t in tensors if t is not None and t.requires_grad]
         return torch.autograd.grad(out, leaves, weight)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""norm_rope_write_ against float64: q and K within 2e-6 of the largest value's scale, V bit for bit, and nothing
-written elsewhere (poisoned pages)."""
+"""norm_rope_write_ against float64: q and K within 2e-6 of the largest value's scale, V bit for bit, and
+nothing written elsewhere (poisoned pages)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ ROWS = 5
 
 
 class Case:
-    def __init__(self, tokens: int, heads: int, kv_heads: int, dim: int, norm: str, *, rope: bool, bias: bool) -> None:
+    def __init__(
+        self, tokens: int, heads: int, kv_heads: int, dim: int, norm: str, *, rope: bool, bias: bool
+    ) -> None:
         torch.manual_seed(tokens + dim)
         width = (heads + 2 * kv_heads) * dim
         self.qkv = torch.randn(tokens, width)
@@ -62,7 +64,8 @@ def close(got: torch.Tensor, want: torch.Tensor) -> bool:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("rope", "bias"), [(False, False), (True, False), (True, True), (False, True)])
 @pytest.mark.parametrize(
-    ("tokens", "heads", "kv_heads", "dim"), [(1, 1, 1, 2), (7, 4, 2, 10), (33, 16, 16, 72), (9, 12, 3, 128), (0, 2, 2, 8)]
+    ("tokens", "heads", "kv_heads", "dim"),
+    [(1, 1, 1, 2), (7, 4, 2, 10), (33, 16, 16, 72), (9, 12, 3, 128), (0, 2, 2, 8)],
 )
 def test_writes(norm: str, rope: bool, bias: bool, tokens: int, heads: int, kv_heads: int, dim: int) -> None:
     case = Case(tokens, heads, kv_heads, dim, norm, rope=rope, bias=bias)

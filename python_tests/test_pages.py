@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Page copies are bit-exact and touch nothing else; rotating K from position p by delta equals writing it at p + delta
-(within 2e-6)."""
+"""Page copies are bit-exact and touch nothing else; rotating K from position p by delta equals writing it at
+p + delta (within 2e-6)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Philox words against the published vectors; kernel noise within 2e-6 of the float64 Box-Muller; independence of
-batching, length and threads."""
+"""Philox words against the published vectors; kernel noise within 2e-6 of the float64 Box-Muller;
+independence of batching, length and threads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def random_keys(rows: int) -> torch.Tensor:
         ),
     ],
 )
-def test_words_equal_the_published_vectors(counter: tuple[int, ...], key: tuple[int, ...], expected: str) -> None:
+def test_words_equal_the_published_vectors(
+    counter: tuple[int, ...], key: tuple[int, ...], expected: str
+) -> None:
     c0, c1, c2, c3 = (torch.tensor(c) for c in counter)
     words = reference_philox((c0, c1, c2, c3), (torch.tensor(key[0]), torch.tensor(key[1])))
     assert " ".join(f"{word:08x}" for word in words.tolist()) == expected
@@ -50,8 +52,8 @@ def test_kernel_equals_reference(elements: int) -> None:
 
 
 def test_kernel_and_reference_are_two_implementations() -> None:
-    """Float32 polynomials cannot equal rounded float64 results everywhere: equality would mean a comparison of the
-    reference with itself."""
+    """Float32 polynomials cannot equal rounded float64 results everywhere: equality would mean a comparison
+    of the reference with itself."""
     keys = random_keys(4)
     assert not torch.equal(philox_normal(keys, 100_000), reference_philox_normal(keys, 100_000))
 
@@ -100,7 +102,9 @@ def test_threads_do_not_change_a_bit() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("keys", [torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 5), torch.zeros(5, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "keys", [torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 5), torch.zeros(5, dtype=torch.int64)]
+)
 def test_wrong_keys(keys: torch.Tensor) -> None:
     with pytest.raises(TensorError, match="noise keys"):
         philox_normal(keys, 4)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training timesteps against exact laws: enumeration of all sequences, the exact per-frame marginals, closed-form
-means. Significance limits are at about 1e-6, with fixed seeds."""
+"""Training timesteps against exact laws: enumeration of all sequences, the exact per-frame marginals,
+closed-form means. Significance limits are at about 1e-6, with fixed seeds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def law(rule: str, frames: int, timesteps: int) -> dict[tuple[int, ...], float]:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("frames", "timesteps"), [(16, 1000), (4, 6), (1, 9), (9, 1), (1, 1), (200, 30), (3, 2)])
+@pytest.mark.parametrize(
+    ("frames", "timesteps"), [(16, 1000), (4, 6), (1, 9), (9, 1), (1, 1), (200, 30), (3, 2)]
+)
 def test_kernel_equals_reference(rule: str, frames: int, timesteps: int) -> None:
     for seed, first in ((0, 0), (2**63 + 5, 2**33 + 1)):
         signed = seed - 2**64 if seed >= 2**63 else seed
@@ -55,7 +57,9 @@ def test_whole_sequences_follow_the_exact_law(rule: str) -> None:
     assert math.isclose(sum(exact.values()), 1)
     code = (sample_timesteps(draws, frames, timesteps, rule, seed=1) * 6 ** torch.arange(frames)).sum(1)
     counts = torch.bincount(code, minlength=6**frames)
-    observed = torch.tensor([int(counts[sum(t * 6**f for f, t in enumerate(s))]) for s in exact], dtype=torch.float64)
+    observed = torch.tensor(
+        [int(counts[sum(t * 6**f for f, t in enumerate(s))]) for s in exact], dtype=torch.float64
+    )
     assert observed.sum() == draws
     expected = draws * torch.tensor(list(exact.values()), dtype=torch.float64)
     assert ((observed - expected) ** 2 / expected).sum().item() < chi_square_limit(125)
@@ -72,7 +76,9 @@ def test_marginals_equal_the_exact_ones(rule: str, golden: str) -> None:
         assert ((observed - expected) ** 2 / expected).sum().item() < chi_square_limit(9)
 
 
-@pytest.mark.parametrize(("rule", "golden"), [("fopp", "midt_sequences"), ("uniform", "incremental_sequences")])
+@pytest.mark.parametrize(
+    ("rule", "golden"), [("fopp", "midt_sequences"), ("uniform", "incremental_sequences")]
+)
 def test_means_agree_with_the_official_sampler(rule: str, golden: str) -> None:
     official = torch.from_numpy(np.load(GOLDEN / "fopp_F16_T1000.npz")[golden]).double()
     drawn = sample_timesteps(20_000, 16, 1000, rule, seed=3).double()
@@ -84,7 +90,9 @@ def test_fopp_means_are_the_exact_ones() -> None:
     tables = np.load(GOLDEN / "fopp_F16_T1000.npz")
     counts = tables["mat_e"] * tables["mat_s"]  # sequences through (t, f)
     frames, timesteps = 16, 1000
-    before = np.array([[through(frames, timesteps, f, t) for f in range(frames)] for t in range(timesteps)], dtype=float)
+    before = np.array(
+        [[through(frames, timesteps, f, t) for f in range(frames)] for t in range(timesteps)], dtype=float
+    )
     np.testing.assert_allclose(counts, before, rtol=1e-9)
     drawn = sample_timesteps(40_000, frames, timesteps, "fopp", seed=4).double()
     exact = torch.tensor([105.5, 181.8, 244.6, 299.1, 348.3, 393.8, 437.0, 478.8], dtype=torch.float64)
@@ -128,7 +136,14 @@ def test_edges() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rule": "fop"}, {"num_frames": 0}, {"num_timesteps": 0}, {"batch": -1}, {"seed": 2**64}, {"first_sample": -1}],
+    [
+        {"rule": "fop"},
+        {"num_frames": 0},
+        {"num_timesteps": 0},
+        {"batch": -1},
+        {"seed": 2**64},
+        {"first_sample": -1},
+    ],
 )
 def test_wrong_settings(changes: dict[str, object]) -> None:
     settings: dict[str, object] = {"batch": 2, "num_frames": 3, "num_timesteps": 10, **changes}

@@ -30,7 +30,14 @@ def expected(given: dict[str, torch.Tensor], clamp: float | None = None) -> tupl
     wide = {name: value.double() for name, value in given.items()}
     optional = [wide.get(name) for name in ("history1", "history2")]
     return reference_solver_step(
-        wide["x"], wide["outs"], wide["weights"], wide["coefficients"], *optional, None, wide.get("noise"), clamp
+        wide["x"],
+        wide["outs"],
+        wide["weights"],
+        wide["coefficients"],
+        *optional,
+        None,
+        wide.get("noise"),
+        clamp,
     )
 
 
@@ -91,7 +98,9 @@ def test_nan_outputs_stay_visible() -> None:
 def test_a_row_does_not_depend_on_its_batch() -> None:
     given = inputs((5, 9001))
     together = solver_step(**given)
-    row = {name: value[:, 2:3] if name in ("outs", "weights") else value[2:3] for name, value in given.items()}
+    row = {
+        name: value[:, 2:3] if name in ("outs", "weights") else value[2:3] for name, value in given.items()
+    }
     alone = solver_step(**row)
     assert torch.equal(together.x[2:3], alone.x) and torch.equal(together.x0[2:3], alone.x0)
 
@@ -127,7 +136,14 @@ def test_wrong_arguments() -> None:
 
 def test_opcheck() -> None:
     given = inputs((3, 7))
-    first = (given["x"], given["outs"], given["weights"], given["coefficients"], given["history1"], given["history2"])
+    first = (
+        given["x"],
+        given["outs"],
+        given["weights"],
+        given["coefficients"],
+        given["history1"],
+        given["history2"],
+    )
     keys = torch.zeros(3, 5, dtype=torch.int64)
     torch.library.opcheck(torch.ops.ardiff.solver_step.default, (*first, keys, None, 1.0))
     torch.library.opcheck(torch.ops.ardiff.solver_step.default, (*first, None, given["noise"], None))

@@ -4,7 +4,8 @@
     noisy = signal x0 + sigma eps
     target: "x0" x0;  "eps" eps;  "v" signal eps - sigma x0 (Salimans and Ho 2022);  "flow" eps - x0
 
-eps is given, or generated in registers from counter keys (see `philox_normal`) so that it never exists in memory.
+eps is given, or generated in registers from counter keys (see `philox_normal`) so that it never exists in
+memory.
 """
 
 from __future__ import annotations
@@ -42,19 +43,23 @@ def add_noise(
 ) -> AddNoiseResult:
     """signal[i] * x0[i] + sigma[i] * eps[i] for every row i of x0 [N, ...], and the target of that name.
 
-    signal, sigma: floating point [N]. Exactly one of `noise` (like x0) and `keys` (int64 [N, 5]) gives eps; element
-    e of a row counts its trailing dimensions in order. Half precision is computed in float32. Differentiable where
-    an input requires a gradient (PyTorch reference).
+    signal, sigma: floating point [N]. Exactly one of `noise` (like x0) and `keys` (int64 [N, 5]) gives eps;
+    element e of a row counts its trailing dimensions in order. Half precision is computed in float32.
+    Differentiable where an input requires a gradient (PyTorch reference).
 
     Raises:
         ConfigError: an unknown target, or not exactly one of noise and keys.
         TensorError: a wrong shape, dtype or device.
     """
     if target is not None and target not in TARGETS:
-        raise ConfigError(explain("target", got=repr(target), expected=" or ".join(TARGETS), fix="Pass one of these."))
+        raise ConfigError(
+            explain("target", got=repr(target), expected=" or ".join(TARGETS), fix="Pass one of these.")
+        )
     if (noise is None) == (keys is None):
         given = "neither" if noise is None else "both"
-        raise ConfigError(explain("noise and keys", got=given, expected="exactly one", fix="Pass one of the two."))
+        raise ConfigError(
+            explain("noise and keys", got=given, expected="exactly one", fix="Pass one of the two.")
+        )
     x0 = tensor("x0", x0)
     floating("x0", x0)
     rows = x0.shape[0] if x0.dim() else -1
@@ -75,7 +80,9 @@ def add_noise(
         same("noise", noise, "x0", x0)
         if noise.shape != x0.shape:
             raise TensorError(
-                explain("shape of noise", got=list(noise.shape), expected=list(x0.shape), fix="Draw it like x0.")
+                explain(
+                    "shape of noise", got=list(noise.shape), expected=list(x0.shape), fix="Draw it like x0."
+                )
             )
     inputs = (x0, signal, sigma, noise)
     if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows per frame: what `modulate` and `gate_residual` share. Token t uses row `frame_ids[t]` of a table [M, D]."""
+"""Rows per frame, shared by `modulate` and `gate_residual`: token t uses row frame_ids[t] of [M, D]."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from ardiff_engine.ops import checks
 
 
 def check_frame_rows(x: torch.Tensor, frame_ids: torch.Tensor, tables: dict[str, torch.Tensor]) -> None:
-    """Metadata of x [T, D], frame_ids int32 [T] and tables [M, D] of one M; values are checked by `check_range`."""
+    """Metadata of x [T, D], frame_ids int32 [T], tables [M, D] of one M; `check_range` checks the values."""
     if x.dim() != 2 or not x.is_floating_point():
         raise TensorError(
-            explain("x", got=f"{x.dtype} {list(x.shape)}", expected="floating point [T, D]", fix="Flatten the tokens.")
+            explain(
+                "x",
+                got=f"{x.dtype} {list(x.shape)}",
+                expected="floating point [T, D]",
+                fix="Flatten the tokens.",
+            )
         )
     tokens, width = x.shape
     if frame_ids.dtype != torch.int32 or frame_ids.dim() != 1 or frame_ids.shape[0] != tokens:
@@ -60,7 +65,9 @@ def check_range(frame_ids: torch.Tensor, rows: int) -> None:
 
 def range_error(frame_id: int, rows: int) -> TensorError:
     return TensorError(
-        explain("frame_ids", got=frame_id, expected=f"0..{rows - 1}", fix="Number the rows of the tables from 0.")
+        explain(
+            "frame_ids", got=frame_id, expected=f"0..{rows - 1}", fix="Number the rows of the tables from 0."
+        )
     )
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A gated residual with a gate row per frame (the end of a DiT sub-layer):
 
-out = residual + gate[id] * (branch + bias)                                           id = frame_ids[token]
+out = residual + gate[id] * (branch + bias), with id = frame_ids[token]
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -25,7 +27,8 @@ def gate_residual(
 ) -> torch.Tensor:
     """residual [T, D] + gate[id] * (branch [T, D] + bias [D]), in the dtype of `residual`.
 
-    gate [M, D], rows may be strided; frame_ids int32 [T] in 0..M-1; bias None is zero. Differentiable once in all four.
+    gate [M, D], rows may be strided; frame_ids int32 [T] in 0..M-1; bias None is zero. Differentiable once
+    in all four.
 
     Raises:
         TensorError: a wrong shape, dtype or device, or an id out of range (read on the CPU only).
@@ -45,8 +48,8 @@ def gate_residual_(
     *,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`gate_residual` in place: overwrites the contiguous `residual` and returns it. No gradient: raises TensorError
-    where one would be recorded."""
+    """`gate_residual` in place: overwrites the contiguous `residual` and returns it. No gradient: raises
+    TensorError where one would be recorded."""
     _check(residual, branch, gate, frame_ids, bias)
     if not residual.is_contiguous() or _needs_grad(residual, branch, gate, bias):
         raise TensorError(
@@ -78,9 +81,13 @@ def reference_gate_residual(
 
 
 def reference_gate_residual_backward(
-    dy: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor, bias: torch.Tensor | None
+    dy: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dbranch, dgate, dbias); dbias is empty where there is no bias. The gradient of the residual is dy itself."""
+    """(dbranch, dgate, dbias); dbias is empty without a bias. The gradient of the residual is dy itself."""
     wide = torch.promote_types(dy.dtype, torch.float32)
     dy, full = dy.to(wide), branch.to(wide)
     if bias is not None:
@@ -217,11 +224,20 @@ def _gate_residual_in_place_op(
 
 @torch.library.custom_op("ardiff::gate_residual_backward", mutates_args=())
 def _backward_op(
-    dy: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor, bias: torch.Tensor | None
+    dy: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if choose("gate_residual", dy, branch, gate, bias).name != "cpu":
         return reference_gate_residual_backward(dy, branch, gate, frame_ids, bias)
-    dy, branch, gate, frame_ids = dy.contiguous(), branch.contiguous(), dense_rows(gate), frame_ids.contiguous()
+    dy, branch, gate, frame_ids = (
+        dy.contiguous(),
+        branch.contiguous(),
+        dense_rows(gate),
+        frame_ids.contiguous(),
+    )
     bias = None if bias is None else bias.contiguous()
     dbranch, dgate = torch.empty_like(branch), gate.new_empty(gate.shape)
     dbias = gate.new_empty(0 if bias is None else bias.shape[0])
@@ -244,19 +260,23 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _backward_fake(
-    dy: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor, bias: torch.Tensor | None
+    dy: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dbias = gate.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return branch.new_empty(branch.shape), gate.new_empty(gate.shape), dbias
 
 
-def _setup_context(ctx: object, inputs: tuple, output: torch.Tensor) -> None:  # type: ignore[type-arg]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     _, branch, gate, frame_ids, bias = inputs
-    ctx.save_for_backward(branch, gate, frame_ids, bias)  # type: ignore[attr-defined]
+    ctx.save_for_backward(branch, gate, frame_ids, bias)
 
 
-def _backward(ctx: object, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    branch, gate, frame_ids, bias = ctx.saved_tensors  # type: ignore[attr-defined]
+def _backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    branch, gate, frame_ids, bias = ctx.saved_tensors
     dbranch, dgate, dbias = _backward_op(dy, branch, gate, frame_ids, bias)
     return dy, dbranch, dgate, None, None if bias is None else dbias
 

@@ -2,15 +2,15 @@
 """Normalisation with a shift and scale per frame: adaptive layer norm (DiT, Peebles and Xie 2023) with one
 modulation row per frame instead of per image.
 
-    n = norm(x)                         "layer": (x - mean) / sqrt(var + eps);  "rms": x / sqrt(mean(x^2) + eps);  "none": x
-    y = n * (1 + scale[id]) + shift[id]                                                    id = frame_ids[token]
+    n = norm(x)     "layer": (x - mean) / sqrt(var + eps);  "rms": x / sqrt(mean(x^2) + eps);  "none": x
+    y = n * (1 + scale[id]) + shift[id]     id = frame_ids[token]
 
 Half precision is computed in float32.
 """
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 
@@ -58,15 +58,17 @@ def modulate(
     """y [T, D] = norm(x) * (1 + scale[id]) + shift[id]; with `return_normed`, (y, norm(x)).
 
     x [T, D] floating point; shift, scale [M, D], rows may be strided views; frame_ids int32 [T] in 0..M-1.
-    Results have the dtype of x. Differentiable once in x, shift and scale, through both results. The second result
-    is what replaces the residual in AR-Diffusion's `share_norm` blocks.
+    Results have the dtype of x. Differentiable once in x, shift and scale, through both results. The second
+    result is what replaces the residual in AR-Diffusion's `share_norm` blocks.
 
     Raises:
         ConfigError: an unknown norm.
         TensorError: a wrong shape, dtype or device, or an id out of range (read on the CPU only).
     """
     if norm not in NORMS:
-        raise ConfigError(explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these."))
+        raise ConfigError(
+            explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these.")
+        )
     x = tensor("x", x)
     check_frame_rows(x, frame_ids, {"shift": shift, "scale": scale})
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or shift.requires_grad or scale.requires_grad)
@@ -242,15 +244,15 @@ def _backward_fake(
     return x.new_empty(x.shape), scale.new_empty(scale.shape), scale.new_empty(scale.shape)
 
 
-def _setup_context(ctx: object, inputs: tuple, output: tuple) -> None:  # type: ignore[type-arg]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     x, _, scale, frame_ids, norm, eps, _ = inputs
-    ctx.save_for_backward(x, scale, frame_ids)  # type: ignore[attr-defined]
-    ctx.norm, ctx.eps = norm, eps  # type: ignore[attr-defined]
+    ctx.save_for_backward(x, scale, frame_ids)
+    ctx.norm, ctx.eps = norm, eps
 
 
-def _backward(ctx: object, dy: torch.Tensor, dnormed: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    x, scale, frame_ids = ctx.saved_tensors  # type: ignore[attr-defined]
-    dx, dshift, dscale = _backward_op(dy, dnormed, x, scale, frame_ids, ctx.norm, ctx.eps)  # type: ignore[attr-defined]
+def _backward(ctx: Any, dy: torch.Tensor, dnormed: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, scale, frame_ids = ctx.saved_tensors
+    dx, dshift, dscale = _backward_op(dy, dnormed, x, scale, frame_ids, ctx.norm, ctx.eps)
     return dx, dshift, dscale, None, None, None, None
 
 

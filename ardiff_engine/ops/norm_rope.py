@@ -5,10 +5,11 @@
     row = qkv + bias = [q heads | k heads | v heads]
     q, k = norm(q) q_weight + q_bias, norm(k) k_weight + k_bias
            "layer" and "rms" over each head's d columns, "rms_full" over all heads together (Wan)
-    (z[2j], z[2j+1]) -> (z[2j] cos - z[2j+1] sin, z[2j+1] cos + z[2j] sin)      of position * frequencies[j], q and k
+    (z[2j], z[2j+1]) -> (z[2j] cos - z[2j+1] sin, z[2j+1] cos + z[2j] sin)
+           of the angle position * frequencies[j], for q and k
 
-RoPE (Su et al. 2021) with interleaved pairs. The angle is computed and reduced in float64, so it is exact for any
-position below 2^31; half precision is otherwise computed in float32.
+RoPE (Su et al. 2021) with interleaved pairs. The angle is computed and reduced in float64, so it is exact
+for any position below 2^31; half precision is otherwise computed in float32.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def norm_rope(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """qkv [T, (heads + 2 kv_heads) d] -> q [T, heads, d], k and v [T, kv_heads, d], in the dtype of qkv.
 
-    positions int64 [T]; kv_heads None = heads; weights and biases of the norm: [d], for "rms_full" [heads d] and
-    [kv_heads d], None for none; frequencies float64 [d / 2], None for no rotation; qkv_bias like a row of qkv.
-    Differentiable in everything but positions and frequencies.
+    positions int64 [T]; kv_heads None = heads; weights and biases of the norm: [d], for "rms_full" [heads d]
+    and [kv_heads d], None for none; frequencies float64 [d / 2], None for no rotation; qkv_bias like a row
+    of qkv. Differentiable in everything but positions and frequencies.
 
     Raises:
         ConfigError: an unknown norm, or head counts that do not divide the row.
@@ -83,10 +84,17 @@ def check_norm_rope(
 ) -> int:
     """Checks the metadata of all arguments and returns the head dimension."""
     if norm not in NORMS:
-        raise ConfigError(explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these."))
+        raise ConfigError(
+            explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these.")
+        )
     if qkv.dim() != 2 or not qkv.is_floating_point():
         raise TensorError(
-            explain("qkv", got=f"{qkv.dtype} {list(qkv.shape)}", expected="floating point [T, W]", fix="Flatten it.")
+            explain(
+                "qkv",
+                got=f"{qkv.dtype} {list(qkv.shape)}",
+                expected="floating point [T, W]",
+                fix="Flatten it.",
+            )
         )
     tokens, width = qkv.shape
     if heads < 1 or kv_heads < 1 or width % (heads + 2 * kv_heads) or heads % kv_heads:
@@ -110,7 +118,12 @@ def check_norm_rope(
         )
     if norm == "none" and any(a is not None for a in affine):
         raise ConfigError(
-            explain("norm weights", got="weights with norm='none'", expected="none", fix="Choose a norm, or drop them.")
+            explain(
+                "norm weights",
+                got="weights with norm='none'",
+                expected="none",
+                fix="Choose a norm, or drop them.",
+            )
         )
     for index, value in enumerate(affine):
         if value is not None:
@@ -128,13 +141,23 @@ def check_norm_rope(
 def check_frequencies(frequencies: torch.Tensor, head_dim: int, on: torch.device) -> None:
     if head_dim % 2:
         raise ConfigError(
-            explain("head dimension", got=head_dim, expected="an even number", fix="RoPE rotates pairs of columns.")
+            explain(
+                "head dimension",
+                got=head_dim,
+                expected="an even number",
+                fix="RoPE rotates pairs of columns.",
+            )
         )
     shape("frequencies", frequencies, (head_dim // 2,))
     device("frequencies", frequencies, on)
     if not frequencies.is_floating_point():
         raise TensorError(
-            explain("dtype of frequencies", got=frequencies.dtype, expected="float64", fix="Convert with .double().")
+            explain(
+                "dtype of frequencies",
+                got=frequencies.dtype,
+                expected="float64",
+                fix="Convert with .double().",
+            )
         )
 
 

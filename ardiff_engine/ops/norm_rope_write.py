@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything between the QKV projection and attention over pages, in one pass: bias, QK-norm, RoPE, page write.
+"""Everything between the QKV projection and attention over pages, in one pass: bias, QK-norm, RoPE, page
+write.
 
-The formula is `norm_rope`'s; K and V then go to row `slots[t]` of the page pool instead of into tensors of their own.
+The formula is `norm_rope`'s; K and V then go to row `slots[t]` of the page pool instead of into tensors of
+their own.
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ def norm_rope_write_(
 ) -> torch.Tensor:
     """Writes K and V of qkv [T, (heads + 2 kv_heads) d] into pages and returns q [T, heads, d].
 
-    k_pages, v_pages: [P, kv_heads, R, d], same strides, rows of d dense (a layer of the pool); slots int64 [T]:
-    page * R + row, -1 writes nothing, all others distinct. The other arguments, the formula and its precision are
-    `norm_rope`'s. V is copied bit for bit unless there is a qkv_bias. No gradient: use `norm_rope` in training.
+    k_pages, v_pages: [P, kv_heads, R, d], same strides, rows of d dense (a layer of the pool); slots int64
+    [T]: page * R + row, -1 writes nothing, all others distinct. The other arguments, the formula and its
+    precision are `norm_rope`'s. V is copied bit for bit unless there is a qkv_bias. No gradient: use
+    `norm_rope` in training.
 
     Raises:
         ConfigError: an unknown norm, or head counts that do not divide the row.
@@ -51,7 +54,9 @@ def norm_rope_write_(
     _check_pages(qkv, k_pages, v_pages, slots, kv_heads, head_dim)
     if qkv.requires_grad and torch.is_grad_enabled():
         raise TensorError(
-            explain("qkv", got="requires_grad", expected="no gradient", fix="Use norm_rope, or torch.no_grad().")
+            explain(
+                "qkv", got="requires_grad", expected="no gradient", fix="Use norm_rope, or torch.no_grad()."
+            )
         )
     run = torch.ops.ardiff.norm_rope_write_ if torch.compiler.is_compiling() else _run
     q: torch.Tensor = run(
@@ -128,7 +133,7 @@ def _check_pages(
                 explain(
                     name,
                     got=f"{pages.dtype} {list(size)} on {pages.device}, strides {pages.stride()}",
-                    expected=f"[P, {kv_heads}, R, {head_dim}] on {qkv.device}, dense rows, k_pages and v_pages alike",
+                    expected=f"[P, {kv_heads}, R, {head_dim}] on {qkv.device}, dense rows, both pools alike",
                     fix="Pass one layer of the page pool.",
                 )
             )
@@ -145,7 +150,9 @@ def _check_pages(
 
 def _slot_error(slot: int, pages: int, rows: int) -> PageTableError:
     return PageTableError(
-        explain("slots", got=slot, expected=f"-1..{pages * rows - 1}", fix="A slot is page * page_rows + row.")
+        explain(
+            "slots", got=slot, expected=f"-1..{pages * rows - 1}", fix="A slot is page * page_rows + row."
+        )
     )
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Housekeeping of the page pool: copying pages (forks) and moving pages to another position (sinks, pinned memory).
+"""Housekeeping of the page pool: copying pages (forks) and moving pages to another position (sinks, pinned
+memory).
 
-Because RoPE composes, K rotated at position p becomes K at position p + delta by rotating it by delta once more:
+Because RoPE composes, K rotated at position p becomes K at position p + delta by rotating it by delta once
+more:
 
     copy_pages_    k[:, dst] = k[:, src], v[:, dst] = v[:, src]
     rotate_pages_  (k[2j], k[2j+1]) -> rotated by delta * frequencies[j], in every row of the page
@@ -22,12 +24,13 @@ from ardiff_engine.ops.norm_rope import check_frequencies, rotate
 def copy_pages_(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
     """Copies page src[i] to page dst[i] in all layers, bit for bit.
 
-    k_pages, v_pages: [layers, P, H, R, d], same strides, a page dense; src, dst int64 [n]; the pages of dst are
-    distinct and none of them is in src.
+    k_pages, v_pages: [layers, P, H, R, d], same strides, a page dense; src, dst int64 [n]; the pages of dst
+    are distinct and none of them is in src.
 
     Raises:
         TensorError: a wrong shape, dtype, device or stride.
-        PageTableError: a page outside the pool, or overlapping copies (read on the CPU only). Nothing is written then.
+        PageTableError: a page outside the pool, or overlapping copies (read on the CPU only). Nothing is
+            written then.
     """
     _check_pool("k_pages", k_pages, k_pages)
     _check_pool("v_pages", v_pages, k_pages)
@@ -49,13 +52,14 @@ def rotate_pages_(
 ) -> None:
     """Rotates K of page pages[i] by deltas[i] positions, in all layers.
 
-    k_pages [layers, P, H, R, d], a page dense; pages int64 [n], distinct; deltas int64 [n], negative ones turn back;
-    frequencies float64 [d / 2]. With `source` [layers, n, H, R, d], page pages[i] becomes the rotation of
-    source[:, i]: keep an unrotated copy there, and repeated moves do not add up rounding errors.
+    k_pages [layers, P, H, R, d], a page dense; pages int64 [n], distinct; deltas int64 [n], negative ones
+    turn back; frequencies float64 [d / 2]. With `source` [layers, n, H, R, d], page pages[i] becomes the
+    rotation of source[:, i]: keep an unrotated copy there, and repeated moves do not add up rounding errors.
 
     Raises:
         TensorError: a wrong shape, dtype, device or stride.
-        PageTableError: a page outside the pool or named twice (read on the CPU only). Nothing is written then.
+        PageTableError: a page outside the pool or named twice (read on the CPU only). Nothing is written
+            then.
     """
     _check_pool("k_pages", k_pages, k_pages)
     _check_ids("pages", pages, k_pages, pages)
@@ -127,7 +131,9 @@ def _check_pages(name: str, ids: torch.Tensor, pages: int, *, distinct: bool = F
                 explain(name, got=page, expected=f"0..{pages - 1}", fix="Pass page ids of this pool.")
             )
     if distinct and len(set(listed)) != len(listed):
-        raise PageTableError(explain(name, got="a page twice", expected="distinct pages", fix="Merge the requests."))
+        raise PageTableError(
+            explain(name, got="a page twice", expected="distinct pages", fix="Merge the requests.")
+        )
 
 
 def _check_copy(src: torch.Tensor, dst: torch.Tensor, pages: int) -> None:
@@ -135,7 +141,9 @@ def _check_copy(src: torch.Tensor, dst: torch.Tensor, pages: int) -> None:
     _check_pages("dst", dst, pages, distinct=True)
     if src.device.type == "cpu" and not set(src.tolist()).isdisjoint(dst.tolist()):
         raise PageTableError(
-            explain("dst", got="a page that is also read", expected="pages outside src", fix="Copy in two calls.")
+            explain(
+                "dst", got="a page that is also read", expected="pages outside src", fix="Copy in two calls."
+            )
         )
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normal noise from a counter: Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3")
-and Box-Muller.
+"""Normal noise from a counter: Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as
+1, 2, 3") and Box-Muller.
 
 For the key row (seed, stream, frame, purpose, step) and element e:
 
-    words = philox4x32_10(counter=(e // 4, frame, stream, purpose << 24 | step), key=(seed low 32, seed high 32))
+    words = philox4x32_10(counter=(e // 4, frame, stream, purpose << 24 | step), key=(seed low, seed high))
     (a, b) = words 0, 1 for e % 4 in {0, 1}, words 2, 3 for e % 4 in {2, 3}
     u1 = fma(float32(a), 2^-32, 2^-33);  u2 = fma(float32(b), 2^-32, 2^-33);  r = sqrt(-2 ln u1)
     z = r cos(2 pi u2) for even e, r sin(2 pi u2) for odd e
@@ -40,7 +40,12 @@ def philox_normal(keys: torch.Tensor, elements: int) -> torch.Tensor:
     keys = check_keys(keys)
     if not 0 <= elements <= 4 * _MASK:
         raise TensorError(
-            explain("Bad number of noise elements", got=elements, expected="0..2^34", fix="Split the row over frames.")
+            explain(
+                "Bad number of noise elements",
+                got=elements,
+                expected="0..2^34",
+                fix="Split the row over frames.",
+            )
         )
     if torch.compiler.is_compiling():
         return torch.ops.ardiff.philox_normal(keys, elements)
@@ -64,7 +69,8 @@ def reference_philox_normal(keys: torch.Tensor, elements: int) -> torch.Tensor:
 
 
 def reference_philox(
-    counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], key: tuple[torch.Tensor, torch.Tensor]
+    counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    key: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
     """Philox4x32-10 on int64 tensors that hold 32-bit words and broadcast together: -> int64 [..., 4]."""
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
@@ -78,7 +84,7 @@ def reference_philox(
 
 
 def _multiply(multiplier: int, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """High and low 32 bits of a product of 32-bit words. In halves: the whole product would overflow int64."""
+    """High and low 32 bits of a product of 32-bit words. In halves: the product would overflow int64."""
     low = words * (multiplier & 0xFFFF)
     high = words * (multiplier >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training timesteps for every frame of a clip, exact and without tables.
 
-"fopp"     AR-Diffusion's FoPP: a pivot (f*, t*) uniform over frames x timesteps, then uniform over the non-decreasing
+"fopp"     AR-Diffusion's FoPP: a pivot (f*, t*) uniform over frames x timesteps, then uniform over the
+non-decreasing
            sequences through it (AR-Diffusion, CVPR 2025, section 3.3)
 "uniform"  uniform over all C(T + F - 1, F) non-decreasing sequences
 "iid"      every frame independent, uniform over 0..T-1 (diffusion forcing)
 "shared"   one uniform timestep for all frames (full-sequence diffusion)
 
-A non-decreasing sequence of m values over K + 1 levels is a walk of m + K positions, each of which either places the
-next frame at the current level or raises the level. With a frames and b levels left, the urn walk places a frame with
-probability a / (a + b), which makes all walks equally likely. It decides in integers, `(word * (a + b)) >> 32 < a`
-with one Philox word per position, so every device draws the same sequence; each decision is within 2^-32 of exact.
+A non-decreasing sequence of m values over K + 1 levels is a walk of m + K positions, each of which either
+places the next frame at the current level or raises the level. With a frames and b levels left, the urn walk
+places a frame with probability a / (a + b), which makes all walks equally likely. It decides in integers,
+`(word * (a + b)) >> 32 < a` with one Philox word per position, so every device draws the same sequence; each
+decision is within 2^-32 of exact.
 """
 
 from __future__ import annotations
@@ -39,14 +41,16 @@ def sample_timesteps(
 ) -> torch.Tensor:
     """int64 [batch, num_frames] in 0..num_timesteps-1, one row per clip, drawn by `rule` (see the module).
 
-    Row i is a pure function of (seed, first_sample + i): give every rank and step its own range of samples. Drawn on
-    the CPU for every device.
+    Row i is a pure function of (seed, first_sample + i): give every rank and step its own range of samples.
+    Drawn on the CPU for every device.
 
     Raises:
         ConfigError: an unknown rule, or a size, seed or sample number out of range.
     """
     if rule not in RULES:
-        raise ConfigError(explain("rule", got=repr(rule), expected=" or ".join(RULES), fix="Pass one of these."))
+        raise ConfigError(
+            explain("rule", got=repr(rule), expected=" or ".join(RULES), fix="Pass one of these.")
+        )
     limits = (
         ("batch", batch, 0, 2**31),
         ("num_frames", num_frames, 1, 2**30),
@@ -56,7 +60,9 @@ def sample_timesteps(
     )
     for name, value, low, high in limits:
         if not low <= value <= high:
-            raise ConfigError(explain(name, got=value, expected=f"{low}..{high}", fix="Choose a value in this range."))
+            raise ConfigError(
+                explain(name, got=value, expected=f"{low}..{high}", fix="Choose a value in this range.")
+            )
     signed = seed - 2**64 if seed >= 2**63 else seed
     run = torch.ops.ardiff.sample_timesteps if torch.compiler.is_compiling() else _run
     timesteps: torch.Tensor = run(batch, num_frames, num_timesteps, rule, signed, first_sample)

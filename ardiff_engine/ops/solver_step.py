@@ -45,24 +45,34 @@ def solver_step(
 ) -> SolverResult:
     """x [N, ...] and network outputs outs [B, N, ...] -> (x', x0), both like x.
 
-    weights [B, N] and coefficients [N, 7] (p, q, a, b, e, c1, c2) floating point, used as float32 for float32 x. A
-    term with weight or coefficient 0 is not read: its memory may hold anything. `noise` (like x) or `keys` (int64
-    [N, 5]) gives eps where e != 0; `clamp` c limits x0 to [-c, c]. No gradient is recorded.
+    weights [B, N] and coefficients [N, 7] (p, q, a, b, e, c1, c2) floating point, used as float32 for
+    float32 x. A term with weight or coefficient 0 is not read: its memory may hold anything. `noise` (like
+    x) or `keys` (int64 [N, 5]) gives eps where e != 0; `clamp` c limits x0 to [-c, c]. No gradient is
+    recorded.
 
     Raises:
         ConfigError: both noise and keys, a clamp that is not positive.
-        TensorError: a wrong shape, dtype or device; on the CPU also e != 0 without noise, or c1, c2 != 0 without its
-            history (on other devices such rows become NaN, because a check would stall the device queue).
+        TensorError: a wrong shape, dtype or device; on the CPU also e != 0 without noise, or c1, c2 != 0
+            without its history (on other devices such rows become NaN, because a check would stall the
+            device queue).
     """
     x, outs = tensor("x", x), tensor("outs", outs)
     floating("x", x)
     same("outs", outs, "x", x)
     if outs.dim() != x.dim() + 1 or x.dim() == 0 or outs.shape[1:] != x.shape:
         raise TensorError(
-            explain("shape of outs", got=list(outs.shape), expected=["branches", *x.shape], fix="Stack the branches.")
+            explain(
+                "shape of outs",
+                got=list(outs.shape),
+                expected=["branches", *x.shape],
+                fix="Stack the branches.",
+            )
         )
     rows = x.shape[0]
-    for name, value, expected in (("weights", weights, outs.shape[:2]), ("coefficients", coefficients, (rows, 7))):
+    for name, value, expected in (
+        ("weights", weights, outs.shape[:2]),
+        ("coefficients", coefficients, (rows, 7)),
+    ):
         if value.shape != expected or not value.is_floating_point():
             raise TensorError(
                 explain(
@@ -73,17 +83,23 @@ def solver_step(
                 )
             )
         device(name, value, x.device)
-    for name, value in (("history1", history1), ("history2", history2), ("noise", noise)):
-        if value is not None:
-            same(name, value, "x", x)
-            if value.shape != x.shape:
+    for name, term in (("history1", history1), ("history2", history2), ("noise", noise)):
+        if term is not None:
+            same(name, term, "x", x)
+            if term.shape != x.shape:
                 raise TensorError(
-                    explain(f"shape of {name}", got=list(value.shape), expected=list(x.shape), fix="It is like x.")
+                    explain(
+                        f"shape of {name}", got=list(term.shape), expected=list(x.shape), fix="It is like x."
+                    )
                 )
     if noise is not None and keys is not None:
-        raise ConfigError(explain("noise and keys", got="both", expected="at most one", fix="Pass one of the two."))
+        raise ConfigError(
+            explain("noise and keys", got="both", expected="at most one", fix="Pass one of the two.")
+        )
     if clamp is not None and not clamp > 0:
-        raise ConfigError(explain("clamp", got=clamp, expected="a positive number or None", fix="Pass None for none."))
+        raise ConfigError(
+            explain("clamp", got=clamp, expected="a positive number or None", fix="Pass None for none.")
+        )
     if keys is not None:
         keys = check_keys(keys, rows, x.device)
     run = torch.ops.ardiff.solver_step if torch.compiler.is_compiling() else _run
@@ -126,7 +142,12 @@ def _term(coefficient: torch.Tensor, value: torch.Tensor | None) -> torch.Tensor
 def _missing_term(column: str) -> TensorError:
     needed = {"e": "noise or keys", "c1": "history1", "c2": "history2"}[column]
     return TensorError(
-        explain(f"coefficient {column} is not 0", got="None", expected=needed, fix=f"Pass {needed} to solver_step.")
+        explain(
+            f"coefficient {column} is not 0",
+            got="None",
+            expected=needed,
+            fix=f"Pass {needed} to solver_step.",
+        )
     )
 
 
@@ -155,7 +176,10 @@ def _run(
         _check_terms(coefficients, keys is not None or noise is not None, history1, history2)
         return reference_solver_step(x, outs, weights, coefficients, history1, history2, keys, noise, clamp)
     x, outs = x.contiguous(), outs.contiguous()
-    weights, coefficients = weights.to(torch.float32).contiguous(), coefficients.to(torch.float32).contiguous()
+    weights, coefficients = (
+        weights.to(torch.float32).contiguous(),
+        coefficients.to(torch.float32).contiguous(),
+    )
     optional = [None if value is None else value.contiguous() for value in (history1, history2, noise)]
     result, x0 = torch.empty_like(x), torch.empty_like(x)
     rows = x.shape[0]

@@ -21,7 +21,7 @@ def training_timesteps(
     """int64 [B, F]; row i depends on (seed, samples[i]) only. `samples` are consecutive.
 
     With probability `known_probability` a clip has k known frames, k uniform in 1..F-1: they get one timestep below 20, as
-    finished frames have while a video is generated, and the rule draws for the other F - k frames.
+    finished frames have while a video is generated, and the rule draws for the other F - k frames (never cleaner than those).
     """
     rows = sample_timesteps(len(samples), num_frames, num_timesteps, loss.timesteps, seed, first_sample=samples[0])
     for row, sample in enumerate(samples):
@@ -29,6 +29,7 @@ def training_timesteps(
         if num_frames > 1 and choice[0] < loss.known_probability:
             known = 1 + below(choice[1], num_frames - 1)
             rest = sample_timesteps(1, num_frames - known, num_timesteps, loss.timesteps, seed, first_sample=sample)
-            rows[row, :known] = below(choice[2], min(KNOWN_TIMESTEPS, num_timesteps))
-            rows[row, known:] = rest[0]
+            level = below(choice[2], min(KNOWN_TIMESTEPS, num_timesteps))
+            rows[row, :known] = level
+            rows[row, known:] = rest[0].clamp(min=level)
     return rows

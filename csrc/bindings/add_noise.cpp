@@ -11,8 +11,9 @@ using ardiff::bindings::pointer;
 
 namespace {
 
-void add_noise(std::uintptr_t x0, std::uintptr_t signal, std::uintptr_t sigma, std::uintptr_t noise, std::uintptr_t keys,
-               std::uintptr_t noisy, std::uintptr_t target, std::int64_t rows, std::int64_t elements, int kind) {
+void add_noise(std::uintptr_t x0, std::uintptr_t signal, std::uintptr_t sigma, std::uintptr_t noise,
+               std::uintptr_t keys, std::uintptr_t noisy, std::uintptr_t target, std::int64_t rows,
+               std::int64_t elements, int kind) {
   ardiff::AddNoiseParams p{};
   p.x0 = pointer<const float>(x0);
   p.signal = pointer<const float>(signal);

@@ -14,9 +14,10 @@ using ardiff::bindings::pointer;
 namespace {
 
 // Returns the first token whose id is out of range, before anything is written; -1 when all went well.
-std::int64_t gate_residual(std::uintptr_t residual, std::uintptr_t branch, std::uintptr_t gate, std::uintptr_t frame_ids,
-                           std::uintptr_t bias, std::uintptr_t out, std::int64_t tokens, std::int64_t width,
-                           std::int64_t rows, std::int64_t gate_stride) {
+std::int64_t gate_residual(std::uintptr_t residual, std::uintptr_t branch, std::uintptr_t gate,
+                           std::uintptr_t frame_ids, std::uintptr_t bias, std::uintptr_t out,
+                           std::int64_t tokens, std::int64_t width, std::int64_t rows,
+                           std::int64_t gate_stride) {
   ardiff::GateResidualParams p{};
   p.residual = pointer<const float>(residual);
   p.branch = pointer<const float>(branch);
@@ -32,9 +33,10 @@ std::int64_t gate_residual(std::uintptr_t residual, std::uintptr_t branch, std::
   return bad;
 }
 
-void gate_residual_backward(std::uintptr_t dy, std::uintptr_t branch, std::uintptr_t gate, std::uintptr_t frame_ids,
-                            std::uintptr_t bias, std::uintptr_t dbranch, std::uintptr_t dgate, std::uintptr_t dbias,
-                            std::int64_t tokens, std::int64_t width, std::int64_t rows, std::int64_t gate_stride) {
+void gate_residual_backward(std::uintptr_t dy, std::uintptr_t branch, std::uintptr_t gate,
+                            std::uintptr_t frame_ids, std::uintptr_t bias, std::uintptr_t dbranch,
+                            std::uintptr_t dgate, std::uintptr_t dbias, std::int64_t tokens,
+                            std::int64_t width, std::int64_t rows, std::int64_t gate_stride) {
   ardiff::GateResidualBackwardParams p{};
   p.dy = pointer<const float>(dy);
   p.branch = pointer<const float>(branch);

@@ -16,7 +16,8 @@ namespace {
 // Returns the first token whose id is out of range, before anything is written; -1 when all went well.
 std::int64_t modulate(std::uintptr_t x, std::uintptr_t shift, std::uintptr_t scale, std::uintptr_t frame_ids,
                       std::uintptr_t y, std::uintptr_t normed, std::int64_t tokens, std::int64_t width,
-                      std::int64_t rows, std::int64_t shift_stride, std::int64_t scale_stride, int norm, float eps) {
+                      std::int64_t rows, std::int64_t shift_stride, std::int64_t scale_stride, int norm,
+                      float eps) {
   ardiff::ModulateParams p{};
   p.x = pointer<const float>(x);
   p.shift = pointer<const float>(shift);
@@ -36,9 +37,10 @@ std::int64_t modulate(std::uintptr_t x, std::uintptr_t shift, std::uintptr_t sca
 }
 
 void modulate_backward(std::uintptr_t dy, std::uintptr_t dnormed, std::uintptr_t x, std::uintptr_t scale,
-                       std::uintptr_t frame_ids, std::uintptr_t dx, std::uintptr_t dshift, std::uintptr_t dscale,
-                       std::uintptr_t statistics, std::int64_t tokens, std::int64_t width, std::int64_t rows,
-                       std::int64_t scale_stride, int norm, float eps) {
+                       std::uintptr_t frame_ids, std::uintptr_t dx, std::uintptr_t dshift,
+                       std::uintptr_t dscale, std::uintptr_t statistics, std::int64_t tokens,
+                       std::int64_t width, std::int64_t rows, std::int64_t scale_stride, int norm,
+                       float eps) {
   ardiff::ModulateBackwardParams p{};
   p.dy = pointer<const float>(dy);
   p.dnormed = pointer<const float>(dnormed);

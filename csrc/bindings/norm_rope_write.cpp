@@ -12,13 +12,14 @@ using ardiff::bindings::pointer;
 namespace {
 
 // Returns the first token whose slot is out of range, before anything is written; -1 when all went well.
-std::int64_t norm_rope_write(std::uintptr_t qkv, std::uintptr_t k_pages, std::uintptr_t v_pages, std::uintptr_t slots,
-                             std::uintptr_t positions, std::uintptr_t q, std::uintptr_t q_weight, std::uintptr_t q_bias,
-                             std::uintptr_t k_weight, std::uintptr_t k_bias, std::uintptr_t qkv_bias,
-                             std::uintptr_t frequencies, std::uintptr_t angles, std::int64_t tokens, std::int64_t heads,
-                             std::int64_t kv_heads, std::int64_t dim, std::int64_t pages, std::int64_t page_rows,
-                             std::int64_t page_stride, std::int64_t head_stride, std::int64_t row_stride, int norm,
-                             float eps) {
+std::int64_t norm_rope_write(std::uintptr_t qkv, std::uintptr_t k_pages, std::uintptr_t v_pages,
+                             std::uintptr_t slots, std::uintptr_t positions, std::uintptr_t q,
+                             std::uintptr_t q_weight, std::uintptr_t q_bias, std::uintptr_t k_weight,
+                             std::uintptr_t k_bias, std::uintptr_t qkv_bias, std::uintptr_t frequencies,
+                             std::uintptr_t angles, std::int64_t tokens, std::int64_t heads,
+                             std::int64_t kv_heads, std::int64_t dim, std::int64_t pages,
+                             std::int64_t page_rows, std::int64_t page_stride, std::int64_t head_stride,
+                             std::int64_t row_stride, int norm, float eps) {
   ardiff::NormRopeWriteParams p{};
   p.qkv = pointer<const float>(qkv);
   p.k_pages = pointer<float>(k_pages);

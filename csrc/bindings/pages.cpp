@@ -13,10 +13,11 @@ using ardiff::bindings::pointer;
 namespace {
 
 void copy_pages(std::uintptr_t k_pages, std::uintptr_t v_pages, std::uintptr_t src, std::uintptr_t dst,
-                std::int64_t count, std::int64_t layers, std::int64_t page_elements, std::int64_t layer_stride,
-                std::int64_t page_stride) {
+                std::int64_t count, std::int64_t layers, std::int64_t page_elements,
+                std::int64_t layer_stride, std::int64_t page_stride) {
   ardiff::cpu::copy_pages({pointer<float>(k_pages), pointer<float>(v_pages), pointer<const std::int64_t>(src),
-                           pointer<const std::int64_t>(dst), count, layers, page_elements, layer_stride, page_stride});
+                           pointer<const std::int64_t>(dst), count, layers, page_elements, layer_stride,
+                           page_stride});
 }
 
 void rotate_pages(std::uintptr_t k_pages, std::uintptr_t source, std::uintptr_t pages, std::uintptr_t deltas,

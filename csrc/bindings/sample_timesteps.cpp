@@ -11,8 +11,8 @@ using ardiff::bindings::pointer;
 
 namespace {
 
-void sample_timesteps(std::uintptr_t out, std::int64_t batch, std::int64_t frames, std::int64_t timesteps, int rule,
-                      std::int64_t seed, std::int64_t first_sample) {
+void sample_timesteps(std::uintptr_t out, std::int64_t batch, std::int64_t frames, std::int64_t timesteps,
+                      int rule, std::int64_t seed, std::int64_t first_sample) {
   ardiff::cpu::sample_timesteps({pointer<std::int64_t>(out), batch, frames, timesteps, seed, first_sample,
                                  static_cast<ardiff::TimestepRule>(rule)});
 }

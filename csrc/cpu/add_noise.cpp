@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward process with its training target, x0 [N, E] -> noisy [N, E], target [N, E]. One pass: reads x0 and, where it
-// is given, the noise; generated noise stays in registers. Floor: 8 to 16 bytes per element over the memory bandwidth.
+// Forward process with its training target, x0 [N, E] -> noisy [N, E], target [N, E]. One pass: reads x0 and,
+// where it is given, the noise; generated noise stays in registers. Floor: 8 to 16 bytes per element over the
+// memory bandwidth.
 #include "ardiff/add_noise.h"
 
 #include "philox_simd.h"
@@ -18,7 +19,8 @@ void run(const AddNoiseParams& p) {
     const auto element = [=](std::int64_t i, Vec eps, int n) __attribute__((always_inline)) {
       const Vec x = load_n(x0 + i, n);
       store_n(noisy + i, noised(signal, x, sigma, eps), n);
-      if constexpr (kind != NoiseTarget::none) store_n(target + i, noise_target<kind>(signal, x, sigma, eps), n);
+      if constexpr (kind != NoiseTarget::none)
+        store_n(target + i, noise_target<kind>(signal, x, sigma, eps), n);
     };
     if (p.noise) {
       const float* noise = p.noise + offset;

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Backward of gate_residual: dy, branch [T, D] -> dbranch [T, D], dgate [M, D], dbias [D]. One pass by columns, tokens
-// in order (see columns.h). Floor: 12 bytes per element.
+// Backward of gate_residual: dy, branch [T, D] -> dbranch [T, D], dgate [M, D], dbias [D]. One pass by
+// columns, tokens in order (see columns.h). Floor: 12 bytes per element.
 #include "ardiff/gate_residual.h"
-
 #include "columns.h"
 
 namespace ardiff::cpu::ARDIFF_ISA {
 namespace {
 
 void columns(const GateResidualBackwardParams& p, std::int64_t begin, std::int64_t end) {
-  const auto clear = [=](float* out) { for_lanes(begin, end, [=](std::int64_t i, int n) { store_n(out + i, set(0.0f), n); }); };
+  const auto clear = [=](float* out) {
+    for_lanes(begin, end, [=](std::int64_t i, int n) { store_n(out + i, set(0.0f), n); });
+  };
   for (std::int64_t r = 0; r < p.rows; ++r) clear(p.dgate + r * p.width);
   if (p.bias) clear(p.dbias);
   for (std::int64_t t = 0; t < p.tokens; ++t) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Normalisation with a shift and scale row per frame: x [T, D] -> y [T, D] (and norm(x)). A row is read from memory once
-// and twice more from L1; the table rows stay in L1 while a frame lasts. Floor: 8 bytes per element, 12 with norm(x).
+// Normalisation with a shift and scale row per frame: x [T, D] -> y [T, D] (and norm(x)). A row is read from
+// memory once and twice more from L1; the table rows stay in L1 while a frame lasts. Floor: 8 bytes per
+// element, 12 with norm(x).
 #include "ardiff/modulate.h"
 
 #include "row_statistics.h"
@@ -12,12 +13,14 @@ void modulate(const ModulateParams& p) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (std::int64_t t = 0; t < p.tokens; ++t) {
     const float* x = p.x + t * p.width;
-    const float *shift = p.shift + p.frame_ids[t] * p.shift_stride, *scale = p.scale + p.frame_ids[t] * p.scale_stride;
+    const float *shift = p.shift + p.frame_ids[t] * p.shift_stride,
+                *scale = p.scale + p.frame_ids[t] * p.scale_stride;
     float *y = p.y + t * p.width, *normed = p.normed ? p.normed + t * p.width : nullptr;
     Statistics s{0.0f, 1.0f};
     if (p.norm != RowNorm::none) {
       s = row_statistics(p.width, p.norm == RowNorm::layer, p.eps,
-                         [x](std::int64_t i, int n) __attribute__((always_inline)) { return load_n(x + i, n); });
+                         [x](std::int64_t i, int n)
+                             __attribute__((always_inline)) { return load_n(x + i, n); });
     }
     const Vec mean = set(s.mean), reciprocal = set(s.reciprocal), one = set(1.0f);
     for_lanes(0, p.width, [&](std::int64_t i, int n) __attribute__((always_inline)) {

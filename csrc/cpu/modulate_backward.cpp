@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Backward of modulate: dy, x [T, D] -> dx [T, D], dshift and dscale [M, D].
 //
-// Pass 1 owns rows: statistics and dx. Pass 2 owns columns and adds the tokens of each table row in token order, so
-// that the sums do not depend on the number of threads. Reads x and dy twice: floor 20 bytes per element.
+// Pass 1 owns rows: statistics and dx. Pass 2 owns columns and adds the tokens of each table row in token
+// order, so that the sums do not depend on the number of threads. Reads x and dy twice: floor 20 bytes per
+// element.
 #include "ardiff/modulate.h"
-
 #include "columns.h"
 #include "row_statistics.h"
 
@@ -18,7 +18,8 @@ void row(const ModulateBackwardParams& p, std::int64_t t) {
   Statistics s{0.0f, 1.0f};
   if (p.norm != RowNorm::none) {
     s = row_statistics(p.width, p.norm == RowNorm::layer, p.eps,
-                       [x](std::int64_t i, int n) __attribute__((always_inline)) { return load_n(x + i, n); });
+                       [x](std::int64_t i, int n)
+                           __attribute__((always_inline)) { return load_n(x + i, n); });
   }
   p.statistics[2 * t] = s.mean;
   p.statistics[2 * t + 1] = s.reciprocal;

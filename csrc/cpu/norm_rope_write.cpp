@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bias, QK-norm, RoPE and the page write in one pass: qkv [T, (H + 2 Hkv) d] -> q [T, H, d], rows of K and V pages.
+// Bias, QK-norm, RoPE and the page write in one pass: qkv [T, (H + 2 Hkv) d] -> q [T, H, d], rows of K and V
+// pages.
 //
-// Reads every value from memory once and writes it once: floor 8 bytes per value. The sines of a token are computed
-// once and serve all heads. Threads share the tokens; slots are distinct, so they never write the same row.
+// Reads every value from memory once and writes it once: floor 8 bytes per value. The sines of a token are
+// computed once and serve all heads. Threads share the tokens; slots are distinct, so they never write the
+// same row.
 #include "ardiff/norm_rope_write.h"
 
 #include "rope_simd.h"
@@ -32,7 +34,8 @@ ARDIFF_SIMD void norm_rope(const NormRopeWriteParams& p, const Part& part, const
     const std::int64_t first = head * p.dim, weight_first = full ? first : 0;
     if (p.norm == HeadNorm::layer || p.norm == HeadNorm::rms) {
       s = row_statistics(p.dim, p.norm == HeadNorm::layer, p.eps,
-                         [&](std::int64_t i, int n) __attribute__((always_inline)) { return projected(first + i, n); });
+                         [&](std::int64_t i, int n)
+                             __attribute__((always_inline)) { return projected(first + i, n); });
     }
     const Vec mean = set(s.mean), reciprocal = set(s.reciprocal);
     const bool norm = p.norm != HeadNorm::none;
@@ -49,7 +52,9 @@ ARDIFF_SIMD void norm_rope(const NormRopeWriteParams& p, const Part& part, const
         store_n(out + i, rotate_pairs(value(i, n), angles, i, n), n);
       });
     } else {
-      for_lanes(0, p.dim, [&](std::int64_t i, int n) __attribute__((always_inline)) { store_n(out + i, value(i, n), n); });
+      for_lanes(0, p.dim, [&](std::int64_t i, int n) __attribute__((always_inline)) {
+        store_n(out + i, value(i, n), n);
+      });
     }
   }
 }
@@ -65,8 +70,8 @@ void token(const NormRopeWriteParams& p, std::int64_t t) {
 
   const std::int64_t page = p.slots[t] / p.page_rows, page_row = p.slots[t] % p.page_rows;
   const std::int64_t offset = page * p.page_stride + page_row * p.row_stride;
-  norm_rope(p, {row + q_width, p.qkv_bias ? p.qkv_bias + q_width : nullptr, p.k_weight, p.k_bias, p.kv_heads}, angles,
-            [&](std::int64_t head) { return p.k_pages + offset + head * p.head_stride; });
+  norm_rope(p, {row + q_width, p.qkv_bias ? p.qkv_bias + q_width : nullptr, p.k_weight, p.k_bias, p.kv_heads},
+            angles, [&](std::int64_t head) { return p.k_pages + offset + head * p.head_stride; });
   const float *v = row + q_width + kv_width, *v_bias = p.qkv_bias ? p.qkv_bias + q_width + kv_width : nullptr;
   for (std::int64_t head = 0; head < p.kv_heads; ++head) {
     float* out = p.v_pages + offset + head * p.head_stride;

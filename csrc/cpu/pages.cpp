@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Copies pages, and rotates the K of pages, in all layers. Both move 8 bytes per value; threads share (layer, page).
+// Copies pages, and rotates the K of pages, in all layers. Both move 8 bytes per value; threads share (layer,
+// page).
 #include "ardiff/pages.h"
 
 #include <cstring>
@@ -24,7 +25,8 @@ void copy_pages(const CopyPagesParams& p) {
 
 void rotate_pages(const RotatePagesParams& p) {
   for (std::int64_t i = 0; i < p.count; ++i) {
-    compute_angles(p.deltas[i], p.frequencies, p.dim, {p.angles + 2 * i * p.dim, p.angles + (2 * i + 1) * p.dim});
+    compute_angles(p.deltas[i], p.frequencies, p.dim,
+                   {p.angles + 2 * i * p.dim, p.angles + (2 * i + 1) * p.dim});
   }
   const int threads = threads_for(p.layers * p.count * p.rows * p.dim);
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (threads > 1)

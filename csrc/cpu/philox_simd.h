@@ -85,7 +85,8 @@ ARDIFF_SIMD void multiply(Words a, Words m, Words* high, Words* low) {
   }
 }
 ARDIFF_SIMD Vec to_float(Words a) {
-  return {Floats{static_cast<float>(a[0]), static_cast<float>(a[1]), static_cast<float>(a[2]), static_cast<float>(a[3])}};
+  return {Floats{static_cast<float>(a[0]), static_cast<float>(a[1]), static_cast<float>(a[2]),
+                 static_cast<float>(a[3])}};
 }
 ARDIFF_SIMD void interleave(Vec z[4]) {
   const Floats a = z[0].v, b = z[1].v, c = z[2].v, d = z[3].v;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Training timesteps by the urn walk: out [B, F] int64. One sample takes T + F - 2 positions, each a multiply and a
-// compare; its words come from the vector Philox in blocks. Threads share the samples.
+// Training timesteps by the urn walk: out [B, F] int64. One sample takes T + F - 2 positions, each a multiply
+// and a compare; its words come from the vector Philox in blocks. Threads share the samples.
 #include "ardiff/sample_timesteps.h"
 
 #include "philox_simd.h"
@@ -66,7 +66,8 @@ void sample(const SampleTimestepsParams& p, std::int64_t row) {
       const std::int64_t frame = below(stream.at(0), p.frames), level = below(stream.at(1), p.timesteps);
       walk(stream, 2, frame, level, 0, out);
       out[frame] = level;
-      return walk(stream, 2 + frame + level, p.frames - 1 - frame, p.timesteps - 1 - level, level, out + frame + 1);
+      return walk(stream, 2 + frame + level, p.frames - 1 - frame, p.timesteps - 1 - level, level,
+                  out + frame + 1);
     }
   }
 }

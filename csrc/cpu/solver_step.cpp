@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One solver step with guidance and noise: x, outs [B, N, E] -> x', x0 [N, E]. One pass; reads x, the branches with a
-// weight and the terms with a coefficient, writes two values per element. Floor: 4 (B + 3) bytes per element.
+// One solver step with guidance and noise: x, outs [B, N, E] -> x', x0 [N, E]. One pass; reads x, the
+// branches with a weight and the terms with a coefficient, writes two values per element. Floor: 4 (B + 3)
+// bytes per element.
 #include "ardiff/solver_step.h"
 
 #include "philox_simd.h"
@@ -39,9 +40,8 @@ void step(const SolverStepParams& p, std::int64_t row, std::int64_t begin, std::
     for_lanes(begin, end, [&](std::int64_t i, int n) { finish(i, predict(i, n), n); });
     return;
   }
-  const auto noisy = [&](std::int64_t i, Vec eps, int n) __attribute__((always_inline)) {
-    finish(i, fma(set(c.e), eps, predict(i, n)), n);
-  };
+  const auto noisy = [&](std::int64_t i, Vec eps, int n)
+                         __attribute__((always_inline)) { finish(i, fma(set(c.e), eps, predict(i, n)), n); };
   if (p.noise) {
     const float* noise = p.noise + offset;
     for_lanes(begin, end, [&](std::int64_t i, int n) { noisy(i, load_n(noise + i, n), n); });

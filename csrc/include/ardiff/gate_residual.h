@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // out = residual + gate (branch + bias), one gate row per frame.
-// Backward: dbranch = dy gate, dgate = sum of dy (branch + bias) over the tokens of a row, dbias = sum of dbranch.
+// Backward: dbranch = dy gate, dgate = sum of dy (branch + bias) over the tokens of a row, dbias = sum of
+// dbranch.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +25,11 @@ struct GateResidualParams {
 };
 
 struct GateResidualBackwardParams {
-  const float *dy, *branch;       // [tokens, width]
-  const float* gate;              // [rows, width], rows strided
-  const std::int32_t* frame_ids;  // [tokens]
-  const float* bias;              // [width] or null
-  float *dbranch, *dgate, *dbias; // [tokens, width], [rows, width], [width] or null
+  const float *dy, *branch;        // [tokens, width]
+  const float* gate;               // [rows, width], rows strided
+  const std::int32_t* frame_ids;   // [tokens]
+  const float* bias;               // [width] or null
+  float *dbranch, *dgate, *dbias;  // [tokens, width], [rows, width], [width] or null
   std::int64_t tokens, width, rows, gate_stride;
 };
 

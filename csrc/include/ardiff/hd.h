@@ -6,7 +6,7 @@
 #pragma once
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define ARDIFF_HD __host__ __device__ __forceinline__
+#define ARDIFF_HD __host__ __device__
 #else
 #define ARDIFF_HD __attribute__((always_inline))
 #endif

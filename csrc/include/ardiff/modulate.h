@@ -2,7 +2,8 @@
 // Normalisation with a shift and scale row per frame: y = n (1 + scale) + shift, n = (x - mean) * reciprocal.
 //
 // Backward, with g = dy (1 + scale) + dnormed:  layer dx = reciprocal (g - mean(g) - n mean(g n)),
-// rms dx = reciprocal (g - n mean(g n)),  dshift = sum of dy and dscale = sum of dy n over the tokens of a row.
+// rms dx = reciprocal (g - n mean(g n)),  dshift = sum of dy and dscale = sum of dy n over the tokens of a
+// row.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +30,10 @@ ARDIFF_HD inline V norm_backward(V g, V mean_g, V n, V mean_gn, V reciprocal) {
 }
 
 struct ModulateParams {
-  const float* x;                  // [tokens, width]
-  const float *shift, *scale;      // [M, width], rows strided
-  const std::int32_t* frame_ids;   // [tokens]
-  float *y, *normed;               // [tokens, width]; normed may be null
+  const float* x;                 // [tokens, width]
+  const float *shift, *scale;     // [M, width], rows strided
+  const std::int32_t* frame_ids;  // [tokens]
+  float *y, *normed;              // [tokens, width]; normed may be null
   std::int64_t tokens, width, shift_stride, scale_stride;
   RowNorm norm;
   float eps;

@@ -16,10 +16,10 @@ struct CopyPagesParams {
 
 struct RotatePagesParams {
   float* k_pages;
-  const float* source;                   // [layers, count, H, R, d], or null: the pages themselves
-  const std::int64_t *pages, *deltas;    // [count]
-  const double* frequencies;             // [dim / 2]
-  float* angles;                         // [count, 2, dim] workspace
+  const float* source;                    // [layers, count, H, R, d], or null: the pages themselves
+  const std::int64_t *pages, *deltas;     // [count]
+  const double* frequencies;              // [dim / 2]
+  float* angles;                          // [count, 2, dim] workspace
   std::int64_t count, layers, rows, dim;  // rows = H * R
   std::int64_t layer_stride, page_stride, source_layer_stride, source_page_stride;
 };

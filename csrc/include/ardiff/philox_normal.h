@@ -29,8 +29,8 @@ ARDIFF_HD inline NoiseKey noise_key(const std::int64_t* row) {
   const auto seed = static_cast<std::uint64_t>(row[0]);
   const auto purpose = static_cast<std::uint32_t>(row[3]) << 24;
   const auto step = static_cast<std::uint32_t>(row[4]) & 0xFFFFFFu;
-  return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32), static_cast<std::uint32_t>(row[2]),
-          static_cast<std::uint32_t>(row[1]), purpose | step};
+  return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32),
+          static_cast<std::uint32_t>(row[2]), static_cast<std::uint32_t>(row[1]), purpose | step};
 }
 
 ARDIFF_HD inline void philox(const NoiseKey& key, std::uint32_t block, std::uint32_t words[4]) {

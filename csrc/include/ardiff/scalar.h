@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The formulas of these headers are templates over the value: `float` for one CUDA thread or one element, or a vector
-// type that brings +, -, * and fma of its own. This is fma for `float`.
+// The formulas of these headers are templates over the value: `float` for one CUDA thread or one element, or
+// a vector type that brings +, -, * and fma of its own. This is fma for `float`.
 #pragma once
 
 #include "hd.h"

@@ -12,7 +12,8 @@ namespace ardiff {
 struct SolverRow {
   float p, q, a, b, e, c1, c2;
 };
-constexpr int kSolverNoise = 4, kSolverHistory1 = 5, kSolverHistory2 = 6;  // columns that need a further input
+constexpr int kSolverNoise = 4, kSolverHistory1 = 5,
+              kSolverHistory2 = 6;  // columns that need a further input
 
 template <class V>
 ARDIFF_HD inline V predicted_clean(V p, V x, V q, V out) {

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latents on disk: official layout, equal to the model's, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ardiff_engine.data.clips import to_images
+from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips
+from ardiff_engine.data.latent_files import read_latents
+from ardiff_engine.data.sources import clip_source
+from ardiff_engine.data.video_folder import resize_and_crop
+from ardiff_engine.errors import MediaError
+from ardiff_engine.media import export_video
+from ardiff_engine.models import TiTok, TiTokConfig
+from ardiff_engine.training.config import DataConfig, EncodeConfig, build
+from ardiff_engine.training.encode import encode, run_encode
+from ardiff_engine.weights import save_model
+
+
+@pytest.fixture(scope="module")
+def vae() -> TiTok:
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "patch_size": 2, "num_latent_tokens": 4, "codebook_logits": 8, "quantized_channels": 8}
+    widths = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (("width", 8), ("layers", 1), ("heads", 2))}
+    return TiTok(
+        TiTokConfig(hidden_channels=4, channel_multipliers=(1, 1), res_blocks=1, norm_groups=4, **sizes, **widths)
+    ).eval()
+
+
+def _videos(folder: Path) -> np.ndarray:
+    folder.mkdir()
+    video = np.random.default_rng(0).integers(0, 255, (11, 8, 8, 3), dtype=np.uint8)
+    export_video(video, folder / "a_b.gif", fps=5)
+    return video
+
+
+def test_windows_names_and_values(tmp_path: Path, vae: TiTok) -> None:
+    from ardiff_engine.media import read_video
+
+    _videos(tmp_path / "videos")
+    save_model(vae, tmp_path / "vae")
+    config = EncodeConfig(str(tmp_path / "vae"), str(tmp_path / "videos"), str(tmp_path / "latents"), num_frames=4, stride=3)
+    folder = encode(config)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["0000_00_a-b_.npy", "0000_01_a-b_.npy", "0000_02_a-b_.npy"]
+    clip = resize_and_crop(to_images(np.asarray(read_video(tmp_path / "videos" / "a_b.gif"))[3:7]), 8)
+    with torch.no_grad():
+        wanted = vae.encode(clip[None])[0]
+    array = read_latents(folder / names[1])
+    assert array.shape == (4, 4, 1, 4) and np.allclose(array, wanted.numpy(), atol=1e-6)
+
+
+def test_existing_files_are_kept(tmp_path: Path, vae: TiTok) -> None:
+    _videos(tmp_path / "videos")
+    save_model(vae, tmp_path / "vae")
+    toml = tmp_path / "encode.toml"
+    toml.write_text(f'vae = "{tmp_path}/vae"\nvideos = "{tmp_path}/videos"\noutput = "{tmp_path}/latents"\nnum_frames = 4\n')
+    folder = run_encode(toml)
+    (path,) = folder.iterdir()
+    path.write_bytes(b"mine")
+    run_encode(toml)
+    assert path.read_bytes() == b"mine"
+    run_encode(toml, ["stride=7"])
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_nothing_long_enough(tmp_path: Path, vae: TiTok) -> None:
+    _videos(tmp_path / "videos")
+    save_model(vae, tmp_path / "vae")
+    with pytest.raises(MediaError, match="num_frames"):
+        encode(EncodeConfig(str(tmp_path / "vae"), str(tmp_path / "videos"), str(tmp_path / "out"), num_frames=40))
+
+
+def test_cached_clips_are_windows_of_encoded_clips_and_kept(tmp_path: Path, vae: TiTok) -> None:
+    data = build(DataConfig, {"num_frames": 6, "digits": {"canvas": 8, "digit_size": 4}}, "data.")
+    clips = EncodedClips(clip_source(data, 8), vae)
+    whole, labels = clips.latents(range(5))
+    cache = CachedClips(clips, 5, 4, seed=0, path=tmp_path / "cache.safetensors")
+    tokens, classes = cache.latents(range(30))
+    assert labels is not None and classes is not None
+    for clip, label in zip(tokens, classes, strict=True):
+        fits = [torch.equal(clip, whole[i, s : s + 4]) and int(labels[i]) == int(label) for i in range(5) for s in range(3)]
+        assert any(fits)
+    before = (tmp_path / "cache.safetensors").stat().st_mtime_ns
+    again = CachedClips(clips, 5, 4, seed=0, path=tmp_path / "cache.safetensors")
+    assert torch.equal(again.tokens, cache.tokens) and (tmp_path / "cache.safetensors").stat().st_mtime_ns == before
+    CachedClips(clips, 4, 4, seed=0, path=tmp_path / "cache.safetensors")
+    assert (tmp_path / "cache.safetensors").stat().st_mtime_ns != before
+    held_out, _ = cache.held_out().latents(range(2))
+    assert held_out.shape == (2, 4, 4, 4)
