@@ -103,7 +103,7 @@ class Pipeline:
                 explain(
                     "pipeline",
                     got=repr(str(name)),
-                    expected=f"a folder with {SCHEDULER_FILE}, or a bundled model: {', '.join(bundled) or 'none'}",
+                    expected=f"a folder with {SCHEDULER_FILE}, or one of {bundled}",
                     fix="Check the path. Official files: weights.load_ar_diffusion and weights.load_titok.",
                 )
             )

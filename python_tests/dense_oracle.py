@@ -83,6 +83,8 @@ class DenseTransformer:
         replaces = c.merge in ("share_norm", "sharenorm_shift_first_t")
         for n in range(c.depth):
             mod = self.linear(f"blocks.{n}.adaLN_modulation.1", F.silu(e)).reshape(frames, 6, width)
+            if c.merge == "sharenorm_shift_first_t":
+                mod = torch.stack([mod[:, i] for i in (0, 1, 2, 0, 1, 5)], dim=1)
             ctx = torch.tensor([0, 0, 1, 0, 0, 1], dtype=self.dtype)[:, None].expand(6, width)
             if c.merge == "reproduce":
                 ctx = mod[0]

@@ -66,8 +66,9 @@ def test_embeddings_are_the_official_ones():
     model = tiny()
     torch.testing.assert_close(model.pos_embed, data["pos_embed"], rtol=0, atol=1e-6)
     t = data["t"].reshape(-1)
+    # One ulp of a frequency, where exp differs between machines, is 4e-5 radians at t = 600.
     torch.testing.assert_close(
-        TimestepEmbedder.frequencies(t), data["t_freq_embedding"].reshape(-1, 256), rtol=0, atol=2e-5
+        TimestepEmbedder.frequencies(t), data["t_freq_embedding"].reshape(-1, 256), rtol=0, atol=5e-5
     )
     torch.testing.assert_close(model.t_embedder(t), data["t_embedding"].reshape(-1, 32), rtol=1e-5, atol=1e-5)
     full = golden("pos_embed_full.npz")

@@ -21,7 +21,9 @@ from ardiff_engine.training.checkpoint import (
 
 
 def _save(folder: Path, step: int, keep: int = 3) -> Path:
-    return save_checkpoint(folder, step, {"model": {"w": torch.full((2, 2), float(step))}, "empty": {}}, {"n": [step, "x"]}, keep)
+    return save_checkpoint(
+        folder, step, {"model": {"w": torch.full((2, 2), float(step))}, "empty": {}}, {"n": [step, "x"]}, keep
+    )
 
 
 def test_round_trip_and_last_n_kept(tmp_path: Path) -> None:
@@ -30,7 +32,9 @@ def test_round_trip_and_last_n_kept(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000020", "step-00000400"]
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.step == 400 and newest.state == {"n": [400, "x"]}
-    assert torch.equal(newest.tensors["model"]["w"], torch.full((2, 2), 400.0)) and newest.tensors["empty"] == {}
+    assert (
+        torch.equal(newest.tensors["model"]["w"], torch.full((2, 2), 400.0)) and newest.tensors["empty"] == {}
+    )
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
@@ -60,7 +64,9 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
     assert found is not None and found.step == 1
 
 
-def test_failure_while_writing_leaves_the_old_ones_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_while_writing_leaves_the_old_ones_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _save(tmp_path, 1)
 
     def full(*_: object) -> None:

@@ -17,18 +17,33 @@ from ardiff_engine.data.video_folder import resize_and_crop
 from ardiff_engine.errors import MediaError
 from ardiff_engine.media import export_video
 from ardiff_engine.models import TiTok, TiTokConfig
-from ardiff_engine.training.config import DataConfig, EncodeConfig, build
+from ardiff_engine.training.config import DataConfig, EncodeConfig
 from ardiff_engine.training.encode import encode, run_encode
+from ardiff_engine.training.read_config import build
 from ardiff_engine.weights import save_model
+
+FOLDERS = {"vae": "vae", "videos": "videos", "output": "latents"}
 
 
 @pytest.fixture(scope="module")
 def vae() -> TiTok:
     torch.manual_seed(0)
-    sizes = {"image_size": 8, "patch_size": 2, "num_latent_tokens": 4, "codebook_logits": 8, "quantized_channels": 8}
-    widths = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (("width", 8), ("layers", 1), ("heads", 2))}
+    sizes = {
+        "image_size": 8,
+        "patch_size": 2,
+        "num_latent_tokens": 4,
+        "codebook_logits": 8,
+        "quantized_channels": 8,
+    }
+    widths = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("width", 8), ("layers", 1), ("heads", 2))
+    }
     return TiTok(
-        TiTokConfig(hidden_channels=4, channel_multipliers=(1, 1), res_blocks=1, norm_groups=4, **sizes, **widths)
+        TiTokConfig(
+            hidden_channels=4, channel_multipliers=(1, 1), res_blocks=1, norm_groups=4, **sizes, **widths
+        )
     ).eval()
 
 
@@ -44,7 +59,9 @@ def test_windows_names_and_values(tmp_path: Path, vae: TiTok) -> None:
 
     _videos(tmp_path / "videos")
     save_model(vae, tmp_path / "vae")
-    config = EncodeConfig(str(tmp_path / "vae"), str(tmp_path / "videos"), str(tmp_path / "latents"), num_frames=4, stride=3)
+    config = EncodeConfig(
+        str(tmp_path / "vae"), str(tmp_path / "videos"), str(tmp_path / "latents"), num_frames=4, stride=3
+    )
     folder = encode(config)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["0000_00_a-b_.npy", "0000_01_a-b_.npy", "0000_02_a-b_.npy"]
@@ -59,7 +76,8 @@ def test_existing_files_are_kept(tmp_path: Path, vae: TiTok) -> None:
     _videos(tmp_path / "videos")
     save_model(vae, tmp_path / "vae")
     toml = tmp_path / "encode.toml"
-    toml.write_text(f'vae = "{tmp_path}/vae"\nvideos = "{tmp_path}/videos"\noutput = "{tmp_path}/latents"\nnum_frames = 4\n')
+    folders = "".join(f'{name} = "{tmp_path}/{folder}"\n' for name, folder in FOLDERS.items())
+    toml.write_text(folders + "num_frames = 4\n")
     folder = run_encode(toml)
     (path,) = folder.iterdir()
     path.write_bytes(b"mine")
@@ -73,7 +91,11 @@ def test_nothing_long_enough(tmp_path: Path, vae: TiTok) -> None:
     _videos(tmp_path / "videos")
     save_model(vae, tmp_path / "vae")
     with pytest.raises(MediaError, match="num_frames"):
-        encode(EncodeConfig(str(tmp_path / "vae"), str(tmp_path / "videos"), str(tmp_path / "out"), num_frames=40))
+        encode(
+            EncodeConfig(
+                str(tmp_path / "vae"), str(tmp_path / "videos"), str(tmp_path / "out"), num_frames=40
+            )
+        )
 
 
 def test_cached_clips_are_windows_of_encoded_clips_and_kept(tmp_path: Path, vae: TiTok) -> None:
@@ -84,11 +106,18 @@ def test_cached_clips_are_windows_of_encoded_clips_and_kept(tmp_path: Path, vae:
     tokens, classes = cache.latents(range(30))
     assert labels is not None and classes is not None
     for clip, label in zip(tokens, classes, strict=True):
-        fits = [torch.equal(clip, whole[i, s : s + 4]) and int(labels[i]) == int(label) for i in range(5) for s in range(3)]
+        fits = [
+            torch.equal(clip, whole[i, s : s + 4]) and int(labels[i]) == int(label)
+            for i in range(5)
+            for s in range(3)
+        ]
         assert any(fits)
     before = (tmp_path / "cache.safetensors").stat().st_mtime_ns
     again = CachedClips(clips, 5, 4, seed=0, path=tmp_path / "cache.safetensors")
-    assert torch.equal(again.tokens, cache.tokens) and (tmp_path / "cache.safetensors").stat().st_mtime_ns == before
+    assert (
+        torch.equal(again.tokens, cache.tokens)
+        and (tmp_path / "cache.safetensors").stat().st_mtime_ns == before
+    )
     CachedClips(clips, 4, 4, seed=0, path=tmp_path / "cache.safetensors")
     assert (tmp_path / "cache.safetensors").stat().st_mtime_ns != before
     held_out, _ = cache.held_out().latents(range(2))

@@ -32,7 +32,9 @@ def test_classifier_reads_held_out_digits(classifier: DigitClassifier, tmp_path:
     assert classifier.held_out_accuracy > 0.85
     again = train_classifier(DIGITS, steps=2, progress=False)
     assert again.held_out_accuracy < 0.6
-    assert load_or_train(DIGITS, _save(classifier, tmp_path)).held_out_accuracy == classifier.held_out_accuracy
+    assert (
+        load_or_train(DIGITS, _save(classifier, tmp_path)).held_out_accuracy == classifier.held_out_accuracy
+    )
 
 
 def _save(classifier: DigitClassifier, folder: Path) -> Path:
@@ -43,7 +45,8 @@ def _save(classifier: DigitClassifier, folder: Path) -> Path:
 
 
 class Stub(DigitClassifier):
-    """Reads the digit from the brightness of the first pixel: value 10·d + s means digit d with confidence s / 9."""
+    """Reads the digit from the brightness of the first pixel: value 10·d + s means digit d with confidence s
+    / 9."""
 
     def probabilities(self, frames: NDArray[np.uint8]) -> NDArray[np.float64]:
         value = frames[..., 0, 0, 0].astype(int)
@@ -80,29 +83,68 @@ def pipeline() -> Pipeline:
     torch.manual_seed(0)
     vae = TiTok(
         TiTokConfig(
-            image_size=16, patch_size=4, encoder_width=8, encoder_layers=1, encoder_heads=1, decoder_width=8, decoder_layers=1,
-            decoder_heads=1, num_latent_tokens=4, codebook_logits=8, quantized_channels=8, hidden_channels=4,
-            channel_multipliers=(1, 1, 1), res_blocks=1, norm_groups=4,
+            image_size=16,
+            patch_size=4,
+            encoder_width=8,
+            encoder_layers=1,
+            encoder_heads=1,
+            decoder_width=8,
+            decoder_layers=1,
+            decoder_heads=1,
+            num_latent_tokens=4,
+            codebook_logits=8,
+            quantized_channels=8,
+            hidden_channels=4,
+            channel_multipliers=(1, 1, 1),
+            res_blocks=1,
+            norm_groups=4,
         )  # fmt: skip
     )
     model = ARDiffusionTransformer(
         ARDiffusionConfig(
-            num_frames=4, tokens_per_frame=4, channels=4, width=16, depth=1, heads=2, context_tokens=2, context_dim=4, num_classes=10
+            num_frames=4,
+            tokens_per_frame=4,
+            channels=4,
+            width=16,
+            depth=1,
+            heads=2,
+            context_tokens=2,
+            context_dim=4,
+            num_classes=10,
         )
     )
     return Pipeline(model, vae, NoiseSchedule.sqrt_linear())
 
 
-def test_report_has_baselines_and_every_lag(pipeline: Pipeline, classifier: DigitClassifier, tmp_path: Path) -> None:
+def test_report_has_baselines_and_every_lag(
+    pipeline: Pipeline, classifier: DigitClassifier, tmp_path: Path
+) -> None:
     report = evaluate(
-        pipeline, classifier, DIGITS, lags=(0, 4), clips=3, continuations=2, frames=6, given=2, predicted=3, steps=4, progress=False
+        pipeline,
+        classifier,
+        DIGITS,
+        lags=(0, 4),
+        clips=3,
+        continuations=2,
+        frames=6,
+        given=2,
+        predicted=3,
+        steps=4,
+        progress=False,
     )
     names = [row.name for row in report.rows]
     assert names == ["real clips", "reconstructions", "last given frame held", "lag 0", "lag 4"]
     real, rebuilt, held, together, slow = report.rows
-    assert set(real.position_error) == {0.0} and real.reading.constant > 0.5 and real.reading.as_asked is not None
+    assert (
+        set(real.position_error) == {0.0}
+        and real.reading.constant > 0.5
+        and real.reading.as_asked is not None
+    )
     assert held.position_error[-1] > held.position_error[0] > 0 and rebuilt.position_error[0] > 0
-    assert (together.frames, len(together.position_error)) == (4, 2) and (slow.frames, len(slow.position_error)) == (6, 3)
+    assert (together.frames, len(together.position_error)) == (4, 2) and (
+        slow.frames,
+        len(slow.position_error),
+    ) == (6, 3)
     report.save(tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["rows"][4]["name"] == "lag 4"
     assert (tmp_path / "evaluation.md").read_text().count("\n| ") == 6

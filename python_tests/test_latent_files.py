@@ -24,7 +24,10 @@ def _folder(path: Path, count: int, frames: int = 6, classes: bool = False) -> l
 
 def test_official_names() -> None:
     assert latent_file_name(3, "vnull") == "0003_00_vnull_.npy"
-    assert latent_file_name(12345, "v-Bowling-g01", class_id=15, item=2, rank=1) == "12345_02_v-Bowling-g01_classid15_1.npy"
+    assert (
+        latent_file_name(12345, "v-Bowling-g01", class_id=15, item=2, rank=1)
+        == "12345_02_v-Bowling-g01_classid15_1.npy"
+    )
 
 
 def test_file_is_plain_float32(tmp_path: Path) -> None:
@@ -39,7 +42,11 @@ def test_tokens_are_unit_windows_of_the_files(tmp_path: Path) -> None:
     tokens, classes = source.latents(range(40))
     assert tokens.shape == (40, 4, 8, 4) and classes is None
     assert torch.allclose(tokens.norm(dim=-1), torch.ones(40, 4, 8))
-    windows = [torch.nn.functional.normalize(z[s : s + 4, :, 0].transpose(1, 2), dim=-1) for z in written[:2] for s in range(3)]
+    windows = [
+        torch.nn.functional.normalize(z[s : s + 4, :, 0].transpose(1, 2), dim=-1)
+        for z in written[:2]
+        for s in range(3)
+    ]
     hits = [[torch.allclose(token, window, atol=1e-6) for window in windows] for token in tokens]
     assert all(any(row) for row in hits) and all(any(column) for column in zip(*hits, strict=True))
     held_out, _ = source.held_out().latents(range(5))

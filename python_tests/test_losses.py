@@ -6,7 +6,12 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.training.discriminator import PatchDiscriminator
-from ardiff_engine.training.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss, kl_divergence
+from ardiff_engine.training.losses import (
+    adaptive_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    kl_divergence,
+)
 
 
 def test_kl_equals_torch_distributions() -> None:
@@ -34,7 +39,9 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
 
 
 def test_discriminator_has_the_official_shape() -> None:
-    shapes = {name: tuple(value.shape) for name, value in PatchDiscriminator().named_parameters() if value.ndim == 4}
+    shapes = {
+        name: tuple(value.shape) for name, value in PatchDiscriminator().named_parameters() if value.ndim == 4
+    }
     assert shapes == {
         "main.0.weight": (64, 3, 4, 4),
         "main.2.weight": (128, 64, 4, 4),

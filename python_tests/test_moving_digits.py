@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips are pure functions of their index, move as they say, stay on the canvas, and splits do not share scans."""
+"""Clips are pure functions of their index, move as they say, stay on the canvas, and splits do not share
+scans."""
 
 from __future__ import annotations
 
@@ -82,7 +83,14 @@ def test_a_digit_as_large_as_the_canvas_stays_where_it_is() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"digit_size": 33}, {"digit_size": 0}, {"digits": 0}, {"num_frames": 0}, {"min_speed": 3.0}, {"split": "test"}],
+    [
+        {"digit_size": 33},
+        {"digit_size": 0},
+        {"digits": 0},
+        {"num_frames": 0},
+        {"min_speed": 3.0},
+        {"split": "test"},
+    ],
 )
 def test_impossible_settings_are_typed_errors(settings: dict[str, object]) -> None:
     with pytest.raises(DataError, match="got"):

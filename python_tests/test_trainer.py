@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,9 +19,10 @@ from safetensors.torch import load_file
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.errors import CheckpointError, ConfigError, NumericalError
 from ardiff_engine.training.checkpoint import checkpoints
-from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig, build, read_config
+from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.log import read_log
 from ardiff_engine.training.loss_curve import draw_loss_curve
+from ardiff_engine.training.read_config import build, read_config
 from ardiff_engine.training.timesteps import KNOWN_TIMESTEPS, training_timesteps
 from ardiff_engine.training.trainer import Trainer, train
 from ardiff_engine.weights import load_model
@@ -84,7 +86,9 @@ def load(path: Path) -> TrainConfig:
 
 def assert_same_weights(a: Path, b: Path) -> None:
     for name in ("model", "ema", "model_optimizer"):
-        x, y = (load_file(checkpoints(folder / "checkpoints")[-1] / f"{name}.safetensors") for folder in (a, b))
+        x, y = (
+            load_file(checkpoints(folder / "checkpoints")[-1] / f"{name}.safetensors") for folder in (a, b)
+        )
         assert x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x), name
 
 
@@ -100,7 +104,11 @@ def test_learns_and_trains_its_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 def test_loss_is_the_stated_mean_square(tmp_path: Path, prediction: str) -> None:
     config = load(write_config(tmp_path))
-    config = build(TrainConfig, json.loads(json.dumps(_plain(config, {"prediction": prediction, "null_probability": 0.0}))), "")
+    config = build(
+        TrainConfig,
+        json.loads(json.dumps(_plain(config, {"prediction": prediction, "null_probability": 0.0}))),
+        "",
+    )
     trainer = Trainer(config)
     samples = range(6, 9)
     got = trainer.loss(trainer.source, samples, seed=5)
@@ -111,14 +119,16 @@ def test_loss_is_the_stated_mean_square(tmp_path: Path, prediction: str) -> None
 
     keys = noise_keys(5, [s for s in samples for _ in range(4)], list(range(4)) * 3, PURPOSE_TRAIN, 0)
     eps = philox_normal(keys, 16).reshape(x0.shape)
-    signal_, sigma = (value.float()[..., None, None] for value in (trainer.schedule.signal(t), trainer.schedule.sigma(t)))
+    signal_, sigma = (
+        value.float()[..., None, None] for value in (trainer.schedule.signal(t), trainer.schedule.sigma(t))
+    )
     target = {"x0": x0, "eps": eps, "v": signal_ * eps - sigma * x0}[prediction]
     output = trainer.model.forward_clip(signal_ * x0 + sigma * eps, t, trainer.model.context(classes))
     assert torch.allclose(got, (output - target).square().mean(), rtol=1e-5)
 
 
 def _plain(config: TrainConfig, loss: dict[str, object]) -> dict[str, object]:
-    from ardiff_engine.training.config import to_dict
+    from ardiff_engine.training.read_config import to_dict
 
     def drop(value: object) -> object:
         return {k: drop(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
@@ -141,14 +151,20 @@ def test_pipeline_folder_log_and_curve(tmp_path: Path) -> None:
     assert len(checkpoints(folder / "checkpoints")) == 2
 
 
-SCRIPT = "import sys; from ardiff_engine.training.trainer import run_train; run_train(sys.argv[1], sys.argv[3:], resume=sys.argv[2] == '1')"
+SCRIPT = """
+import sys
+from ardiff_engine.training import run_train
+run_train(sys.argv[1], sys.argv[3:], resume=sys.argv[2] == "1")
+"""
 
 
 def _process(config: Path, resume: bool, *overrides: str) -> subprocess.Popen[bytes]:
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(config), str(int(resume)), *overrides], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", SCRIPT, str(config), str(int(resume)), *overrides],
+        env=environment,
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -159,8 +175,9 @@ def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_sigkill_then_resume_is_bitwise_equal(tmp_path: Path) -> None:
-    steps = 90
+    steps = 60
     whole = train(load(write_config(tmp_path, "whole", steps)))
     config = write_config(tmp_path, "killed", steps)
     process = _process(config, False)
@@ -171,7 +188,10 @@ def test_sigkill_then_resume_is_bitwise_equal(tmp_path: Path) -> None:
     assert interrupted < f"step-{steps:08d}"
     assert _process(config, True).wait(timeout=120) == 0
     assert_same_weights(whole, tmp_path / "killed")
-    logs = [[(e["step"], e.get("loss"), e.get("validation_loss")) for e in read_log(f / "training_log.jsonl")] for f in (whole, tmp_path / "killed")]
+    logs = [
+        [(e["step"], e.get("loss"), e.get("validation_loss")) for e in read_log(f / "training_log.jsonl")]
+        for f in (whole, tmp_path / "killed")
+    ]
     assert logs[0] == logs[1]
 
 
@@ -234,3 +254,28 @@ def test_curve_needs_two_points(tmp_path: Path) -> None:
     assert not (tmp_path / "curve.png").exists()
     draw_loss_curve([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+    alone = train(read_config(TrainConfig, write_config(tmp_path, "alone", 3), ["run.batch=4"]))
+    config = write_config(tmp_path, "pair", 3)
+    root = Path(__file__).parents[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, "-c", SCRIPT, str(config), "0"]
+    pair = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    a, b = (load_file(folder / "transformer" / "model.safetensors") for folder in (alone, tmp_path / "pair"))
+    for name, value in a.items():
+        assert torch.allclose(value, b[name], atol=2e-4), name
+    log = read_log(tmp_path / "pair" / "training_log.jsonl")
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.training.config import EncodeConfig, TrainConfig, VaeTrainConfig, read_config
+from ardiff_engine.training.config import EncodeConfig, TrainConfig, VaeTrainConfig
+from ardiff_engine.training.read_config import read_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = {"vae": VaeTrainConfig, "encode": EncodeConfig}
@@ -21,9 +22,16 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 def test_overrides_win_and_keep_their_type() -> None:
     config = read_config(
-        TrainConfig, CONFIGS / "moving_digits.toml", ["optimizer.lr=0.5", "run.output=/x/y", "data.digits.canvas=48", "run.steps=7"]
+        TrainConfig,
+        CONFIGS / "moving_digits.toml",
+        ["optimizer.lr=0.5", "run.output=/x/y", "data.digits.canvas=48", "run.steps=7"],
     )
-    assert (config.optimizer.lr, config.run.output, config.data.digits.canvas, config.run.steps) == (0.5, "/x/y", 48, 7)
+    assert (config.optimizer.lr, config.run.output, config.data.digits.canvas, config.run.steps) == (
+        0.5,
+        "/x/y",
+        48,
+        7,
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,43 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ardiff_engine.errors import CheckpointError, ConfigError
-from ardiff_engine.training.config import VaeTrainConfig, build
+from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.lpips import Lpips
+from ardiff_engine.training.read_config import build
 from ardiff_engine.training.vae_trainer import VaeTrainer, train_vae
 from ardiff_engine.weights import load_model
 
 MODEL = {
-    "image_size": 16, "patch_size": 4, "encoder_width": 16, "encoder_layers": 1, "encoder_heads": 2, "decoder_width": 16,
-    "decoder_layers": 1, "decoder_heads": 2, "num_latent_tokens": 4, "codebook_logits": 8, "quantized_channels": 8,
-    "hidden_channels": 4, "channel_multipliers": [1, 1, 1], "res_blocks": 1, "norm_groups": 4, "num_frames": 2,
-}  # fmt: skip
+    "image_size": 16,
+    "patch_size": 4,
+    "encoder_width": 16,
+    "encoder_layers": 1,
+    "encoder_heads": 2,
+    "decoder_width": 16,
+    "decoder_layers": 1,
+    "decoder_heads": 2,
+    "num_latent_tokens": 4,
+    "codebook_logits": 8,
+    "quantized_channels": 8,
+    "hidden_channels": 4,
+    "channel_multipliers": [1, 1, 1],
+    "res_blocks": 1,
+    "norm_groups": 4,
+    "num_frames": 2,
+}
 
 
 def config(folder: Path, **changes: object) -> VaeTrainConfig:
     values: dict[str, object] = {
-        "run": {"output": str(folder), "steps": 6, "batch": 2, "log_every": 1, "validate_every": 3, "checkpoint_every": 2, "threads": 1},
+        "run": {
+            "output": str(folder),
+            "steps": 6,
+            "batch": 2,
+            "log_every": 1,
+            "validate_every": 3,
+            "checkpoint_every": 2,
+            "threads": 1,
+        },
         "model": dict(MODEL),
         "data": {"num_frames": 1, "digits": {"canvas": 16, "digit_size": 8}},
         "optimizer": {"lr": 1e-3},
@@ -54,7 +76,12 @@ def test_exported_model_loads_and_is_the_average(tmp_path: Path) -> None:
 
 def test_resume_is_bitwise_equal(tmp_path: Path) -> None:
     loss = {"l2": 1.0, "latent_noise": 0.1, "classes": 0.1, "kl": 0.01, "gan": 0.1, "gan_start": 2}
-    large = {"loss": loss, "ema": {"decay": 0.9}, "model": {"image_size": 24}, "data": {"num_frames": 1, "digits": {"canvas": 24}}}
+    large = {
+        "loss": loss,
+        "ema": {"decay": 0.9},
+        "model": {"image_size": 24},
+        "data": {"num_frames": 1, "digits": {"canvas": 24}},
+    }
     whole = train_vae(config(tmp_path / "a", **large))
     trainer = VaeTrainer(config(tmp_path / "b", **large))
     steps = iter(range(4))
@@ -77,8 +104,20 @@ def test_temporal_training_touches_temporal_parameters_only(tmp_path: Path) -> N
     )
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.step(0)
-    changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(before[name], value)}
+    changed = {
+        name for name, value in trainer.model.named_parameters() if not torch.equal(before[name], value)
+    }
     assert changed and all("temporal" in name for name in changed)
+
+
+def test_decoder_training_leaves_the_latents_alone(tmp_path: Path) -> None:
+    trainer = VaeTrainer(config(tmp_path, trainable="decoder"))
+    images = torch.rand(1, 2, 3, 16, 16)
+    z = trainer.model.encode(images)
+    decoded = trainer.model.decode(z)
+    trainer.step(0)
+    assert torch.equal(trainer.model.encode(images), z)
+    assert not torch.equal(trainer.model.decode(z), decoded)
 
 
 def test_temporal_training_needs_whole_clips(tmp_path: Path) -> None:
@@ -89,7 +128,14 @@ def test_temporal_training_needs_whole_clips(tmp_path: Path) -> None:
 
 
 def test_discriminator_moves_only_from_its_start(tmp_path: Path) -> None:
-    trainer = VaeTrainer(config(tmp_path, loss={"gan": 1.0, "gan_start": 1}, model={"image_size": 32}, data={"digits": {"canvas": 32}}))
+    trainer = VaeTrainer(
+        config(
+            tmp_path,
+            loss={"gan": 1.0, "gan_start": 1},
+            model={"image_size": 32},
+            data={"digits": {"canvas": 32}},
+        )
+    )
     assert trainer.discriminator is not None
     before = [value.clone() for value in trainer.discriminator.parameters()]
     assert "discriminator" not in trainer.step(0)

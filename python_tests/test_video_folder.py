@@ -17,7 +17,9 @@ from ardiff_engine.errors import MediaError
 
 def _gif(path: Path, frames: int, grey: int, size: tuple[int, int] = (12, 8)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [Image.fromarray(np.full((size[1], size[0], 3), grey + 5 * i, dtype=np.uint8)) for i in range(frames)]
+    pictures = [
+        Image.fromarray(np.full((size[1], size[0], 3), grey + 5 * i, dtype=np.uint8)) for i in range(frames)
+    ]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random choices that depend on a key and a sample id only, so that data order needs no state and no worker seeds."""
+"""Random choices that depend on a key and a sample id only, so that data order needs no state and no worker
+seeds."""
 
 from __future__ import annotations
 

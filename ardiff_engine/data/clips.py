@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a trainer gets clips of pixels from: sample ids go in, clips come out, nothing is remembered in between."""
+"""Where a trainer gets clips of pixels from: sample ids go in, clips come out, nothing is remembered in
+between."""
 
 from __future__ import annotations
 

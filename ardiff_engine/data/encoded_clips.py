@@ -53,12 +53,22 @@ class EncodedClips:
 
 
 class CachedClips:
-    """Clips 0 .. count - 1 of a source, encoded once; a sample is a random window of `num_frames` frames of one of them.
+    """Clips 0 .. count - 1 of a source, encoded once; a sample is a random window of `num_frames` frames of
+    one of them.
 
-    `path` keeps the latents between runs: they are used again if clips, autoencoder and settings are the same.
+    `path` keeps the latents between runs: they are used again if clips, autoencoder and settings are the
+    same.
     """
 
-    def __init__(self, clips: EncodedClips, count: int, num_frames: int, seed: int, path: Path | None = None, settings: str = "") -> None:
+    def __init__(
+        self,
+        clips: EncodedClips,
+        count: int,
+        num_frames: int,
+        seed: int,
+        path: Path | None = None,
+        settings: str = "",
+    ) -> None:
         self.clips, self.num_frames, self.seed = clips, num_frames, seed
         key = json.dumps([settings, count, _fingerprint(clips.vae)])
         stored = None if path is None else _read(path, key)
@@ -117,7 +127,8 @@ def _read(path: Path, key: str) -> dict[str, torch.Tensor] | None:
 
 
 def _fingerprint(vae: TiTok) -> int:
-    checksum = 0
-    for value in vae.state_dict().values():
+    """Of the part that makes latents; a decoder may go on learning."""
+    checksum = zlib.crc32(vae.latent_tokens.detach().cpu().contiguous().numpy().tobytes())
+    for value in vae.encoder.state_dict().values():
         checksum = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), checksum)
     return checksum

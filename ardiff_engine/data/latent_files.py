@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latent files in the official layout: one .npy per clip, float32 [F, c, 1, K], posterior mean, not normalised.
+"""Latent files in the official layout: one .npy per clip, float32 [F, c, 1, K], posterior mean, not
+normalised.
 
 Names are `{step:04d}_{item:02d}_{video}_{rank}.npy`; a video name that ends in `_classid<n>` gives the class
 (ardiffusion.md, section 2.2).
@@ -24,7 +25,9 @@ CLASS_PATTERN = re.compile(r"_classid(\d+)")
 PURPOSE_FILE = 16
 
 
-def latent_file_name(index: int, video: str, *, class_id: int | None = None, item: int = 0, rank: int | None = None) -> str:
+def latent_file_name(
+    index: int, video: str, *, class_id: int | None = None, item: int = 0, rank: int | None = None
+) -> str:
     """The official file name of clip number `index`."""
     label = "" if class_id is None else f"_classid{class_id}"
     return f"{index:04d}_{item:02d}_{video}{label}_{'' if rank is None else rank}.npy"
@@ -41,31 +44,64 @@ def read_latents(path: Path) -> NDArray[np.float32]:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(explain(f"latent file {path}", got=repr(error), expected="an .npy file", fix="Encode it again or remove it.")) from error
+        raise DataError(
+            explain(
+                f"latent file {path}",
+                got=repr(error),
+                expected="an .npy file",
+                fix="Encode it again or remove it.",
+            )
+        ) from error
     if array.ndim != 4 or array.shape[2] != 1 or not np.issubdtype(array.dtype, np.floating):
         raise DataError(
-            explain(f"latent file {path}", got=f"{array.dtype} {array.shape}", expected="float32 [F, c, 1, K]", fix="Encode it again or remove it.")
+            explain(
+                f"latent file {path}",
+                got=f"{array.dtype} {array.shape}",
+                expected="float32 [F, c, 1, K]",
+                fix="Encode it again or remove it.",
+            )
         )
     return array.astype(np.float32)
 
 
 class LatentFiles:
-    """Clips of `num_frames` frames from a folder of latent files; the last `held_out` files by name are kept apart.
+    """Clips of `num_frames` frames from a folder of latent files; the last `held_out` files by name are kept
+    apart.
 
     Raises DataError when the folder has no file that is long enough.
     """
 
-    def __init__(self, folder: str | Path, num_frames: int, held_out: int, *, seed: int = 0, part: str = "train") -> None:
-        self.folder, self.num_frames, self.kept, self.seed, self.part = Path(folder), num_frames, held_out, seed, part
+    def __init__(
+        self, folder: str | Path, num_frames: int, held_out: int, *, seed: int = 0, part: str = "train"
+    ) -> None:
+        self.folder, self.num_frames, self.kept, self.seed, self.part = (
+            Path(folder),
+            num_frames,
+            held_out,
+            seed,
+            part,
+        )
         every = sorted(self.folder.glob("*.npy"))
         split = max(1, len(every) - held_out)
         self.files = every[:split] if part == "train" else every[split:] or every[:1]
         if not every:
-            raise DataError(explain("data.path", got=f"no .npy file in {folder}", expected="latent files", fix="Write them with `ardiff encode`."))
+            raise DataError(
+                explain(
+                    "data.path",
+                    got=f"no .npy file in {folder}",
+                    expected="latent files",
+                    fix="Write them with `ardiff encode`.",
+                )
+            )
         frames = read_latents(self.files[0]).shape[0]
         if frames < num_frames:
             raise DataError(
-                explain(f"latent file {self.files[0]}", got=f"{frames} frames", expected=f">= {num_frames}", fix="Encode longer clips.")
+                explain(
+                    f"latent file {self.files[0]}",
+                    got=f"{frames} frames",
+                    expected=f">= {num_frames}",
+                    fix="Encode longer clips.",
+                )
             )
 
     def latents(self, samples: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -76,7 +112,14 @@ class LatentFiles:
             path = self.files[below(choice[0], len(self.files))]
             array = read_latents(path)
             if len(array) < self.num_frames:
-                raise DataError(explain(f"latent file {path}", got=f"{len(array)} frames", expected=f">= {self.num_frames}", fix="Remove it."))
+                raise DataError(
+                    explain(
+                        f"latent file {path}",
+                        got=f"{len(array)} frames",
+                        expected=f">= {self.num_frames}",
+                        fix="Remove it.",
+                    )
+                )
             start = below(choice[1], len(array) - self.num_frames + 1)
             clips.append(torch.from_numpy(array[start : start + self.num_frames]))
             found = CLASS_PATTERN.search(path.name)

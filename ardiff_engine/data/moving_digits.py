@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving digits: real handwritten digits that fly over a black canvas at constant velocity and bounce off its walls.
+"""Moving digits: real handwritten digits that fly over a black canvas at constant velocity and bounce off its
+walls.
 
-The digits are the 1797 scans of 8×8 pixels that scikit-learn ships (UCI "Optical Recognition of Handwritten Digits"),
-enlarged by bicubic interpolation. A clip is a pure function of (settings, seed, split, index, frame), so a data set has no size,
-needs no files, and any frame of any clip can be made at any time, in any process.
+The digits are the 1797 scans of 8×8 pixels that scikit-learn ships (UCI "Optical Recognition of Handwritten
+Digits"), enlarged by bicubic interpolation. A clip is a pure function of (settings, seed, split, index,
+frame), so a data set has no size, needs no files, and any frame of any clip can be made at any time, in any
+process.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ DRAWS_PER_DIGIT = 5
 
 @dataclass(frozen=True, slots=True)
 class DigitClip:
-    """video uint8 [T, H, W, 3]; positions float64 [T, digits, 2], (x, y) of the centre of each digit's box in pixels, where
-    the centre of the top left pixel is (0, 0); labels int64 [digits]; images int64 [digits], rows of the scans."""
+    """video uint8 [T, H, W, 3]; positions float64 [T, digits, 2], (x, y) of the centre of each digit's box in
+    pixels, where the centre of the top left pixel is (0, 0); labels int64 [digits]; images int64 [digits],
+    rows of the scans."""
 
     video: NDArray[np.uint8]
     positions: NDArray[np.float64]
@@ -72,7 +75,9 @@ class MovingDigits:
             )
         for name in ("digits", "num_frames"):
             if getattr(self, name) < 1:
-                raise DataError(explain(name, got=getattr(self, name), expected=">= 1", fix="Give at least one."))
+                raise DataError(
+                    explain(name, got=getattr(self, name), expected=">= 1", fix="Give at least one.")
+                )
         if not 0 <= self.min_speed <= self.max_speed:
             raise DataError(
                 explain(
@@ -83,19 +88,25 @@ class MovingDigits:
                 )
             )
         if self.split not in ("train", "held_out"):
-            raise DataError(explain("split", got=repr(self.split), expected="'train' or 'held_out'", fix="Choose one."))
+            raise DataError(
+                explain("split", got=repr(self.split), expected="'train' or 'held_out'", fix="Choose one.")
+            )
 
     def clip(self, index: int, *, num_frames: int | None = None, first_frame: int = 0) -> DigitClip:
         """Clip `index`, frames first_frame .. first_frame + num_frames - 1."""
-        videos, positions, labels, images = self.batch(np.array([index]), num_frames=num_frames, first_frame=first_frame)
+        videos, positions, labels, images = self.batch(
+            np.array([index]), num_frames=num_frames, first_frame=first_frame
+        )
         return DigitClip(videos[0], positions[0], labels[0], images[0])
 
     def batch(
         self, indices: NDArray[np.int64], *, num_frames: int | None = None, first_frame: int = 0
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """Many clips at once: videos [B, T, H, W, 3], positions [B, T, digits, 2], labels and images [B, digits].
+        """Many clips at once: videos [B, T, H, W, 3], positions [B, T, digits, 2], labels and images [B,
+        digits].
 
-        The corner of a box starts anywhere, moves by v per frame and is folded back into [0, canvas - digit_size]:
+        The corner of a box starts anywhere, moves by v per frame and is folded back into [0, canvas -
+        digit_size]:
         p(t) = |mod(p0 + v t, 2 r) - r| with r the range, up to the choice of origin.
         """
         frames = self.num_frames if num_frames is None else num_frames

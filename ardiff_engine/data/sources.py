@@ -14,15 +14,26 @@ if TYPE_CHECKING:
 
 
 def clip_source(config: DataConfig, image_size: int, seed: int = 0) -> ClipSource:
-    """Pixels for stage 1, or for encoding on the fly. Raises ConfigError where the source has no pixels of that size."""
+    """Pixels for stage 1, or for encoding on the fly. Raises ConfigError where the source has no pixels of
+    that size."""
     if config.source == "videos":
         return VideoFolder(config.path, config.num_frames, image_size, config.held_out, seed=seed)
     if config.source != "moving_digits":
         raise ConfigError(
-            explain("data.source", got=repr(config.source), expected="a source of pixels", fix="Use moving_digits or videos.")
+            explain(
+                "data.source",
+                got=repr(config.source),
+                expected="a source of pixels",
+                fix="Use moving_digits or videos.",
+            )
         )
     if config.digits.canvas != image_size:
         raise ConfigError(
-            explain("data.digits.canvas", got=config.digits.canvas, expected=image_size, fix="It must be the model's image_size.")
+            explain(
+                "data.digits.canvas",
+                got=config.digits.canvas,
+                expected=image_size,
+                fix="It must be the model's image_size.",
+            )
         )
     return DigitClips(config.digits, config.num_frames)

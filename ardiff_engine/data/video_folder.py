@@ -28,31 +28,48 @@ def find_videos(folder: str | Path) -> list[Path]:
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     if not found:
         raise MediaError(
-            explain("video folder", got=f"no video in {folder}", expected=f"files with {', '.join(VIDEO_SUFFIXES)}", fix="Check the path.")
+            explain(
+                "video folder",
+                got=f"no video in {folder}",
+                expected=f"files with {', '.join(VIDEO_SUFFIXES)}",
+                fix="Check the path.",
+            )
         )
     return found
 
 
 def resize_and_crop(images: torch.Tensor, size: int) -> torch.Tensor:
-    """float [T, 3, H, W] -> [T, 3, size, size]: shorter side to `size` (bicubic, antialiased), centre crop, clamped to [0, 1]."""
+    """float [T, 3, H, W] -> [T, 3, size, size]: shorter side to `size` (bicubic, antialiased), centre crop,
+    clamped to [0, 1]."""
     height, width = images.shape[-2:]
     factor = size / min(height, width)
     shape = (max(size, round(height * factor)), max(size, round(width * factor)))
     if shape != (height, width):
-        images = torch.nn.functional.interpolate(images, size=shape, mode="bicubic", antialias=True, align_corners=False)
+        images = torch.nn.functional.interpolate(
+            images, size=shape, mode="bicubic", antialias=True, align_corners=False
+        )
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
     return images[..., top : top + size, left : left + size].clamp(0, 1)
 
 
 class VideoFolder:
-    """Random clips of `num_frames` consecutive frames; which clip a sample id gives depends on (seed, id) and the files.
+    """Random clips of `num_frames` consecutive frames; which clip a sample id gives depends on (seed, id) and
+    the files.
 
-    The last `held_out` videos by name are kept apart, or the only one there is serves for both. A video that cannot be read or is
-    too short is reported once by name and replaced by the next; MediaError when no video is left.
+    The last `held_out` videos by name are kept apart, or the only one there is serves for both. A video that
+    cannot be read or is too short is reported once by name and replaced by the next; MediaError when no video
+    is left.
     """
 
     def __init__(
-        self, folder: str | Path, num_frames: int, image_size: int, held_out: int, *, seed: int = 0, part: str = "train"
+        self,
+        folder: str | Path,
+        num_frames: int,
+        image_size: int,
+        held_out: int,
+        *,
+        seed: int = 0,
+        part: str = "train",
     ) -> None:
         self.folder, self.num_frames, self.image_size, self.seed = Path(folder), num_frames, image_size, seed
         self.kept, self.part = held_out, part
@@ -67,7 +84,9 @@ class VideoFolder:
         return torch.stack([self._clip(sample) for sample in samples]), None
 
     def held_out(self) -> VideoFolder:
-        return VideoFolder(self.folder, self.num_frames, self.image_size, self.kept, seed=self.seed, part="held_out")
+        return VideoFolder(
+            self.folder, self.num_frames, self.image_size, self.kept, seed=self.seed, part="held_out"
+        )
 
     def _clip(self, sample: int) -> torch.Tensor:
         choice = uniform(self.seed, PURPOSE_VIDEO, sample, 2)
@@ -98,7 +117,14 @@ class VideoFolder:
         try:
             video = np.asarray(read_video(path))
             if len(video) < self.num_frames:
-                raise MediaError(explain(f"video {path}", got=f"{len(video)} frames", expected=f">= {self.num_frames}", fix="Remove it."))
+                raise MediaError(
+                    explain(
+                        f"video {path}",
+                        got=f"{len(video)} frames",
+                        expected=f">= {self.num_frames}",
+                        fix="Remove it.",
+                    )
+                )
         except MediaError as error:
             self.broken.add(path)
             logger.warning("skipped: %s", error)

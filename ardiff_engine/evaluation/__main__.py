@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ardiff_engine.evaluation --model moving-digits`: readability and motion of generated videos, as JSON and Markdown."""
+"""`python -m ardiff_engine.evaluation --model moving-digits`: readability and motion of generated videos, as
+JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from ardiff_engine.errors import ArdiffError
 from ardiff_engine.evaluation.digit_classifier import load_or_train
 from ardiff_engine.evaluation.report import evaluate
 from ardiff_engine.pipeline import ASSETS, Pipeline
-from ardiff_engine.training.config import build
+from ardiff_engine.training.read_config import build
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,11 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def trained_digits(model: str) -> MovingDigits:
-    """The digits that a model was trained on, from its training_config.json; the defaults where it has none."""
+    """The digits that a model was trained on, from its training_config.json; the defaults where it has
+    none."""
     for folder in (ASSETS / model, Path(model)):
         path = folder / "training_config.json"
         if path.is_file():
-            return build(MovingDigits, json.loads(path.read_text(encoding="utf-8"))["data"]["digits"], "data.digits.")
+            return build(
+                MovingDigits, json.loads(path.read_text(encoding="utf-8"))["data"]["digits"], "data.digits."
+            )
     return MovingDigits()
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the digit in a frame: a small convolutional network, trained on frames with scans of the training split."""
+"""Reads the digit in a frame: a small convolutional network, trained on frames with scans of the training
+split."""
 
 from __future__ import annotations
 
@@ -58,8 +59,11 @@ class DigitClassifier:
         return logits.double().softmax(dim=-1).reshape(*frames.shape[:-3], 10).numpy()
 
 
-def train_classifier(digits: MovingDigits, *, steps: int = STEPS, seed: int = 0, progress: bool = True) -> DigitClassifier:
-    """Trained on randomly blurred and slightly noisy frames, so that soft pictures do not count as unreadable."""
+def train_classifier(
+    digits: MovingDigits, *, steps: int = STEPS, seed: int = 0, progress: bool = True
+) -> DigitClassifier:
+    """Trained on randomly blurred and slightly noisy frames, so that soft pictures do not count as
+    unreadable."""
     torch.manual_seed(seed)
     network = DigitNetwork(digits.canvas)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)

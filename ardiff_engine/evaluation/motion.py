@@ -13,7 +13,8 @@ EMPTY = 255.0
 
 
 def centroids(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """uint8 [..., H, W, 3] -> float64 [..., 2], (x, y) of the centre of brightness in pixels; NaN for (nearly) black frames.
+    """uint8 [..., H, W, 3] -> float64 [..., 2], (x, y) of the centre of brightness in pixels; NaN for
+    (nearly) black frames.
 
     Pixels below 32 of 255 count as background, so that a faint haze does not move the centre.
     """
@@ -29,8 +30,16 @@ def centroids(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def position_errors(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Distance in pixels between the centroids of two videos, per frame; the canvas diagonal where the digit has vanished."""
+    """Distance in pixels between the centroids of two videos, per frame; the canvas diagonal where the digit
+    has vanished."""
     if frames.shape != truth.shape:
-        raise TensorError(explain("frames", got=frames.shape, expected=truth.shape, fix="Compare videos of the same length and size."))
+        raise TensorError(
+            explain(
+                "frames",
+                got=frames.shape,
+                expected=truth.shape,
+                fix="Compare videos of the same length and size.",
+            )
+        )
     error = np.linalg.norm(centroids(frames) - centroids(truth), axis=-1)
     return np.where(np.isnan(error), np.hypot(*frames.shape[-3:-1]), error)

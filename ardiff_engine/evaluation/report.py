@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation of a pipeline on moving digits, beside the same figures of real clips and of their reconstructions."""
+"""The evaluation of a pipeline on moving digits, beside the same figures of real clips and of their
+reconstructions."""
 
 from __future__ import annotations
 
@@ -23,6 +24,17 @@ from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.weights.atomic import write_atomic
 
 CONFIDENT = 0.8
+COLUMNS = (
+    "",
+    "frames",
+    "videos",
+    "constant",
+    "readable",
+    "digit as asked",
+    "position error (px), first 8 predicted frames",
+    "last frame",
+    "seconds",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +42,8 @@ class Reading:
     """What the classifier says of videos.
 
     constant: share of frames that are read with p >= 0.8 as the digit that most of the video's frames show.
-    readable: share of frames read with p >= 0.8. as_asked: share of videos whose digit is the given class (None: no class given).
+    readable: share of frames read with p >= 0.8. as_asked: share of videos whose digit is the given class
+        (None: no class given).
     """
 
     constant: float
@@ -40,7 +53,8 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report. position_error: pixels, per predicted frame; seconds: wall time of all videos of this line."""
+    """One line of the report. position_error: pixels, per predicted frame; seconds: wall time of all videos
+    of this line."""
 
     name: str
     frames: int
@@ -69,20 +83,26 @@ class Report:
 
     def markdown(self) -> str:
         lines = [
-            f"Classifier accuracy on held-out scans: {self.classifier_accuracy:.1%}. Solver steps: {self.steps}. "
-            f"Continuations see {self.given} real frames.",
+            f"Classifier accuracy on held-out scans: {self.classifier_accuracy:.1%}. "
+            f"Solver steps: {self.steps}. Continuations see {self.given} real frames.",
             "",
-            "| | frames | videos | constant | readable | digit as asked | position error (px), first 8 predicted frames | last | seconds |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| " + " | ".join(COLUMNS) + " |",
+            "|---" * len(COLUMNS) + "|",
         ]
         for row in self.rows:
-            asked = "" if row.reading.as_asked is None else f"{row.reading.as_asked:.0%}"
-            error = row.position_error
-            first, last = (f"{np.mean(error[:8]):.2f}", f"{error[-1]:.2f}") if error else ("", "")
-            lines.append(
-                f"| {row.name} | {row.frames} | {row.videos} | {row.reading.constant:.1%} | {row.reading.readable:.1%} | {asked} "
-                f"| {first} | {last} | {row.seconds:.1f} |"
-            )
+            reading, error = row.reading, row.position_error
+            cells = [
+                row.name,
+                str(row.frames),
+                str(row.videos),
+                f"{reading.constant:.1%}",
+                f"{reading.readable:.1%}",
+                "" if reading.as_asked is None else f"{reading.as_asked:.0%}",
+                f"{np.mean(error[:8]):.2f}",
+                f"{error[-1]:.2f}",
+                f"{row.seconds:.1f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
 
 
@@ -106,14 +126,25 @@ def evaluate(
 
     Args:
         digits: the data set that the model was trained on; its held-out split gives the real clips.
-        clips: generated videos per lag, their classes in turn, of `frames` frames. A lag that is too small for its videos to be
-            longer than the model's window (lag · window < steps) is evaluated on one window.
-        continuations: held-out clips per lag; `given` real frames go in, `predicted` are compared with the truth.
+        clips: generated videos per lag, their classes in turn, of `frames` frames. A lag that is too small
+            for its videos to be longer than the model's window (lag · window < steps) is evaluated on one
+            window.
+        continuations: held-out clips per lag; `given` real frames go in, `predicted` are compared with the
+            truth.
     """
     window = pipeline.transformer.spec.num_frames
     if not 0 < given < window:
-        raise ConfigError(explain("given", got=given, expected=f"1..{window - 1}", fix="Give at least one frame less than the window."))
-    real = replace(digits, split="held_out").batch(np.arange(max(clips, continuations)), num_frames=max(frames, given + predicted))
+        raise ConfigError(
+            explain(
+                "given",
+                got=given,
+                expected=f"1..{window - 1}",
+                fix="Give at least one frame less than the window.",
+            )
+        )
+    real = replace(digits, split="held_out").batch(
+        np.arange(max(clips, continuations)), num_frames=max(frames, given + predicted)
+    )
     videos, labels = real[0], real[2][:, 0]
     rebuilt = reconstruct(pipeline, videos)
     compared = slice(given, given + predicted)
@@ -139,14 +170,22 @@ def evaluate(
             progress=progress,
         ).frames.numpy()
         total = given + predicted if endless else min(given + predicted, window)
+        starts = tqdm(videos[:continuations, :given], desc="continuations", disable=not progress, leave=False)
         continued = np.stack(
             [
                 pipeline(
-                    video=videos[index, :given], num_frames=total, num_inference_steps=steps, lag=lag, seed=seed, progress=False
-                ).frames[0].numpy()
-                for index in tqdm(range(continuations), desc="continuations", disable=not progress, leave=False)
+                    video=start,
+                    num_frames=total,
+                    num_inference_steps=steps,
+                    lag=lag,
+                    seed=seed,
+                    progress=False,
+                )
+                .frames[0]
+                .numpy()
+                for start in starts
             ]
-        )  # fmt: skip
+        )
         rows.append(
             _row(
                 f"lag {lag}",
@@ -161,7 +200,9 @@ def evaluate(
     return Report(classifier.held_out_accuracy, given, steps, tuple(rows))
 
 
-def read(classifier: DigitClassifier, videos: NDArray[np.uint8], classes: NDArray[np.int64] | None) -> Reading:
+def read(
+    classifier: DigitClassifier, videos: NDArray[np.uint8], classes: NDArray[np.int64] | None
+) -> Reading:
     """videos uint8 [N, T, H, W, 3]; classes [N], or None where none was asked for."""
     probabilities = classifier.probabilities(videos)
     digits, sure = probabilities.argmax(axis=-1), probabilities.max(axis=-1) >= CONFIDENT
@@ -176,7 +217,10 @@ def reconstruct(pipeline: Pipeline, videos: NDArray[np.uint8]) -> NDArray[np.uin
     """Videos through the autoencoder and back."""
     weight = next(pipeline.vae.parameters())
     decoded = [
-        pipeline.vae.decode(pipeline.vae.encode(to_images(video).to(weight)[None]))[0].clamp(0, 1).movedim(-3, -1) for video in videos
+        pipeline.vae.decode(pipeline.vae.encode(to_images(video).to(weight)[None]))[0]
+        .clamp(0, 1)
+        .movedim(-3, -1)
+        for video in videos
     ]
     return (torch.stack(decoded) * 255).round().to(torch.uint8).cpu().numpy()
 
@@ -192,4 +236,11 @@ def _row(
 ) -> Row:
     error = position_errors(continued, truth).mean(axis=0)
     reading = read(classifier, videos, classes)
-    return Row(name, videos.shape[1], len(videos), reading, tuple(round(float(value), 3) for value in error), round(seconds, 1))
+    return Row(
+        name,
+        videos.shape[1],
+        len(videos),
+        reading,
+        tuple(round(float(value), 3) for value in error),
+        round(seconds, 1),
+    )

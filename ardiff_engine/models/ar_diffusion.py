@@ -247,6 +247,8 @@ class ARDiffusionTransformer(nn.Module):
         neutral[:, :, 2::3] = 1
         if self.config.merge != "sharenorm_shift_first_t":
             return torch.cat([neutral, rows], dim=1)
+        # In this mode the official code modulates the MLP by attention's shift and scale; its numbers say so.
+        rows = torch.cat([rows[:, :, 0:3], rows[:, :, 0:2], rows[:, :, 5:6]], dim=2)
         one = torch.ones_like(rows[:, :, :1])
         ungated = torch.cat([rows[:, :, 0:2], one, rows[:, :, 3:5], one], dim=2)
         return torch.cat([neutral, rows, ungated], dim=1)

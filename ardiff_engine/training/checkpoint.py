@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Crash-safe training checkpoints: a folder per step, tensors as safetensors, everything else as JSON, nothing pickled.
+"""Crash-safe training checkpoints: a folder per step, tensors as safetensors, everything else as JSON,
+nothing pickled.
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, so a folder named `step-<n>` is complete. Its
-`state.json` also holds length and CRC-32 of each file, so that a damaged disk is noticed and the checkpoint before is used.
+A checkpoint is written under a temporary name, flushed to the disk and renamed, so a folder named `step-<n>`
+is complete. Its `state.json` also holds length and CRC-32 of each file, so that a damaged disk is noticed and
+the checkpoint before is used.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints. Raises CheckpointError if the disk refuses."""
+    """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints. Raises CheckpointError
+    if the disk refuses."""
     final = folder / f"step-{step:08d}"
     temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}"
     try:
@@ -95,7 +98,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for name, expected in description["files"].items():
             if _fingerprint(path / name) != expected:
                 raise CheckpointError(
-                    explain(f"{path / name}", got="other content than when it was written", expected=expected, fix="Use an older checkpoint.")
+                    explain(
+                        f"{path / name}",
+                        got="other content than when it was written",
+                        expected=expected,
+                        fix="Use an older checkpoint.",
+                    )
                 )
             tensors[name.removesuffix(".safetensors")] = load_file(path / name)
         return Checkpoint(step=description["step"], tensors=tensors, state=description["state"])
@@ -103,7 +111,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            explain(f"checkpoint {path}", got=repr(error), expected="a complete checkpoint folder", fix="Use an older checkpoint.")
+            explain(
+                f"checkpoint {path}",
+                got=repr(error),
+                expected="a complete checkpoint folder",
+                fix="Use an older checkpoint.",
+            )
         ) from error
 
 

@@ -1,28 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the three training commands, and how they are read from TOML.
 
-One file holds one command: tables are sections, unknown names are errors that point to the nearest known one, and
-`section.name=value` overrides come last. The classes are the documentation of the names and their defaults.
+One file holds one command: tables are sections, unknown names are errors that point to the nearest known one,
+and `section.name=value` overrides come last. The classes are the documentation of the names and their
+defaults.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import tomllib
-import types
-import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from ardiff_engine.data.moving_digits import MovingDigits
-from ardiff_engine.errors import ArdiffError, ConfigError, explain
+from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
 from ardiff_engine.models.titok_config import TiTokConfig
 
-T = TypeVar("T")
 SMALLEST_GAN_IMAGE = 24
 
 
@@ -32,7 +25,8 @@ class RunConfig:
 
     output: folder of this run: log, loss curve, checkpoints, and the exported model.
     steps: optimizer steps of the whole run, resumed parts included.
-    batch: clips (or frames) per step and process; `accumulate` of them are summed up before the optimizer moves.
+    batch: clips (or frames) per step and process; `accumulate` of them are summed up before the optimizer
+        moves.
     seed: key of all randomness. Sample ids count over steps and processes, so no two processes draw the same.
     *_every: steps between two log lines, validations and checkpoints; 0 switches them off.
     keep: checkpoints that stay on disk. threads: CPU threads, None for torch's choice.
@@ -58,7 +52,8 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:
-    """AdamW and its learning rate: linear over `warmup` steps, then constant, or a half cosine down to final_lr · lr.
+    """AdamW and its learning rate: linear over `warmup` steps, then constant, or a half cosine down to
+    final_lr · lr.
 
     clip_norm: largest norm of the gradient of all trained parameters together; 0 switches clipping off.
     weight_decay applies to matrices, not to biases, norms and embeddings of one row.
@@ -86,17 +81,20 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ConfigError(explain("ema.decay", got=self.decay, expected="0 <= decay < 1", fix="0.9999 is usual."))
+            raise ConfigError(
+                explain("ema.decay", got=self.decay, expected="0 <= decay < 1", fix="0.9999 is usual.")
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
     """What to train on.
 
-    source: "moving_digits" (see `digits`), "videos" (a folder, `path`) or "latents" (a folder of .npy files, `path`).
+    source: "moving_digits" (see `digits`), "videos" (a folder, `path`) or "latents" (a folder of .npy files,
+        `path`).
     num_frames: frames per clip. held_out: clips or files kept apart for validation.
-    clips: moving digits of stage 2 only: this many clips of `clip_frames` frames are encoded once, before training, and
-        every training clip is a window of one of them; 0 encodes clips on the fly.
+    clips: moving digits of stage 2 only: this many clips of `clip_frames` frames are encoded once, before
+        training, and every training clip is a window of one of them; 0 encodes clips on the fly.
     """
 
     source: Literal["moving_digits", "videos", "latents"] = "moving_digits"
@@ -110,10 +108,19 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least("data", self, 1, "num_frames", "held_out")
         if self.source != "moving_digits" and not self.path:
-            raise ConfigError(explain("data.path", got="nothing", expected="a folder", fix=f"source {self.source!r} needs one."))
+            raise ConfigError(
+                explain(
+                    "data.path", got="nothing", expected="a folder", fix=f"source {self.source!r} needs one."
+                )
+            )
         if self.clips and self.clip_frames < self.num_frames:
             raise ConfigError(
-                explain("data.clip_frames", got=self.clip_frames, expected=f">= num_frames ({self.num_frames})", fix="Make it larger.")
+                explain(
+                    "data.clip_frames",
+                    got=self.clip_frames,
+                    expected=f">= num_frames ({self.num_frames})",
+                    fix="Make it larger.",
+                )
             )
 
 
@@ -121,10 +128,11 @@ class DataConfig:
 class VaeLossConfig:
     """Weights of the stage-1 loss; 0 switches a term off. See `training.losses` for the formulas.
 
-    latent_noise: standard deviation of noise added to the unit-norm latents before decoding. It makes near latents decode to
-        near images, which stage 2 needs because its samples are never exact.
-    classes: cross entropy of a small classifier on the latents, which is trained beside the model and thrown away. It ends the
-        plateau on which a young encoder tells where an object is but not what it is (needs data with classes).
+    latent_noise: standard deviation of noise added to the unit-norm latents before decoding. It makes near
+        latents decode to near images, which stage 2 needs because its samples are never exact.
+    classes: cross entropy of a small classifier on the latents, which is trained beside the model and thrown
+        away. It ends the plateau on which a young encoder tells where an object is but not what it is (needs
+        data with classes).
     lpips_weights: file with the VGG16 and LPIPS weights (safetensors); needed when lpips > 0.
     gan_start: step from which the discriminator takes part.
     """
@@ -157,10 +165,13 @@ class VaeLossConfig:
 class VaeTrainConfig:
     """Stage 1: the frame autoencoder.
 
-    trainable: "all", or "temporal" for those parameters only whose name contains "temporal" (the temporal variant).
-    init: folder or file of weights to start from. channels_last: memory layout of the convolutions, faster on CPUs.
-    initialisation: of a run without `init`. "official" is TiTok's (every matrix with standard deviation 0.02, meant for widths
-        of 512 and more); "fan_in" uses fan_in^-½, without which narrow networks stay on the mean image for thousands of steps.
+    trainable: "all"; "decoder", which leaves the latents as they are, so stage 2 stays valid; or "temporal",
+        those parameters whose name contains "temporal" (the temporal variant).
+    init: folder or file of weights to start from. channels_last: memory layout of the convolutions, faster on
+        CPUs.
+    initialisation: of a run without `init`. "official" is TiTok's (every matrix with standard deviation 0.02,
+        meant for widths of 512 and more); "fan_in" uses fan_in^-½, without which narrow networks stay on the
+        mean image for thousands of steps.
     """
 
     run: RunConfig
@@ -169,7 +180,7 @@ class VaeTrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: VaeLossConfig = field(default_factory=VaeLossConfig)
     ema: EmaConfig = field(default_factory=lambda: EmaConfig(decay=0.0))
-    trainable: Literal["all", "temporal"] = "all"
+    trainable: Literal["all", "decoder", "temporal"] = "all"
     init: str = ""
     initialisation: Literal["official", "fan_in"] = "official"
     channels_last: bool = False
@@ -177,11 +188,21 @@ class VaeTrainConfig:
     def __post_init__(self) -> None:
         if self.trainable == "temporal" and not self.model.temporal:
             raise ConfigError(
-                explain("trainable", got="'temporal'", expected="a temporal model", fix="Set model.temporal = true.")
+                explain(
+                    "trainable",
+                    got="'temporal'",
+                    expected="a temporal model",
+                    fix="Set model.temporal = true.",
+                )
             )
         if self.loss.gan and self.model.image_size < SMALLEST_GAN_IMAGE:
             raise ConfigError(
-                explain("loss.gan", got=f"images of {self.model.image_size}", expected=f">= {SMALLEST_GAN_IMAGE} pixels", fix="Set it to 0.")
+                explain(
+                    "loss.gan",
+                    got=f"images of {self.model.image_size}",
+                    expected=f">= {SMALLEST_GAN_IMAGE} pixels",
+                    fix="Set it to 0.",
+                )
             )
         if self.model.temporal and self.data.num_frames % self.model.num_frames:
             raise ConfigError(
@@ -223,9 +244,10 @@ class ScheduleConfig:
 class DiffusionLossConfig:
     """prediction: what the network predicts. timesteps: rule of `ops.sample_timesteps`.
 
-    null_probability: share of clips trained with the null context, so that guidance has a trained second branch.
-    known_probability: share of clips whose first frames (a random number of them) are clean, as in a continuation: they
-        get timestep 0 and count in the loss like any other frame.
+    null_probability: share of clips trained with the null context, so that guidance has a trained second
+        branch.
+    known_probability: share of clips whose first frames (a random number of them) are clean, as in a
+        continuation: they get timestep 0 and count in the loss like any other frame.
     """
 
     prediction: Literal["x0", "eps", "v"] = "x0"
@@ -236,12 +258,15 @@ class DiffusionLossConfig:
     def __post_init__(self) -> None:
         for name in ("null_probability", "known_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(explain(f"loss.{name}", got=getattr(self, name), expected="0..1", fix="Give a share."))
+                raise ConfigError(
+                    explain(f"loss.{name}", got=getattr(self, name), expected="0..1", fix="Give a share.")
+                )
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Stage 2: the diffusion transformer. `vae` is needed unless the data are latent files, where it is only copied."""
+    """Stage 2: the diffusion transformer. `vae` is needed unless the data are latent files, where it is only
+    copied."""
 
     run: RunConfig
     model: ARDiffusionConfig
@@ -256,7 +281,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.vae and self.data.source != "latents":
             raise ConfigError(
-                explain("vae", got="nothing", expected="a folder of stage 1", fix=f"Data source {self.data.source!r} is encoded with it.")
+                explain(
+                    "vae",
+                    got="nothing",
+                    expected="a folder of stage 1",
+                    fix=f"Data source {self.data.source!r} is encoded with it.",
+                )
             )
         if self.data.num_frames > self.model.num_frames:
             raise ConfigError(
@@ -269,93 +299,11 @@ class TrainConfig:
             )
 
 
-def read_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """A config of class `kind` from a TOML file, with `section.name=value` overrides applied last.
-
-    Raises ConfigError for a missing file, broken TOML, an unknown name (naming the nearest), or a value of a wrong type.
-    """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(explain("config file", got=str(path), expected="a readable TOML file", fix=str(error))) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(explain(f"config file {path}", got="broken TOML", expected="valid TOML", fix=f"{error}.")) from error
-    for override in overrides:
-        _apply_override(values, override)
-    return build(kind, values, "")
-
-
-def build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """A dataclass from nested dicts, with the checks that `read_config` describes."""
-    hints = typing.get_type_hints(kind)
-    known = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        full = f"{where}{name}"
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ConfigError(
-                explain("unknown setting", got=full, expected=", ".join(where + item for item in known), fix=f"Did you mean {where + near!r}?")
-            )
-        arguments[name] = _convert(hints[name], value, full)
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        raise ConfigError(explain(where.rstrip(".") or "config", got="an incomplete table", expected="all required names", fix=f"{error}.")) from error
-    except ArdiffError as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(str(error)) from error
-
-
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise ConfigError(explain(name, got=repr(value), expected="a table", fix=f"Write [{name}]."))
-        return build(hint, value, f"{name}.")
-    if origin in (types.UnionType, typing.Union):
-        options = tuple(option for option in options if option is not type(None))
-        return _convert(options[0], value, name)
-    if origin is Literal:
-        fits, expected = value in options, " | ".join(map(repr, options))
-    elif origin is tuple:
-        fits, expected = isinstance(value, list), "a list"
-        value = tuple(value) if fits else value
-    elif hint is float:
-        fits, expected = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-        value = float(value) if fits else value
-    elif hint is int:
-        fits, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-    else:
-        fits, expected = isinstance(value, hint), hint.__name__
-    if not fits:
-        raise ConfigError(explain(name, got=repr(value), expected=expected, fix="Correct its value."))
-    return value
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    *sections, name = path.strip().split(".")
-    if not equals or not name:
-        raise ConfigError(explain("override", got=repr(override), expected="section.name=value", fix="E.g. optimizer.lr=1e-4."))
-    table = values
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(explain("override", got=repr(override), expected="a path of tables", fix=f"{section!r} is a value."))
-    try:
-        table[name] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[name] = text.strip()
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as nested plain values, ready for JSON (and for `build`, None entries aside)."""
-    return dataclasses.asdict(config)
-
-
 def _at_least(section: str, config: Any, least: int, *names: str) -> None:
     for name in names:
         if getattr(config, name) < least:
-            raise ConfigError(explain(f"{section}.{name}", got=getattr(config, name), expected=f">= {least}", fix="Raise it."))
+            raise ConfigError(
+                explain(
+                    f"{section}.{name}", got=getattr(config, name), expected=f">= {least}", fix="Raise it."
+                )
+            )

@@ -23,7 +23,11 @@ class PatchDiscriminator(nn.Module):
         for layer in range(1, layers + 1):
             wider = width * min(2**layer, MAX_FACTOR)
             stride = 2 if layer < layers else 1
-            parts += [nn.Conv2d(count, wider, 4, stride=stride, padding=1, bias=False), nn.BatchNorm2d(wider), nn.LeakyReLU(LEAK)]
+            parts += [
+                nn.Conv2d(count, wider, 4, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(wider),
+                nn.LeakyReLU(LEAK),
+            ]
             count = wider
         self.main = nn.Sequential(*parts, nn.Conv2d(count, 1, 4, stride=1, padding=1))
         for module in self.modules():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """shadow -= (1 - d_n)(shadow - parameter), d_1 = 0, d_n = min(decay, n / (n + 9)); n counts updates from 1.
+    """shadow -= (1 - d_n)(shadow - parameter), d_1 = 0, d_n = min(decay, n / (n + 9)); n counts updates from
+    1.
 
     Unlike the official code, n is part of the saved state: a resumed run goes on with the decay that it had.
     """

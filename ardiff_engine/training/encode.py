@@ -15,7 +15,8 @@ from ardiff_engine.data.clips import to_images
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.data.video_folder import find_videos, resize_and_crop
 from ardiff_engine.errors import MediaError, explain
-from ardiff_engine.training.config import EncodeConfig, read_config
+from ardiff_engine.training.config import EncodeConfig
+from ardiff_engine.training.read_config import read_config
 from ardiff_engine.weights import load_titok
 
 logger = logging.getLogger(__name__)
@@ -23,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def encode(config: EncodeConfig) -> Path:
-    """Writes the posterior mean of every window of every video; files that exist are skipped, so it can be interrupted.
+    """Writes the posterior mean of every window of every video; files that exist are skipped, so it can be
+    interrupted.
 
-    Window w of video v becomes `<v>_<w>_<name>_.npy`, float32 [num_frames, c, 1, K]. Videos that cannot be read are reported by
-    name and skipped. Raises MediaError when no file could be written.
+    Window w of video v becomes `<v>_<w>_<name>_.npy`, float32 [num_frames, c, 1, K]. Videos that cannot be
+    read are reported by name and skipped. Raises MediaError when no file could be written.
     """
     from ardiff_engine.media import read_video
 
@@ -50,7 +52,12 @@ def encode(config: EncodeConfig) -> Path:
             written += 1
     if not written:
         raise MediaError(
-            explain("encode", got=f"no clip in {root}", expected=f"videos of at least {config.num_frames} frames", fix="Lower num_frames.")
+            explain(
+                "encode",
+                got=f"no clip in {root}",
+                expected=f"videos of at least {config.num_frames} frames",
+                fix="Lower num_frames.",
+            )
         )
     return output
 

@@ -23,7 +23,9 @@ class TrainingLog:
         write_atomic(path, lambda file: file.write(text.encode()))
 
     def add(self, step: int, **values: float | str) -> None:
-        entry = {"step": step} | {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+        entry = {"step": step} | {
+            key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()
+        }
         self.entries.append(entry)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

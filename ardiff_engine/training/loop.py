@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop around a training step, shared by both stages: progress, log, validation, checkpoints, signals, resume."""
+"""The loop around a training step, shared by both stages: progress, log, validation, checkpoints, signals,
+resume."""
 
 from __future__ import annotations
 
@@ -37,10 +38,11 @@ class TrainingLoop:
     Args:
         run: where, how long, how often.
         modules, optimizers: saved and restored by name. ema: average of modules["model"], or None.
-        settings: the whole config as plain values; resuming under other settings than the checkpoint's is an error, `run` aside.
+        settings: the whole config as plain values; resuming under other settings than the checkpoint's is an
+            error, `run` aside.
 
-    The state after step n is a function of the settings alone: steps draw by counters, so a resumed run continues
-    bit for bit (on CPUs; GPUs to the extent that their kernels are deterministic).
+    The state after step n is a function of the settings alone: steps draw by counters, so a resumed run
+    continues bit for bit (on CPUs; GPUs to the extent that their kernels are deterministic).
     """
 
     def __init__(
@@ -60,15 +62,28 @@ class TrainingLoop:
         self.finished = 0
 
     def run(
-        self, step: Callable[[int], Metrics], validate: Callable[[], Metrics] | None = None, *, resume: bool = False
+        self,
+        step: Callable[[int], Metrics],
+        validate: Callable[[], Metrics] | None = None,
+        *,
+        resume: bool = False,
     ) -> bool:
-        """True when all steps are done; False after a clean stop by SIGINT or SIGTERM (a checkpoint is then on disk)."""
+        """True when all steps are done; False after a clean stop by SIGINT or SIGTERM (a checkpoint is then
+        on disk)."""
         run = self.run_config
         self._start(resume)
         log = TrainingLog(self.folder / LOG_FILE, self.finished if resume else None) if rank() == 0 else None
-        with _stop_signals() as stopped, tqdm(
-            total=run.steps, initial=self.finished, desc="training", unit="step", disable=rank() != 0, mininterval=1.0
-        ) as bar:
+        with (
+            _stop_signals() as stopped,
+            tqdm(
+                total=run.steps,
+                initial=self.finished,
+                desc="training",
+                unit="step",
+                disable=rank() != 0,
+                mininterval=1.0,
+            ) as bar,
+        ):
             began, since = time.perf_counter(), self.finished
             while self.finished < run.steps:
                 metrics = dict(step(self.finished))
@@ -147,7 +162,10 @@ class TrainingLoop:
         tensors |= {f"{name}_optimizer": optimizer.tensors() for name, optimizer in self.optimizers.items()}
         if self.ema is not None:
             tensors["ema"] = self.ema.shadow
-        state = {"settings": _plain(self.settings), "ema_updates": 0 if self.ema is None else self.ema.updates}
+        state = {
+            "settings": _plain(self.settings),
+            "ema_updates": 0 if self.ema is None else self.ema.updates,
+        }
         save_checkpoint(self.folder / CHECKPOINT_FOLDER, self.finished, tensors, state, self.run_config.keep)
         draw_loss_curve(log.entries, self.folder / CURVE_FILE)
 
@@ -165,7 +183,8 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal acts as usual. Handlers are put back at the end."""
+    """An event that SIGINT and SIGTERM set; a second signal acts as usual. Handlers are put back at the
+    end."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -19,7 +19,8 @@ SMOOTHING = 50
 
 
 def draw_loss_curve(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """PNG of "loss" (raw and smoothed) and "validation_loss"; nothing is written while there are fewer than two points."""
+    """PNG of "loss" (raw and smoothed) and "validation_loss"; nothing is written while there are fewer than
+    two points."""
     curves = {name: [(e["step"], e[name]) for e in entries if e.get(name, 0) > 0] for name in COLOURS}
     points = [point for curve in curves.values() for point in curve]
     if len(points) < 2:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LPIPS perceptual distance (Zhang et al. 2018) on VGG16 features. Weights come from a file of the user's only.
+"""LPIPS perceptual distance (Zhang et al. 2018) on VGG16 features. Weights come from a file of the user's
+only.
 
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)²
 
-Images in [0, 1] are mapped to [-1, 1] first, as the scaling layer expects, and nothing is dropped out (the two slips of the
-official trainer, ardiffusion.md section 8, number 20).
+Images in [0, 1] are mapped to [-1, 1] first, as the scaling layer expects, and nothing is dropped out (the
+two slips of the official trainer, ardiffusion.md section 8, number 20).
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ EPS = 1e-10
 class Lpips(nn.Module):
     """Distances [N] of images [N, 3, H, W] in [0, 1]; H and W at least 16.
 
-    The file holds torchvision's VGG16 convolutions, `features.<i>.weight|bias`, and the five LPIPS heads `lin<l>.weight`
-    [1, C, 1, 1]. Raises CheckpointError for a missing file, or missing or ill-fitting tensors.
+    The file holds torchvision's VGG16 convolutions, `features.<i>.weight|bias`, and the five LPIPS heads
+    `lin<l>.weight` [1, C, 1, 1]. Raises CheckpointError for a missing file, or missing or ill-fitting
+    tensors.
     """
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
@@ -73,7 +78,7 @@ class Lpips(nn.Module):
                 explain(
                     f"LPIPS weights {path}",
                     got=str(error).splitlines()[0] if str(error) else repr(error),
-                    expected="a .safetensors file with features.<i>.weight|bias and lin<l>.weight",
-                    fix="Convert torchvision's VGG16 and the LPIPS heads to such a file, or set loss.lpips = 0.",
+                    expected="safetensors with features.<i>.weight|bias and lin<l>.weight",
+                    fix="Convert torchvision's VGG16 and the LPIPS heads to it, or set loss.lpips = 0.",
                 )
             ) from error

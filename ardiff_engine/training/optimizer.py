@@ -16,7 +16,8 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """AdamW over the parameters of `module` that require a gradient; weight decay on those with two or more dimensions.
+    """AdamW over the parameters of `module` that require a gradient; weight decay on those with two or more
+    dimensions.
 
     All trained parameters, conditions included, are in the optimizer, are zeroed, and are clipped together
     (ardiffusion.md, section 8, number 2).
@@ -29,7 +30,10 @@ class Optimizer:
         decayed = [p for p in self.parameters.values() if p.ndim > 1]
         others = [p for p in self.parameters.values() if p.ndim <= 1]
         self.adam = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
@@ -42,15 +46,25 @@ class Optimizer:
         if config.schedule == "constant":
             return config.lr * warm
         progress = min(1.0, max(0.0, (step - config.warmup) / max(1, self.steps - config.warmup)))
-        return config.lr * warm * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return (
+            config.lr
+            * warm
+            * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+        )
 
     def update(self, step: int) -> float:
-        """Clip, move, zero. Returns the norm of the gradient before clipping; NumericalError (nothing moved) if it is not finite."""
+        """Clip, move, zero. Returns the norm of the gradient before clipping; NumericalError (nothing moved)
+        if it is not finite."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise NumericalError(
-                explain(f"gradient of step {step}", got=float(norm), expected="a finite norm", fix="Lower optimizer.lr or set optimizer.clip_norm.")
+                explain(
+                    f"gradient of step {step}",
+                    got=float(norm),
+                    expected="a finite norm",
+                    fix="Lower optimizer.lr or set optimizer.clip_norm.",
+                )
             )
         if self.config.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.clip_norm, norm)

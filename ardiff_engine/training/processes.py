@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data-parallel training with `torchrun`: which process this is, and the mean of gradients over all of them."""
+"""Data-parallel training with `torchrun`: which process this is, and the mean of gradients over all of
+them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timesteps of a training batch: the rule of `ops.sample_timesteps`, with clean first frames in some of the clips."""
+"""Timesteps of a training batch: the rule of `ops.sample_timesteps`, with clean first frames in some of the
+clips."""
 
 from __future__ import annotations
 
@@ -20,15 +21,20 @@ def training_timesteps(
 ) -> torch.Tensor:
     """int64 [B, F]; row i depends on (seed, samples[i]) only. `samples` are consecutive.
 
-    With probability `known_probability` a clip has k known frames, k uniform in 1..F-1: they get one timestep below 20, as
-    finished frames have while a video is generated, and the rule draws for the other F - k frames (never cleaner than those).
+    With probability `known_probability` a clip has k known frames, k uniform in 1..F-1: they get one timestep
+    below 20, as finished frames have while a video is generated, and the rule draws for the other F - k
+    frames (never cleaner than those).
     """
-    rows = sample_timesteps(len(samples), num_frames, num_timesteps, loss.timesteps, seed, first_sample=samples[0])
+    rows = sample_timesteps(
+        len(samples), num_frames, num_timesteps, loss.timesteps, seed, first_sample=samples[0]
+    )
     for row, sample in enumerate(samples):
         choice = uniform(seed, PURPOSE_KNOWN, sample, 3)
         if num_frames > 1 and choice[0] < loss.known_probability:
             known = 1 + below(choice[1], num_frames - 1)
-            rest = sample_timesteps(1, num_frames - known, num_timesteps, loss.timesteps, seed, first_sample=sample)
+            rest = sample_timesteps(
+                1, num_frames - known, num_timesteps, loss.timesteps, seed, first_sample=sample
+            )
             level = below(choice[2], min(KNOWN_TIMESTEPS, num_timesteps))
             rows[row, :known] = level
             rows[row, known:] = rest[0].clamp(min=level)

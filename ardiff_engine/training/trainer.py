@@ -20,15 +20,16 @@ from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models import ARDiffusionTransformer, TiTok
 from ardiff_engine.ops import add_noise
-from ardiff_engine.training.config import ScheduleConfig, TrainConfig, read_config, to_dict
+from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import average_gradients, join, rank, world_size
+from ardiff_engine.training.read_config import read_config, to_dict
 from ardiff_engine.training.timesteps import training_timesteps
 from ardiff_engine.training.vae_trainer import sample_ids
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
-from ardiff_engine.weights.atomic import write_atomic
+from ardiff_engine.weights.atomic import staged
 
 CACHE_FILE = "encoded_clips.safetensors"
 PURPOSE_NULL = 19
@@ -36,9 +37,11 @@ VALIDATION_SEED = 1
 
 
 class Trainer:
-    """One optimizer step of stage 2: L = mean (target - network(noisy, t, context))² over frames, tokens and channels.
+    """One optimizer step of stage 2: L = mean (target - network(noisy, t, context))² over frames, tokens and
+    channels.
 
-    The trained context table is part of the model and of the optimizer. Whatever a step draws depends on (seed, sample id).
+    The trained context table is part of the model and of the optimizer. Whatever a step draws depends on
+    (seed, sample id).
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -48,18 +51,25 @@ class Trainer:
             torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
         self.config = config
-        model = load_ar_diffusion(config.init, config.model) if config.init else ARDiffusionTransformer(config.model)
+        model = (
+            load_ar_diffusion(config.init, config.model)
+            if config.init
+            else ARDiffusionTransformer(config.model)
+        )
         self.model = model.to(run.device)
         self.vae = load_titok(config.vae).to(run.device).requires_grad_(False) if config.vae else None
         self._check_sizes()
         self.schedule = noise_schedule(config.schedule)
         self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
-        self.loop = TrainingLoop(run, {"model": self.model}, {"model": self.optimizer}, self.ema, to_dict(config))
+        self.loop = TrainingLoop(
+            run, {"model": self.model}, {"model": self.optimizer}, self.ema, to_dict(config)
+        )
         self.source = self._source()
 
     def train(self, *, resume: bool = False) -> Path:
-        """All steps; returns the run's folder, which then also is a pipeline folder with the averaged weights."""
+        """All steps; returns the run's folder, which then also is a pipeline folder with the averaged
+        weights."""
         self.loop.run(self.step, self.validate, resume=resume)
         if rank() == 0:
             self.export(self.loop.folder)
@@ -105,7 +115,9 @@ class Trainer:
         run = self.config.run
         self.model.eval()
         source = self.source.held_out()
-        batches = [range(index * run.batch, (index + 1) * run.batch) for index in range(run.validation_batches)]
+        batches = [
+            range(index * run.batch, (index + 1) * run.batch) for index in range(run.validation_batches)
+        ]
         losses = [float(self.loss(source, samples, run.seed + VALIDATION_SEED)) for samples in batches]
         return {"loss": sum(losses) / len(losses)}
 
@@ -122,8 +134,9 @@ class Trainer:
             save_model(self.vae, folder / "vae")
         scheduler = {"schedule": self.schedule.to_config(), "prediction": self.config.loss.prediction}
         for name, values in (("scheduler.json", scheduler), ("training_config.json", to_dict(self.config))):
-            text = json.dumps(values, indent=2) + "\n"
-            write_atomic(folder / name, lambda file, text=text: file.write(text.encode()))
+            data = (json.dumps(values, indent=2) + "\n").encode()
+            with staged(folder / name) as (temporary,):
+                temporary.write_bytes(data)
 
     def _context(self, samples: Sequence[int], classes: Tensor | None, seed: int) -> Tensor:
         """Context of each clip; with probability `null_probability` that of "no condition"."""
@@ -133,7 +146,9 @@ class Trainer:
             context = self.model.context(None, len(samples))
         else:
             context = self.model.context(classes.to(self.config.run.device))
-        return torch.where(null.to(context.device)[:, None, None], self.model.null_context(len(samples)), context)
+        return torch.where(
+            null.to(context.device)[:, None, None], self.model.null_context(len(samples)), context
+        )
 
     def _source(self) -> LatentSource:
         config, data = self.config, self.config.data

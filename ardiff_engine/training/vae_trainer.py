@@ -13,19 +13,26 @@ from torch import Tensor, nn
 from ardiff_engine.data.sources import clip_source
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models import TiTok
-from ardiff_engine.training.config import VaeTrainConfig, read_config, to_dict
+from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop
-from ardiff_engine.training.losses import adaptive_weight, hinge_discriminator_loss, hinge_generator_loss, kl_divergence
+from ardiff_engine.training.losses import (
+    adaptive_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    kl_divergence,
+)
 from ardiff_engine.training.lpips import Lpips
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import average_gradients, join, rank, world_size
+from ardiff_engine.training.read_config import read_config, to_dict
 from ardiff_engine.weights import load_titok, save_model
 
 VAE_FOLDER = "vae"
 CLASSIFIER_WIDTH = 128
 MAX_CLASSES = 1024
+DECODER_PREFIXES = ("decoder.", "pixel_quantize_conv.", "pixel_decoder.")
 
 Terms = dict[str, tuple[float, Tensor]]
 
@@ -33,9 +40,10 @@ Terms = dict[str, tuple[float, Tensor]]
 class VaeTrainer:
     """One optimizer step of stage 1.
 
-    L = l1·mean|x - x̂| + l2·mean(x - x̂)² + kl·KL + lpips·LPIPS(x, x̂) + classes·CE + gan·w·(-mean D(x̂)), with w the adaptive
-    weight. From `gan_start` on, every step moves both networks: first the autoencoder, then the discriminator on the same images
-    (the official code gives each of them every other step). Both are clipped.
+    L = l1·mean|x - x̂| + l2·mean(x - x̂)² + kl·KL + lpips·LPIPS(x, x̂) + classes·CE + gan·w·(-mean D(x̂)),
+    with w the adaptive weight. From `gan_start` on, every step moves both networks: first the autoencoder,
+    then the discriminator on the same images (the official code gives each of them every other step). Both
+    are clipped.
     """
 
     def __init__(self, config: VaeTrainConfig) -> None:
@@ -45,17 +53,19 @@ class VaeTrainer:
             torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
         self.config = config
-        self.model = (load_titok(config.init, config.model) if config.init else TiTok(config.model)).to(run.device)
+        self.model = (load_titok(config.init, config.model) if config.init else TiTok(config.model)).to(
+            run.device
+        )
         if not config.init and config.initialisation == "fan_in":
             _initialise_by_fan_in(self.model)
-        if config.trainable == "temporal":
-            for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_("temporal" in name)
+        _select_parameters(self.model, config.trainable)
         if config.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
+            _set_memory_format(self.model, torch.channels_last)
         self.classifier = _classifier(config).to(run.device)
         self.perceptual = Lpips(config.loss.lpips_weights).to(run.device) if config.loss.lpips else None
-        self.discriminator = PatchDiscriminator(config.model.image_channels).to(run.device) if config.loss.gan else None
+        self.discriminator = (
+            PatchDiscriminator(config.model.image_channels).to(run.device) if config.loss.gan else None
+        )
         trained = nn.ModuleDict({"model": self.model, "classifier": self.classifier})
         self.optimizer = Optimizer(trained, config.optimizer, run.steps)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
@@ -69,13 +79,15 @@ class VaeTrainer:
         self.loop = TrainingLoop(run, modules, optimizers, self.ema, to_dict(config))
 
     def train(self, *, resume: bool = False) -> Path:
-        """All steps; returns the folder with the exported model (`output/vae`), written when the run ends or is stopped."""
+        """All steps; returns the folder with the exported model (`output/vae`), written when the run ends or
+        is stopped."""
         self.loop.run(self.step, self.validate, resume=resume)
         folder = self.loop.folder / VAE_FOLDER
         if rank() == 0:
             if self.ema is not None:
                 self.ema.exchange(self.model)
-            save_model(self.model.to(memory_format=torch.contiguous_format), folder)
+            _set_memory_format(self.model, torch.contiguous_format)
+            save_model(self.model, folder)
         return folder
 
     def step(self, step: int) -> dict[str, float]:
@@ -103,7 +115,8 @@ class VaeTrainer:
         return totals
 
     def terms(self, images: Tensor, classes: Tensor | None, seed: int | None) -> tuple[Tensor, Terms]:
-        """Reconstruction [B·T, 3, H, W] and weighted loss terms of clips [B, T, 3, H, W]; `seed` None: without noise."""
+        """Reconstruction [B·T, 3, H, W] and weighted loss terms of clips [B, T, 3, H, W]; `seed` None:
+        without noise."""
         loss = self.config.loss
         frames = images.flatten(0, 1)
         mean, log_variance = self.model.moments(frames)
@@ -115,7 +128,9 @@ class VaeTrainer:
             if loss.latent_noise:
                 z = F.normalize(z, dim=1, eps=1e-12)
                 z = z + loss.latent_noise * torch.randn(z.shape, generator=generator).to(z)
-        reconstruction = self.model.decode(z.unflatten(0, images.shape[:2]), frames_per_pass=frames.shape[0]).flatten(0, 1)
+        reconstruction = self.model.decode(
+            z.unflatten(0, images.shape[:2]), frames_per_pass=frames.shape[0]
+        ).flatten(0, 1)
         error = reconstruction - frames
         terms: Terms = {"l1": (loss.l1, error.abs().mean())}
         if loss.l2:
@@ -143,7 +158,14 @@ class VaeTrainer:
 
     def _class_loss(self, z: Tensor, classes: Tensor | None, frames: int) -> Tensor:
         if classes is None:
-            raise ConfigError(explain("loss.classes", got="data without classes", expected="moving_digits", fix="Set loss.classes = 0."))
+            raise ConfigError(
+                explain(
+                    "loss.classes",
+                    got="data without classes",
+                    expected="moving_digits",
+                    fix="Set loss.classes = 0.",
+                )
+            )
         return F.cross_entropy(self.classifier(z), classes.to(z.device).repeat_interleave(frames))
 
     def _adversarial(self, real: Tensor, fake: Tensor, loss: Tensor) -> dict[str, Tensor]:
@@ -162,7 +184,8 @@ class VaeTrainer:
 
 
 def sample_ids(step: int, micro: int, batch: int, accumulate: int) -> Sequence[int]:
-    """Ids of one micro-batch: consecutive over processes, then micro-batches, then steps, so each id is used once."""
+    """Ids of one micro-batch: consecutive over processes, then micro-batches, then steps, so each id is used
+    once."""
     first = ((step * accumulate + micro) * world_size() + rank()) * batch
     return range(first, first + batch)
 
@@ -181,21 +204,39 @@ def _weighted(terms: Terms) -> Tensor:
     return torch.stack([weight * term for weight, term in terms.values()]).sum()
 
 
+def _select_parameters(model: TiTok, trainable: str) -> None:
+    for name, parameter in model.named_parameters():
+        if trainable == "temporal":
+            parameter.requires_grad_("temporal" in name)
+        elif trainable == "decoder":
+            parameter.requires_grad_(name.startswith(DECODER_PREFIXES))
+
+
 def _classifier(config: VaeTrainConfig) -> nn.Sequential:
     """Latents [N, c, 1, K] -> class logits; empty without the `classes` term."""
     if not config.loss.classes:
         return nn.Sequential()
     size = config.model.token_size * config.model.num_latent_tokens
-    return nn.Sequential(nn.Flatten(), nn.Linear(size, CLASSIFIER_WIDTH), nn.GELU(), nn.Linear(CLASSIFIER_WIDTH, MAX_CLASSES))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(size, CLASSIFIER_WIDTH), nn.GELU(), nn.Linear(CLASSIFIER_WIDTH, MAX_CLASSES)
+    )
 
 
 def _initialise_by_fan_in(model: TiTok) -> None:
-    """Every weight of a linear or convolutional layer ~ N(0, 1 / fan_in); biases, norms and embeddings stay as they are."""
+    """Every weight of a linear or convolutional layer ~ N(0, 1 / fan_in); biases, norms and embeddings stay
+    as they are."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
 
 
+def _set_memory_format(model: TiTok, memory_format: torch.memory_format) -> None:
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+
+
 def _noise_seed(seed: int, step: int, micro: int) -> int:
-    """A seed per (run, step, micro-batch, process): no state has to be saved to go on with the same numbers."""
+    """A seed per (run, step, micro-batch, process): no state has to be saved to go on with the same
+    numbers."""
     return hash((seed, step, micro, rank())) & (2**63 - 1)
