@@ -161,7 +161,9 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_sampling(parser)
     _add_output(parser, "video.mp4", "a file ending in .mp4, .webp or .gif, or a folder for .png files")
     parser.add_argument(
-        "--plan-picture", metavar="PATH", help="also draw which frame takes which step when, as .png"
+        "--plan-picture",
+        metavar="PATH",
+        help="also draw which frame takes which step when, coloured by timestep, as .png",
     )
 
 
@@ -202,7 +204,7 @@ def _add_training(
             f"ardiff {name} config.toml --resume",
         ]
     parser = _command(commands, name, summary, run, examples)
-    parser.add_argument("config", help="settings as TOML; docs/cli.md lists them")
+    parser.add_argument("config", help="settings as TOML; docs/training.md explains them, ardiff_engine/training/config.py lists them")
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -259,15 +261,15 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from ardiff_engine import plan
     from ardiff_engine.media import check_target, export_video
 
-    check_target(options.out, options.fps)
+    check_target(options.out, options.fps, scale=options.scale)
+    if options.plan_picture:
+        _check_picture(options.plan_picture)
     pipe = _pipeline(options)
     video = _given_video(options)
     if options.plan_picture:
-        given = 0 if video is None else len(video)
-        plan.lag(options.frames, options.steps, options.lag, prefix=given).plot(options.plan_picture)
+        _draw_plan(options, pipe, 0 if video is None else len(video))
     started = time.perf_counter()
     output = pipe(
         num_frames=options.frames,
@@ -293,7 +295,7 @@ def _stream(options: argparse.Namespace) -> int:
 
     from ardiff_engine.media import check_target, open_writer
 
-    check_target(options.out, options.fps, growing=True)
+    check_target(options.out, options.fps, scale=options.scale, growing=True)
     pipe = _pipeline(options)
     video = _given_video(options)
     frames = pipe.stream(
@@ -329,7 +331,7 @@ def _train_vae(options: argparse.Namespace) -> int:
 def _encode(options: argparse.Namespace) -> int:
     from ardiff_engine.training import run_encode
 
-    run_encode(options.config, options.overrides)
+    print(f"latents: {run_encode(options.config, options.overrides)}")
     return 0
 
 
@@ -392,8 +394,25 @@ def _info(options: argparse.Namespace) -> int:
 
 def _pipeline(options: argparse.Namespace) -> Pipeline:
     from ardiff_engine.pipeline import Pipeline
+    from ardiff_engine.training.device import usable_device
 
-    return Pipeline.from_pretrained(options.model, device=options.device)
+    return Pipeline.from_pretrained(options.model, device=usable_device(options.device))
+
+
+def _check_picture(path: str) -> None:
+    from ardiff_engine.media.staging import check_parents
+    from ardiff_engine.plan.picture import check_picture
+
+    check_parents(check_picture(path))
+
+
+def _draw_plan(options: argparse.Namespace, pipe: Pipeline, given: int) -> None:
+    from ardiff_engine import plan
+    from ardiff_engine.diffusion.solvers import DDIM
+
+    solver = DDIM(pipe.schedule, options.steps, prediction=pipe.prediction)
+    rule = plan.lag(options.frames, options.steps, options.lag, prefix=given)
+    rule.plot(options.plan_picture, solver=solver)
 
 
 def _given_video(options: argparse.Namespace) -> Pixels | None:

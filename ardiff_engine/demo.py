@@ -18,7 +18,8 @@ import torch
 
 from ardiff_engine import plan
 from ardiff_engine.data.moving_digits import MovingDigits
-from ardiff_engine.errors import ArdiffError
+from ardiff_engine.diffusion.solvers import DDIM
+from ardiff_engine.errors import ArdiffError, ConfigError, explain
 from ardiff_engine.media import check_target, contact_sheet, export_video
 from ardiff_engine.media.frames import Pixels
 from ardiff_engine.pipeline import Pipeline
@@ -26,7 +27,7 @@ from ardiff_engine.pipeline import Pipeline
 FPS = 8.0
 SCALE = 8
 # Clips like those that the bundled model was trained on (configs/), of handwriting that it never saw.
-REAL = MovingDigits(canvas=32, digit_size=16, split="held_out")
+REAL = MovingDigits(canvas=32, digit_size=18, split="held_out")
 CLIP = 3
 
 
@@ -57,7 +58,18 @@ def run(
         out: folder for the results; made if it is missing.
         frames: length of both videos. given: frames of the real clip that the model is shown.
         steps, lag, seed: see `Pipeline`.
+
+    Raises ConfigError when `frames` leaves nothing to continue.
     """
+    if frames <= given:
+        raise ConfigError(
+            explain(
+                "frames",
+                got=frames,
+                expected=f"more than {given}, the frames that the continuation is shown",
+                fix="64 suits the bundled model.",
+            )
+        )
     check_target(out / "demo.mp4", FPS)
     began = time.perf_counter()
     pipe = Pipeline.from_pretrained(model)
@@ -87,7 +99,8 @@ def run(
             out / "contact_sheet.png",
         ),
     )
-    plan.lag(min(frames, 16), steps, lag).plot(files.plan)
+    solver = DDIM(pipe.schedule, steps, prediction=pipe.prediction)
+    plan.lag(min(frames, 16), steps, lag).plot(files.plan, solver=solver)
     print(f"video             {files.video}")
     print(f"same, as webp     {files.animation}")
     print(f"continuation      {files.continuation}")
@@ -116,10 +129,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", default="moving-digits", help="bundled model or folder (default: %(default)s)"
     )
-    parser.add_argument("--frames", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--lag", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--frames", type=int, default=64, help="length of both videos (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=50, help="denoising steps per frame (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lag",
+        type=int,
+        default=5,
+        help="steps by which a frame runs behind the one before it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same videos (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
         run(

@@ -51,6 +51,10 @@ class StreamClosedError(ArdiffError, RuntimeError):
     """A stream was used after it was cancelled or had failed."""
 
 
+class EngineBusyError(ArdiffError, RuntimeError):
+    """The engine was asked to run a pass from within a pass."""
+
+
 class NumericalError(ArdiffError, ArithmeticError):
     """NaN or infinity where finite numbers are required."""
 

@@ -6,6 +6,7 @@ clean.
 from __future__ import annotations
 
 import json
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from tqdm.auto import tqdm
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.engine import Engine, EngineStats, Request, Stream
+from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
 from ardiff_engine.errors import CheckpointError, ConfigError, TensorError, explain
 from ardiff_engine.media import read_video
-from ardiff_engine.memory import MemoryPolicy, RecomputedWindow, choose_page_rows
+from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, to_tokens
-from ardiff_engine.plan import lag as lag_plan
 from ardiff_engine.weights import load_model, save_model
 from ardiff_engine.weights.atomic import write_atomic
 
@@ -81,6 +82,7 @@ class Pipeline:
                     fix="Use the autoencoder that the transformer was trained on.",
                 )
             )
+        DDIM(schedule, num_inference_steps=1, prediction=prediction)  # refuses an unknown prediction now
         self.transformer = transformer.eval()
         self.vae = vae.eval()
         self.schedule = schedule
@@ -111,7 +113,7 @@ class Pipeline:
             scheduler = json.loads((folder / SCHEDULER_FILE).read_text())
             schedule = NoiseSchedule.from_config(scheduler["schedule"])
             prediction = scheduler["prediction"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 explain(
                     f"{folder / SCHEDULER_FILE}",
@@ -145,8 +147,7 @@ class Pipeline:
     def device(self) -> torch.device:
         return self.transformer.x_embedder.weight.device
 
-    # ------------------------------------------------------------------------------------------------
-    # generating
+    # --- generating
 
     def __call__(
         self,
@@ -161,32 +162,30 @@ class Pipeline:
         class_id: int | Sequence[int] | None = None,
         video: Video | None = None,
         latents: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         memory: MemoryPolicy | None = None,
         progress: bool = True,
         callback_on_step_end: Callable[[StepInfo], None] | None = None,
     ) -> VideoOutput:
         """Generate `num_videos` videos of `num_frames` frames in one batch.
 
-        lag: 0 = all frames together, num_inference_steps = one after the other. video: uint8 [T, H, W, 3] or
-            a path that every video continues; num_frames counts it. class_id: one for all or one per video.
-            latents: starting noise [num_videos, num_frames - given, tokens, channels]. memory: what frames
-            remember, `RecomputedWindow` of the model's length by default. Videos of one call share `seed` and
-            differ by their index.
+        lag: 0 = all frames together, num_inference_steps = one after the other.
+        video: uint8 [T, H, W, 3] or a path that every video continues; num_frames counts it.
+        class_id: one for all or one per video; None: the model's own context.
+        seed: key of all noise; the videos of one call share it and differ by their index.
+        latents: starting noise [num_videos, num_frames - given, tokens, channels].
+        generator: torch.Generator for the starting noise, one for all videos in turn or one per video.
+        memory: what frames remember; `RecomputedWindow` of the model's length by default.
+
+        A video that fails raises its error here, and the others are given up.
         """
         started = time.perf_counter()
+        _check_counts(num_frames, num_videos)
         given = None if video is None else self._read(video)
         prefix = None if given is None else self._encode(given)
         classes = _per_video(class_id, num_videos)
-        if latents is not None and (latents.ndim != 4 or latents.shape[0] != num_videos):
-            raise TensorError(
-                explain(
-                    "latents",
-                    got=tuple(latents.shape),
-                    expected=f"[{num_videos}, frames, tokens, channels]",
-                    fix="Give one per video.",
-                )
-            )
+        fresh = num_frames - (0 if given is None else len(given))
+        starts = self._starting_noise(latents, generator, num_videos, fresh)
 
         def on_step(index: int) -> Callable[[Stream], None]:
             def report(stream: Stream) -> None:
@@ -205,8 +204,7 @@ class Pipeline:
                 guidance_scale=guidance_scale,
                 seed=seed,
                 noise_stream=i,
-                latents=None if latents is None else latents[i],
-                generator=generator,
+                latents=None if starts is None else starts[i],
                 prefix=prefix,
                 on_step=on_step(i),
             )
@@ -214,14 +212,17 @@ class Pipeline:
         ]
         engine = self._engine(requests, num_inference_steps, eta, memory)
         streams = [engine.submit(request) for request in requests]
-        decoders = [FrameDecoder(self.vae) for _ in streams]
+        decoders = [FrameDecoder(self.vae, prefix) for _ in streams]
         images: list[list[torch.Tensor]] = [[] if given is None else [given] for _ in streams]
         bar = tqdm(total=streams[0].plan.num_ticks, desc="ticks", disable=not progress)
         with bar:
             while engine.step():
                 for stream, decode, pictures in zip(streams, decoders, images, strict=True):
+                    stream.raise_if_failed()
                     if stream.frames_ready:
                         pictures.append(decode(torch.stack([frame.latent for frame in stream.take_ready()])))
+        for stream in streams:
+            stream.raise_if_failed()
         return VideoOutput(
             frames=torch.stack([torch.cat(pictures) for pictures in images]),
             latents=torch.stack([stream.result() for stream in streams]).cpu(),
@@ -258,10 +259,10 @@ class Pipeline:
             prefix=prefix,
         )
         stream = self._engine([request], num_inference_steps, eta, memory).submit(request)
-        return self._decoded(stream)
+        return self._decoded(stream, prefix)
 
-    def _decoded(self, stream: Stream) -> Iterator[VideoFrame]:
-        decode, started = FrameDecoder(self.vae), time.perf_counter()
+    def _decoded(self, stream: Stream, prefix: torch.Tensor | None) -> Iterator[VideoFrame]:
+        decode, started = FrameDecoder(self.vae, prefix), time.perf_counter()
         for frame in stream:
             image = decode(frame.latent[None])[0]
             yield VideoFrame(frame.index, image, frame.latent, time.perf_counter() - started)
@@ -273,21 +274,15 @@ class Pipeline:
         """An engine with exactly the pages that these requests can need."""
         spec = self.transformer.spec
         policy = memory if memory is not None else RecomputedWindow(spec.num_frames)
-        rows = choose_page_rows(spec.tokens_per_frame)
-        pages = 0
-        for request in requests:
-            request.check(spec)
-            plan = lag_plan(request.num_frames, steps, request.lag, prefix=request.prefix_frames)
-            policy.check(plan, spec)
-            branches = 1 if request.guidance_scale == 1 else 2
-            pages += branches * (
-                -(-spec.context_tokens // rows) + policy.max_frames(plan) * -(-spec.tokens_per_frame // rows)
-            )
+        pages = sum(admit(request, spec, policy, steps).pages for request in requests)
         solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
         return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
 
     def _read(self, video: Video) -> torch.Tensor:
-        frames = torch.as_tensor(read_video(video) if isinstance(video, str | Path) else video)
+        if isinstance(video, str | Path):
+            video = read_video(video)
+        # A flipped or reversed array has negative strides, which torch cannot take over.
+        frames = torch.as_tensor(np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video)
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or frames.shape[0] < 1:
             raise TensorError(
                 explain(
@@ -302,6 +297,43 @@ class Pipeline:
             return frames
         return (to_images(frames, size) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
+    def _starting_noise(
+        self,
+        latents: torch.Tensor | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        videos: int,
+        frames: int,
+    ) -> torch.Tensor | None:
+        """[videos, frames, tokens, channels] that were given or are drawn, video after video; None: by
+        seed.
+        """
+        if latents is not None:
+            if latents.ndim != 4 or latents.shape[0] != videos:
+                raise TensorError(
+                    explain(
+                        "latents",
+                        got=tuple(latents.shape),
+                        expected=f"[{videos}, frames, tokens, channels]",
+                        fix="Give one per video.",
+                    )
+                )
+            return latents
+        if generator is None or frames < 1:
+            return None
+        generators = [generator] * videos if isinstance(generator, torch.Generator) else list(generator)
+        if len(generators) != videos or not all(isinstance(g, torch.Generator) for g in generators):
+            raise ConfigError(
+                explain(
+                    "generator",
+                    got=f"{len(generators)} objects",
+                    expected=f"one torch.Generator, or {videos} of them",
+                    fix="Give one per video.",
+                )
+            )
+        spec = self.transformer.spec
+        shape = (frames, spec.tokens_per_frame, spec.channels)
+        return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
+
     @torch.no_grad()
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         weight = next(self.vae.parameters())
@@ -309,16 +341,29 @@ class Pipeline:
         return to_tokens(self.vae.encode(images[None]))[0].float()
 
 
-def _per_video(class_id: int | Sequence[int] | None, videos: int) -> list[int | None]:
-    if class_id is None or isinstance(class_id, int):
-        return [class_id] * videos
-    if len(class_id) != videos:
+def _check_counts(num_frames: object, num_videos: object) -> None:
+    for name, value, fix in (
+        ("num_frames", num_frames, "Endless videos are for Pipeline.stream."),
+        ("num_videos", num_videos, "Ask for at least one."),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ConfigError(explain(name, got=repr(value), expected="a whole number >= 1", fix=fix))
+
+
+def _per_video(class_id: int | Sequence[int] | torch.Tensor | None, videos: int) -> list[int | None]:
+    if class_id is None or isinstance(class_id, int | np.integer):
+        return [None if class_id is None else int(class_id)] * videos
+    try:
+        ids = [operator.index(value) for value in class_id]
+    except TypeError:
+        ids = []
+    if len(ids) != videos:
         raise ConfigError(
             explain(
                 "class_id",
-                got=f"{len(class_id)} ids",
-                expected=f"{videos}, one per video",
-                fix="Give one id for all.",
+                got=repr(class_id),
+                expected=f"one whole number, or {videos}",
+                fix="Give one for all.",
             )
         )
-    return list(class_id)
+    return list(ids)

@@ -28,7 +28,7 @@ def main() -> None:
     if options.video:
         given = ade.read_video(options.video, max_frames=options.given)
     else:
-        given = MovingDigits(digit_size=16, split="held_out").clip(0, num_frames=options.given).video
+        given = MovingDigits(digit_size=18, split="held_out").clip(0, num_frames=options.given).video
     pipe = ade.Pipeline.from_pretrained(options.model)
     out = pipe(video=given, num_frames=options.frames, num_inference_steps=options.steps, lag=options.lag)
     ade.export_video(out.frames[0], options.out, fps=8, scale=8)

@@ -109,3 +109,14 @@ def test_opcheck(target: str) -> None:
     x0, signal, sigma, noise, keys = inputs((3, 7))
     torch.library.opcheck(torch.ops.ardiff.add_noise.default, (x0, signal, sigma, None, keys, target))
     torch.library.opcheck(torch.ops.ardiff.add_noise.default, (x0, signal, sigma, noise, None, target))
+
+
+def test_arrays_of_other_libraries() -> None:
+    x0, signal, sigma, noise, keys = inputs((3, 7))
+    arrays = [value.numpy() for value in (x0, signal, sigma)]
+    got = add_noise(*arrays, noise=noise.numpy())
+    assert torch.equal(got.noisy, add_noise(x0, signal, sigma, noise=noise).noisy)
+    got = add_noise(*arrays, keys=keys.numpy())
+    assert torch.equal(got.noisy, add_noise(x0, signal, sigma, keys=keys).noisy)
+    with pytest.raises(TensorError, match="noise: got list"):
+        add_noise(x0, signal, sigma, noise=noise.tolist())  # type: ignore[arg-type]

@@ -157,7 +157,7 @@ def test_contexts_of_classes():
     assert torch.equal(model.context(torch.tensor([4, 0])), model.context_embedding[[4, 0]])
     assert torch.equal(model.null_context(), model.context_embedding[5:6])
     with pytest.raises(TensorError, match="class_ids"):
-        model.context(torch.tensor([6]))
+        model.context(torch.tensor([5]))
 
 
 @pytest.mark.parametrize(

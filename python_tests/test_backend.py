@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 
@@ -79,3 +82,33 @@ def test_checks_name_the_argument_and_both_sides() -> None:
     with pytest.raises(TensorError, match="__dlpack__"):
         checks.tensor("x", [1.0])
     assert torch.equal(checks.tensor("x", x.numpy()), x)
+
+
+def test_another_device_warns_once_per_op_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend._warn_once.cache_clear()
+    elsewhere = torch.empty(1, device="meta")
+    with pytest.warns(
+        RuntimeWarning, match="modulate runs on the PyTorch reference: tensors are on meta"
+    ) as seen:
+        for _ in range(3):
+            choose("modulate", None, torch.empty(1), elsewhere)
+    assert len(seen) == 1
+    with pytest.warns(RuntimeWarning, match="add_noise"):
+        choose("add_noise", elsewhere)
+    backend._warn_once.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose("modulate", torch.empty(1))
+        choose("modulate", torch.empty(1, dtype=torch.float64))
+        backends()
+        monkeypatch.setenv("ARDIFF_BACKEND", "reference")
+        choose("modulate", elsewhere)
+
+
+def test_arrays_that_cannot_be_exported_are_refused() -> None:
+    with pytest.raises(TensorError, match="x: got an array that cannot be exported"):
+        checks.tensor("x", np.zeros(3)[::-1].view(">f8"))
+    assert checks.optional("x", None) is None
+    own = np.zeros(3, np.float32)
+    checks.writable("x", own).fill_(2)
+    assert own.tolist() == [2, 2, 2]

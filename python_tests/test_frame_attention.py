@@ -366,3 +366,19 @@ def test_a_table_changed_after_it_was_built_cannot_read_outside_the_pool() -> No
         getattr(table, name)[0] = 10**6
         with pytest.raises(IndexError):
             frame_attention(q, k, v, table)
+
+
+def test_a_table_edited_after_it_was_built_is_a_typed_error() -> None:
+    q, k, v = RAGGED.tensors()
+    for name, value in (("pages", k.shape[0]), ("pages", -1), ("valid", k.shape[2] + 1), ("seen", 99)):
+        table = RAGGED.table()
+        getattr(table, name)[0] = value
+        with pytest.raises(PageTableError, match="tensors of the table"):
+            frame_attention(q, k, v, table)
+        with pytest.raises(PageTableError, match="tensors of the table"):
+            frame_attention(q.clone().requires_grad_(), k, v, table)
+    table = RAGGED.table()
+    o = frame_attention(q.clone().requires_grad_(), k, v, table)
+    table.pages[0] = k.shape[0]
+    with pytest.raises(PageTableError, match="tensors of the table"):
+        o.sum().backward()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -126,3 +127,39 @@ def test_any_input_builds_a_sound_table_or_a_typed_error(
         frames = range(int(table.group_ptr[g]), int(table.group_ptr[g + 1]))
         assert len(frames) == len(tokens[g])
         assert all(int(table.seen[f]) <= len(pages[g]) for f in frames)
+
+
+def test_integers_of_numpy_and_torch() -> None:
+    table = FrameTable.build(
+        [np.int64(3), np.array([1, 2])], [[np.int32(4)], torch.tensor([0, 1])], [[3], np.array([2, 2])],
+        [np.int64(1), (1, np.int64(2))],
+    )  # fmt: skip
+    assert table.frame_ptr.tolist() == [0, 3, 4, 6]
+    assert table.pages.tolist() == [4, 0, 1] and table.valid.tolist() == [3, 2, 2]
+    assert table.seen.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([1], [0], [[1]]), "pages"),
+        (([1], [3.0], [[1]]), "pages"),
+        (([1], [["0"]], [[1]]), "pages"),
+        (([1], [[1.0]], [[1]]), "pages"),
+        (([1], [np.array([0.5])], [[1]]), "pages"),
+        (([1], [[0]], [[3.7]]), "valid"),
+        (([1], [[0]], [3]), "valid"),
+        (([1.5], [[0]], [[1]]), "query_tokens"),
+        (([[1.5]], [[0]], [[1]]), "query_tokens"),
+        (([None], [[0]], [[1]]), "query_tokens"),
+        (([[2**70]], [[0]], [[1]]), "query_tokens"),
+        ((1, [[0]], [[1]]), "query_tokens"),
+        (([1], [[0]], [[1]], [0.5]), "seen"),
+        (([1], [[0]], [[1]], [[0.5]]), "seen"),
+        (([1], [[0]], [[1]], None, [0.0]), "bias"),
+        (([1], [[0]], [[1]], None, [["a"]]), "bias"),
+    ],
+)
+def test_build_never_truncates(arguments: tuple, words: str) -> None:
+    with pytest.raises(PageTableError, match=words):
+        FrameTable.build(*arguments)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from native_isa import isa  # noqa: F401
@@ -127,3 +128,31 @@ def test_opcheck(bias: bool) -> None:
     torch.library.opcheck(torch.ops.ardiff.gate_residual.default, (*leaves, ids, b))
     plain = (residual, branch, gate.contiguous(), ids, None if b is None else b.detach())
     torch.library.opcheck(torch.ops.ardiff.gate_residual_.default, plain)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    residual, branch, gate, ids, bias = inputs(64, 32, 3, True)
+    half = [value.bfloat16() for value in (residual, branch, gate)]
+    wide = [value.float() for value in half]
+    exact = reference_gate_residual(*wide, ids, bias.bfloat16().float())
+    assert torch.equal(gate_residual(*half, ids, bias=bias.bfloat16()), exact.bfloat16())
+
+
+def test_arrays_of_other_libraries() -> None:
+    residual, branch, gate, ids, bias = inputs(5, 8, 2, True)
+    want = gate_residual(residual, branch, gate, ids, bias=bias)
+    arrays = [value.numpy() for value in (branch, gate.contiguous(), ids)]
+    assert torch.equal(gate_residual(residual.numpy(), *arrays, bias=bias.numpy()), want)
+    own = residual.numpy().copy()
+    gate_residual_(own, *arrays, bias=bias.numpy())
+    assert np.array_equal(own, want.numpy())
+
+
+def test_in_place_refuses_memory_that_it_cannot_share() -> None:
+    residual, branch, gate, ids, _ = inputs(5, 8, 2, False)
+    frozen = residual.numpy().copy()
+    frozen.flags.writeable = False
+    with pytest.raises(TensorError, match="residual is written in place"):
+        gate_residual_(frozen, branch, gate, ids)
+    with pytest.raises(TensorError, match="residual"):
+        gate_residual_(residual.tolist(), branch, gate, ids)  # type: ignore[arg-type]

@@ -137,3 +137,22 @@ def test_opcheck(norm: str) -> None:
     leaves = [t.detach().clone().requires_grad_() for t in (x, shift, scale)]
     for return_normed in (False, True):
         torch.library.opcheck(torch.ops.ardiff.modulate.default, (*leaves, ids, norm, 1e-6, return_normed))
+
+
+def test_arrays_of_other_libraries() -> None:
+    x, shift, scale = torch.randn(5, 8), torch.randn(2, 8), torch.randn(2, 8)
+    ids = torch.tensor([0, 1, 1, 0, 1], dtype=torch.int32)
+    arrays = [value.numpy() for value in (x, shift, scale, ids)]
+    assert torch.equal(modulate(*arrays), modulate(x, shift, scale, ids))
+    with pytest.raises(TensorError, match="shift"):
+        modulate(x, [0.0], scale, ids)  # type: ignore[arg-type]
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    """1 + scale alone has 8 bits in bfloat16: the result must be the float32 one, rounded once."""
+    torch.manual_seed(0)
+    x, shift, scale = torch.randn(64, 32), torch.randn(3, 32), 0.1 * torch.randn(3, 32)
+    ids = torch.randint(0, 3, (64,), dtype=torch.int32)
+    half = [value.bfloat16() for value in (x, shift, scale)]
+    wide = [value.float() for value in half]
+    assert torch.equal(modulate(*half, ids), reference_modulate(*wide, ids, "layer", 1e-6)[0].bfloat16())

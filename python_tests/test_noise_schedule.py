@@ -206,3 +206,32 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         schedule.target(x0, x0, t[:, :2], "v")
     with pytest.raises(ConfigError):
         schedule.target(x0, x0, t, "flow")
+
+
+def test_add_noise_to_nothing() -> None:
+    schedule = NoiseSchedule.sqrt_linear()
+    for shape, lead in (((0, 4, 3, 2), (0, 4)), ((2, 0, 3, 2), (2, 0)), ((2, 4, 0, 2), (2, 4))):
+        x0 = torch.zeros(shape)
+        assert schedule.add_noise(x0, x0, torch.zeros(lead, dtype=torch.int64)).shape == shape
+
+
+@pytest.mark.parametrize("num_timesteps", ["a", None, 0, 1.5, math.nan, math.inf, [3]])
+@pytest.mark.parametrize("build", [NoiseSchedule.sqrt_linear, NoiseSchedule.linear, NoiseSchedule.cosine])
+def test_bad_numbers_of_timesteps(build, num_timesteps: object) -> None:
+    with pytest.raises(ConfigError, match="timesteps"):
+        build(num_timesteps=num_timesteps)
+
+
+def test_bad_betas_and_offsets() -> None:
+    for bad in ("a", None, math.nan):
+        with pytest.raises(ConfigError, match="beta"):
+            NoiseSchedule.sqrt_linear(bad)
+        with pytest.raises(ConfigError, match="beta"):
+            NoiseSchedule.linear(1e-4, bad)
+        with pytest.raises(ConfigError, match="offset"):
+            NoiseSchedule.cosine(10, bad)
+
+
+def test_numbers_of_timesteps_of_other_types() -> None:
+    for total in (np.int64(30), 30.0):
+        assert NoiseSchedule.linear(num_timesteps=total) == NoiseSchedule.linear(num_timesteps=30)

@@ -198,3 +198,29 @@ def test_opcheck(norm: str) -> None:
         (case.qkv, pages[0].clone(), pages[1].clone(), case.slots, case.positions, 2, 2, norm, *affine, 1e-5,
          case.options["frequencies"], case.options["qkv_bias"]),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qkv", "k_pages", "v_pages", "q_weight", "k_weight", "q_bias", "qkv_bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_input_loses_its_gradient(name: str, dtype: torch.dtype) -> None:
+    case = Case(6, 2, 1, 4, "layer", rope=True, bias=True)
+    given = {"qkv": case.qkv, "k_pages": case.pages[0], "v_pages": case.pages[1], **case.options}
+    given = {n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+    given[name] = given[name].clone().requires_grad_()
+    with pytest.raises(TensorError, match=f"{name}.*norm_rope"):
+        norm_rope_write_(**given, slots=case.slots, positions=case.positions)
+    with torch.no_grad():
+        assert not norm_rope_write_(**given, slots=case.slots, positions=case.positions).requires_grad
+
+
+def test_arrays_of_other_libraries() -> None:
+    case, other = (Case(6, 2, 1, 4, "layer", rope=True, bias=True) for _ in range(2))
+    want, pages = case.run(), [page.numpy() for page in other.pages]
+    options = {n: v.numpy() if isinstance(v, torch.Tensor) else v for n, v in other.options.items()}
+    rest = (case.slots.numpy(), case.positions.numpy())
+    assert torch.equal(norm_rope_write_(case.qkv.numpy(), *pages, *rest, **options), want)
+    assert torch.equal(other.pages.nan_to_num(), case.pages.nan_to_num())
+    pages[1] = pages[1].copy()
+    pages[1].flags.writeable = False
+    with pytest.raises(TensorError, match="v_pages is written in place"):
+        norm_rope_write_(case.qkv.numpy(), *pages, *rest, **options)

@@ -4,6 +4,7 @@ p + delta (within 2e-6)."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from native_isa import isa  # noqa: F401
@@ -125,3 +126,15 @@ def test_opcheck() -> None:
     arguments = (ids(0, 1), ids(2, 3), frequencies(10))
     torch.library.opcheck(torch.ops.ardiff.rotate_pages_.default, (k, *arguments, None))
     torch.library.opcheck(torch.ops.ardiff.rotate_pages_.default, (k, *arguments, v[:, :2].clone()))
+
+
+def test_arrays_of_other_libraries() -> None:
+    k, v = np.random.default_rng(0).normal(size=(2, 2, 4, 1, 3, 4)).astype(np.float32)
+    k_before, v_before = k.copy(), v.copy()
+    copy_pages_(k, v, np.array([0]), np.array([3]))
+    assert np.array_equal(k[:, 3], k_before[:, 0]) and np.array_equal(v[:, 3], v_before[:, 0])
+    rotate_pages_(k, np.array([3]), np.array([5]), np.array([1.0, 0.1]))
+    assert np.array_equal(k[:, 0], k_before[:, 0]) and not np.allclose(k[:, 3], k_before[:, 0])
+    k.flags.writeable = False
+    with pytest.raises(TensorError, match="k_pages is written in place"):
+        copy_pages_(k, v, np.array([0]), np.array([3]))

@@ -141,12 +141,16 @@ def test_check_window_accepts_exactly_the_windows_that_drop_nothing(
     generated, steps, lag, prefix = size
     closed = plan.lag(generated + prefix, steps, lag, prefix)
     for ours in (closed, plan.explicit(closed.ticks(), generated + prefix, steps, prefix)):
-        drops = any(ours.oldest_unfinished(n) < ours.window_start(n, window) for n in range(closed.num_ticks))
-        if drops:
-            with pytest.raises(PlanError):
-                ours.check_window(window)
-        else:
-            ours.check_window(window)
+        ticks = range(closed.num_ticks)
+        drops = any(ours.oldest_unfinished(n) < ours.window_start(n, window) for n in ticks)
+        first = [n for n in ticks if prefix and ours.level(prefix, n) < steps]
+        forgets = any(ours.window_start(n, window) >= prefix for n in first)
+        for keep_given in (True, False):
+            if drops or (forgets and keep_given):
+                with pytest.raises(PlanError):
+                    ours.check_window(window, keep_given=keep_given)
+            else:
+                ours.check_window(window, keep_given=keep_given)
 
 
 @settings(max_examples=100, deadline=None)
@@ -229,7 +233,9 @@ def test_window_of_the_published_model() -> None:
         plan.lag(None, 50, lag).check_window(16)
     for lag in (0, 1, 2, 3):
         plan.lag(16, 50, lag).check_window(16)
-        plan.lag(20, 50, lag, prefix=4).check_window(16)
+        plan.lag(19, 50, lag, prefix=4).check_window(16)
+        with pytest.raises(PlanError, match="window of 17 or more"):
+            plan.lag(20, 50, lag, prefix=4).check_window(16)
         with pytest.raises(PlanError, match="lag of 4 or more"):
             plan.lag(128, 50, lag).check_window(16)
     with pytest.raises(PlanError, match="window of 17 or more"):
@@ -431,3 +437,60 @@ def test_ragged_ticks_and_unknown_frames_are_refused_at_once() -> None:
 def test_summaries() -> None:
     assert plan.lag(16, 50, 5).summary == "16 frames · 50 steps · lag 5"
     assert plan.lag(None, 50, 5, prefix=2).summary == "endless (2 given) · 50 steps · lag 5"
+
+
+def test_a_window_that_forgets_the_given_clip_is_refused() -> None:
+    """8 given and 8 new frames at once in a window of 8: no new frame would ever see a given one."""
+    ours = plan.lag(16, 50, 0, prefix=8)
+    assert ours.window_start(0, 8) == 8
+    with pytest.raises(
+        PlanError, match="all given frames would leave.*lag of 8 or more.*window of 9 or more"
+    ):
+        ours.check_window(8)
+    ours.check_window(9)
+    ours.check_window(8, keep_given=False)
+    plan.lag(16, 50, 8, prefix=8).check_window(8)
+    with pytest.raises(PlanError):
+        plan.lag(16, 50, 7, prefix=8).check_window(8)
+    with pytest.raises(PlanError, match="Use a window of 2 or more"):
+        plan.autoregressive(16, 50, prefix=8).check_window(1)
+    plan.autoregressive(16, 50, prefix=8).check_window(2)
+    plan.autoregressive(16, 50).check_window(1)
+
+
+@pytest.mark.parametrize("bad", [2.5, 6.0, "6", None, [1]])
+@pytest.mark.parametrize("name", ["num_frames", "num_steps", "lag", "prefix"])
+def test_sizes_that_are_no_integers_are_refused(name: str, bad: object) -> None:
+    sizes = {"num_frames": 6, "num_steps": 5, "lag": 2, "prefix": 1}
+    if name == "num_frames" and bad is None:
+        assert plan.lag(**{**sizes, name: bad}).num_ticks is None
+        return
+    with pytest.raises(PlanError, match=name):
+        plan.lag(**{**sizes, name: bad})
+    if name != "lag":
+        with pytest.raises(PlanError, match=name):
+            plan.explicit([], **{n: bad if n == name else v for n, v in sizes.items() if n != "lag"})
+
+
+def test_integers_of_numpy() -> None:
+    ours = plan.lag(np.int64(6), np.int32(5), np.int8(2), np.int64(1))
+    assert ours == plan.lag(6, 5, 2, 1) and type(ours.num_frames) is int and type(ours.lag) is int
+    assert ours.tick(np.int64(3)) == plan.lag(6, 5, 2, 1).tick(3)
+    ours.check_window(np.int64(5))
+    with pytest.raises(PlanError, match="window"):
+        ours.check_window(4.5)
+
+
+def test_frames_and_ticks_that_do_not_exist() -> None:
+    closed = plan.lag(6, 5, 2, 1)
+    listed = plan.explicit(closed.ticks(), 6, 5, 1)
+    for ours in (closed, listed):
+        for frame in (-1, 6, 99, 1.5):
+            with pytest.raises(PlanError, match="frame"):
+                ours.level(frame, 3)
+        for tick in (1.5, "1", None):
+            with pytest.raises(PlanError, match="tick"):
+                ours.tick(tick)
+            with pytest.raises(PlanError, match="tick"):
+                ours.level(1, tick)
+    assert plan.lag(None, 5, 2).level(99, 3) == 0

@@ -153,3 +153,33 @@ def test_wrong_settings(changes: dict[str, object]) -> None:
 
 def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.ardiff.sample_timesteps.default, (3, 4, 10, "fopp", 1, 0))
+
+
+def test_the_small_official_tables_are_the_closed_forms() -> None:
+    tables = np.load(GOLDEN / "fopp_F4_T10.npz")
+    frames, timesteps = 4, 10
+    for t, f in itertools.product(range(timesteps), range(frames)):
+        after, before = frames - 1 - f, timesteps - 1 - t
+        assert tables["mat_s"][t, f] == math.comb(before + after, after)
+        assert tables["mat_e"][t, f] == math.comb(t + f, f)
+
+
+@pytest.mark.parametrize(
+    ("rule", "golden"), [("fopp", "midt_sequences"), ("uniform", "incremental_sequences")]
+)
+def test_frames_are_distributed_as_in_the_official_draws(rule: str, golden: str) -> None:
+    """Two samples, chi-square per frame; the same test tells the two official samplers apart."""
+    tables = np.load(GOLDEN / "fopp_F4_T10.npz")
+    official = tables[golden]
+    assert (np.diff(official, axis=1) >= 0).all()
+    drawn = sample_timesteps(200_000, 4, 10, rule, seed=10).numpy()
+    assert all(two_samples(official[:, f], drawn[:, f]) < chi_square_limit(9) for f in range(4))
+    other = tables["incremental_sequences" if rule == "fopp" else "midt_sequences"]
+    assert any(two_samples(other[:, f], drawn[:, f]) > chi_square_limit(9) for f in range(4))
+
+
+def two_samples(first: np.ndarray, second: np.ndarray) -> float:
+    """Chi-square statistic of two samples of levels 0..9, with 9 degrees of freedom."""
+    counts = np.stack([np.bincount(sample, minlength=10) for sample in (first, second)]).astype(float)
+    expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())

@@ -147,3 +147,19 @@ def test_opcheck() -> None:
     keys = torch.zeros(3, 5, dtype=torch.int64)
     torch.library.opcheck(torch.ops.ardiff.solver_step.default, (*first, keys, None, 1.0))
     torch.library.opcheck(torch.ops.ardiff.solver_step.default, (*first, None, given["noise"], None))
+
+
+def test_arrays_of_other_libraries() -> None:
+    given = inputs((3, 7))
+    got = solver_step(**{name: value.numpy() for name, value in given.items()})  # type: ignore[arg-type]
+    assert torch.equal(got.x, solver_step(**given).x)
+    for name in given:
+        with pytest.raises(TensorError, match=f"{name}: got list"):
+            solver_step(**{**given, name: given[name].tolist()})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_gradient_is_recorded(dtype: torch.dtype) -> None:
+    given = {name: value.to(dtype).requires_grad_() for name, value in inputs((3, 7)).items()}
+    got = solver_step(**given)
+    assert not got.x.requires_grad and not got.x0.requires_grad

@@ -266,3 +266,22 @@ def test_unknown_prediction_and_bad_clamp_are_refused(kind: type) -> None:
 def test_equal_settings_are_equal_solvers() -> None:
     assert DDIM(SCHEDULE, 50) == DDIM(NoiseSchedule.sqrt_linear(), 50)
     assert DDIM(SCHEDULE, 50) != DDIM(SCHEDULE, 50, eta=0.1)
+
+
+@pytest.mark.parametrize("kind", [DDIM, DDPM])
+def test_settings_of_other_types(kind: type) -> None:
+    solver = kind(SCHEDULE, np.int64(50))
+    assert solver == kind(SCHEDULE, 50) and type(solver.num_steps) is int
+    assert torch.equal(solver.coefficients, kind(SCHEDULE, 50).coefficients)
+    for bad in ("a", [1.0]):
+        with pytest.raises(ConfigError, match="clamp"):
+            kind(SCHEDULE, 50, clamp=bad)
+        with pytest.raises(ConfigError, match="steps"):
+            kind(SCHEDULE, bad)
+    for bad in ("a", None):
+        with pytest.raises(ConfigError, match="eta"):
+            DDIM(SCHEDULE, 50, eta=bad)
+
+
+def test_few_steps_start_far_from_noise_as_documented() -> None:
+    assert [int(spaced_steps(SCHEDULE, n).timesteps[0]) for n in (50, 4, 2, 1)] == [981, 751, 501, 1]

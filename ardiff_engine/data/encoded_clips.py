@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
 from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.data.clips import ClipSource
+from ardiff_engine.data.folders import make_folder
 from ardiff_engine.models import TiTok, to_tokens
 from ardiff_engine.weights.atomic import write_atomic
 
@@ -57,7 +58,7 @@ class CachedClips:
     one of them.
 
     `path` keeps the latents between runs: they are used again if clips, autoencoder and settings are the
-    same.
+    same, and written anew if the file is damaged.
     """
 
     def __init__(
@@ -70,12 +71,12 @@ class CachedClips:
         settings: str = "",
     ) -> None:
         self.clips, self.num_frames, self.seed = clips, num_frames, seed
-        key = json.dumps([settings, count, _fingerprint(clips.vae)])
+        key = json.dumps([settings, count, encoder_fingerprint(clips.vae)])
         stored = None if path is None else _read(path, key)
         if stored is None:
             stored = _encode(clips, count)
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 data = save(stored, {"key": key})
                 write_atomic(path, lambda file: file.write(data))
         self.tokens = stored["tokens"]
@@ -120,14 +121,17 @@ def _encode(clips: EncodedClips, count: int) -> dict[str, torch.Tensor]:
 def _read(path: Path, key: str) -> dict[str, torch.Tensor] | None:
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("key") != key:
-            return None
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
 
 
-def _fingerprint(vae: TiTok) -> int:
-    """Of the part that makes latents; a decoder may go on learning."""
+def encoder_fingerprint(vae: TiTok) -> int:
+    """CRC-32 of the part that makes latents; a decoder may go on learning."""
     checksum = zlib.crc32(vae.latent_tokens.detach().cpu().contiguous().numpy().tobytes())
     for value in vae.encoder.state_dict().values():
         checksum = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), checksum)

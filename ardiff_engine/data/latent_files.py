@@ -3,7 +3,7 @@
 normalised.
 
 Names are `{step:04d}_{item:02d}_{video}_{rank}.npy`; a video name that ends in `_classid<n>` gives the class
-(ardiffusion.md, section 2.2).
+(iva-mzsun/AR-Diffusion @ 7a37b94).
 """
 
 from __future__ import annotations
@@ -61,6 +61,15 @@ def read_latents(path: Path) -> NDArray[np.float32]:
                 fix="Encode it again or remove it.",
             )
         )
+    if not np.isfinite(array).all():
+        raise DataError(
+            explain(
+                f"latent file {path}",
+                got="NaN or infinity",
+                expected="finite numbers",
+                fix="Encode it again or remove it.",
+            )
+        )
     return array.astype(np.float32)
 
 
@@ -68,7 +77,10 @@ class LatentFiles:
     """Clips of `num_frames` frames from a folder of latent files; the last `held_out` files by name are kept
     apart.
 
-    Raises DataError when the folder has no file that is long enough.
+    cell: (tokens, channels) of a frame, the same in all files.
+
+    Raises DataError when the folder has no file that is long enough, when only some names hold a class, and,
+    as soon as it is drawn, for a file of another size or with numbers that are not finite.
     """
 
     def __init__(
@@ -93,7 +105,19 @@ class LatentFiles:
                     fix="Write them with `ardiff encode`.",
                 )
             )
-        frames = read_latents(self.files[0]).shape[0]
+        labelled = [path for path in every if CLASS_PATTERN.search(path.name)]
+        if labelled and len(labelled) < len(every):
+            plain = next(path for path in every if not CLASS_PATTERN.search(path.name))
+            raise DataError(
+                explain(
+                    f"latent file {plain}",
+                    got="no class in its name",
+                    expected=f"_classid<n>, as in {labelled[0].name}",
+                    fix="Name all files with a class, or none.",
+                )
+            )
+        frames, channels, _, tokens = read_latents(self.files[0]).shape
+        self.cell = (tokens, channels)
         if frames < num_frames:
             raise DataError(
                 explain(
@@ -118,6 +142,15 @@ class LatentFiles:
                         got=f"{len(array)} frames",
                         expected=f">= {self.num_frames}",
                         fix="Remove it.",
+                    )
+                )
+            if (array.shape[3], array.shape[1]) != self.cell:
+                raise DataError(
+                    explain(
+                        f"latent file {path}",
+                        got=f"{array.shape[3]} tokens x {array.shape[1]} channels per frame",
+                        expected=f"{self.cell[0]} x {self.cell[1]}, as in {self.files[0].name}",
+                        fix="Encode it again or remove it.",
                     )
                 )
             start = below(choice[1], len(array) - self.num_frames + 1)

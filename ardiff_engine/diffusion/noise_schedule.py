@@ -14,6 +14,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 
@@ -44,7 +45,7 @@ class NoiseSchedule:
         cls, beta_start: float = 1e-4, beta_end: float = 2e-2, num_timesteps: int = 1000
     ) -> NoiseSchedule:
         """β = linspace(√β_start, √β_end, T)², as in AR-Diffusion and in latent diffusion ("linear")."""
-        _check_betas(beta_start, beta_end, num_timesteps)
+        num_timesteps = _check_betas(beta_start, beta_end, num_timesteps)
         betas = _linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_timesteps) ** 2
         return cls._from_betas("sqrt_linear", betas, beta_start=beta_start, beta_end=beta_end)
 
@@ -53,7 +54,7 @@ class NoiseSchedule:
         cls, beta_start: float = 1e-4, beta_end: float = 2e-2, num_timesteps: int = 1000
     ) -> NoiseSchedule:
         """β = linspace(β_start, β_end, T) (Ho et al. 2020, section 4)."""
-        _check_betas(beta_start, beta_end, num_timesteps)
+        num_timesteps = _check_betas(beta_start, beta_end, num_timesteps)
         betas = _linspace(beta_start, beta_end, num_timesteps)
         return cls._from_betas("linear", betas, beta_start=beta_start, beta_end=beta_end)
 
@@ -63,12 +64,12 @@ class NoiseSchedule:
 
         Nichol & Dhariwal 2021, section 3.2.
         """
-        _check_num_timesteps(num_timesteps)
-        if not (math.isfinite(offset) and offset > 0):
+        num_timesteps = _check_num_timesteps(num_timesteps)
+        if not (isinstance(offset, Real) and math.isfinite(offset) and offset > 0):
             raise ConfigError(
                 explain(
                     "cosine schedule: bad offset",
-                    got=offset,
+                    got=repr(offset),
                     expected="a number > 0",
                     fix="The paper uses 0.008.",
                 )
@@ -126,12 +127,11 @@ class NoiseSchedule:
                     )
                 )
             values[key] = value
-        num_timesteps = values.get("num_timesteps", 1000)
-        _check_num_timesteps(num_timesteps)
+        total = _check_num_timesteps(values.get("num_timesteps", 1000))
         if kind == "cosine":
-            return cls.cosine(int(num_timesteps), values.get("offset", 0.008))
+            return cls.cosine(total, values.get("offset", 0.008))
         build = cls.sqrt_linear if kind == "sqrt_linear" else cls.linear
-        return build(values.get("beta_start", 1e-4), values.get("beta_end", 2e-2), int(num_timesteps))
+        return build(values.get("beta_start", 1e-4), values.get("beta_end", 2e-2), total)
 
     def to_config(self) -> dict[str, object]:
         """A plain dict (JSON-ready) from which `from_config` makes an equal schedule."""
@@ -161,12 +161,12 @@ class NoiseSchedule:
 
         _check_lead(x0, t)
         _check_same(x0, noise, "noise")
-        rows = t.numel()
+        rows, width = t.numel(), math.prod(x0.shape[t.ndim :])
         result = add_noise(
-            x0.reshape(rows, -1),
+            x0.reshape(rows, width),
             self.signal(t).reshape(rows),
             self.sigma(t).reshape(rows),
-            noise=noise.reshape(rows, -1),
+            noise=noise.reshape(rows, width),
         )
         return result.noisy.reshape(x0.shape)
 
@@ -251,26 +251,31 @@ def _check_same(x: torch.Tensor, other: torch.Tensor, name: str) -> None:
         )
 
 
-def _check_num_timesteps(num_timesteps: float) -> None:
-    if num_timesteps != int(num_timesteps) or num_timesteps < 1:
+def _check_num_timesteps(num_timesteps: float) -> int:
+    """T as an int, also from a whole float (a config file may hold 1000.0)."""
+    good = isinstance(num_timesteps, Real) and math.isfinite(num_timesteps) and num_timesteps >= 1
+    if not good or num_timesteps != int(num_timesteps):
         raise ConfigError(
             explain(
                 "bad number of training timesteps",
-                got=num_timesteps,
+                got=repr(num_timesteps),
                 expected="a whole number >= 1",
                 fix="1000 is the usual choice.",
             )
         )
+    return int(num_timesteps)
 
 
-def _check_betas(beta_start: float, beta_end: float, num_timesteps: float) -> None:
-    _check_num_timesteps(num_timesteps)
-    if not 0 < beta_start <= beta_end < 1:
+def _check_betas(beta_start: float, beta_end: float, num_timesteps: float) -> int:
+    """The number of timesteps as an int."""
+    numbers = isinstance(beta_start, Real) and isinstance(beta_end, Real)
+    if not numbers or not 0 < beta_start <= beta_end < 1:
         raise ConfigError(
             explain(
                 "bad beta range",
-                got=f"{beta_start}..{beta_end}",
+                got=f"{beta_start!r}..{beta_end!r}",
                 expected="0 < beta_start <= beta_end < 1",
                 fix="AR-Diffusion uses 1e-4..2e-2.",
             )
         )
+    return _check_num_timesteps(num_timesteps)

@@ -17,9 +17,14 @@ class FrameDecoder:
     the last one.
     """
 
-    def __init__(self, vae: TiTok) -> None:
+    def __init__(self, vae: TiTok, given: torch.Tensor | None = None) -> None:
+        """given: latents [P, tokens, channels] of frames that the video starts with and that are not
+        decoded.
+        """
         self._vae = vae
         self._chunk: list[torch.Tensor] = []
+        if given is not None and vae.config.temporal:
+            self._chunk = list(given[len(given) - len(given) % vae.config.num_frames :])
 
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ardiff_engine.errors import ConfigError, NumericalError, TensorError, explain
@@ -32,6 +35,7 @@ class Request:
     latents: starting noise [num_frames - prefix frames, tokens, channels] instead of the seeded one.
     generator: torch.Generator that the starting noise is drawn from, frame by frame, instead of the seeded
         one.
+        It draws the starting noise only: the noise that eta > 0 adds at every step stays keyed by `seed`.
     prefix: clean latents [P, tokens, channels] of given frames that the video continues.
     on_step: called with the stream after each of its ticks; an exception in it fails this stream only.
     max_ahead: finished frames that may wait for the reader before the stream pauses; None: no limit for
@@ -51,9 +55,41 @@ class Request:
     on_step: Callable[[Stream], None] | None = None
     max_ahead: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "lag", "seed", "noise_stream", "max_ahead"):
+            value = getattr(self, name)
+            if not (value is None and name in ("num_frames", "max_ahead")):
+                object.__setattr__(self, name, _integer(f"Request.{name}", value))
+        if not isinstance(self.guidance_scale, int | float) or not math.isfinite(self.guidance_scale):
+            raise ConfigError(
+                explain(
+                    "Request.guidance_scale",
+                    got=repr(self.guidance_scale),
+                    expected="a finite number",
+                    fix="1.0 switches guidance off.",
+                )
+            )
+        for name in ("latents", "prefix"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _tensor(f"Request.{name}", getattr(self, name)))
+        for name in ("condition", "negative_condition"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, torch.Tensor):
+                whole = isinstance(value, int | np.integer)
+                object.__setattr__(self, name, int(value) if whole else _tensor(f"Request.{name}", value))
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise ConfigError(
+                explain(
+                    "Request.generator",
+                    got=type(self.generator).__name__,
+                    expected="one torch.Generator",
+                    fix="Give every request its own.",
+                )
+            )
+
     @property
     def prefix_frames(self) -> int:
-        return 0 if self.prefix is None else int(self.prefix.shape[0])
+        return 0 if self.prefix is None or self.prefix.ndim == 0 else int(self.prefix.shape[0])
 
     @property
     def ahead_limit(self) -> int | None:
@@ -105,6 +141,33 @@ class Request:
             )
 
 
+def _integer(name: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(
+            explain(name, got=repr(value), expected="a whole number", fix="Convert it with int().")
+        ) from None
+
+
+def _tensor(name: str, value: object) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TensorError(
+            explain(
+                name, got=type(value).__name__, expected="a tensor or an array of numbers", fix="Convert it."
+            )
+        ) from None
+    if not tensor.is_floating_point():
+        raise TensorError(
+            explain(
+                name, got=f"numbers of type {tensor.dtype}", expected="floating point", fix="Use .float()."
+            )
+        )
+    return tensor
+
+
 def _check_frames(name: str, value: torch.Tensor, frames: int | None, cell: tuple[int, int]) -> None:
     expected = (value.shape[0] if frames is None and value.ndim == 3 else frames, *cell)
     if value.ndim != 3 or tuple(value.shape) != expected or value.shape[0] < 1:
@@ -116,7 +179,7 @@ def _check_frames(name: str, value: torch.Tensor, frames: int | None, cell: tupl
                 fix="See models.to_tokens.",
             )
         )
-    if not bool(torch.isfinite(value).all()):
+    if not bool(torch.isfinite(value.to(torch.float32)).all()):
         raise NumericalError(
             explain(
                 f"Request.{name}", got="NaN or infinity", expected="finite numbers", fix="Check the input."

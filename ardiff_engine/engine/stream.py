@@ -38,8 +38,8 @@ class LatentFrame:
 class Stream:
     """Made by `Engine.submit`. Iterate it (also with `async for`) for frames in order, or take `result()`.
 
-    Leaving the loop, `cancel()`, and garbage collection give all pages back. Iterating drives the engine:
-    every pass serves all running streams.
+    Leaving the loop and `cancel()` give all pages back. Iterating drives the engine: every pass serves all
+    running streams. A stream that is neither read nor cancelled keeps its pages until it is finished.
     """
 
     def __init__(
@@ -69,16 +69,20 @@ class Stream:
         self._error: ArdiffError | None = None
         self._finished = False
         self._cancelled = False
+        self._collecting = False
         self._started = time.perf_counter()
         self.first_frame_seconds: float | None = None
+        # Copied now: the caller may reuse the tensor while the stream still has frames to start from it.
+        self._start: torch.Tensor | None = None
+        if request.latents is not None:
+            self._start = request.latents.detach().to(engine.device, torch.float32, copy=True)
         if request.prefix is not None:
-            prefix = request.prefix.detach().to(engine.device, torch.float32)
+            prefix = request.prefix.detach().to(engine.device, torch.float32, copy=True)
             self.latents.update(enumerate(prefix.unbind(0)))
             if self._kept is not None:
                 self._kept.extend(prefix.unbind(0))
 
-    # ------------------------------------------------------------------------------------------------ for
-    # users
+    # --- for users
 
     @property
     def done(self) -> bool:
@@ -92,9 +96,8 @@ class Stream:
 
     def take_ready(self) -> list[LatentFrame]:
         """The frames that are ready now, without running anything."""
-        frames = list(self._ready)
-        self._ready.clear()
-        return frames
+        # One by one: another thread may be adding frames meanwhile.
+        return [self._ready.popleft() for _ in range(len(self._ready))]
 
     @property
     def ticks_done(self) -> int:
@@ -108,7 +111,10 @@ class Stream:
                 self.close()
 
     def result(self) -> torch.Tensor:
-        """Run to the end: clean latents [num_frames, tokens, channels], a given prefix included."""
+        """Run to the end: clean latents [num_frames, tokens, channels], a given prefix included.
+
+        Frames that were not read by then can still be iterated.
+        """
         if self._kept is None:
             raise StreamClosedError(
                 explain(
@@ -118,11 +124,25 @@ class Stream:
                     fix="Iterate the stream instead.",
                 )
             )
+        self._collecting = True
         while not self.done:
-            self._ready.clear()
             self._engine.step()
-        self._raise_if_broken()
+        self.raise_if_failed()
+        if self._cancelled:
+            raise StreamClosedError(
+                explain(
+                    "result() of a cancelled stream",
+                    got="an unfinished video",
+                    expected="a finished one",
+                    fix="Submit a new request.",
+                )
+            )
         return torch.stack(self._kept)
+
+    def raise_if_failed(self) -> None:
+        """Raise the error that ended this stream, if one did."""
+        if self._error is not None:
+            raise self._error
 
     def __iter__(self) -> Iterator[LatentFrame]:
         try:
@@ -142,18 +162,15 @@ class Stream:
         finally:
             self.cancel()
 
-    # ------------------------------------------------------------------------------------------- for the
-    # engine
+    # --- for the engine
 
     @property
     def runnable(self) -> bool:
         limit = self.request.ahead_limit
-        return not self.done and (limit is None or len(self._ready) < limit)
+        return not self.done and (limit is None or self._collecting or len(self._ready) < limit)
 
     def prepare(self, feed: Feed, pool: PagePool, spec: ModelSpec) -> None:
-        """Give back the pages of frames that nobody sees any more; take pages and noise for frames that
-        start.
-        """
+        """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
         for pages in self.frame_pages:
             for frame in [f for f in pages if self._sinks <= f < feed.first_held]:
                 self.lease.give_back(pages.pop(frame))
@@ -182,12 +199,13 @@ class Stream:
         """Hand frames that became clean to the reader."""
         seconds = time.perf_counter() - self._started
         for frame in frames:
-            latent = self.latents[frame]
+            # Cloned twice: out of the batch that it is a row of, and away from what the reader may do to it.
+            latent = self.latents[frame] = self.latents[frame].clone()
             if self.first_frame_seconds is None:
                 self.first_frame_seconds = seconds
             if self._kept is not None:
                 self._kept.append(latent)
-            self._ready.append(LatentFrame(frame, latent, seconds))
+            self._ready.append(LatentFrame(frame, latent.clone(), seconds))
 
     def finish(self) -> None:
         self._finished = True
@@ -202,13 +220,12 @@ class Stream:
         self.frame_pages, self.context_pages = [], []
         self.latents.clear()
 
-    # --------------------------------------------------------------------------------------------------
-    # private
+    # --- private
 
     def _initial_noise(self, frame: int, spec: ModelSpec) -> torch.Tensor:
         request, device = self.request, self._engine.device
-        if request.latents is not None:
-            return request.latents[frame - request.prefix_frames].detach().to(device, torch.float32)
+        if self._start is not None:
+            return self._start[frame - request.prefix_frames]
         shape = (spec.tokens_per_frame, spec.channels)
         if request.generator is not None:
             return torch.randn(shape, generator=request.generator, device=request.generator.device).to(device)
@@ -220,18 +237,5 @@ class Stream:
             self._engine.step()
         if self._ready:
             return self._ready.popleft()
-        self._raise_if_broken()
+        self.raise_if_failed()
         return None
-
-    def _raise_if_broken(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._cancelled:
-            raise StreamClosedError(
-                explain(
-                    "a cancelled stream",
-                    got="a read",
-                    expected="none after cancel()",
-                    fix="Submit a new request.",
-                )
-            )

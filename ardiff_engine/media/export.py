@@ -11,9 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from ardiff_engine.errors import MediaError, explain
-from ardiff_engine.media.frames import Pixels, as_frames, enlarge
+from ardiff_engine.media.frames import Pixels, as_frames, check_scale, enlarge
 from ardiff_engine.media.mp4 import Mp4Encoder, pyav
-from ardiff_engine.media.staging import staged
+from ardiff_engine.media.staging import check_parents, staged
 from ardiff_engine.media.timing import timing_note
 
 SUFFIXES = (".mp4", ".webp", ".gif")
@@ -38,7 +38,7 @@ def export_video(frames: object, path: str | os.PathLike[str], fps: float = 8.0,
         MediaError: frames or fps that make no video, an unknown suffix, PyAV missing for mp4, a disk that
             refuses.
     """
-    target = check_target(path, fps)
+    target = check_target(path, fps, scale=scale)
     pixels = enlarge(as_frames(frames), scale)
     kind = kind_of(target)
     with staged(target) as temporary:
@@ -55,17 +55,19 @@ def export_video(frames: object, path: str | os.PathLike[str], fps: float = 8.0,
     return target
 
 
-def check_target(path: str | os.PathLike[str], fps: float = 8.0, *, growing: bool = False) -> Path:
+def check_target(
+    path: str | os.PathLike[str], fps: float = 8.0, *, scale: int = 1, growing: bool = False
+) -> Path:
     """Refuses, before any frame exists, a target that would end a long run in an error.
 
     growing: the target must be able to grow frame by frame (`open_writer`), which .webp and .gif cannot.
 
     Raises:
-        MediaError: unknown suffix, fps out of range, PyAV missing for mp4, or a folder that holds other
-            things than
-            frames and so must not be replaced.
+        MediaError: unknown suffix, fps or scale out of range, PyAV missing for mp4, a place that cannot be
+            written, or a folder that holds other things than frames and so must not be replaced.
     """
     target = Path(path)
+    check_scale(scale)
     kind = kind_of(target)
     if growing and kind not in (".mp4", ""):
         raise MediaError(
@@ -91,6 +93,7 @@ def check_target(path: str | os.PathLike[str], fps: float = 8.0, *, growing: boo
         )
     if kind == ".mp4":
         pyav()
+    check_parents(target)
     if target.is_dir():
         foreign = [entry.name for entry in target.iterdir() if not _is_frame(entry.name)]
         if foreign:

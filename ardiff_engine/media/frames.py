@@ -71,6 +71,14 @@ def as_frames(frames: object) -> Pixels:
 
 def enlarge(frames: Pixels, scale: int) -> Pixels:
     """Each pixel becomes a `scale` x `scale` square: small videos stay sharp in players that smooth."""
+    check_scale(scale)
+    if scale == 1:
+        return frames
+    return np.ascontiguousarray(frames.repeat(scale, axis=-3).repeat(scale, axis=-2))
+
+
+def check_scale(scale: int) -> None:
+    """Raises MediaError for a scale below 1."""
     if scale < 1:
         raise MediaError(
             explain(
@@ -80,6 +88,3 @@ def enlarge(frames: Pixels, scale: int) -> Pixels:
                 fix="Use scale=1 to keep the size.",
             )
         )
-    if scale == 1:
-        return frames
-    return np.ascontiguousarray(frames.repeat(scale, axis=-3).repeat(scale, axis=-2))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -50,6 +51,17 @@ def make_parents(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(target, error) from error
+
+
+def check_parents(target: Path) -> None:
+    """Refuses, without making anything, a target whose folder cannot be made or written."""
+    folder = target.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise unwritable(target, NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder"))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise unwritable(target, PermissionError(errno.EACCES, f"no permission to write in {folder}"))
 
 
 def unwritable(target: Path, error: OSError) -> MediaError:

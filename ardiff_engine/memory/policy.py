@@ -7,13 +7,14 @@ are asked for a tick whose youngest started frame is `newest`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ardiff_engine.errors import ConfigError, PlanError, explain
 from ardiff_engine.models.ar_diffusion_config import ModelSpec
 from ardiff_engine.plan import Plan
 
 
+@runtime_checkable
 class MemoryPolicy(Protocol):
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         """Raise PlanError or ConfigError if this policy cannot serve the plan and model exactly."""

@@ -192,14 +192,12 @@ class ARDiffusionTransformer(nn.Module):
     def spec(self) -> ModelSpec:
         return self.config.spec
 
-    # -----------------------------------------------------------------------------------------------
-    # conditions
+    # --- conditions
 
     def context(self, class_ids: torch.Tensor | None = None, batch: int = 1) -> torch.Tensor:
         """The trained context [B, context_tokens, context_dim]: of the given classes, or the only one there
         is.
         """
-        rows = self.config.context_rows
         if self.config.num_classes is None:
             if class_ids is not None:
                 raise TensorError(
@@ -214,13 +212,13 @@ class ARDiffusionTransformer(nn.Module):
         if class_ids is None:
             return self.null_context(batch)
         ids = torch.as_tensor(class_ids, dtype=torch.int64, device=self.context_embedding.device).reshape(-1)
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= rows):
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.num_classes:
             raise TensorError(
                 explain(
                     "class_ids",
                     got=ids.tolist(),
-                    expected=f"0..{rows - 1}",
-                    fix=f"This model knows {self.config.num_classes} classes.",
+                    expected=f"0..{self.config.num_classes - 1}",
+                    fix="None stands for no class.",
                 )
             )
         return self.context_embedding[ids]
@@ -232,8 +230,7 @@ class ARDiffusionTransformer(nn.Module):
         row = self.config.num_classes if self.config.null_class is None else self.config.null_class
         return self.context_embedding[row : row + 1].expand(batch, -1, -1)
 
-    # -----------------------------------------------------------------------------------------------
-    # modulation
+    # --- modulation
 
     def modulation_table(self, t: torch.Tensor) -> torch.Tensor:
         """Timesteps [M] -> rows [depth, R, 6, D] for all layers, computed once per schedule.
@@ -267,7 +264,7 @@ class ARDiffusionTransformer(nn.Module):
             return 1 + first
         return 1 + timesteps + first if self.config.merge == "sharenorm_shift_first_t" else 0
 
-    # ----------------------------------------------------------------------------------------------- forward
+    # --- forward
 
     def forward(
         self,
@@ -394,7 +391,7 @@ class ARDiffusionTransformer(nn.Module):
     def _check_clip(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> None:
         config = self.config
         cell = (config.tokens_per_frame, config.channels)
-        if x.ndim != 4 or tuple(x.shape[2:]) != cell:
+        if x.ndim != 4 or tuple(x.shape[2:]) != cell or 0 in x.shape:
             raise TensorError(
                 explain(
                     "x",

@@ -16,7 +16,7 @@ import torch
 
 from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.ops.backend import choose
-from ardiff_engine.ops.checks import device, floating, same, tensor
+from ardiff_engine.ops.checks import device, floating, optional, same, tensor
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 from ardiff_engine.ops.philox_normal import philox_normal
@@ -60,7 +60,8 @@ def add_noise(
         raise ConfigError(
             explain("noise and keys", got=given, expected="exactly one", fix="Pass one of the two.")
         )
-    x0 = tensor("x0", x0)
+    x0, signal, sigma = tensor("x0", x0), tensor("signal", signal), tensor("sigma", sigma)
+    noise, keys = optional("noise", noise), optional("keys", keys)
     floating("x0", x0)
     rows = x0.shape[0] if x0.dim() else -1
     for name, value in (("signal", signal), ("sigma", sigma)):

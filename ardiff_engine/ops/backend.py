@@ -8,7 +8,9 @@ kernels and raises where they cannot run the call. Unset, the fastest one that f
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -41,10 +43,22 @@ class Choice:
 def choose(op: str, *tensors: torch.Tensor | None) -> Choice:
     """The backend for a call of `op` on these floating-point tensors. None entries are ignored.
 
+    Unless ARDIFF_BACKEND is set, the first call of an op on a device without native kernels warns, once per
+    process, and names the reason.
+
     Raises:
         ConfigError: ARDIFF_BACKEND names no backend.
         BackendNotAvailableError: ARDIFF_BACKEND=cpu and the native kernels cannot take this call.
     """
+    if os.environ.get("ARDIFF_BACKEND") is None:
+        for tensor in tensors:
+            if tensor is not None and tensor.device.type != "cpu":
+                _warn_once(op, _elsewhere(tensor))
+                break
+    return _choice(op, tensors)
+
+
+def _choice(op: str, tensors: tuple[torch.Tensor | None, ...]) -> Choice:
     forced = os.environ.get("ARDIFF_BACKEND")
     if forced is None:
         misfit = _misfit(tensors)
@@ -74,10 +88,19 @@ def backends() -> dict[str, dict[str, Choice]]:
     """For every op, what float32 tensors run on per device type, and why."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     samples = {device: torch.empty(0, device=device) for device in devices}
-    return {op: {device: choose(op, sample) for device, sample in samples.items()} for op in OPS}
+    return {op: {device: _choice(op, (sample,)) for device, sample in samples.items()} for op in OPS}
 
 
 _CPU = Choice("cpu", "float32 on the CPU, native kernels are built")
+
+
+@cache
+def _warn_once(op: str, reason: str) -> None:
+    warnings.warn(f"{op} runs on the PyTorch reference: {reason}", RuntimeWarning, stacklevel=4)
+
+
+def _elsewhere(tensor: torch.Tensor) -> str:
+    return f"tensors are on {tensor.device.type}; native kernels exist for the CPU only"
 
 
 def _misfit(tensors: tuple[torch.Tensor | None, ...]) -> str | None:
@@ -85,7 +108,7 @@ def _misfit(tensors: tuple[torch.Tensor | None, ...]) -> str | None:
         if tensor is None:
             continue
         if tensor.device.type != "cpu":
-            return f"tensors are on {tensor.device}; native kernels exist for the CPU only"
+            return _elsewhere(tensor)
         if tensor.dtype != torch.float32:
             return f"dtype is {str(tensor.dtype).removeprefix('torch.')}; native kernels take float32"
     if native() is None:

@@ -20,13 +20,53 @@ def tensor(name: str, value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if hasattr(value, "__dlpack__"):
-        return torch.from_dlpack(value)
+        try:
+            return torch.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TensorError(
+                explain(
+                    name,
+                    got=f"an array that cannot be exported ({error})",
+                    expected="a writable array of a dtype that torch has",
+                    fix="Pass a copy of it.",
+                )
+            ) from error
     raise TensorError(
         explain(
             name,
             got=type(value).__name__,
             expected="a torch tensor or an array with __dlpack__",
             fix="Wrap it with torch.as_tensor().",
+        )
+    )
+
+
+def optional(name: str, value: object) -> torch.Tensor | None:
+    """`tensor`, where None stays None."""
+    return None if value is None else tensor(name, value)
+
+
+def writable(name: str, value: object) -> torch.Tensor:
+    """`tensor` for an argument that is written: it shares the memory of `value`, or TensorError."""
+    if isinstance(value, torch.Tensor) or not hasattr(value, "__dlpack__"):
+        return tensor(name, value)
+    try:
+        shared = torch.from_dlpack(value, copy=False)
+        frozen = getattr(getattr(value, "flags", None), "writeable", True) is False
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise _not_shared(name, str(error)) from error
+    if frozen:
+        raise _not_shared(name, "it is read-only")
+    return shared
+
+
+def _not_shared(name: str, why: str) -> TensorError:
+    return TensorError(
+        explain(
+            f"{name} is written in place",
+            got=f"an array whose memory cannot be shared ({why})",
+            expected="a torch tensor or a writable array with __dlpack__",
+            fix="Pass a torch tensor.",
         )
     )
 

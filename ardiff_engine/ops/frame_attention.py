@@ -141,13 +141,16 @@ def _forward(
         )
     q, k_pages, v_pages = (_dense_rows(t) for t in (q, k_pages, v_pages))
     o, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2])
-    native().frame_attention(  # type: ignore[union-attr]
-        _addresses(q, k_pages, v_pages, o, lse),
-        (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
-        _sizes(q, k_pages),
-        _strides(q, k_pages, v_pages),
-        scale,
-    )
+    try:
+        native().frame_attention(  # type: ignore[union-attr]
+            _addresses(q, k_pages, v_pages, o, lse),
+            (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
+            _sizes(q, k_pages),
+            _strides(q, k_pages, v_pages),
+            scale,
+        )
+    except IndexError as error:
+        raise _edited_table(error) from error
     return o, lse
 
 
@@ -179,15 +182,29 @@ def _backward(
     o, lse = o.contiguous(), lse.contiguous()
     dq, delta = q.new_empty(q.shape), q.new_empty(q.shape[:2])
     dk, dv = q.new_zeros(k_pages.shape), q.new_zeros(v_pages.shape)
-    native().frame_attention_backward(  # type: ignore[union-attr]
-        _addresses(q, k_pages, v_pages, o, lse),
-        _addresses(dout, dlse, delta, dq, dk, dv),
-        (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
-        _sizes(q, k_pages),
-        _strides(q, k_pages, v_pages),
-        scale,
-    )
+    try:
+        native().frame_attention_backward(  # type: ignore[union-attr]
+            _addresses(q, k_pages, v_pages, o, lse),
+            _addresses(dout, dlse, delta, dq, dk, dv),
+            (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
+            _sizes(q, k_pages),
+            _strides(q, k_pages, v_pages),
+            scale,
+        )
+    except IndexError as error:
+        raise _edited_table(error) from error
     return dq, dk, dv
+
+
+def _edited_table(error: IndexError) -> PageTableError:
+    return PageTableError(
+        explain(
+            "tensors of the table",
+            got=f"values that do not fit ({error})",
+            expected="those of the table when it was built",
+            fix="Do not edit a FrameTable: build another one.",
+        )
+    )
 
 
 def _dense_rows(tensor: Tensor) -> Tensor:

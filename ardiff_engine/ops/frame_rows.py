@@ -76,6 +76,11 @@ def dense_rows(table: torch.Tensor) -> torch.Tensor:
     return table if table.shape[1] == 1 or table.stride(1) == 1 else table.contiguous()
 
 
+def widen(value: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32, all else as it is."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def sum_rows(values: torch.Tensor, frame_ids: torch.Tensor, rows: int) -> torch.Tensor:
     """values [T, D] -> [rows, D], added per id in token order (deterministic on the CPU)."""
     return values.new_zeros(rows, values.shape[1]).index_add_(0, frame_ids, values)

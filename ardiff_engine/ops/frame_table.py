@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
+from operator import index
 
 import numpy as np
 import torch
@@ -107,24 +109,25 @@ class FrameTable:
             valid: rows that exist in each of these pages.
             seen: how many leading pages each query frame sees: a list, an int for a single frame; None: all.
             bias: log-bias of each of these pages; None: none.
+
+        Integers are those of Python, NumPy or torch; anything else (3.0, a missing list) is a PageTableError.
         """
+        groups = _length("query_tokens", query_tokens)
         for name, lists in (("pages", pages), ("valid", valid), ("seen", seen), ("bias", bias)):
             if lists is not None:
-                _equal(f"number of groups in {name}", len(lists), len(query_tokens))
-        frames = [[tokens] if isinstance(tokens, int) else list(tokens) for tokens in query_tokens]
-        views: list[list[int]] = []
+                _equal(f"number of groups in {name}", _length(name, lists), groups)
+        frames = [_one_or_more("query_tokens", tokens) for tokens in query_tokens]
+        listed = [_length("pages", ids) for ids in pages]
+        views: list[Sequence[int]] = []
         for g, tokens in enumerate(frames):
             limit = None if seen is None else seen[g]
-            if limit is None:
-                views.append([len(pages[g])] * len(tokens))
-            else:
-                views.append([limit] if isinstance(limit, int) else list(limit))
+            views.append([listed[g]] * len(tokens) if limit is None else _one_or_more("seen", limit))
             _equal(f"length of seen[{g}]", len(views[g]), len(tokens))
-            _equal(f"length of valid[{g}]", len(valid[g]), len(pages[g]))
+            _equal(f"length of valid[{g}]", _length("valid", valid[g]), listed[g])
             if bias is not None:
-                _equal(f"length of bias[{g}]", len(bias[g]), len(pages[g]))
-        flat_tokens = [n for tokens in frames for n in tokens]
-        if any(n < 0 for n in flat_tokens):
+                _equal(f"length of bias[{g}]", _length("bias", bias[g]), listed[g])
+        flat_tokens = _integers("query_tokens", frames)
+        if min(flat_tokens, default=0) < 0:
             raise PageTableError(
                 explain(
                     "query_tokens", got=min(flat_tokens), expected="0 or more", fix="Count tokens per frame."
@@ -133,13 +136,11 @@ class FrameTable:
         table = cls(
             frame_ptr=_offsets(flat_tokens),
             group_ptr=_offsets([len(tokens) for tokens in frames]),
-            page_ptr=_offsets([len(ids) for ids in pages]),
-            pages=_flat(pages),
-            valid=_flat(valid),
-            seen=_flat(views),
-            bias=None
-            if bias is None
-            else torch.tensor([b for row in bias for b in row], dtype=torch.float32),
+            page_ptr=_offsets(listed),
+            pages=_int32(_integers("pages", pages)),
+            valid=_int32(_integers("valid", valid)),
+            seen=_int32(_integers("seen", views)),
+            bias=None if bias is None else _floats("bias", bias),
         )
         return table.to(device)
 
@@ -159,18 +160,57 @@ class FrameTable:
         return moved
 
 
-def _flat(lists: Sequence[Sequence[int]]) -> torch.Tensor:
-    values = [int(value) for row in lists for value in row]
+def _one_or_more(name: str, given: int | Sequence[int]) -> Sequence[int]:
+    """A sequence as it is; an integer as a list of it."""
+    if isinstance(given, list | tuple):
+        return given
+    try:
+        return [index(given)]  # type: ignore[arg-type]
+    except TypeError:
+        _length(name, given)
+        return given  # type: ignore[return-value]
+
+
+def _length(name: str, row: object) -> int:
+    try:
+        return len(row)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise _not_listed(name, row, "a list per group") from error
+
+
+def _integers(name: str, lists: Iterable[Iterable[int]]) -> list[int]:
+    """All of the lists in one; the 32-bit range is checked."""
+    try:
+        values = list(map(index, chain.from_iterable(lists)))
+    except TypeError as error:
+        raise _not_listed(name, error, "integers") from error
     if values and not -(2**31) <= min(values) <= max(values) < 2**31:
         raise PageTableError(
             explain(
-                "table entry",
+                f"{name} in a table",
                 got=max(values, key=abs),
                 expected="a 32-bit integer",
                 fix="Check the page ids.",
             )
         )
-    return torch.tensor(values, dtype=torch.int32)
+    return values
+
+
+def _int32(values: list[int]) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.int32))
+
+
+def _floats(name: str, lists: Iterable[Iterable[float]]) -> torch.Tensor:
+    try:
+        return torch.tensor(list(map(float, chain.from_iterable(lists))), dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise _not_listed(name, error, "numbers") from error
+
+
+def _not_listed(name: str, got: object, expected: str) -> PageTableError:
+    return PageTableError(
+        explain(f"{name} of FrameTable.build", got=got, expected=expected, fix="See its arguments.")
+    )
 
 
 def _offsets(sizes: Sequence[int]) -> torch.Tensor:

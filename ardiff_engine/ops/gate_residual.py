@@ -2,6 +2,8 @@
 """A gated residual with a gate row per frame (the end of a DiT sub-layer):
 
 out = residual + gate[id] * (branch + bias), with id = frame_ids[token]
+
+Half precision is computed in float32.
 """
 
 from __future__ import annotations
@@ -12,8 +14,15 @@ import torch
 
 from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops.backend import choose
-from ardiff_engine.ops.checks import device, tensor
-from ardiff_engine.ops.frame_rows import check_frame_rows, check_range, dense_rows, range_error, sum_rows
+from ardiff_engine.ops.checks import device, optional, tensor, writable
+from ardiff_engine.ops.frame_rows import (
+    check_frame_rows,
+    check_range,
+    dense_rows,
+    range_error,
+    sum_rows,
+    widen,
+)
 from ardiff_engine.ops.native_kernels import kernels
 
 
@@ -34,7 +43,7 @@ def gate_residual(
         TensorError: a wrong shape, dtype or device, or an id out of range (read on the CPU only).
     """
     residual = tensor("residual", residual)
-    _check(residual, branch, gate, frame_ids, bias)
+    branch, gate, frame_ids, bias = _check(residual, branch, gate, frame_ids, bias)
     if torch.compiler.is_compiling() or _needs_grad(residual, branch, gate, bias):
         return torch.ops.ardiff.gate_residual(residual, branch, gate, frame_ids, bias)
     return _run(residual, branch, gate, frame_ids, bias)
@@ -49,8 +58,10 @@ def gate_residual_(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`gate_residual` in place: overwrites the contiguous `residual` and returns it. No gradient: raises
-    TensorError where one would be recorded."""
-    _check(residual, branch, gate, frame_ids, bias)
+    TensorError where one would be recorded. An array with __dlpack__ is overwritten too, and returned as the
+    tensor that shares its memory; one that cannot be shared (read-only) raises TensorError."""
+    residual = writable("residual", residual)
+    branch, gate, frame_ids, bias = _check(residual, branch, gate, frame_ids, bias)
     if not residual.is_contiguous() or _needs_grad(residual, branch, gate, bias):
         raise TensorError(
             explain(
@@ -75,9 +86,10 @@ def reference_gate_residual(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """The specification in PyTorch."""
+    full = widen(branch)
     if bias is not None:
-        branch = branch + bias
-    return (residual + gate[frame_ids] * branch).to(residual.dtype)
+        full = full + widen(bias)
+    return (widen(residual) + widen(gate)[frame_ids] * full).to(residual.dtype)
 
 
 def reference_gate_residual_backward(
@@ -104,7 +116,10 @@ def _check(
     gate: torch.Tensor,
     frame_ids: torch.Tensor,
     bias: torch.Tensor | None,
-) -> None:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The arguments after `residual` as tensors that fit it."""
+    branch, gate = tensor("branch", branch), tensor("gate", gate)
+    frame_ids, bias = tensor("frame_ids", frame_ids), optional("bias", bias)
     check_frame_rows(residual, frame_ids, {"gate": gate})
     if branch.shape != residual.shape or not branch.is_floating_point():
         raise TensorError(
@@ -127,6 +142,7 @@ def _check(
                     fix="Pass one value per column, or None.",
                 )
             )
+    return branch, gate, frame_ids, bias
 
 
 def _needs_grad(*tensors: torch.Tensor | None) -> bool:

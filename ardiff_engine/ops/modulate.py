@@ -17,7 +17,14 @@ import torch
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.ops.backend import choose
 from ardiff_engine.ops.checks import tensor
-from ardiff_engine.ops.frame_rows import check_frame_rows, check_range, dense_rows, range_error, sum_rows
+from ardiff_engine.ops.frame_rows import (
+    check_frame_rows,
+    check_range,
+    dense_rows,
+    range_error,
+    sum_rows,
+    widen,
+)
 from ardiff_engine.ops.native_kernels import kernels
 
 NORMS = ("none", "layer", "rms")
@@ -69,7 +76,8 @@ def modulate(
         raise ConfigError(
             explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these.")
         )
-    x = tensor("x", x)
+    x, shift, scale = tensor("x", x), tensor("shift", shift), tensor("scale", scale)
+    frame_ids = tensor("frame_ids", frame_ids)
     check_frame_rows(x, frame_ids, {"shift": shift, "scale": scale})
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or shift.requires_grad or scale.requires_grad)
     run = torch.ops.ardiff.modulate if needs_grad or torch.compiler.is_compiling() else _run
@@ -82,7 +90,7 @@ def reference_modulate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The specification in PyTorch: (y, norm(x))."""
     normed, _ = _normalise(x, norm, eps)
-    y = normed * (1 + scale[frame_ids]) + shift[frame_ids]
+    y = normed * (1 + widen(scale)[frame_ids]) + widen(shift)[frame_ids]
     return y.to(x.dtype), normed.to(x.dtype)
 
 
@@ -102,7 +110,7 @@ def reference_modulate_backward(
     """
     normed, reciprocal = _normalise(x, norm, eps)
     dy = dy.to(normed.dtype)
-    dn = dy * (1 + scale[frame_ids])
+    dn = dy * (1 + widen(scale)[frame_ids])
     if dnormed.shape[0] == dy.shape[0]:
         dn = dn + dnormed
     rows = scale.shape[0]
@@ -117,7 +125,7 @@ def reference_modulate_backward(
 
 def _normalise(x: torch.Tensor, norm: str, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """norm(x) in at least float32, and the reciprocal root [T, 1]."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widen(x)
     if norm == "none":
         return x, x.new_ones(())
     if norm == "layer":

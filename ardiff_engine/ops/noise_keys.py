@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.errors import TensorError, explain
+from ardiff_engine.ops.checks import tensor
 
 KEY_COLUMNS = 5
 
@@ -19,6 +20,7 @@ def check_keys(
     keys: torch.Tensor, rows: int | None = None, device: torch.device | None = None
 ) -> torch.Tensor:
     """`keys` as contiguous int64 [N, 5]; TensorError for another shape, dtype, row count or device."""
+    keys = tensor("noise keys", keys)
     fits = keys.dim() == 2 and keys.shape[1] == KEY_COLUMNS and keys.dtype == torch.int64
     if not fits or (rows is not None and keys.shape[0] != rows):
         raise TensorError(

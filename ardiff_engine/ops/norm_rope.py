@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.errors import ConfigError, TensorError, explain
-from ardiff_engine.ops.checks import device, shape, tensor
+from ardiff_engine.ops.checks import device, optional, shape, tensor
 
 NORMS = ("none", "layer", "rms", "rms_full")
 
@@ -47,7 +47,10 @@ def norm_rope(
         ConfigError: an unknown norm, or head counts that do not divide the row.
         TensorError: a wrong shape, dtype or device.
     """
-    qkv = tensor("qkv", qkv)
+    qkv, positions = tensor("qkv", qkv), tensor("positions", positions)
+    q_weight, q_bias = optional("q_weight", q_weight), optional("q_bias", q_bias)
+    k_weight, k_bias = optional("k_weight", k_weight), optional("k_bias", k_bias)
+    frequencies, qkv_bias = optional("frequencies", frequencies), optional("qkv_bias", qkv_bias)
     kv_heads = kv_heads or heads
     check_norm_rope(
         qkv, positions, heads, kv_heads, norm, (q_weight, q_bias, k_weight, k_bias), frequencies, qkv_bias

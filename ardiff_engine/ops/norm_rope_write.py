@@ -12,7 +12,7 @@ import torch
 
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops.backend import choose
-from ardiff_engine.ops.checks import tensor
+from ardiff_engine.ops.checks import optional, tensor, writable
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import NORMS, check_norm_rope, norm_rope
 
@@ -47,17 +47,22 @@ def norm_rope_write_(
         TensorError: a wrong shape, dtype, device or stride, or a gradient that would be lost.
         PageTableError: a slot outside the pool (read on the CPU only); nothing has been written then.
     """
-    qkv = tensor("qkv", qkv)
+    qkv, slots, positions = tensor("qkv", qkv), tensor("slots", slots), tensor("positions", positions)
+    k_pages, v_pages = writable("k_pages", k_pages), writable("v_pages", v_pages)
+    frequencies, qkv_bias = optional("frequencies", frequencies), optional("qkv_bias", qkv_bias)
     kv_heads = kv_heads or heads
-    affine = (q_weight, q_bias, k_weight, k_bias)
+    affine = (
+        optional("q_weight", q_weight),
+        optional("q_bias", q_bias),
+        optional("k_weight", k_weight),
+        optional("k_bias", k_bias),
+    )
     head_dim = check_norm_rope(qkv, positions, heads, kv_heads, norm, affine, frequencies, qkv_bias)
     _check_pages(qkv, k_pages, v_pages, slots, kv_heads, head_dim)
-    if qkv.requires_grad and torch.is_grad_enabled():
-        raise TensorError(
-            explain(
-                "qkv", got="requires_grad", expected="no gradient", fix="Use norm_rope, or torch.no_grad()."
-            )
-        )
+    if torch.is_grad_enabled():
+        weights = dict(zip(("q_weight", "q_bias", "k_weight", "k_bias"), affine, strict=True))
+        pages = {"k_pages": k_pages, "v_pages": v_pages}
+        _refuse_gradients({"qkv": qkv, **pages, **weights, "frequencies": frequencies, "qkv_bias": qkv_bias})
     run = torch.ops.ardiff.norm_rope_write_ if torch.compiler.is_compiling() else _run
     q: torch.Tensor = run(
         qkv, k_pages, v_pages, slots, positions, heads, kv_heads, norm, *affine, eps, frequencies, qkv_bias
@@ -65,6 +70,7 @@ def norm_rope_write_(
     return q
 
 
+@torch.no_grad()
 def reference_norm_rope_write_(
     qkv: torch.Tensor,
     k_pages: torch.Tensor,
@@ -107,6 +113,19 @@ def reference_norm_rope_write_(
     k_pages[page, :, row] = k[written].to(k_pages.dtype)
     v_pages[page, :, row] = v[written].to(v_pages.dtype)
     return q
+
+
+def _refuse_gradients(inputs: dict[str, torch.Tensor | None]) -> None:
+    lost = [name for name, value in inputs.items() if value is not None and value.requires_grad]
+    if lost:
+        raise TensorError(
+            explain(
+                "norm_rope_write_ records no gradient",
+                got=f"requires_grad on {', '.join(lost)}",
+                expected="none",
+                fix="Use norm_rope in training, or call it under torch.no_grad().",
+            )
+        )
 
 
 def _check_pages(

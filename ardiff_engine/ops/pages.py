@@ -17,6 +17,7 @@ import torch
 
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.checks import optional, tensor, writable
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import check_frequencies, rotate
 
@@ -32,6 +33,8 @@ def copy_pages_(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor,
         PageTableError: a page outside the pool, or overlapping copies (read on the CPU only). Nothing is
             written then.
     """
+    k_pages, v_pages = writable("k_pages", k_pages), writable("v_pages", v_pages)
+    src, dst = tensor("src", src), tensor("dst", dst)
     _check_pool("k_pages", k_pages, k_pages)
     _check_pool("v_pages", v_pages, k_pages)
     _check_ids("src", src, k_pages, src)
@@ -61,6 +64,8 @@ def rotate_pages_(
         PageTableError: a page outside the pool or named twice (read on the CPU only). Nothing is written
             then.
     """
+    k_pages, pages, deltas = writable("k_pages", k_pages), tensor("pages", pages), tensor("deltas", deltas)
+    frequencies, source = tensor("frequencies", frequencies), optional("source", source)
     _check_pool("k_pages", k_pages, k_pages)
     _check_ids("pages", pages, k_pages, pages)
     _check_ids("deltas", deltas, k_pages, pages)

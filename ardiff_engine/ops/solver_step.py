@@ -16,7 +16,7 @@ import torch
 
 from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.ops.backend import choose
-from ardiff_engine.ops.checks import device, floating, same, tensor
+from ardiff_engine.ops.checks import device, floating, optional, same, tensor
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 from ardiff_engine.ops.philox_normal import philox_normal
@@ -57,6 +57,9 @@ def solver_step(
             device queue).
     """
     x, outs = tensor("x", x), tensor("outs", outs)
+    weights, coefficients = tensor("weights", weights), tensor("coefficients", coefficients)
+    history1, history2 = optional("history1", history1), optional("history2", history2)
+    keys, noise = optional("keys", keys), optional("noise", noise)
     floating("x", x)
     same("outs", outs, "x", x)
     if outs.dim() != x.dim() + 1 or x.dim() == 0 or outs.shape[1:] != x.shape:
@@ -103,7 +106,8 @@ def solver_step(
     if keys is not None:
         keys = check_keys(keys, rows, x.device)
     run = torch.ops.ardiff.solver_step if torch.compiler.is_compiling() else _run
-    return SolverResult(*run(x, outs, weights, coefficients, history1, history2, keys, noise, clamp))
+    with torch.no_grad():
+        return SolverResult(*run(x, outs, weights, coefficients, history1, history2, keys, noise, clamp))
 
 
 def reference_solver_step(

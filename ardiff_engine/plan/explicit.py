@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ardiff_engine.errors import PlanError, explain
 from ardiff_engine.plan.plan import Plan
-from ardiff_engine.plan.sizes import check_sizes, check_tick
+from ardiff_engine.plan.sizes import check_frame, check_sizes, check_tick, whole
 from ardiff_engine.plan.tick import Kind, Tick
 
 
@@ -25,6 +25,8 @@ class ExplicitPlan(Plan):
     _updated_in: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("num_frames", "num_steps", "prefix"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         check_sizes(self.num_frames, self.num_steps, self.prefix)
         updated_in: list[list[int]] = [[] for _ in range(self.num_frames)]
         for n, tick in enumerate(self.all_ticks):
@@ -51,10 +53,13 @@ class ExplicitPlan(Plan):
         return max((self._live(n) for n in range(self.num_ticks)), default=0)
 
     def tick(self, n: int) -> Tick:
-        check_tick(n, self.num_ticks)
+        n = check_tick(n, self.num_ticks)
         return self.all_ticks[n]
 
     def level(self, frame: int, n: int) -> int:
+        return self._level(check_frame(frame, self.num_frames), whole("tick", n))
+
+    def _level(self, frame: int, n: int) -> int:
         if frame < self.prefix:
             return self.num_steps
         return min(bisect_left(self._updated_in[frame], n), self.num_steps)
@@ -64,7 +69,7 @@ class ExplicitPlan(Plan):
         return next(started, self.prefix - 1)
 
     def oldest_unfinished(self, n: int) -> int:
-        unfinished = (f for f in range(self.prefix, self.num_frames) if self.level(f, n) < self.num_steps)
+        unfinished = (f for f in range(self.prefix, self.num_frames) if self._level(f, n) < self.num_steps)
         return next(unfinished, self.num_frames)
 
     def _has_started(self, frame: int, n: int) -> bool:
@@ -72,7 +77,7 @@ class ExplicitPlan(Plan):
 
     def _live(self, n: int) -> int:
         frames = range(self.prefix, self.num_frames)
-        return sum(self._has_started(f, n) and self.level(f, n) < self.num_steps for f in frames)
+        return sum(self._has_started(f, n) and self._level(f, n) < self.num_steps for f in frames)
 
 
 def explicit(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ardiff_engine.errors import PlanError, explain
 from ardiff_engine.plan.plan import Plan
-from ardiff_engine.plan.sizes import check_sizes, check_tick, check_window_size
+from ardiff_engine.plan.sizes import check_frame, check_sizes, check_tick, check_window_size, whole
 from ardiff_engine.plan.tick import Kind, Tick
 
 
@@ -30,6 +30,9 @@ class LagPlan(Plan):
     ordered: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("num_frames", "num_steps", "lag", "prefix"):
+            if name != "num_frames" or self.num_frames is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name)))
         check_sizes(self.num_frames, self.num_steps, self.prefix)
         if not 0 <= self.lag <= self.num_steps:
             raise PlanError(
@@ -66,18 +69,21 @@ class LagPlan(Plan):
         return f"lag {self.lag}"
 
     def tick(self, n: int) -> Tick:
-        check_tick(n, self.num_ticks)
+        n = check_tick(n, self.num_ticks)
         first, last = self.oldest_unfinished(n), self.newest(n)
         committed = self._committed(n)
         updated = range(first, last + 1)
         return Tick(
             index=n,
             frames=(*committed, *updated),
-            levels=(*(self.num_steps,) * len(committed), *(self.level(frame, n) for frame in updated)),
+            levels=(*(self.num_steps,) * len(committed), *(self._level(frame, n) for frame in updated)),
             kinds=(*(Kind.COMMIT,) * len(committed), *(Kind.UPDATE,) * len(updated)),
         )
 
     def level(self, frame: int, n: int) -> int:
+        return self._level(check_frame(frame, self.num_frames), whole("tick", n))
+
+    def _level(self, frame: int, n: int) -> int:
         if frame < self.prefix:
             return self.num_steps
         return min(max(n - (frame - self.prefix) * self.lag, 0), self.num_steps)
@@ -106,18 +112,29 @@ class LagPlan(Plan):
             return self.num_frames
         return min(self.prefix + (n - self.num_steps) // self.lag + 1, self.num_frames)
 
-    def check_window(self, window: int) -> None:
-        """A frame leaves W·s ticks after its first update, so W·s >= S, unless all generated frames fit."""
-        check_window_size(window)
-        generated, steps = self._generated, self.num_steps
-        if window * self.lag >= steps or (generated is not None and generated <= window):
+    def check_window(self, window: int, *, keep_given: bool = True) -> None:
+        """`Plan.check_window` in closed form.
+
+        min(⌈S / lag⌉, G) frames (`max_live`) are in flight when the first of the G generated frames takes its
+        last step; with given frames, the window needs room for one of them besides.
+        """
+        window = check_window_size(window)
+        beside = int(keep_given and self.prefix > 0)
+        if window >= self.max_live + beside:
             return
+        lost = "frames would leave it unfinished"
+        if window == self.max_live:
+            lost = "all given frames would leave it before the first new one is finished"
+        room, advice = window - beside, f"a window of {self.max_live + beside} or more"
+        if room > 0:
+            advice = f"a lag of {-(-self.num_steps // room)} or more, or {advice}"
         raise PlanError(
             explain(
-                "window too short: frames would leave it unfinished",
-                got=f"a window of {window} frames with lag {self.lag} and {steps} steps",
-                expected=f"window * lag >= {steps} for videos longer than the window",
-                fix=f"Use a lag of {-(-steps // window)} or more, or a window of {self.max_live} or more.",
+                f"window too short: {lost}",
+                got=f"a window of {window} frames with lag {self.lag}, {self.num_steps} steps and "
+                f"{self.prefix} given frames",
+                expected=f"room for {self.max_live} frames in flight" + " and a given one" * beside,
+                fix=f"Use {advice}.",
             )
         )
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ardiff_engine.errors import PlanError, explain
+from ardiff_engine.errors import MediaError, PlanError, explain
+from ardiff_engine.media.staging import staged
 from ardiff_engine.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -46,9 +48,12 @@ def draw(
 ) -> None:
     """Write the picture of a plan, or of its first `num_ticks` ticks, as a PNG.
 
-    With a solver the colours are its timesteps, without one the steps still to do.
+    With a solver the colours are its timesteps, without one the steps still to do. The file appears whole or
+    not at all; missing folders are made.
     PlanError: an endless plan without `num_ticks`, no ticks to draw, a solver with other steps.
+    MediaError: a name that does not end in .png, a disk that refuses.
     """
+    target = check_picture(path)
     if plan.shape(num_ticks)[0] == 0:
         raise PlanError(
             explain("nothing to draw", got="0 ticks", expected="1 or more", fix="Draw a plan that has ticks.")
@@ -68,7 +73,23 @@ def draw(
     _axes(pen, left, above, grid.size, updates.shape)
     shows_pause = bool((colours == PAUSED).all(axis=2).any())
     _legend(pen, left + grid.width + 32, above, top, solver is not None, shows_pause)
-    page.save(path, format="PNG")
+    with staged(target) as temporary:
+        page.save(temporary, format="PNG")
+
+
+def check_picture(path: str | PathLike[str]) -> Path:
+    """Refuses, before anything is computed, a name that is not that of a .png file."""
+    target = Path(path)
+    if target.suffix.lower() != ".png" or target.is_dir():
+        raise MediaError(
+            explain(
+                "picture of a plan",
+                got=repr(str(path)),
+                expected="the name of a file that ends in .png",
+                fix="Change the name.",
+            )
+        )
+    return target
 
 
 def ramp(noise: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:

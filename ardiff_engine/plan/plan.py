@@ -135,16 +135,25 @@ class Plan(ABC):
         """First frame of a sliding window at tick n: max(0, newest(n) + 1 − window), the official rule."""
         return max(0, self.newest(n) + 1 - window)
 
-    def check_window(self, window: int) -> None:
-        """Raise PlanError if a window of that many frames would ever drop a frame that is not finished."""
-        check_window_size(window)
+    def check_window(self, window: int, *, keep_given: bool = True) -> None:
+        """Raise PlanError if a window of that many frames would drop what is still needed.
+
+        That is a frame that is not finished; and, where frames are given, the last given frame before the
+        first generated one is finished: the video would then not continue the given one.
+
+        keep_given: False leaves out the given frames, for a memory that shows them otherwise: by sinks, or by
+            a window that moves with each frame instead of with the newest.
+        """
+        window = check_window_size(window)
         needed = 1
         for n in range(self.shape(None)[0]):
-            needed = max(needed, self.newest(n) + 1 - self.oldest_unfinished(n))
+            oldest = self.oldest_unfinished(n)
+            first = keep_given and 0 < self.prefix == oldest
+            needed = max(needed, self.newest(n) + 1 - oldest + first)
         if window < needed:
             raise PlanError(
                 explain(
-                    "window too short: frames would leave it unfinished",
+                    "window too short: frames would leave it unfinished, or all given frames too early",
                     got=f"a window of {window} frames",
                     expected=f"at least {needed}",
                     fix=f"Use a window of {needed} or more.",

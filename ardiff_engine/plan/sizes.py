@@ -3,11 +3,24 @@
 
 from __future__ import annotations
 
+from operator import index
+
 from ardiff_engine.errors import PlanError, explain
 
 
-def check_tick(n: int, num_ticks: int | None) -> None:
-    """Raise PlanError unless n is a tick of the plan."""
+def whole(name: str, value: object) -> int:
+    """`value` as an int, also from NumPy; PlanError for anything that is not an integer."""
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise PlanError(
+            explain(f"bad {name}", got=repr(value), expected="an integer", fix="Round or convert it.")
+        ) from error
+
+
+def check_tick(n: int, num_ticks: int | None) -> int:
+    """n as an int; PlanError unless it is a tick of the plan."""
+    n = whole("tick", n)
     if n < 0 or (num_ticks is not None and n >= num_ticks):
         raise PlanError(
             explain(
@@ -17,6 +30,22 @@ def check_tick(n: int, num_ticks: int | None) -> None:
                 fix="Ticks count from 0.",
             )
         )
+    return n
+
+
+def check_frame(frame: int, num_frames: int | None) -> int:
+    """frame as an int; PlanError unless it is a frame of the video."""
+    frame = whole("frame", frame)
+    if frame < 0 or (num_frames is not None and frame >= num_frames):
+        raise PlanError(
+            explain(
+                "no such frame",
+                got=frame,
+                expected="0 or more" if num_frames is None else f"0..{num_frames - 1}",
+                fix="Frames count from 0, the given ones included.",
+            )
+        )
+    return frame
 
 
 def check_sizes(num_frames: int | None, num_steps: int, prefix: int) -> None:
@@ -51,9 +80,11 @@ def check_sizes(num_frames: int | None, num_steps: int, prefix: int) -> None:
         )
 
 
-def check_window_size(window: int) -> None:
-    """Raise PlanError for a window without frames."""
+def check_window_size(window: int) -> int:
+    """The window as an int; PlanError for one without frames."""
+    window = whole("window", window)
     if window < 1:
         raise PlanError(
             explain("bad window", got=window, expected="1 frame or more", fix="AR-Diffusion uses 16.")
         )
+    return window

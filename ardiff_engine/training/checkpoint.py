@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -60,12 +61,12 @@ def save_checkpoint(
             shutil.rmtree(final)
         os.rename(temporary, final)
         _flush(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             explain(
                 f"writing checkpoint {final}",
-                got=error.strerror or repr(error),
+                got=getattr(error, "strerror", None) or str(error),
                 expected="a folder with free space and write permission",
                 fix="Free some space; earlier checkpoints are unchanged and --resume continues from them.",
             )
@@ -81,13 +82,27 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read in full; None when there is none."""
-    for path in reversed(checkpoints(folder)):
+    """The newest checkpoint that can be read in full; None when there is none.
+
+    Raises CheckpointError when there are checkpoints and all of them are damaged.
+    """
+    found = checkpoints(folder)
+    problems = []
+    for path in reversed(found):
         try:
             return load_checkpoint(path)
-        except CheckpointError:
-            continue
-    return None
+        except CheckpointError as error:
+            problems.append(str(error))
+    if not found:
+        return None
+    raise CheckpointError(
+        explain(
+            f"checkpoints in {folder}",
+            got=f"{len(found)}, all damaged; the newest: {problems[0]}",
+            expected="one that is complete",
+            fix=f"Restore one from a backup, or remove {folder} to start anew.",
+        )
+    )
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -107,7 +122,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 )
             tensors[name.removesuffix(".safetensors")] = load_file(path / name)
         return Checkpoint(step=description["step"], tensors=tensors, state=description["state"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PatchGAN discriminator of stage 1 (Isola et al. 2017; keys and sizes of ardiffusion.md, section 3.3)."""
+"""PatchGAN discriminator of stage 1 (Isola et al. 2017), with the keys and sizes of the official one
+(iva-mzsun/AR-Diffusion @ 7a37b94)."""
 
 from __future__ import annotations
 

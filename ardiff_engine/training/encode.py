@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +15,20 @@ import torch
 from tqdm import tqdm
 
 from ardiff_engine.data.clips import to_images
+from ardiff_engine.data.encoded_clips import encoder_fingerprint
+from ardiff_engine.data.folders import make_folder
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.data.video_folder import find_videos, resize_and_crop
-from ardiff_engine.errors import MediaError, explain
+from ardiff_engine.errors import ConfigError, MediaError, explain
+from ardiff_engine.models import TiTok
 from ardiff_engine.training.config import EncodeConfig
+from ardiff_engine.training.device import usable_device
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.weights import load_titok
+from ardiff_engine.weights.atomic import write_atomic
+
+CLASS_SUFFIX = re.compile(r"_classid(\d+)$")
+SETTINGS_FILE = "encoding.json"
 
 logger = logging.getLogger(__name__)
 
@@ -27,27 +38,37 @@ def encode(config: EncodeConfig) -> Path:
     """Writes the posterior mean of every window of every video; files that exist are skipped, so it can be
     interrupted.
 
-    Window w of video v becomes `<v>_<w>_<name>_.npy`, float32 [num_frames, c, 1, K]. Videos that cannot be
-    read are reported by name and skipped. Raises MediaError when no file could be written.
+    Window w of video v becomes `<v>_<w>_<name>_.npy`, float32 [num_frames, c, 1, K]; a video name that ends
+    in `_classid<n>` keeps that ending. Videos that cannot be read are reported by name and skipped.
+    `encoding.json` beside them says what they were made from.
+
+    Raises:
+        MediaError: no file could be written.
+        ConfigError: the folder holds latents of other settings, videos or another autoencoder.
     """
     from ardiff_engine.media import read_video
 
-    vae = load_titok(config.vae).to(config.device).eval()
+    device = usable_device(config.device)
     root, output = Path(config.videos), Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    videos = find_videos(root)
+    vae = load_titok(config.vae).to(device).eval()
+    _claim(make_folder(output), _settings(config, videos, vae))
     written = 0
-    for number, path in enumerate(tqdm(find_videos(root), desc="encoding videos", unit="video")):
+    for number, path in enumerate(tqdm(videos, desc="encoding videos", unit="video")):
         try:
             video = np.asarray(read_video(path))
         except MediaError as error:
             logger.warning("skipped: %s", error)
             continue
-        name = "-".join(path.relative_to(root).with_suffix("").parts).replace("_", "-")
+        name = "-".join(path.relative_to(root).with_suffix("").parts)
+        found = CLASS_SUFFIX.search(name)
+        class_id = None if found is None else int(found.group(1))
+        name = CLASS_SUFFIX.sub("", name).replace("_", "-")
         for window, start in enumerate(range(0, len(video) - config.num_frames + 1, config.stride)):
-            target = output / latent_file_name(number, name, item=window)
+            target = output / latent_file_name(number, name, class_id=class_id, item=window)
             if not target.exists():
                 clip = to_images(video[start : start + config.num_frames])
-                clip = resize_and_crop(clip, vae.config.image_size).to(config.device)
+                clip = resize_and_crop(clip, vae.config.image_size).to(device)
                 write_latents(target, vae.encode(clip[None])[0])
             written += 1
     if not written:
@@ -60,6 +81,47 @@ def encode(config: EncodeConfig) -> Path:
             )
         )
     return output
+
+
+def _settings(config: EncodeConfig, videos: Sequence[Path], vae: TiTok) -> dict[str, int]:
+    """What the latents depend on, as numbers that can be compared."""
+    root = Path(config.videos)
+    listing = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in videos]
+    return {
+        "num_frames": config.num_frames,
+        "stride": config.stride,
+        "vae": encoder_fingerprint(vae),
+        "videos": zlib.crc32(json.dumps(listing).encode()),
+    }
+
+
+def _claim(output: Path, settings: dict[str, int]) -> None:
+    """Notes the settings in the folder, or refuses one that was written with others."""
+    path = output / SETTINGS_FILE
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = None
+        different = [name for name, value in settings.items() if not _holds(before, name, value)]
+    else:
+        different = ["no note of their settings"] if any(output.glob("*.npy")) else []
+    if different:
+        raise ConfigError(
+            explain(
+                "output",
+                got=f"{output}, whose latents were made from something else ({', '.join(different)})",
+                expected="an empty folder, or one with latents of the same videos, settings and autoencoder",
+                fix="Choose another folder, or empty this one.",
+            )
+        )
+    if not path.exists():
+        data = (json.dumps(settings, indent=1) + "\n").encode()
+        write_atomic(path, lambda file: file.write(data))
+
+
+def _holds(values: object, name: str, value: int) -> bool:
+    return isinstance(values, dict) and values.get(name) == value
 
 
 def run_encode(config_path: str | Path, overrides: Sequence[str] = ()) -> Path:

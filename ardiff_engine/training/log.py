@@ -7,16 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ardiff_engine.data.folders import make_folder, unwritable
+from ardiff_engine.errors import CheckpointError, explain
 from ardiff_engine.weights.atomic import write_atomic
 
 
 class TrainingLog:
-    """Lines with at least "step". A resumed run first drops what lies after its checkpoint."""
+    """Lines with at least "step". A resumed run first drops what lies after its checkpoint.
+
+    Raises CheckpointError if the disk refuses.
+    """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
         self.path = path
         self.entries: list[dict[str, Any]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if resume_step is not None and path.exists():
             self.entries = [entry for entry in read_log(path) if entry["step"] <= resume_step]
         text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
@@ -27,14 +32,29 @@ class TrainingLog:
             key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()
         }
         self.entries.append(entry)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; a line cut off by a crash is left out."""
+    """All complete lines; a line cut off by a crash is left out. Raises CheckpointError for a file that
+    cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CheckpointError(
+            explain(
+                f"training log {path}",
+                got=error.strerror or repr(error),
+                expected="a readable file",
+                fix="Correct its permissions, or remove it.",
+            )
+        ) from error
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:

@@ -17,7 +17,12 @@ from torch import nn
 from tqdm import tqdm
 
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
-from ardiff_engine.training.checkpoint import newest_checkpoint, remove_unfinished, save_checkpoint
+from ardiff_engine.training.checkpoint import (
+    checkpoints,
+    newest_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
 from ardiff_engine.training.config import RunConfig
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.log import TrainingLog
@@ -120,18 +125,18 @@ class TrainingLoop:
 
     def _start(self, resume: bool) -> None:
         folder = self.folder / CHECKPOINT_FOLDER
-        found = newest_checkpoint(folder)
         if not resume:
-            if found is not None:
+            if existing := checkpoints(folder):
                 raise ConfigError(
                     explain(
                         "run.output",
-                        got=f"{self.folder}, which holds a run at step {found.step}",
+                        got=f"{self.folder}, which holds a run with {existing[-1].name}",
                         expected="an empty folder, or a resumed run",
                         fix="Pass --resume, or choose or empty the folder.",
                     )
                 )
             return
+        found = newest_checkpoint(folder)
         if found is None:
             return
         if rank() == 0:

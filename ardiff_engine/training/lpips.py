@@ -5,7 +5,7 @@ only.
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lc(x)/|f_l(x)| - f_lc(y)/|f_l(y)|)²
 
 Images in [0, 1] are mapped to [-1, 1] first, as the scaling layer expects, and nothing is dropped out (the
-two slips of the official trainer, ardiffusion.md section 8, number 20).
+two slips of the official trainer, iva-mzsun/AR-Diffusion @ 7a37b94).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ class Optimizer:
     """AdamW over the parameters of `module` that require a gradient; weight decay on those with two or more
     dimensions.
 
-    All trained parameters, conditions included, are in the optimizer, are zeroed, and are clipped together
-    (ardiffusion.md, section 8, number 2).
+    All trained parameters, conditions included, are in the optimizer, are zeroed, and are clipped together;
+    the official trainer (iva-mzsun/AR-Diffusion @ 7a37b94) clips conditions that it never trains.
     """
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, steps: int) -> None:

@@ -17,10 +17,11 @@ from ardiff_engine.data.latent_files import LatentFiles
 from ardiff_engine.data.sources import clip_source
 from ardiff_engine.diffusion.noise import PURPOSE_TRAIN, noise_keys
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
-from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.errors import ConfigError, DataError, explain
 from ardiff_engine.models import ARDiffusionTransformer, TiTok
 from ardiff_engine.ops import add_noise
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
+from ardiff_engine.training.device import usable_device
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop
 from ardiff_engine.training.optimizer import Optimizer
@@ -46,6 +47,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         run = config.run
+        usable_device(run.device)
         join(run.device)
         if run.threads:
             torch.set_num_threads(run.threads)
@@ -142,8 +144,18 @@ class Trainer:
         """Context of each clip; with probability `null_probability` that of "no condition"."""
         probability = self.config.loss.null_probability
         null = torch.tensor([uniform(seed, PURPOSE_NULL, sample, 1)[0] < probability for sample in samples])
-        if self.config.model.num_classes is None or classes is None:
+        if self.config.model.num_classes is None:
             context = self.model.context(None, len(samples))
+        elif classes is None:
+            raise DataError(
+                explain(
+                    "model.num_classes",
+                    got=f"{self.config.model.num_classes}, and data without classes",
+                    expected="a class for every clip",
+                    fix="Name latent files ..._classid<n>_.npy (`ardiff encode` does so for videos named "
+                    "..._classid<n>), or leave model.num_classes out.",
+                )
+            )
         else:
             context = self.model.context(classes.to(self.config.run.device))
         return torch.where(
@@ -153,7 +165,18 @@ class Trainer:
     def _source(self) -> LatentSource:
         config, data = self.config, self.config.data
         if data.source == "latents":
-            return LatentFiles(data.path, data.num_frames, data.held_out, seed=config.run.seed)
+            files = LatentFiles(data.path, data.num_frames, data.held_out, seed=config.run.seed)
+            wanted = (config.model.tokens_per_frame, config.model.channels)
+            if files.cell != wanted:
+                raise DataError(
+                    explain(
+                        f"latents in {data.path}",
+                        got=f"{files.cell[0]} tokens x {files.cell[1]} channels per frame",
+                        expected=f"{wanted[0]} x {wanted[1]}, as the model has",
+                        fix="Change model.tokens_per_frame and model.channels.",
+                    )
+                )
+            return files
         vae = _required(self.vae)
         if not data.clips:
             return EncodedClips(clip_source(data, vae.config.image_size, config.run.seed), vae)

@@ -14,6 +14,7 @@ from ardiff_engine.data.sources import clip_source
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models import TiTok
 from ardiff_engine.training.config import VaeTrainConfig
+from ardiff_engine.training.device import usable_device
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop
@@ -48,6 +49,7 @@ class VaeTrainer:
 
     def __init__(self, config: VaeTrainConfig) -> None:
         run = config.run
+        usable_device(run.device)
         join(run.device)
         if run.threads:
             torch.set_num_threads(run.threads)

@@ -60,6 +60,15 @@ def convert(
                 "file to write", got="the file to convert", expected="another one", fix="Choose another name."
             )
         )
+    if not target.parent.is_dir():
+        raise CheckpointError(
+            explain(
+                "file to write",
+                got=f"{target}, in a folder that does not exist",
+                expected="a name in an existing folder",
+                fix=f"Make {target.parent} first.",
+            )
+        )
     with staged(target) as (temporary,):
         report = _run_worker(source.resolve(), temporary.resolve(), timeout_seconds)
         SafetensorsFile(temporary)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import resource
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 WRAPPERS = ("state_dict", "model")
+NAMED_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def flatten(values: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -54,6 +56,14 @@ def convert(source: str, target: str) -> dict[str, object]:
     return {"tensors": len(tensors), "skipped": skipped}
 
 
+def refusal(message: str) -> str:
+    """What torch's restricted unpickler found, without its advice to open the file all the same."""
+    named = NAMED_OBJECT.search(message)
+    if named is None:
+        return "something that is neither a tensor nor a plain container, or a damaged file"
+    return f"a file that asks for the Python object {named.group(1)}"
+
+
 def main() -> None:
     source, target, memory = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -61,7 +71,7 @@ def main() -> None:
     try:
         report = convert(source, target)
     except pickle.UnpicklingError as error:
-        report = {"error": str(error).splitlines()[0], "unsafe": True}
+        report = {"error": refusal(str(error)), "unsafe": True}
     except Exception as error:
         report = {"error": f"{type(error).__name__}: {error}", "unsafe": False}
     print(json.dumps(report))

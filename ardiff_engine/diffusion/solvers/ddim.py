@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 
@@ -38,17 +39,18 @@ class DDIM:
     coefficients: torch.Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
+        if not isinstance(self.eta, Real) or not 0 <= self.eta <= 1:
             raise ConfigError(
                 explain(
                     "bad eta",
-                    got=self.eta,
+                    got=repr(self.eta),
                     expected="0 <= eta <= 1",
                     fix="0 is deterministic DDIM, 1 ancestral sampling.",
                 )
             )
         check_clamp(self.clamp)
         steps = spaced_steps(self.schedule, self.num_inference_steps)
+        object.__setattr__(self, "num_inference_steps", len(steps.timesteps))
         object.__setattr__(self, "timesteps", fed_timesteps(steps))
         table = coefficient_table(steps, self.prediction, *_update_weights(steps, self.eta))
         object.__setattr__(self, "coefficients", table)

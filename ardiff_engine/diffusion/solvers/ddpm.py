@@ -40,6 +40,7 @@ class DDPM:
     def __post_init__(self) -> None:
         check_clamp(self.clamp)
         steps = spaced_steps(self.schedule, self.num_inference_steps)
+        object.__setattr__(self, "num_inference_steps", len(steps.timesteps))
         object.__setattr__(self, "timesteps", fed_timesteps(steps))
         object.__setattr__(
             self, "coefficients", coefficient_table(steps, self.prediction, *_update_weights(steps))

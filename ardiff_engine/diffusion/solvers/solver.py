@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
+from operator import index
 from typing import Protocol
 
 import torch
@@ -71,19 +73,25 @@ def spaced_steps(schedule: NoiseSchedule, num_steps: int) -> SpacedSteps:
     For S that divides T these are the DDIM timesteps of AR-Diffusion and latent diffusion: 981, 961, … 1 for
     S = 50. The last step reaches timestep t_0 − 1: for S < T the level ᾱ_0 (a finished frame keeps that trace
     of noise, as in the official sampler), for S = T no noise at all, ᾱ = 1.
+
+    Few steps start far from pure noise, although frames start from it: this is the official formula, which
+    counts from the clean end. The first timestep fed is ⌊(S − 1)·T/S⌋ + 1: for T = 1000 it is 981 for S = 50,
+    751 for S = 4, 501 for S = 2, and 1 for S = 1, where the network is told that its input is all but clean.
+    Use 20 steps or more unless the network was trained for fewer.
     """
     total = schedule.num_timesteps
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= total:
+    steps = None if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") else index(num_steps)
+    if steps is None or not 1 <= steps <= total:
         raise ConfigError(
             explain(
                 "bad number of inference steps",
-                got=num_steps,
+                got=repr(num_steps),
                 expected=f"a whole number in 1..{total}",
                 fix="It cannot exceed the training timesteps of the schedule.",
             )
         )
-    shift = 1 if num_steps < total else 0
-    ascending = torch.tensor([i * total // num_steps + shift for i in range(num_steps)])
+    shift = 1 if steps < total else 0
+    ascending = torch.tensor([i * total // steps + shift for i in range(steps)])
     alphas = schedule.alphas_cumprod[ascending]
     last = schedule.alphas_cumprod[:1] if shift else torch.ones(1, dtype=torch.float64)
     return SpacedSteps(ascending.flip(0), alphas.flip(0), torch.cat([last, alphas[:-1]]).flip(0))
@@ -105,11 +113,11 @@ def fed_timesteps(steps: SpacedSteps) -> torch.Tensor:
 
 def check_clamp(clamp: float | None) -> None:
     """Raise ConfigError unless clamp is None or a positive finite number."""
-    if clamp is not None and not (math.isfinite(clamp) and clamp > 0):
+    if clamp is not None and not (isinstance(clamp, Real) and math.isfinite(clamp) and clamp > 0):
         raise ConfigError(
             explain(
                 "bad clamp",
-                got=clamp,
+                got=repr(clamp),
                 expected="None or a number > 0",
                 fix="AR-Diffusion does not clamp: use None.",
             )

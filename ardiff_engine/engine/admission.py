@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a video can be served, and with how many pages: known before anything is taken (design 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ardiff_engine.diffusion.guidance import Guidance
+from ardiff_engine.engine.request import Request
+from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.memory import MemoryPolicy, choose_page_rows
+from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.plan import Plan
+from ardiff_engine.plan import lag as lag_plan
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """plan: of the stream. weights: guidance weight of each branch. pages: the most it can ever hold."""
+
+    plan: Plan
+    weights: tuple[float, ...]
+    pages: int
+
+
+def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, num_steps: int) -> Admission:
+    """Check the request against the model and the memory policy; a typed error if it cannot be served."""
+    check_memory(memory)
+    request.check(spec)
+    plan = lag_plan(request.num_frames, num_steps, request.lag, prefix=request.prefix_frames)
+    memory.check(plan, spec)
+    weights = Guidance(request.guidance_scale).weights()
+    rows = choose_page_rows(spec.tokens_per_frame)
+    context, frame = -(-spec.context_tokens // rows), -(-spec.tokens_per_frame // rows)
+    return Admission(plan, weights, len(weights) * (context + memory.max_frames(plan) * frame))
+
+
+def check_memory(memory: object) -> None:
+    if not isinstance(memory, MemoryPolicy):
+        raise ConfigError(
+            explain(
+                "memory",
+                got=repr(memory),
+                expected="memory.Full(), memory.Window(...) or memory.RecomputedWindow(...)",
+                fix="Give the window's size to one of them.",
+            )
+        )
