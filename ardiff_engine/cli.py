@@ -204,7 +204,10 @@ def _add_training(
             f"ardiff {name} config.toml --resume",
         ]
     parser = _command(commands, name, summary, run, examples)
-    parser.add_argument("config", help="settings as TOML; docs/training.md explains them, ardiff_engine/training/config.py lists them")
+    parser.add_argument(
+        "config",
+        help="settings as TOML; docs/training.md explains them, ardiff_engine/training/config.py lists them",
+    )
     parser.add_argument(
         "--set",
         dest="overrides",

@@ -129,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", default="moving-digits", help="bundled model or folder (default: %(default)s)"
     )
-    parser.add_argument(
-        "--frames", type=int, default=64, help="length of both videos (default: %(default)s)"
-    )
+    parser.add_argument("--frames", type=int, default=64, help="length of both videos (default: %(default)s)")
     parser.add_argument(
         "--steps", type=int, default=50, help="denoising steps per frame (default: %(default)s)"
     )

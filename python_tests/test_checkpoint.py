@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from ardiff_engine.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
+from ardiff_engine.training.log import TrainingLog, read_log
 
 
 def _save(folder: Path, step: int, keep: int = 3) -> Path:
@@ -89,3 +93,60 @@ def test_half_written_folders_are_ignored_and_removed(tmp_path: Path) -> None:
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "missing") is None
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (_save(tmp_path, step) / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="2, all damaged.*step-00000002.*start anew"):
+        newest_checkpoint(tmp_path)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from ardiff_engine.errors import CheckpointError
+from ardiff_engine.training.checkpoint import save_checkpoint
+from ardiff_engine.training.log import TrainingLog
+folder = Path(sys.argv[1])
+save_checkpoint(folder / "checkpoints", 1, {"model": {"w": torch.zeros(4)}}, {}, 3)
+log = TrainingLog(folder / "log.jsonl", None)
+log.add(1, loss=1.0)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+for act in (
+    lambda: save_checkpoint(folder / "checkpoints", 2, {"model": {"w": torch.zeros(9000)}}, {}, 3),
+    lambda: log.add(2, text="x" * 9000),
+):
+    try:
+        act()
+    except CheckpointError as error:
+        print("typed:", error)
+"""
+
+
+def test_a_full_disk_is_a_typed_error_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("typed: writing") == 2, result.stdout + result.stderr
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    found = newest_checkpoint(tmp_path / "checkpoints")
+    assert found is not None and found.step == 1
+    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl")] == [1]
+
+
+def test_a_log_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="file"):
+        TrainingLog(tmp_path / "file" / "log.jsonl", None)
+    log = TrainingLog(tmp_path / "log.jsonl", None)
+    log.path = tmp_path
+    with pytest.raises(CheckpointError, match="writing"):
+        log.add(1, loss=1.0)

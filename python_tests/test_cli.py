@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from ardiff_engine import Pipeline, cli, export_video, read_video
+from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.errors import CheckpointError
+from ardiff_engine.plan import lag
 
 COMMANDS = ("generate", "stream", "train-vae", "encode", "train", "convert", "bench", "info")
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +71,8 @@ def test_generate_writes_the_video_that_the_pipeline_makes(tiny_model: Path, tmp
         num_frames=6, num_inference_steps=4, lag=1, seed=3, class_id=1, guidance_scale=2.0, progress=False
     )
     np.testing.assert_array_equal(read_video(target), expected.frames[0].numpy())
-    assert picture.stat().st_size > 0
+    lag(6, 4, 1).plot(tmp_path / "same.png", solver=DDIM(pipe.schedule, 4))
+    assert picture.read_bytes() == (tmp_path / "same.png").read_bytes()
 
 
 def test_generate_continues_a_video(tiny_model: Path, tmp_path: Path) -> None:
@@ -159,6 +162,12 @@ def test_ctrl_c_during_a_finite_job_is_exit_code_130(
         (["stream", "--model", "TINY", "--out", "x", "--steps", "2000", "--lag", "2000"], "1000"),
         (["stream", "--model", "TINY", "--out", "x", "--lag", "1"], "window"),
         (["stream", "--model", "TINY", "--out", "x.gif"], "cannot grow"),
+        (["generate", "--model", "TINY", "--out", "x.webp", "--device", "foo"], "device: got 'foo'"),
+        (["stream", "--model", "TINY", "--out", "x", "--device", "cuda:99"], "device: got 'cuda:99'"),
+        (["generate", "--model", "no-such-model", "--out", "x.webp", "--scale", "0"], "scale"),
+        (["stream", "--model", "no-such-model", "--out", "x", "--scale", "0"], "scale"),
+        (["generate", "--model", "no-such-model", "--out", f"{__file__}/x.webp"], "not a folder"),
+        (["generate", "--model", "no-such-model", "--out", "x.webp", "--plan-picture", "p.jpg"], ".png"),
         (["convert", "none.pt", "out.safetensors"], "none.pt"),
         (["train", "none.toml"], "none.toml"),
         (["bench", "--folder", "none"], "source checkout"),
@@ -192,7 +201,9 @@ def test_convert_writes_safetensors(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "1 tensors" in capsys.readouterr().out
 
 
-def test_training_commands_hand_their_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_commands_hand_their_options_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ardiff_engine import training
 
     calls: list[tuple[object, ...]] = []
@@ -200,6 +211,7 @@ def test_training_commands_hand_their_options_on(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(training, name, lambda *arguments, name=name: calls.append((name, *arguments)))
     assert run("train-vae", "a.toml") == 0
     assert run("encode", "b.toml", "--set", "num_frames=8") == 0
+    assert "latents: " in capsys.readouterr().out
     assert run("train", "c.toml", "--set", "run.steps=5", "--set", "optimizer.lr=1e-3", "--resume") == 0
     assert calls == [
         ("run_train_vae", "a.toml", [], False),

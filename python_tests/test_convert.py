@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from collections import OrderedDict
@@ -57,8 +58,9 @@ def save_pickle(content: object, path: Path) -> None:
 def test_code_is_refused_and_not_run(tmp_path: Path, save: object) -> None:
     marker = tmp_path / "ran"
     save({"w": torch.ones(1), "bad": Payload(marker)}, tmp_path / "x.pt")  # type: ignore[operator]
-    with pytest.raises(UnsafeCheckpointError, match="was not opened"):
+    with pytest.raises(UnsafeCheckpointError, match="was not opened") as refused:
         convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+    assert "weights_only" not in str(refused.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pt"]
 
 
@@ -107,6 +109,19 @@ def test_paths(tmp_path: Path) -> None:
     (tmp_path / "same.safetensors").write_bytes((tmp_path / "x.pt").read_bytes())
     with pytest.raises(CheckpointError, match="the file to convert"):
         convert(tmp_path / "same.safetensors", tmp_path / "same.safetensors")
+
+
+def test_the_refused_object_is_named(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1), "options": argparse.Namespace(lr=1)}, tmp_path / "x.pt")
+    with pytest.raises(UnsafeCheckpointError, match="Python object argparse.Namespace") as refused:
+        convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+    assert "safe_globals" not in str(refused.value)
+
+
+def test_a_missing_target_folder_is_named(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="folder that does not exist.*Make .*none"):
+        convert(tmp_path / "x.pt", tmp_path / "none" / "x.safetensors")
 
 
 def test_timeout(tmp_path: Path) -> None:

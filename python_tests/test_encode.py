@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ import torch
 
 from ardiff_engine.data.clips import to_images
 from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips
-from ardiff_engine.data.latent_files import read_latents
+from ardiff_engine.data.latent_files import LatentFiles, read_latents
 from ardiff_engine.data.sources import clip_source
 from ardiff_engine.data.video_folder import resize_and_crop
-from ardiff_engine.errors import MediaError
+from ardiff_engine.errors import CheckpointError, ConfigError, MediaError
 from ardiff_engine.media import export_video
 from ardiff_engine.models import TiTok, TiTokConfig
 from ardiff_engine.training.config import DataConfig, EncodeConfig
-from ardiff_engine.training.encode import encode, run_encode
+from ardiff_engine.training.encode import SETTINGS_FILE, encode, run_encode
 from ardiff_engine.training.read_config import build
 from ardiff_engine.weights import save_model
 
@@ -49,8 +50,12 @@ def vae() -> TiTok:
 
 def _videos(folder: Path) -> np.ndarray:
     folder.mkdir()
+    return _video(folder / "a_b.gif")
+
+
+def _video(path: Path) -> np.ndarray:
     video = np.random.default_rng(0).integers(0, 255, (11, 8, 8, 3), dtype=np.uint8)
-    export_video(video, folder / "a_b.gif", fps=5)
+    export_video(video, path, fps=5)
     return video
 
 
@@ -63,7 +68,7 @@ def test_windows_names_and_values(tmp_path: Path, vae: TiTok) -> None:
         str(tmp_path / "vae"), str(tmp_path / "videos"), str(tmp_path / "latents"), num_frames=4, stride=3
     )
     folder = encode(config)
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.glob("*.npy"))
     assert names == ["0000_00_a-b_.npy", "0000_01_a-b_.npy", "0000_02_a-b_.npy"]
     clip = resize_and_crop(to_images(np.asarray(read_video(tmp_path / "videos" / "a_b.gif"))[3:7]), 8)
     with torch.no_grad():
@@ -79,12 +84,44 @@ def test_existing_files_are_kept(tmp_path: Path, vae: TiTok) -> None:
     folders = "".join(f'{name} = "{tmp_path}/{folder}"\n' for name, folder in FOLDERS.items())
     toml.write_text(folders + "num_frames = 4\n")
     folder = run_encode(toml)
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.npy")
     path.write_bytes(b"mine")
     run_encode(toml)
     assert path.read_bytes() == b"mine"
-    run_encode(toml, ["stride=7"])
-    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_of_other_latents_is_refused(tmp_path: Path, vae: TiTok) -> None:
+    _videos(tmp_path / "videos")
+    save_model(vae, tmp_path / "vae")
+    config = EncodeConfig(*(str(tmp_path / name) for name in ("vae", "videos", "latents")), num_frames=4)
+    folder = encode(config)
+    with pytest.raises(ConfigError, match="stride"):
+        encode(replace(config, stride=7))
+    torch.manual_seed(1)
+    other = TiTok(vae.config)
+    save_model(other, tmp_path / "other")
+    with pytest.raises(ConfigError, match="vae"):
+        encode(replace(config, vae=str(tmp_path / "other")))
+    _video(tmp_path / "videos" / "a.gif")
+    with pytest.raises(ConfigError, match="videos"):
+        encode(config)
+    (tmp_path / "videos" / "a.gif").unlink()
+    assert encode(config) == folder
+    (folder / SETTINGS_FILE).unlink()
+    with pytest.raises(ConfigError, match="no note"):
+        encode(config)
+
+
+def test_classes_of_video_names_are_kept(tmp_path: Path, vae: TiTok) -> None:
+    (tmp_path / "videos" / "sub_one").mkdir(parents=True)
+    _video(tmp_path / "videos" / "sub_one" / "v_x_classid7.gif")
+    save_model(vae, tmp_path / "vae")
+    folder = encode(
+        EncodeConfig(*(str(tmp_path / name) for name in ("vae", "videos", "latents")), num_frames=4)
+    )
+    assert [path.name for path in folder.glob("*.npy")] == ["0000_00_sub-one-v-x_classid7_.npy"]
+    _, classes = LatentFiles(folder, 4, held_out=1).latents(range(3))
+    assert classes is not None and classes.tolist() == [7, 7, 7]
 
 
 def test_nothing_long_enough(tmp_path: Path, vae: TiTok) -> None:
@@ -122,3 +159,19 @@ def test_cached_clips_are_windows_of_encoded_clips_and_kept(tmp_path: Path, vae:
     assert (tmp_path / "cache.safetensors").stat().st_mtime_ns != before
     held_out, _ = cache.held_out().latents(range(2))
     assert held_out.shape == (2, 4, 4, 4)
+
+
+@pytest.mark.parametrize("damage", ["cut", "junk", "folder"])
+def test_a_damaged_cache_is_written_anew(tmp_path: Path, vae: TiTok, damage: str) -> None:
+    data = build(DataConfig, {"num_frames": 4, "digits": {"canvas": 8, "digit_size": 4}}, "data.")
+    clips, path = EncodedClips(clip_source(data, 8), vae), tmp_path / "cache.safetensors"
+    if damage == "folder":
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(CheckpointError, match="file"):
+            CachedClips(clips, 2, 4, seed=0, path=tmp_path / "file" / "cache.safetensors")
+        return
+    first = CachedClips(clips, 2, 4, seed=0, path=path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] if damage == "cut" else b"junk")
+    assert torch.equal(CachedClips(clips, 2, 4, seed=0, path=path).tokens, first.tokens)
+    assert path.read_bytes() == whole

@@ -4,17 +4,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save
 
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.engine import Request
 from ardiff_engine.errors import ConfigError, TensorError
-from ardiff_engine.evaluation.digit_classifier import DigitClassifier, load_or_train, train_classifier
+from ardiff_engine.evaluation import __main__ as command
+from ardiff_engine.evaluation import continuations, digit_classifier
+from ardiff_engine.evaluation.continuations import continue_clips
+from ardiff_engine.evaluation.digit_classifier import (
+    DigitClassifier,
+    keep,
+    load_or_train,
+    train_classifier,
+)
 from ardiff_engine.evaluation.motion import centroids, position_errors
 from ardiff_engine.evaluation.report import evaluate, read
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, TiTok, TiTokConfig
@@ -38,10 +49,24 @@ def test_classifier_reads_held_out_digits(classifier: DigitClassifier, tmp_path:
 
 
 def _save(classifier: DigitClassifier, folder: Path) -> Path:
-    from safetensors.torch import save_file
-
-    save_file(classifier.network.state_dict(), folder / "classifier.safetensors")
+    keep(classifier, DIGITS, folder / "classifier.safetensors")
     return folder / "classifier.safetensors"
+
+
+@pytest.mark.parametrize("damage", ["cut", "other digits", "no settings"])
+def test_a_classifier_that_does_not_fit_is_trained_again(
+    classifier: DigitClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(digit_classifier, "STEPS", 2)
+    path = tmp_path / "classifier.safetensors"
+    keep(classifier, replace(DIGITS, digit_size=8) if damage == "other digits" else DIGITS, path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "no settings":
+        path.write_bytes(save(classifier.network.state_dict()))
+    trained = load_or_train(DIGITS, path, progress=False)
+    assert trained.held_out_accuracy < 0.6
+    assert load_or_train(DIGITS, path, progress=False).held_out_accuracy == trained.held_out_accuracy
 
 
 class Stub(DigitClassifier):
@@ -147,6 +172,56 @@ def test_report_has_baselines_and_every_lag(
     ) == (6, 3)
     report.save(tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["rows"][4]["name"] == "lag 4"
-    assert (tmp_path / "evaluation.md").read_text().count("\n| ") == 6
+    assert (tmp_path / "evaluation.md").read_text().count("\n| ") == 12
+    errors = "".join(f" {value:.2f} |" for value in slow.position_error)
+    assert f"\n| lag 4 |{errors}  |" in report.markdown()
     with pytest.raises(ConfigError, match="given"):
         evaluate(pipeline, classifier, DIGITS, given=4)
+    with pytest.raises(ConfigError, match="continuations"):
+        evaluate(pipeline, classifier, DIGITS, given=2, continuations=0)
+
+
+def test_continued_together_is_continued_alone(pipeline: Pipeline) -> None:
+    starts = replace(DIGITS, split="held_out").batch(np.arange(3), num_frames=2)[0]
+    options = {"num_frames": 5, "steps": 4, "lag": 2, "seed": 3}
+    together = continue_clips(pipeline, starts, [None] * 3, **options)  # type: ignore[arg-type]
+    assert together.shape == (3, 3, 16, 16, 3)
+    alone = pipeline(
+        video=starts[0], num_frames=5, num_inference_steps=4, lag=2, seed=3, progress=False
+    ).frames[0]
+    np.testing.assert_array_equal(together[0], alone[2:].numpy())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_continuations_are_guided_like_the_rest(
+    pipeline: Pipeline, classifier: DigitClassifier, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    requests: list[Request] = []
+
+    def recorded(**options: object) -> Request:
+        requests.append(Request(**options))  # type: ignore[arg-type]
+        return requests[-1]
+
+    monkeypatch.setattr(continuations, "Request", recorded)
+    sizes = {"clips": 2, "continuations": 2, "frames": 4, "given": 2, "predicted": 2, "steps": 2}
+    evaluate(pipeline, classifier, DIGITS, lags=[1], guidance_scale=guidance, progress=False, **sizes)  # type: ignore[arg-type]
+    labels = replace(DIGITS, split="held_out").batch(np.arange(2), num_frames=2)[2][:, 0].tolist()
+    assert [request.guidance_scale for request in requests] == [guidance] * 2
+    assert [request.condition for request in requests] == ([None] * 2 if guidance == 1 else labels)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"), [("--model", "none", "none"), ("--device", "foo", "foo")]
+)
+def test_mistakes_on_the_command_line(
+    option: str,
+    value: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.main([option, value]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

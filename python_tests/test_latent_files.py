@@ -79,3 +79,28 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 4, 1, 8), dtype=np.float32))
     with pytest.raises(DataError, match="3 frames"):
         LatentFiles(tmp_path, 4, held_out=1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
+    array = np.zeros((6, 4, 1, 8), dtype=np.float32)
+    array[2, 1, 0, 3] = bad
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(DataError, match="a.npy.*NaN or infinity"):
+        read_latents(tmp_path / "a.npy")
+
+
+def test_files_of_another_size_are_named(tmp_path: Path) -> None:
+    _folder(tmp_path, 2)
+    np.save(tmp_path / "9999_00_other_.npy", np.ones((6, 4, 1, 5), dtype=np.float32))
+    source = LatentFiles(tmp_path, 4, held_out=0)
+    assert source.cell == (8, 4)
+    with pytest.raises(DataError, match="9999_00_other_.npy.*5 tokens x 4"):
+        source.latents(range(20))
+
+
+def test_names_with_and_without_classes_do_not_mix(tmp_path: Path) -> None:
+    _folder(tmp_path, 2, classes=True)
+    write_latents(tmp_path / latent_file_name(7, "vnull"), torch.ones(6, 4, 1, 8))
+    with pytest.raises(DataError, match="0007_00_vnull_.npy.*classid"):
+        LatentFiles(tmp_path, 4, held_out=1)

@@ -12,7 +12,7 @@ from PIL import Image
 from ardiff_engine import plan
 from ardiff_engine.diffusion import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.errors import PlanError
+from ardiff_engine.errors import MediaError, PlanError
 from ardiff_engine.plan import Kind, Tick, picture
 
 
@@ -96,3 +96,27 @@ def test_the_ramp_grows_lighter_and_its_colours_stay_apart_from_the_others() -> 
         assert np.linalg.norm(shades - np.array(one), axis=1).min() > 60
         for other in others[i + 1 :]:
             assert np.linalg.norm(np.subtract(one, other)) > 15
+
+
+def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = plan.lag(2, 4, 2)
+    ours.plot(tmp_path / "new" / "plan.png")
+    before = (tmp_path / "new" / "plan.png").read_bytes()
+
+    def full(self: Image.Image, path: Path, format: str) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(MediaError, match="No space left"):
+        ours.plot(tmp_path / "new" / "plan.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.png"]
+    assert (tmp_path / "new" / "plan.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["plan.jpg", "plan", "file/plan.png"])
+def test_names_that_make_no_picture(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(MediaError):
+        plan.lag(2, 4, 2).plot(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
-from ardiff_engine.errors import CheckpointError, ConfigError, NumericalError
+from ardiff_engine.errors import CheckpointError, ConfigError, DataError, NumericalError
 from ardiff_engine.training.checkpoint import checkpoints
 from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.log import read_log
@@ -216,6 +216,37 @@ def test_a_used_folder_is_not_overwritten_and_settings_may_not_change(tmp_path: 
         train(read_config(TrainConfig, config, ["optimizer.lr=0.5"]), resume=True)
     folder = train(read_config(TrainConfig, config, ["run.steps=6"]), resume=True)
     assert checkpoints(folder / "checkpoints")[-1].name == "step-00000006"
+
+
+def test_damaged_checkpoints_stop_a_resumed_run_and_a_new_one(tmp_path: Path) -> None:
+    config = load(write_config(tmp_path, steps=2))
+    folder = train(config)
+    for path in checkpoints(folder / "checkpoints"):
+        (path / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="start anew"):
+        train(config, resume=True)
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config)
+
+
+def test_a_model_with_classes_needs_data_with_classes(tmp_path: Path) -> None:
+    config = load(write_config(tmp_path, steps=2))
+    for path in (tmp_path / "latents").iterdir():
+        path.rename(path.with_name(path.name.replace("_classid", "-")))
+    with pytest.raises(DataError, match="classid"):
+        train(config)
+
+
+def test_latents_that_do_not_fit_the_model(tmp_path: Path) -> None:
+    config = write_config(tmp_path, steps=2)
+    with pytest.raises(DataError, match="4 tokens x 4 channels.*8 x 4"):
+        Trainer(read_config(TrainConfig, config, ["model.tokens_per_frame=8"]))
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: got '{device}'"):
+        Trainer(read_config(TrainConfig, write_config(tmp_path), [f"run.device={device}"]))
 
 
 def test_resume_without_checkpoint_starts(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 
 import torch
 
 from ardiff_engine.diffusion.prediction import eps_weights, target_weights, x0_weights
+from ardiff_engine.diffusion.real import is_real
 from ardiff_engine.errors import ConfigError, TensorError, explain
 
 MAX_COSINE_BETA = 0.999
@@ -65,7 +65,7 @@ class NoiseSchedule:
         Nichol & Dhariwal 2021, section 3.2.
         """
         num_timesteps = _check_num_timesteps(num_timesteps)
-        if not (isinstance(offset, Real) and math.isfinite(offset) and offset > 0):
+        if not (is_real(offset) and math.isfinite(offset) and offset > 0):
             raise ConfigError(
                 explain(
                     "cosine schedule: bad offset",
@@ -253,7 +253,7 @@ def _check_same(x: torch.Tensor, other: torch.Tensor, name: str) -> None:
 
 def _check_num_timesteps(num_timesteps: float) -> int:
     """T as an int, also from a whole float (a config file may hold 1000.0)."""
-    good = isinstance(num_timesteps, Real) and math.isfinite(num_timesteps) and num_timesteps >= 1
+    good = is_real(num_timesteps) and math.isfinite(num_timesteps) and num_timesteps >= 1
     if not good or num_timesteps != int(num_timesteps):
         raise ConfigError(
             explain(
@@ -268,7 +268,7 @@ def _check_num_timesteps(num_timesteps: float) -> int:
 
 def _check_betas(beta_start: float, beta_end: float, num_timesteps: float) -> int:
     """The number of timesteps as an int."""
-    numbers = isinstance(beta_start, Real) and isinstance(beta_end, Real)
+    numbers = is_real(beta_start) and is_real(beta_end)
     if not numbers or not 0 < beta_start <= beta_end < 1:
         raise ConfigError(
             explain(

@@ -14,27 +14,59 @@ from ardiff_engine.errors import ArdiffError
 from ardiff_engine.evaluation.digit_classifier import load_or_train
 from ardiff_engine.evaluation.report import evaluate
 from ardiff_engine.pipeline import ASSETS, Pipeline
+from ardiff_engine.training.device import usable_device
 from ardiff_engine.training.read_config import build
+
+EXIT_MISTAKE = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ardiff_engine.evaluation", description=__doc__)
     parser.add_argument("--model", default="moving-digits", help="bundled model or pipeline folder")
-    parser.add_argument("--output", type=Path, default=Path("outputs/evaluation"))
-    parser.add_argument("--classifier", type=Path, default=Path("outputs/evaluation/classifier.safetensors"))
-    parser.add_argument("--lags", type=int, nargs="+", default=[0, 5, 10, 50])
-    parser.add_argument("--clips", type=int, default=10, help="generated videos per lag")
-    parser.add_argument("--continuations", type=int, default=10, help="continued held-out clips per lag")
-    parser.add_argument("--frames", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/evaluation"),
+        help="folder for evaluation.json and evaluation.md (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--classifier",
+        type=Path,
+        default=Path("outputs/evaluation/classifier.safetensors"),
+        help="where the digit classifier is kept; trained when missing (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lags", type=int, nargs="+", default=[0, 5, 10, 50], help="lags to evaluate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=10, help="generated videos per lag (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--continuations",
+        type=int,
+        default=10,
+        help="continued held-out clips per lag (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--frames", type=int, default=64, help="length of the generated videos (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=50, help="denoising steps per frame (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="guidance scale of videos and continuations; 1 switches it off (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="key of all noise (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
+        device = usable_device(options.device)
         digits = trained_digits(options.model)
         report = evaluate(
-            Pipeline.from_pretrained(options.model, device=options.device),
+            Pipeline.from_pretrained(options.model, device=device),
             load_or_train(digits, options.classifier),
             digits,
             lags=options.lags,
@@ -45,10 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
             guidance_scale=options.guidance,
             seed=options.seed,
         )
+        report.save(options.output)
     except ArdiffError as error:
-        print(error, file=sys.stderr)
-        return 1
-    report.save(options.output)
+        print(f"evaluation: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
     print(report.markdown())
     return 0
 

@@ -4,17 +4,20 @@ split."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ardiff_engine.data.folders import make_folder
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.weights.atomic import write_atomic
 
@@ -24,6 +27,7 @@ LEARNING_RATE = 2e-3
 MAX_BLUR = 0.5
 NOISE = 0.05
 HELD_OUT_FRAMES = 2048
+SETTINGS = "settings"
 
 
 class DigitNetwork(nn.Module):
@@ -90,17 +94,42 @@ def accuracy(network: DigitNetwork, digits: MovingDigits) -> float:
 
 
 def load_or_train(digits: MovingDigits, path: Path | None, *, progress: bool = True) -> DigitClassifier:
-    """The classifier kept in `path`, or a new one, which is then kept there."""
-    if path is not None and path.exists():
-        network = DigitNetwork(digits.canvas)
-        network.load_state_dict(load_file(path))
-        return DigitClassifier(network.eval(), accuracy(network, digits))
-    classifier = train_classifier(digits, progress=progress)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = save(classifier.network.state_dict())
-        write_atomic(path, lambda file: file.write(data))
+    """The classifier kept in `path` if it is whole and of the same digits, or a new one, which is then kept
+    there."""
+    if path is None:
+        return train_classifier(digits, steps=STEPS, progress=progress)
+    network = _kept(path, digits)
+    if network is not None:
+        return DigitClassifier(network, accuracy(network, digits))
+    make_folder(path.parent)
+    classifier = train_classifier(digits, steps=STEPS, progress=progress)
+    keep(classifier, digits, path)
     return classifier
+
+
+def keep(classifier: DigitClassifier, digits: MovingDigits, path: Path) -> None:
+    """Writes the classifier with the settings of its digits. Raises CheckpointError if the disk refuses."""
+    data = save(classifier.network.state_dict(), {SETTINGS: _settings(digits)})
+    write_atomic(path, lambda file: file.write(data))
+
+
+def _kept(path: Path, digits: MovingDigits) -> DigitNetwork | None:
+    if not path.exists():
+        return None
+    network = DigitNetwork(digits.canvas)
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(SETTINGS) != _settings(digits):
+                return None
+            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError):
+        return None
+    return network.eval()
+
+
+def _settings(digits: MovingDigits) -> str:
+    training = {"steps": STEPS, "batch": BATCH, "lr": LEARNING_RATE, "blur": MAX_BLUR, "noise": NOISE}
+    return json.dumps(asdict(replace(digits, split="train")) | training, sort_keys=True)
 
 
 def _frames(digits: MovingDigits, indices: range) -> tuple[Tensor, Tensor]:

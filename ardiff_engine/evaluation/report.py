@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ardiff_engine.data.clips import to_images
+from ardiff_engine.data.folders import make_folder
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.evaluation.continuations import continue_clips
 from ardiff_engine.evaluation.digit_classifier import DigitClassifier
 from ardiff_engine.evaluation.motion import position_errors
 from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.weights.atomic import write_atomic
 
 CONFIDENT = 0.8
+FIRST = 8
 COLUMNS = (
     "",
     "frames",
@@ -75,7 +78,7 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """evaluation.json and evaluation.md."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         text = json.dumps(asdict(self), indent=2) + "\n"
         write_atomic(folder / "evaluation.json", lambda file: file.write(text.encode()))
         table = self.markdown()
@@ -98,12 +101,22 @@ class Report:
                 f"{reading.constant:.1%}",
                 f"{reading.readable:.1%}",
                 "" if reading.as_asked is None else f"{reading.as_asked:.0%}",
-                f"{np.mean(error[:8]):.2f}",
+                f"{np.mean(error[:FIRST]):.2f}",
                 f"{error[-1]:.2f}",
                 f"{row.seconds:.1f}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, "", *self._errors_by_frame()]) + "\n"
+
+    def _errors_by_frame(self) -> list[str]:
+        """The position error of predicted frames 1 .. 8; empty where a row predicts fewer."""
+        heads = ("position error (px) in predicted frame", *map(str, range(1, FIRST + 1)))
+        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for row in self.rows:
+            errors = [f"{value:.2f}" for value in row.position_error[:FIRST]]
+            errors += [""] * (FIRST - len(errors))
+            lines.append("| " + " | ".join([row.name, *errors]) + " |")
+        return lines
 
 
 def evaluate(
@@ -130,7 +143,8 @@ def evaluate(
             for its videos to be longer than the model's window (lag · window < steps) is evaluated on one
             window.
         continuations: held-out clips per lag; `given` real frames go in, `predicted` are compared with the
-            truth.
+            truth. They are not told the class, except with guidance, which needs one.
+        guidance_scale: of generated videos and of continuations.
     """
     window = pipeline.transformer.spec.num_frames
     if not 0 < given < window:
@@ -142,6 +156,9 @@ def evaluate(
                 fix="Give at least one frame less than the window.",
             )
         )
+    for name, value in (("clips", clips), ("continuations", continuations), ("predicted", predicted)):
+        if value < 1:
+            raise ConfigError(explain(name, got=value, expected=">= 1", fix="Ask for at least one."))
     real = replace(digits, split="held_out").batch(
         np.arange(max(clips, continuations)), num_frames=max(frames, given + predicted)
     )
@@ -158,7 +175,8 @@ def evaluate(
         started = time.perf_counter()
         endless = lag * window >= steps
         length = frames if endless else min(frames, window)
-        classes = [index % 10 for index in range(clips)] if pipeline.transformer.config.num_classes else None
+        conditional = pipeline.transformer.config.num_classes is not None
+        classes = [index % 10 for index in range(clips)] if conditional else None
         made = pipeline(
             num_frames=length,
             num_videos=clips,
@@ -170,21 +188,17 @@ def evaluate(
             progress=progress,
         ).frames.numpy()
         total = given + predicted if endless else min(given + predicted, window)
-        starts = tqdm(videos[:continuations, :given], desc="continuations", disable=not progress, leave=False)
-        continued = np.stack(
-            [
-                pipeline(
-                    video=start,
-                    num_frames=total,
-                    num_inference_steps=steps,
-                    lag=lag,
-                    seed=seed,
-                    progress=False,
-                )
-                .frames[0]
-                .numpy()
-                for start in starts
-            ]
+        told = conditional and guidance_scale != 1
+        continued = continue_clips(
+            pipeline,
+            videos[:continuations, :given],
+            labels[:continuations].tolist() if told else [None] * continuations,
+            num_frames=total,
+            steps=steps,
+            lag=lag,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            progress=progress,
         )
         rows.append(
             _row(
@@ -192,7 +206,7 @@ def evaluate(
                 made,
                 None if classes is None else np.array(classes),
                 classifier,
-                continued[:, given:],
+                continued,
                 videos[:continuations, given:total],
                 time.perf_counter() - started,
             )

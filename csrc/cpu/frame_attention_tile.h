@@ -5,9 +5,10 @@
 // columns, stored transposed as [depth][M] in scratch. The other side is *streamed* row by row, straight from
 // where it lies (a page of K or V, or rows of q), each element broadcast:
 //
-//   dot         out[n][M]  = sum_j rows[n][j] * tile[j][M]          N rows at a time, N * V accumulators in
-//   registers accumulate  acc[j][M] = alpha * acc[j][M] + sum_n w[n][M] * rows[n][j]     N columns j at a
-//   time
+//   dot         out[n][M] = sum_j rows[n][j] * tile[j][M]
+//               N rows at a time, N * V accumulators in registers
+//   accumulate  acc[j][M] = alpha * acc[j][M] + sum_n w[n][M] * rows[n][j]
+//               N columns j at a time
 //
 // So no page is ever packed or transposed, every head dim costs exactly its own FMAs (72 needs no padding to
 // 80), and softmax works down the lanes without horizontal reductions. Each output element is one chain of

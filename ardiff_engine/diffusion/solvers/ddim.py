@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from numbers import Real
 
 import torch
 
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.diffusion.real import is_real
 from ardiff_engine.diffusion.solvers.solver import (
     SpacedSteps,
     check_clamp,
@@ -39,7 +39,7 @@ class DDIM:
     coefficients: torch.Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.eta, Real) or not 0 <= self.eta <= 1:
+        if not is_real(self.eta) or not 0 <= self.eta <= 1:
             raise ConfigError(
                 explain(
                     "bad eta",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from operator import index
 from typing import Protocol
 
@@ -22,6 +21,7 @@ import torch
 
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.prediction import x0_weights
+from ardiff_engine.diffusion.real import is_real
 from ardiff_engine.errors import ConfigError, explain
 
 
@@ -113,7 +113,7 @@ def fed_timesteps(steps: SpacedSteps) -> torch.Tensor:
 
 def check_clamp(clamp: float | None) -> None:
     """Raise ConfigError unless clamp is None or a positive finite number."""
-    if clamp is not None and not (isinstance(clamp, Real) and math.isfinite(clamp) and clamp > 0):
+    if clamp is not None and not (is_real(clamp) and math.isfinite(clamp) and clamp > 0):
         raise ConfigError(
             explain(
                 "bad clamp",
