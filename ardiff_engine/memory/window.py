@@ -29,7 +29,8 @@ class Window:
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         require_rope("memory.Window", spec)
         require_cacheable("memory.Window", spec)
-        plan.check_window(self.size)
+        # Each frame has a window of its own, so frames in flight together cannot push the given ones out.
+        plan.check_window(self.size, keep_given=self.size == 1 and not self.sink)
 
     def max_frames(self, plan: Plan) -> int:
         # The oldest frame that a tick feeds may be one that only commits, one before the oldest unfinished
