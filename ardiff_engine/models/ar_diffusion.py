@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import cast
 
 import torch
@@ -20,9 +19,9 @@ from torch import nn
 
 from ardiff_engine import ops
 from ardiff_engine.errors import TensorError, explain
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, Mask, ModelSpec
+from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpec
 from ardiff_engine.models.cell_batch import CellBatch
-from ardiff_engine.ops.frame_table import FrameTable
+from ardiff_engine.models.clip_views import clip_table, history_table
 
 TIMESTEP_FREQUENCIES = 128
 ROPE_BASE = 10000.0
@@ -316,25 +315,50 @@ class ARDiffusionTransformer(nn.Module):
         h = self._blocks(h, modulation, batch.frame_ids, attend)
         return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
 
-    def forward_clip(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward_clip(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        context: torch.Tensor,
+        history: torch.Tensor | None = None,
+        history_t: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Whole clips, differentiable: x [B, F, L, C], t [B, F], context [B, context_tokens, context_dim] ->
         like x.
+
+        Teacher forcing: with history [B, F - 1, L, C] and history_t [B, F - 1], frame f of x sees history
+            frames 0 .. f - 1 in place of x's, and itself. One pass then holds F autoregressive steps, each
+            with its own t, at twice the tokens. Needs `temporal_causal` and a merge mode in which a frame's
+            own t is enough.
         """
         config = self.config
         self._check_clip(x, t, context)
-        clips, frames = t.shape
+        clips, own_frames = t.shape
+        past = 0
+        if history is not None:
+            history, history_t = self._check_history(x, history, history_t)
+            past = history_t.shape[1]
+            x, t = torch.cat([history, x], dim=1), torch.cat([history_t, t], dim=1)
+        frames = past + own_frames
         length, width, head_dim = config.tokens_per_frame, config.width, config.head_dim
+        frame_index = torch.cat([torch.arange(past), torch.arange(own_frames)]).to(x.device)
+        rows = (frame_index[:, None] * length + torch.arange(length, device=x.device)).reshape(-1)
         video = self.x_embedder(x).reshape(clips, frames * length, width)
         if config.positions == "absolute":
-            video = video + self.pos_embed[:, : frames * length]
+            video = video + self.pos_embed[:, rows]
         h = torch.cat([self.c_embedder(context), video], dim=1).reshape(-1, width)
         modulation = self.modulation_table(t.reshape(-1))
         frame_ids = self._clip_rows(clips, frames, x.device)
         sequence = config.context_tokens + frames * length
-        positions = torch.arange(sequence, device=x.device).repeat(clips)
+        own = torch.arange(config.context_tokens, device=x.device)
+        positions = torch.cat([own, config.context_tokens + rows]).repeat(clips)
         context_pages = -(-config.context_tokens // length)
         padding = context_pages * length - config.context_tokens
-        table = clip_table(clips, frames, length, config.context_tokens, config.mask).to(x.device)
+        if past:
+            table = history_table(clips, own_frames, length, config.context_tokens)
+        else:
+            table = clip_table(clips, frames, length, config.context_tokens, config.mask)
+        table = table.to(x.device)
 
         def pages(rows: torch.Tensor) -> torch.Tensor:
             rows = rows.reshape(clips, sequence, config.heads, head_dim)
@@ -360,8 +384,8 @@ class ARDiffusionTransformer(nn.Module):
             return ops.frame_attention(q, pages(k), pages(v), table).reshape(qkv.shape[0], width)
 
         h = self._blocks(h, modulation, frame_ids, attend)
-        video = h.reshape(clips, sequence, width)[:, config.context_tokens :]
-        return self.final_layer(video).reshape(x.shape)
+        video = h.reshape(clips, sequence, width)[:, config.context_tokens + past * length :]
+        return self.final_layer(video).reshape(clips, own_frames, length, config.channels)
 
     def _blocks(
         self, h: torch.Tensor, modulation: torch.Tensor, frame_ids: torch.Tensor, attend: Attend
@@ -421,26 +445,37 @@ class ARDiffusionTransformer(nn.Module):
                 explain("context", got=tuple(context.shape), expected=expected, fix="Use model.context(...).")
             )
 
-
-@lru_cache(maxsize=64)
-def clip_table(clips: int, frames: int, length: int, context_tokens: int, mask: Mask) -> FrameTable:
-    """Views of whole clips whose pages lie one after the other: context pages, then one page per frame.
-
-    One group per clip. `seen` is the mask: a frame of a causal model sees the pages up to its own.
-    """
-    context_pages = -(-context_tokens // length)
-    per_clip = context_pages + frames
-    everything = per_clip
-    if mask == "none":
-        seen = [everything] * (frames + 1)
-    else:
-        own = context_pages if mask == "temporal_causal" else everything
-        seen = [own] + [context_pages + f + 1 for f in range(frames)]
-    last = context_tokens - (context_pages - 1) * length
-    valid = [length] * (context_pages - 1) + [last] + [length] * frames
-    return FrameTable.build(
-        query_tokens=[[context_tokens] + [length] * frames] * clips,
-        pages=[list(range(c * per_clip, (c + 1) * per_clip)) for c in range(clips)],
-        valid=[valid] * clips,
-        seen=[seen] * clips,
-    )
+    def _check_history(
+        self, x: torch.Tensor, history: torch.Tensor, history_t: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both, checked. A mode in which tokens depend on frames that come later has no teacher forcing."""
+        config = self.config
+        if config.mask != "temporal_causal" or config.merge not in ("separate_norm", "share_norm"):
+            raise TensorError(
+                explain(
+                    "history",
+                    got=f"a model with mask {config.mask!r} and merge {config.merge!r}",
+                    expected="mask 'temporal_causal' and merge 'separate_norm' or 'share_norm'",
+                    fix="Train this model without teacher forcing.",
+                )
+            )
+        expected = (x.shape[0], x.shape[1] - 1, *x.shape[2:])
+        if tuple(history.shape) != expected or expected[1] == 0:
+            raise TensorError(
+                explain(
+                    "history",
+                    got=tuple(history.shape),
+                    expected=f"{expected}, of at least one frame",
+                    fix="Give the frames before the last of x.",
+                )
+            )
+        if history_t is None or tuple(history_t.shape) != expected[:2]:
+            raise TensorError(
+                explain(
+                    "history_t",
+                    got=None if history_t is None else tuple(history_t.shape),
+                    expected=expected[:2],
+                    fix="Give one timestep per frame of history.",
+                )
+            )
+        return history, history_t

@@ -248,15 +248,19 @@ class DiffusionLossConfig:
         branch.
     known_probability: share of clips whose first frames (a random number of them) are clean, as in a
         continuation: they get timestep 0 and count in the loss like any other frame.
+    teacher_forcing: share of micro-batches in which every frame, at a timestep of its own, is predicted from
+        the clean frames before it (`forward_clip(history=)`): F autoregressive steps in one pass. The others
+        follow `timesteps`.
     """
 
     prediction: Literal["x0", "eps", "v"] = "x0"
     timesteps: Literal["fopp", "uniform", "iid", "shared"] = "fopp"
     null_probability: float = 0.1
     known_probability: float = 0.0
+    teacher_forcing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("null_probability", "known_probability"):
+        for name in ("null_probability", "known_probability", "teacher_forcing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
                     explain(f"loss.{name}", got=getattr(self, name), expected="0..1", fix="Give a share.")

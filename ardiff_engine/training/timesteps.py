@@ -13,6 +13,7 @@ from ardiff_engine.ops import sample_timesteps
 from ardiff_engine.training.config import DiffusionLossConfig
 
 PURPOSE_KNOWN = 18
+PURPOSE_TEACHER = 20
 KNOWN_TIMESTEPS = 20
 
 
@@ -39,3 +40,23 @@ def training_timesteps(
             rows[row, :known] = level
             rows[row, known:] = rest[0].clamp(min=level)
     return rows
+
+
+def is_teacher_forced(micro_batch: int, loss: DiffusionLossConfig, seed: int) -> bool:
+    """The same on all processes: a pass with history takes twice as long, and the slowest process sets the
+    pace.
+    """
+    return float(uniform(seed, PURPOSE_TEACHER, micro_batch, 1)[0]) < loss.teacher_forcing
+
+
+def teacher_timesteps(
+    samples: Sequence[int], num_frames: int, num_timesteps: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(timesteps [B, F] of the frames to predict, independent and uniform; [B, F - 1] of their history).
+
+    The history of a clip has one timestep below 20, as finished frames have while a video is generated.
+    """
+    rows = sample_timesteps(len(samples), num_frames, num_timesteps, "iid", seed, first_sample=samples[0])
+    limit = min(KNOWN_TIMESTEPS, num_timesteps)
+    levels = [below(uniform(seed, PURPOSE_KNOWN, sample, 3)[2], limit) for sample in samples]
+    return rows, torch.tensor(levels)[:, None].expand(-1, num_frames - 1)

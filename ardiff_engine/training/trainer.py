@@ -27,13 +27,14 @@ from ardiff_engine.training.loop import TrainingLoop
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import average_gradients, join, rank, world_size
 from ardiff_engine.training.read_config import read_config, to_dict
-from ardiff_engine.training.timesteps import training_timesteps
+from ardiff_engine.training.timesteps import is_teacher_forced, teacher_timesteps, training_timesteps
 from ardiff_engine.training.vae_trainer import sample_ids
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
 from ardiff_engine.weights.atomic import staged
 
 CACHE_FILE = "encoded_clips.safetensors"
 PURPOSE_NULL = 19
+PURPOSE_HISTORY = 6
 VALIDATION_SEED = 1
 
 
@@ -82,7 +83,9 @@ class Trainer:
         total = 0.0
         self.model.train()
         for micro in range(run.accumulate):
-            loss = self.loss(self.source, sample_ids(step, micro, run.batch, run.accumulate), run.seed)
+            samples = sample_ids(step, micro, run.batch, run.accumulate)
+            teach = is_teacher_forced(step * run.accumulate + micro, self.config.loss, run.seed)
+            loss = (self.teacher_loss if teach else self.loss)(self.source, samples, run.seed)
             (loss / run.accumulate).backward()
             total += float(loss.detach()) / run.accumulate
         average_gradients(self.optimizer.parameters.values())
@@ -94,23 +97,42 @@ class Trainer:
         config = self.config
         x0, classes = source.latents(samples)
         x0 = x0.to(config.run.device)
+        t = training_timesteps(samples, x0.shape[1], self.schedule.num_timesteps, config.loss, seed)
+        noisy, target = self._noise(x0, t, samples, PURPOSE_TRAIN, seed)
+        output = self.model.forward_clip(noisy, t.to(x0.device), self._context(samples, classes, seed))
+        return (output - target).square().mean()
+
+    def teacher_loss(self, source: LatentSource, samples: Sequence[int], seed: int) -> Tensor:
+        """The same with every frame predicted from clean frames before it (teacher forcing)."""
+        config = self.config
+        x0, classes = source.latents(samples)
+        x0 = x0.to(config.run.device)
+        t, history_t = teacher_timesteps(samples, x0.shape[1], self.schedule.num_timesteps, seed)
+        noisy, target = self._noise(x0, t, samples, PURPOSE_TRAIN, seed)
+        history, _ = self._noise(x0[:, :-1], history_t, samples, PURPOSE_HISTORY, seed)
+        context = self._context(samples, classes, seed)
+        device = x0.device
+        output = self.model.forward_clip(noisy, t.to(device), context, history, history_t.to(device))
+        return (output - target).square().mean()
+
+    def _noise(
+        self, x0: Tensor, t: Tensor, samples: Sequence[int], purpose: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """(noisy frames, what the network is to say), both like x0 [B, F, L, C], at timesteps t [B, F]."""
         clips, frames = x0.shape[:2]
-        t = training_timesteps(samples, frames, self.schedule.num_timesteps, config.loss, seed)
         streams = [sample % 2**32 for sample in samples for _ in range(frames)]
         steps = [sample // 2**32 for sample in samples for _ in range(frames)]
-        keys = noise_keys(seed, streams, list(range(frames)) * clips, PURPOSE_TRAIN, steps).to(x0.device)
+        keys = noise_keys(seed, streams, list(range(frames)) * clips, purpose, steps).to(x0.device)
         level = t.reshape(-1)
         noised = add_noise(
             x0.flatten(0, 1),
             self.schedule.signal(level).float().to(x0.device),
             self.schedule.sigma(level).float().to(x0.device),
             keys=keys,
-            target=config.loss.prediction,
+            target=self.config.loss.prediction,
         )
-        context = self._context(samples, classes, seed)
-        output = self.model.forward_clip(noised.noisy.reshape(x0.shape), t.to(x0.device), context)
-        target = x0.flatten(0, 1) if noised.target is None else noised.target
-        return (output - target.reshape(x0.shape)).square().mean()
+        target = x0 if noised.target is None else noised.target.reshape(x0.shape)
+        return noised.noisy.reshape(x0.shape), target
 
     def validate(self) -> dict[str, float]:
         """The loss on held-out clips, with the same clips, timesteps and noise every time."""
@@ -120,8 +142,14 @@ class Trainer:
         batches = [
             range(index * run.batch, (index + 1) * run.batch) for index in range(run.validation_batches)
         ]
-        losses = [float(self.loss(source, samples, run.seed + VALIDATION_SEED)) for samples in batches]
-        return {"loss": sum(losses) / len(losses)}
+        seed = run.seed + VALIDATION_SEED
+        kinds = {"loss": self.loss}
+        if self.config.loss.teacher_forcing:
+            kinds["teacher_loss"] = self.teacher_loss
+        return {
+            name: sum(float(loss(source, samples, seed)) for samples in batches) / len(batches)
+            for name, loss in kinds.items()
+        }
 
     def export(self, folder: Path) -> None:
         """The pipeline folder: transformer (averaged weights), vae, scheduler.json, training_config.json."""
