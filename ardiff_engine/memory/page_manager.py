@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who owns which page. Pure Python: no tensor in sight, so property tests can run it a million times.
+"""Who holds which page. Pure Python: no tensor in sight, so property tests can run it a million times.
 
 A stream takes a `Lease` when it is admitted: a promise of as many pages as it can ever need. Pages are then
-taken and given back within the lease, so a running stream never meets an empty pool. Invariants, at all
-times: free + held == total; a page belongs to at most one lease; the promises add up to at most total.
+taken and given back within the lease, so a running stream never meets an empty pool. Forked streams hold the
+same pages until one of them writes (`Lease.writable`): a page has one holder or no writer.
+
+Invariants, at all times: free + held == total; a page is free exactly when no lease holds it; a lease holds
+no more than it was promised, shared pages included; the promises add up to at most total.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from ardiff_engine.errors import ConfigError, OutOfPagesError, PageTableError, e
 
 
 class PageManager:
-    """Page ids 0..total-1, free or held."""
+    """Page ids 0..total-1, each with the number of leases that hold it."""
 
-    __slots__ = ("_free", "_promised", "total")
+    __slots__ = ("_free", "_holders", "_promised", "total")
 
     def __init__(self, total: int) -> None:
         if total < 1:
@@ -25,6 +28,7 @@ class PageManager:
             )
         self.total = total
         self._free: deque[int] = deque(range(total))
+        self._holders = [0] * total
         self._promised = 0
 
     @property
@@ -40,6 +44,10 @@ class PageManager:
         """Pages that a new lease can still be given."""
         return self.total - self._promised
 
+    def holders(self, page: int) -> int:
+        """How many leases hold the page."""
+        return self._holders[page]
+
     def lease(self, most: int) -> Lease:
         """Promise `most` pages, or raise OutOfPagesError and change nothing."""
         if most < 0:
@@ -48,18 +56,33 @@ class PageManager:
                     "pages of a lease", got=most, expected=">= 0", fix="Ask for what the stream can need."
                 )
             )
-        if most > self.unpromised:
+        self._promise(most, most)
+        return Lease(self, most)
+
+    def _promise(self, more: int, most: int) -> None:
+        if more > self.unpromised:
             raise OutOfPagesError(
                 explain(
                     "the page pool is full",
                     got=f"a stream that can need {most} pages",
-                    expected=f"at most {self.unpromised} ({self.free} free now, {self.total} in total, "
+                    expected=f"at most {self.unpromised + most - more} ({self.free} free now, {self.total} in total, "
                     "the rest promised to running streams)",
                     fix="Wait for a stream to finish, use a smaller window, or raise max_pages.",
                 )
             )
-        self._promised += most
-        return Lease(self, most)
+        self._promised += more
+
+    def _take(self, count: int) -> list[int]:
+        pages = [self._free.popleft() for _ in range(count)]
+        for page in pages:
+            self._holders[page] = 1
+        return pages
+
+    def _release(self, pages: list[int]) -> None:
+        for page in pages:
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                self._free.append(page)
 
 
 class Lease:
@@ -81,20 +104,60 @@ class Lease:
         return self._manager is None
 
     def take(self, count: int) -> list[int]:
-        """`count` pages that nobody else writes. More than was promised is refused, and nothing is taken."""
+        """`count` pages that nobody else holds. More than was promised is refused, and nothing is taken."""
         manager = self._open()
-        if len(self._held) + count > self.most:
-            raise OutOfPagesError(
-                explain(
-                    "a stream asked for more pages than it was promised",
-                    got=f"{len(self._held)} held + {count}",
-                    expected=f"at most {self.most}",
-                    fix="The memory policy's max_frames is too small for this plan.",
-                )
-            )
-        pages = [manager._free.popleft() for _ in range(count)]
+        self._fits(count)
+        pages = manager._take(count)
         self._held.update(pages)
         return pages
+
+    def share(self, other: Lease, pages: list[int]) -> None:
+        """Hold pages of `other` too. Neither may write them from now on: see `writable`."""
+        manager = self._open()
+        self._fits(len(pages))
+        if other._open() is not manager or not other._held.issuperset(pages) or self._held & set(pages):
+            raise PageTableError(
+                explain(
+                    "pages to share",
+                    got=pages,
+                    expected=f"pages among {sorted(other._held)} that this lease does not hold yet",
+                    fix="Share pages of a lease of the same pool, once.",
+                )
+            )
+        for page in pages:
+            manager._holders[page] += 1
+        self._held.update(pages)
+
+    def writable(self, pages: list[int]) -> list[int]:
+        """The same pages where this lease is the only holder, fresh ones for those that are shared.
+
+        The contents are not copied: a frame that is fed writes all of its rows before anyone reads them.
+            There
+        always is a free page: each holder was promised one.
+        """
+        manager = self._open()
+        own = []
+        for page in pages:
+            if manager._holders[page] > 1:
+                self.give_back([page])
+                page = self.take(1)[0]
+            own.append(page)
+        return own
+
+    def resize(self, most: int) -> None:
+        """Change the promise, or raise OutOfPagesError and change nothing."""
+        manager = self._open()
+        if most < len(self._held):
+            raise OutOfPagesError(
+                explain(
+                    "a promise below what is held",
+                    got=most,
+                    expected=f"at least {len(self._held)}",
+                    fix="Give pages back first.",
+                )
+            )
+        manager._promise(most - self.most, most)
+        self.most = most
 
     def give_back(self, pages: list[int]) -> None:
         """Return pages of this lease. A page that it does not hold is refused, and nothing is returned."""
@@ -109,16 +172,27 @@ class Lease:
                 )
             )
         self._held.difference_update(pages)
-        manager._free.extend(pages)
+        manager._release(pages)
 
     def close(self) -> None:
         """Return every page and the promise. Safe to call twice."""
         if self._manager is None:
             return
-        self._manager._free.extend(sorted(self._held))
+        self._manager._release(sorted(self._held))
         self._manager._promised -= self.most
         self._held.clear()
         self._manager = None
+
+    def _fits(self, count: int) -> None:
+        if len(self._held) + count > self.most:
+            raise OutOfPagesError(
+                explain(
+                    "a stream asked for more pages than it was promised",
+                    got=f"{len(self._held)} held + {count}",
+                    expected=f"at most {self.most}",
+                    fix="The memory policy's max_frames is too small for this plan.",
+                )
+            )
 
     def _open(self) -> PageManager:
         if self._manager is None:

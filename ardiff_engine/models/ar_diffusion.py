@@ -22,6 +22,7 @@ from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpec
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.clip_views import clip_table, history_table
+from ardiff_engine.models.row_linear import RowLinear
 
 TIMESTEP_FREQUENCIES = 128
 ROPE_BASE = 10000.0
@@ -70,8 +71,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, head_dim: int, qk_norm: bool) -> None:
         super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = RowLinear(width, 3 * width)
+        self.proj = RowLinear(width, width)
         self.q_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
         self.k_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
 
@@ -85,8 +86,8 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = RowLinear(width, hidden)
+        self.fc2 = RowLinear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
@@ -144,16 +145,16 @@ class ARDiffusionTransformer(nn.Module):
     def __init__(self, config: ARDiffusionConfig) -> None:
         super().__init__()
         self.config = config
-        self.x_embedder = nn.Linear(config.channels, config.width)
+        self.x_embedder = RowLinear(config.channels, config.width)
         self.t_embedder = TimestepEmbedder(config.width)
-        self.c_embedder = nn.Linear(config.context_dim, config.width)
+        self.c_embedder = RowLinear(config.context_dim, config.width)
         self.context_embedding = nn.Parameter(
             torch.empty(config.context_rows, config.context_tokens, config.context_dim)
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = nn.Sequential(
             nn.LayerNorm(config.width, elementwise_affine=False, eps=LAYER_NORM_EPS),
-            nn.Linear(config.width, config.channels),
+            RowLinear(config.width, config.channels),
         )
         if config.positions == "absolute":
             table = sincos_positions(config.num_frames * config.tokens_per_frame, config.width)
