@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native module, if this installation has one: `native()`, and `why_not()` where it has none."""
+"""The native module, if this installation has one: `native()`, and `why_not()` where it has none.
+
+Its CUDA part is `cuda()`; it loads without a driver, since cudart is linked statically.
+"""
 
 from __future__ import annotations
 
@@ -36,3 +39,15 @@ def native() -> ModuleType | None:
 def why_not() -> str | None:
     """Why `native()` is None; None where it is a module."""
     return _load()[1]
+
+
+def cuda() -> ModuleType | None:
+    """The launchers of the CUDA kernels (`ardiff_engine._C.cuda`), or None where they were not built."""
+    return getattr(native(), "cuda", None)
+
+
+def why_no_cuda() -> str | None:
+    """Why `cuda()` is None; None where it is a module."""
+    if cuda() is not None:
+        return None
+    return why_not() or "the native module was built without CUDA (it needs nvcc at install time)"

@@ -47,6 +47,10 @@ class BackendNotAvailableError(ArdiffError, RuntimeError):
     """A backend was asked for by name and cannot be used here; the message says why."""
 
 
+class KernelError(ArdiffError, RuntimeError):
+    """A GPU kernel could not be launched, or found ids out of range; the message holds what CUDA said."""
+
+
 class StreamClosedError(ArdiffError, RuntimeError):
     """A stream was used after it was cancelled or had failed."""
 
@@ -70,3 +74,12 @@ class DataError(ArdiffError, ValueError):
 def explain(what: str, *, got: object, expected: object, fix: str) -> str:
     """The one form of all messages: what is wrong, what was given, what was expected, how to fix it."""
     return f"{what}: got {got}, expected {expected}. {fix}"
+
+
+def wrapped(error: Exception) -> ArdiffError:
+    """An error of ours as it is; anything else inside one of ours, so that callers need one root only."""
+    if isinstance(error, ArdiffError):
+        return error
+    outer = ArdiffError(f"the stream was stopped by {type(error).__name__}: {error}")
+    outer.__cause__ = error
+    return outer

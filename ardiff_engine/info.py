@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ardiff_engine import ops
-from ardiff_engine._native import native, why_not
+from ardiff_engine._native import cuda, native, why_not
 from ardiff_engine.version import __version__
 
 PACKAGES = (
@@ -107,7 +107,17 @@ def _native() -> dict[str, Any]:
         "compiler": build["compiler"],
         "openmp": build["openmp"],
         "cuda": build["cuda"],
+        **_cuda_versions(),
     }
+
+
+def _cuda_versions() -> dict[str, str]:
+    """Of the driver on this machine and of the toolkit that the CUDA kernels were built with."""
+    module = cuda()
+    if module is None:
+        return {}
+    driver, toolkit = (f"{number // 1000}.{number % 1000 // 10}" for number in module.versions())
+    return {"cuda_toolkit": toolkit, "cuda_driver": driver if driver != "0.0" else "none installed"}
 
 
 def _cuda() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import operator
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,21 @@ from tqdm.auto import tqdm
 
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.engine import Engine, EngineStats, Request, Stream
+from ardiff_engine.engine import Engine, EngineStats, LatentFrame, Request, Stream
 from ardiff_engine.engine.admission import admit
+from ardiff_engine.engine.decode_worker import DecodeWorker
 from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
 from ardiff_engine.errors import CheckpointError, ConfigError, TensorError, explain
 from ardiff_engine.media import read_video
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
-from ardiff_engine.models import ARDiffusionTransformer, TiTok, to_tokens
+from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup, to_tokens
 from ardiff_engine.weights import load_model, save_model
 from ardiff_engine.weights.atomic import write_atomic
 
 ASSETS = Path(__file__).parent / "assets"
 SCHEDULER_FILE = "scheduler.json"
+MOST_UNREAD = 8
+"""Pieces of video that may be decoded, or wait for it, before the engine does."""
 
 Video = torch.Tensor | np.ndarray | str | Path
 
@@ -71,17 +75,12 @@ class Pipeline:
     def __init__(
         self, transformer: ARDiffusionTransformer, vae: TiTok, schedule: NoiseSchedule, prediction: str = "x0"
     ) -> None:
-        cell = (vae.config.num_latent_tokens, vae.config.token_size)
         config = transformer.config
-        if cell != (config.tokens_per_frame, config.channels):
-            raise ConfigError(
-                explain(
-                    "transformer and autoencoder do not fit",
-                    got=f"frames of {config.tokens_per_frame} tokens x {config.channels} channels",
-                    expected=f"{cell[0]} x {cell[1]}, what the autoencoder makes",
-                    fix="Use the autoencoder that the transformer was trained on.",
-                )
-            )
+        check_cells(
+            "transformer and autoencoder do not fit",
+            (config.tokens_per_frame, config.channels),
+            (vae.config.num_latent_tokens, vae.config.token_size),
+        )
         DDIM(schedule, num_inference_steps=1, prediction=prediction)  # refuses an unknown prediction now
         self.transformer = transformer.eval()
         self.vae = vae.eval()
@@ -192,7 +191,7 @@ class Pipeline:
                 if index == 0:
                     bar.update(stream.ticks_done - bar.n)
                 if callback_on_step_end is not None:
-                    callback_on_step_end(StepInfo(index, stream.ticks_done, stream.plan.num_ticks))
+                    callback_on_step_end(StepInfo(index, stream.ticks_done, stream.feeder.plan.num_ticks))
 
             return report
 
@@ -214,15 +213,24 @@ class Pipeline:
         streams = [engine.submit(request) for request in requests]
         decoders = [FrameDecoder(self.vae, prefix) for _ in streams]
         images: list[list[torch.Tensor]] = [[] if given is None else [given] for _ in streams]
-        bar = tqdm(total=streams[0].plan.num_ticks, desc="ticks", disable=not progress)
-        with bar:
+
+        def decode(piece: tuple[int, torch.Tensor]) -> tuple[int, torch.Tensor]:
+            return piece[0], decoders[piece[0]](piece[1])
+
+        bar = tqdm(total=streams[0].feeder.plan.num_ticks, desc="ticks", disable=not progress)
+        with bar, DecodeWorker(decode, MOST_UNREAD, self.device) as worker:
             while engine.step():
-                for stream, decode, pictures in zip(streams, decoders, images, strict=True):
+                for index, stream in enumerate(streams):
                     stream.raise_if_failed()
                     if stream.frames_ready:
-                        pictures.append(decode(torch.stack([frame.latent for frame in stream.take_ready()])))
-        for stream in streams:
-            stream.raise_if_failed()
+                        latent = torch.stack([frame.latent for frame in stream.take_ready()])
+                        worker.submit((index, latent))
+                while worker.ready:
+                    _keep(worker.take(), images)
+            for stream in streams:
+                stream.raise_if_failed()
+            while worker.unread:
+                _keep(worker.take(), images)
         return VideoOutput(
             frames=torch.stack([torch.cat(pictures) for pictures in images]),
             latents=torch.stack([stream.result() for stream in streams]).cpu(),
@@ -246,7 +254,8 @@ class Pipeline:
     ) -> Iterator[VideoFrame]:
         """Frames as they become clean; `num_frames=None` never ends. Given frames are not repeated.
 
-        Arguments are checked now, not at the first frame. Leaving the loop cancels the stream.
+        Arguments are checked now, not at the first frame. Leaving the loop cancels the stream. While a frame
+        is decoded, the ticks of the next ones run; nothing runs while the caller is busy with a frame.
         """
         prefix = None if video is None else self._encode(self._read(video))
         request = Request(
@@ -258,14 +267,33 @@ class Pipeline:
             generator=generator,
             prefix=prefix,
         )
-        stream = self._engine([request], num_inference_steps, eta, memory).submit(request)
-        return self._decoded(stream, prefix)
+        engine = self._engine([request], num_inference_steps, eta, memory)
+        return self._decoded(engine, engine.submit(request), prefix)
 
-    def _decoded(self, stream: Stream, prefix: torch.Tensor | None) -> Iterator[VideoFrame]:
-        decode, started = FrameDecoder(self.vae, prefix), time.perf_counter()
-        for frame in stream:
-            image = decode(frame.latent[None])[0]
-            yield VideoFrame(frame.index, image, frame.latent, time.perf_counter() - started)
+    def _decoded(self, engine: Engine, stream: Stream, prefix: torch.Tensor | None) -> Iterator[VideoFrame]:
+        decoder, started = FrameDecoder(self.vae, prefix), time.perf_counter()
+        latents: deque[LatentFrame] = deque()
+
+        def decode(frame: LatentFrame) -> VideoFrame:
+            # One at a time, also where several are there: a batch would round differently.
+            image = decoder(frame.latent[None])[0]
+            return VideoFrame(frame.index, image, frame.latent, time.perf_counter() - started)
+
+        with DecodeWorker(decode, MOST_UNREAD, self.device) as worker:
+            try:
+                while True:
+                    latents.extend(stream.take_ready())
+                    while latents and worker.unread < MOST_UNREAD:
+                        worker.submit(latents.popleft())
+                    if worker.ready or (worker.unread and (latents or stream.done)):
+                        yield worker.take()
+                    elif stream.done:
+                        stream.raise_if_failed()
+                        return
+                    else:
+                        engine.step()
+            finally:
+                stream.cancel()
 
     # --------------------------------------------------------------------------------------------------
     # private
@@ -274,7 +302,7 @@ class Pipeline:
         """An engine with exactly the pages that these requests can need."""
         spec = self.transformer.spec
         policy = memory if memory is not None else RecomputedWindow(spec.num_frames)
-        pages = sum(admit(request, spec, policy, steps).pages for request in requests)
+        pages = sum(admit(request, spec, policy, steps).need.most for request in requests)
         solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
         return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
 
@@ -338,7 +366,13 @@ class Pipeline:
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         weight = next(self.vae.parameters())
         images = to_images(frames, self.vae.config.image_size).to(weight.device, weight.dtype)
-        return to_tokens(self.vae.encode(images[None]))[0].float()
+        tokens = self.transformer.config.tokens_per_frame
+        return regroup(to_tokens(self.vae.encode(images[None]))[0], tokens).float()
+
+
+def _keep(piece: tuple[int, torch.Tensor], images: list[list[torch.Tensor]]) -> None:
+    index, pictures = piece
+    images[index].append(pictures)
 
 
 def _check_counts(num_frames: object, num_videos: object) -> None:

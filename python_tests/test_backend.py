@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +55,84 @@ def test_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARDIFF_BACKEND", "fastest")
     with pytest.raises(ConfigError, match="fastest"):
         choose("modulate", torch.empty(1))
+
+
+PAGES = {"copy_pages_": "pages", "rotate_pages_": "pages"}
+
+
+class Elsewhere:
+    """What `choose` looks at, as if on a GPU: this machine may have none."""
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.dtype, self.device = dtype, torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A GPU of capability 9.0 and a native module with the CUDA kernels of two ops."""
+    module = SimpleNamespace(modulate_float32=None, copy_pages=None)
+    monkeypatch.setattr(backend, "cuda", lambda: module)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: module.capability)
+    module.capability = (9, 0)
+    monkeypatch.setattr(backend, "_why_no_triton", lambda op: None if op == "add_noise" else "no such kernel")
+    return module
+
+
+def test_a_gpu_takes_cuda_then_triton_then_the_reference(gpu: SimpleNamespace) -> None:
+    assert choose("modulate", Elsewhere(), None).name == "cuda"
+    assert choose("copy_pages_", Elsewhere(torch.float32)).name == "cuda"
+    portable = choose("add_noise", Elsewhere())
+    assert portable.name == "triton" and "no CUDA kernel of add_noise" in portable.reason
+    with pytest.warns(
+        RuntimeWarning, match="solver_step runs on the PyTorch reference: not cuda: .*not triton"
+    ):
+        last = choose("solver_step", Elsewhere())
+    assert last.name == "reference" and "no such kernel" in last.reason
+
+
+def test_what_a_gpu_cannot_run_is_named(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(RuntimeWarning, match="float64"):
+        assert choose("modulate", Elsewhere(torch.float64)).name == "reference"
+    with pytest.warns(RuntimeWarning, match="tensors are on cuda"):
+        assert choose("add_noise", Elsewhere(), torch.empty(1)).name == "reference"
+    gpu.capability = (7, 5)
+    monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
+    with pytest.raises(BackendNotAvailableError, match="capability 7.5"):
+        choose("modulate", Elsewhere())
+    with pytest.raises(BackendNotAvailableError, match="no CUDA kernel of add_noise"):
+        choose("add_noise", Elsewhere())
+    with pytest.raises(BackendNotAvailableError, match="tensors are on cpu"):
+        choose("modulate", torch.empty(1))
+    monkeypatch.setenv("ARDIFF_BACKEND", "triton")
+    assert choose("add_noise", Elsewhere()).reason == "ARDIFF_BACKEND=triton"
+    with pytest.raises(
+        BackendNotAvailableError, match="ARDIFF_BACKEND=triton for modulate: got no such kernel"
+    ):
+        choose("modulate", Elsewhere())
+    monkeypatch.setattr(backend, "cuda", lambda: None)
+    monkeypatch.setattr(backend, "why_no_cuda", lambda: "it was built without CUDA")
+    monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
+    with pytest.raises(BackendNotAvailableError, match="built without CUDA"):
+        choose("modulate", Elsewhere())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton (no GPU)")
+@pytest.mark.parametrize("op", [*backend.OPS, "gate_residual_"])
+def test_every_op_has_a_triton_kernel_with_its_arguments(op: str) -> None:
+    kernel = backend.triton_kernel(op)
+    stem = op.removesuffix("_").removesuffix("_backward")
+    module = importlib.import_module(f"ardiff_engine.ops.{PAGES.get(op, stem)}")
+    runs = {"frame_attention": "_forward", "frame_attention_backward": "_backward", "copy_pages_": "_copy"}
+    runs |= {"rotate_pages_": "_rotate", "gate_residual_": "_run_in_place"}
+    runs |= {"modulate_backward": "reference_modulate_backward"}
+    runs |= {"gate_residual_backward": "reference_gate_residual_backward"}
+    run = getattr(module, runs.get(op, "_run"))
+    assert list(inspect.signature(kernel).parameters) == list(inspect.signature(run).parameters)
+
+
+def test_triton_kernels_are_found_by_their_file_names() -> None:
+    with pytest.raises(BackendNotAvailableError, match="no Triton kernel of no_such_op_|not installed"):
+        backend.triton_kernel("no_such_op_")
 
 
 def test_backends_lists_every_op_with_a_reason() -> None:

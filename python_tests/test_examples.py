@@ -36,6 +36,12 @@ def test_generate(tiny_model: Path, tmp_path: Path) -> None:
     assert read_video(tmp_path / "clip.mp4").shape == (6, 128, 128, 3)
 
 
+def test_live_streams(tiny_model: Path, tmp_path: Path) -> None:
+    output = run("live_streams.py", "--model", tiny_model, "--frames", 6, *TINY, folder=tmp_path)
+    assert "stream 0: class 1 from frame" in output and "0 pages held" in output
+    assert all(f"stream {number}: frame 5" in output for number in range(4))
+
+
 def test_stream(tiny_model: Path, tmp_path: Path) -> None:
     output = run("stream.py", "--model", tiny_model, "--frames", 12, *TINY, "--out", "live", folder=tmp_path)
     assert len(read_video(tmp_path / "live")) == 12

@@ -13,7 +13,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from ardiff_engine._native import native, why_not
+from ardiff_engine._native import cuda, native, why_no_cuda, why_not
+from ardiff_engine.errors import BackendNotAvailableError
+from ardiff_engine.ops import cuda_launch
 
 
 @pytest.fixture
@@ -40,6 +42,22 @@ def test_build_info(module: ModuleType) -> None:
     assert info["isas"][0] == "scalar"
     assert module.isa() in info["isas"]
     assert info["openmp"] is True
+
+
+def test_the_cuda_part_loads_without_a_driver_and_says_what_is_missing(module: ModuleType) -> None:
+    assert module.build_info()["cuda"] is (cuda() is not None) is (why_no_cuda() is None)
+    if cuda() is None:
+        assert "nvcc" in str(why_no_cuda())
+        with pytest.raises(BackendNotAvailableError, match="nvcc"):
+            cuda_launch.launch("philox_normal", torch.device("cuda", 0), 0, 0, 0, 0)
+        return
+    driver, toolkit = cuda().versions()
+    assert toolkit >= 11000
+    if driver:
+        return
+    status = cuda().philox_normal(0, 0, 1, 1, 0, 0)
+    error = cuda_launch.cuda_error("philox_normal", status)
+    assert isinstance(error, BackendNotAvailableError) and "no NVIDIA driver" in str(error)
 
 
 def test_set_isa(module: ModuleType) -> None:

@@ -80,10 +80,8 @@ def test_an_error_of_the_pass_ends_its_streams_and_leaves_the_engine_usable(monk
     forward = engine.model.forward
     monkeypatch.setattr(engine.model, "forward", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
     with pytest.raises(ArdiffError, match="MemoryError"):
-        engine.step()
-    with pytest.raises(ArdiffError, match="MemoryError"):
         stream.result()
-    assert engine.stats().pages_held == 0
+    assert engine.stats().pages_held == 0 and engine.stats().streams_failed == 1
     monkeypatch.setattr(engine.model, "forward", forward)
     result = engine.submit(Request(num_frames=6, lag=2)).result()
     torch.testing.assert_close(result, alone(), rtol=1e-5, atol=1e-5)

@@ -1,30 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the CUDA side for sm_80 and sm_90a with warnings as errors; needs nvcc, no GPU.
+"""Checks the CUDA side for sm_80 and sm_90a: needs nvcc, no GPU.
 
-Two things are compiled: the shared headers of csrc/include, whose functions are device code as well, and
-every csrc/cuda/**/*.cu. Register spills fail the check, and so do ptxas notes that wgmma was serialised.
+    compile    csrc/cuda/**/*.cu and the shared headers of csrc/include, warnings as errors
+    ptxas      no register spills, no local memory, no note that wgmma was serialised (C7508, C7510-C7513)
+    SASS       tensor-core and bulk-copy instructions where a kernel is built around them
+    NVRTC      the same sources, where libnvrtc is found
+
+Prints registers, shared memory and occupancy of every kernel; --markdown FILE writes that table into the
+marked part of a document. Exit code 0 only if all of it holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HOPPER_ONLY = "sm90"
-SPILL = re.compile(r"([1-9]\d*) bytes spill (?:stores|loads)")
-SERIALISED = re.compile(r"C75(?:08|10|11|12|13)")
+FLAGS = ("-std=c++17", "-fmad=false")
+SERIALISED = re.compile(r"C75(?:08|10|11|12|13)\b")
+# What the SASS of a source must hold, by architecture: the kernel would run without it, several times slower.
+REQUIRED_SASS = {
+    "frame_attention.cu": {"sm_80": ("HMMA", "LDGSTS"), "sm_90a": ("HMMA", "LDGSTS")},
+    HOPPER_ONLY: {"sm_90a": ("HGMMA", "UTMALDG")},
+}
+# Per SM: registers, threads, shared memory in bytes, blocks.
+SM_LIMITS = {"sm_80": (65536, 2048, 164 * 1024, 32), "sm_90a": (65536, 2048, 228 * 1024, 32)}
+RESERVED_SHARED = 1024  # of each block, taken by CUDA
+BEGIN, END = "<!-- cuda_check: begin -->", "<!-- cuda_check: end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of one architecture, as ptxas reports it. Dynamic shared memory is not known here."""
+
+    source: str
+    architecture: str
+    name: str
+    registers: int
+    shared: int
+    threads: int
+    spills: int
+    stack: int
+
+    @property
+    def occupancy(self) -> float:
+        """The share of an SM's threads that can be resident, by registers, shared memory and blocks."""
+        registers, threads, shared, blocks = SM_LIMITS[self.architecture]
+        warps = -(-self.threads // 32)
+        per_warp = -(-self.registers * 32 // 256) * 256
+        fit = [blocks, threads // (32 * warps), registers // (per_warp * warps)]
+        fit.append(shared // (self.shared + RESERVED_SHARED))
+        return min(fit) * warps * 32 / threads
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--root", type=Path, default=ROOT, help="the source tree (default: this one)")
+    parser.add_argument("--markdown", type=Path, help="write the table of kernels into this document")
+    parser.add_argument("--nvrtc", type=Path, help="libnvrtc.so, where it is not found by itself")
     options = parser.parse_args()
     nvcc = shutil.which(options.nvcc)
     if nvcc is None:
@@ -33,47 +76,202 @@ def main() -> int:
         )
         return 1
     csrc = options.root / "csrc"
-    headers = sorted((csrc / "include").rglob("*.h"))
     sources = sorted((csrc / "cuda").rglob("*.cu"))
+    kernels: list[Kernel] = []
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        probe = Path(folder) / "headers.cu"
-        names = [header.relative_to(csrc / "include") for header in headers]
-        probe.write_text("".join(f'#include "{name}"\n' for name in names))
-        for source in [probe, *sources]:
-            label = f"{len(headers)} headers" if source == probe else str(source.relative_to(options.root))
+        for source in [_headers(csrc, Path(folder)), *sources]:
+            label = str(source.relative_to(options.root)) if source in sources else "shared headers"
             for architecture in _architectures(source):
-                problems = _compile(nvcc, source, architecture, csrc / "include", Path(folder) / "out.cubin")
-                print(f"cuda-check: {label} for {architecture}: {'FAILED' if problems else 'ok'}")
-                print(problems, end="")
+                found, problems = _check(nvcc, source, architecture, csrc, Path(folder))
+                kernels += found
                 failures += bool(problems)
+                print(f"cuda-check: {label} for {architecture}: {'FAILED' if problems else 'ok'}", flush=True)
+                print("".join(f"  {line}\n" for line in problems), end="")
     if not sources:
         print("cuda-check: csrc/cuda has no .cu files yet: only the headers that CPU and GPU share compiled")
+    failures += _check_nvrtc(options.nvrtc or _find_nvrtc(nvcc), sources, csrc)
+    print("\n".join(["", *_table(kernels)]))
+    if options.markdown is not None and not failures:
+        _write(options.markdown, _table(kernels))
     return 1 if failures else 0
+
+
+def _headers(csrc: Path, folder: Path) -> Path:
+    """A source that includes every shared header: device code, even where no kernel uses it yet."""
+    probe = folder / "headers.cu"
+    names = sorted(header.relative_to(csrc / "include") for header in (csrc / "include").rglob("*.h"))
+    probe.write_text("".join(f'#include "{name}"\n' for name in names))
+    return probe
 
 
 def _architectures(source: Path) -> tuple[str, ...]:
     return ("sm_90a",) if HOPPER_ONLY in source.parts else ("sm_80", "sm_90a")
 
 
-def _compile(nvcc: str, source: Path, architecture: str, include: Path, output: Path) -> str:
-    """Compiles one file; returns what is wrong, or nothing."""
-    command = [
-        nvcc,
-        "-cubin",
-        "-std=c++17",
-        "-O3",
-        f"-arch={architecture}",
-        f"-I{include}",
-        f"-I{include.parent}",
-    ]
-    command += ["-Xptxas=-v", "-Werror=all-warnings", "-o", str(output), str(source)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def _check(
+    nvcc: str, source: Path, architecture: str, csrc: Path, folder: Path
+) -> tuple[list[Kernel], list[str]]:
+    """Compiles one file for one architecture: its kernels, and what is wrong with it."""
+    cubin, ptx = folder / "out.cubin", folder / f"{source.stem}.ptx"
+    command = [nvcc, "-cubin", "-O3", *FLAGS, f"-arch={architecture}", f"-I{csrc / 'include'}", f"-I{csrc}"]
+    command += ["-Xptxas=-v,-warn-spills", "-Werror=all-warnings", "-keep", "-keep-dir", str(folder)]
+    result = subprocess.run(
+        [*command, "-o", str(cubin), str(source)], capture_output=True, text=True, check=False
+    )
     report = result.stdout + result.stderr
     if result.returncode:
-        return report
-    lines = report.splitlines()
-    return "".join(f"{line}\n" for line in lines if SPILL.search(line) or SERIALISED.search(line))
+        return [], report.splitlines()
+    threads = _block_sizes(ptx.read_text()) if ptx.exists() else {}
+    kernels = list(_kernels(report, source.name, architecture, threads))
+    problems = [line for line in report.splitlines() if SERIALISED.search(line)]
+    for kernel in kernels:
+        if kernel.spills or kernel.stack:
+            problems.append(
+                f"{kernel.name}: {kernel.spills} bytes spilled, {kernel.stack} bytes of local memory"
+            )
+    problems += _missing_instructions(cubin, source, architecture, nvcc)
+    return kernels, problems
+
+
+def _block_sizes(ptx: str) -> dict[str, int]:
+    """Threads per block of each entry that states them (__launch_bounds__)."""
+    sizes = {}
+    for name, rest in re.findall(r"\.entry (\w+)\((.*?)\n\{", ptx, re.DOTALL):
+        bound = re.search(r"\.maxntid (\d+)(?:, (\d+), (\d+))?", rest)
+        if bound:
+            x, y, z = (int(size or 1) for size in bound.groups())
+            sizes[name] = x * y * z
+    return sizes
+
+
+def _kernels(report: str, source: str, architecture: str, threads: dict[str, int]) -> Iterator[Kernel]:
+    for block in report.split("Compiling entry function '")[1:]:
+        symbol = block[: block.index("'")]
+        used = re.search(r"Used (\d+) registers", block)
+        if used is None:
+            continue
+        memory = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block
+        )
+        stack, stores, loads = map(int, memory.groups()) if memory else (0, 0, 0)
+        shared = re.search(r"(\d+) bytes smem", block)
+        yield Kernel(
+            source,
+            architecture,
+            _readable(symbol),
+            int(used.group(1)),
+            int(shared.group(1)) if shared else 0,
+            threads.get(symbol, 1024),
+            stores + loads,
+            stack,
+        )
+
+
+def _readable(symbol: str) -> str:
+    """kernel<float, 4> of a mangled name; the mangled name where there is no c++filt."""
+    tool = shutil.which("c++filt")
+    if tool is None:
+        return symbol
+    plain = subprocess.run([tool, symbol], capture_output=True, text=True, check=False).stdout.strip()
+    plain = plain.replace("(anonymous namespace)::", "").replace("ardiff::cuda::", "").replace("ardiff::", "")
+    return plain.removeprefix("void ").split("(")[0]
+
+
+def _missing_instructions(cubin: Path, source: Path, architecture: str, nvcc: str) -> list[str]:
+    key = HOPPER_ONLY if HOPPER_ONLY in source.parts else source.name
+    wanted = REQUIRED_SASS.get(key, {}).get(architecture, ())
+    if not wanted:
+        return []
+    tool = _cuobjdump(nvcc)
+    if tool is None:
+        return [f"its SASS must hold {' and '.join(wanted)}, but there is no cuobjdump: pip install triton"]
+    sass = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=False).stdout
+    return [f"no {word} in its SASS" for word in wanted if not re.search(rf"\b{word}\b", sass)]
+
+
+def _cuobjdump(nvcc: str) -> str | None:
+    """Of the toolkit, or the one that Triton's wheel carries."""
+    beside = Path(nvcc).resolve().parent / "cuobjdump"
+    if beside.exists():
+        return str(beside)
+    for site in (Path(path) for path in [*sys.path, ROOT / ".venv" / "lib"]):
+        for tool in (
+            site.glob("**/triton/backends/nvidia/bin/cuobjdump")
+            if site.name == "lib"
+            else [site / "triton" / "backends" / "nvidia" / "bin" / "cuobjdump"]
+        ):
+            if tool.exists():
+                return str(tool)
+    return shutil.which("cuobjdump")
+
+
+def _find_nvrtc(nvcc: str) -> Path | None:
+    """Of the toolkit, or of NVIDIA's wheel."""
+    folders = [Path(nvcc).resolve().parent.parent / "lib64", Path("/usr/local/cuda/lib64")]
+    folders += [site for path in sys.path for site in Path(path).glob("nvidia/c*/lib")]
+    for folder in folders:
+        for library in sorted(folder.glob("libnvrtc.so*")):
+            return library
+    return None
+
+
+def _check_nvrtc(library: Path | None, sources: list[Path], csrc: Path) -> int:
+    """Compiles every source with NVRTC, as machines without nvcc will; returns the number of failures."""
+    if library is None:
+        print("cuda-check: NVRTC skipped: no libnvrtc here (pip install nvidia-cuda-nvrtc, or --nvrtc FILE)")
+        return 0
+    for builtins in sorted(library.parent.glob("libnvrtc-builtins.so*")):
+        ctypes.CDLL(str(builtins))  # NVRTC opens it by name alone, and finds it once it is loaded
+    nvrtc = ctypes.CDLL(str(library))
+    failures = 0
+    for source in sources:
+        for architecture in _architectures(source):
+            log = _nvrtc_compile(nvrtc, source, architecture, csrc)
+            failures += log is not None
+            verdict = "FAILED" if log else "compiles"
+            print(f"cuda-check: NVRTC: {source.name} for {architecture} {verdict}", flush=True)
+            print(log or "", end="")
+    return failures
+
+
+def _nvrtc_compile(nvrtc: ctypes.CDLL, source: Path, architecture: str, csrc: Path) -> str | None:
+    """None, or the compiler's log."""
+    program = ctypes.c_void_p()
+    text, name = source.read_bytes(), source.name.encode()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None)
+    includes = (f"-I{csrc / 'include'}", f"-I{csrc}", f"-I{source.parent}")
+    flags = [flag.encode() for flag in (*FLAGS, f"-arch={architecture}", *includes)]
+    status = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return None if status == 0 else log.value.decode(errors="replace") + "\n"
+
+
+def _table(kernels: list[Kernel]) -> list[str]:
+    """One row per kernel, both architectures side by side."""
+    rows = ["| kernel | threads | registers sm_80 / sm_90a | shared bytes | occupancy sm_80 / sm_90a |"]
+    rows.append("|---|---|---|---|---|")
+    grouped: dict[tuple[str, str], dict[str, Kernel]] = {}
+    for kernel in kernels:
+        grouped.setdefault((kernel.source, kernel.name), {})[kernel.architecture] = kernel
+    for (_, name), found in sorted(grouped.items()):
+        one = next(iter(found.values()))
+        columns = [found.get(architecture) for architecture in SM_LIMITS]
+        registers = " / ".join("-" if k is None else str(k.registers) for k in columns)
+        occupancy = " / ".join("-" if k is None else f"{k.occupancy:.0%}" for k in columns)
+        rows.append(f"| `{name}` | {one.threads} | {registers} | {one.shared} | {occupancy} |")
+    return rows
+
+
+def _write(document: Path, rows: list[str]) -> None:
+    """Replaces what stands between the two marks of the document."""
+    before, _, rest = document.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    document.write_text("\n".join([before + BEGIN, *rows, END + after]))
 
 
 if __name__ == "__main__":

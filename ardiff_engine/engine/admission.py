@@ -15,12 +15,21 @@ from ardiff_engine.plan import lag as lag_plan
 
 
 @dataclass(frozen=True, slots=True)
+class PageNeed:
+    """Pages of one guidance branch (context, one frame), and the most that the whole stream can ever hold."""
+
+    context: int
+    frame: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
-    """plan: of the stream. weights: guidance weight of each branch. pages: the most it can ever hold."""
+    """plan: of the stream. weights: guidance weight of each branch."""
 
     plan: Plan
     weights: tuple[float, ...]
-    pages: int
+    need: PageNeed
 
 
 def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, num_steps: int) -> Admission:
@@ -30,9 +39,13 @@ def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, num_steps: in
     plan = lag_plan(request.num_frames, num_steps, request.lag, prefix=request.prefix_frames)
     memory.check(plan, spec)
     weights = Guidance(request.guidance_scale).weights()
+    return Admission(plan, weights, page_need(plan, spec, memory, len(weights)))
+
+
+def page_need(plan: Plan, spec: ModelSpec, memory: MemoryPolicy, branches: int) -> PageNeed:
     rows = choose_page_rows(spec.tokens_per_frame)
     context, frame = -(-spec.context_tokens // rows), -(-spec.tokens_per_frame // rows)
-    return Admission(plan, weights, len(weights) * (context + memory.max_frames(plan) * frame))
+    return PageNeed(context, frame, branches * (context + memory.max_frames(plan) * frame))
 
 
 def check_memory(memory: object) -> None:

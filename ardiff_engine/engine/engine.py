@@ -1,40 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many streams, one model, one page pool: every `step()` runs one forward pass over the cells of all running
+"""Many streams, one model, one page pool: every `step()` runs one forward pass over the cells of running
 streams.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from os import PathLike
 
 import torch
 
-from ardiff_engine import ops
 from ardiff_engine.diffusion.solvers import Solver
+from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.admission import admit, check_memory
-from ardiff_engine.engine.batch import Batch, Packer
+from ardiff_engine.engine.batch import Packer, Work
+from ardiff_engine.engine.conditions import condition_rows
 from ardiff_engine.engine.feed import Feed, Feeder
+from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
+from ardiff_engine.engine.passes import Outcome, Passes
+from ardiff_engine.engine.recorder import Recorder, TickRecord, stream_tick
 from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stats import EngineStats
-from ardiff_engine.engine.stream import Stream
+from ardiff_engine.engine.stream import Holdings, Stream
+from ardiff_engine.engine.stream_pages import StreamPages
+from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
 from ardiff_engine.errors import (
-    ArdiffError,
     EngineBusyError,
     NumericalError,
-    TensorError,
+    OutOfPagesError,
     explain,
+    wrapped,
 )
 from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.ranges import annotate
+
+STALL_SECONDS = 60.0
 
 
 class Engine:
     """Serves a model. Not tied to a thread: `step()` may be called from any; calls wait for each other.
 
     memory: RecomputedWindow(model's num_frames) if not given. max_pages: size of the page pool, allocated
-        here: max_pages * layers * 2 * heads * page_rows * head_dim numbers. The model's weights are read when
-        the engine is built (modulation table) and at every pass: after changing them, build a new engine.
+        here: max_pages * layers * 2 * heads * page_rows * head_dim numbers; a fraction is a share of the
+            memory that is free now. max_batch_tokens: tokens that one pass takes at most; streams then take
+            turns, longest wait first, and one that needs more runs alone. max_waiting: videos that may wait
+            for pages; beyond that, and by default, `submit` refuses. The model's weights are read when the
+            engine is built (modulation table) and at
+        every pass: after changing them, build a new engine.
     """
 
     def __init__(
@@ -43,58 +62,92 @@ class Engine:
         *,
         solver: Solver,
         memory: MemoryPolicy | None = None,
-        max_pages: int = 1024,
+        max_pages: int | float = 1024,
+        max_batch_tokens: int | None = None,
+        max_waiting: int = 0,
     ) -> None:
         self.model = model
-        self.solver = solver
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
         check_memory(self.memory)
         self.lock = threading.RLock()
+        self.dropped: deque[Holdings] = deque()
+        """Holdings of streams that were garbage before they had ended. Closed before the next pass."""
+        self.ticks = 0
+        self.changes = 0
+        """Rises whenever something happens that a waiting reader may have waited for."""
+        self._changed = threading.Condition()
         self._stepping = False
+        self._max_batch_tokens = max_batch_tokens
+        self._max_waiting = max_waiting
         weight = model.x_embedder.weight
-        self.device, self._dtype = weight.device, weight.dtype
-        self.pool = PagePool.allocate(model.spec, max_pages, dtype=self._dtype, device=self.device)
-        self._packer = Packer(model, self.pool, self.memory, solver.num_steps)
-        timesteps = [*solver.timesteps.tolist(), solver.waiting_timestep]
-        with torch.no_grad():
-            self._modulation = model.modulation_table(
-                torch.tensor(timesteps, dtype=torch.float32, device=self.device)
-            )
-        self._coefficients = solver.coefficients.to(self.device, torch.float32)
-        self._draws_noise = bool((solver.coefficients[:, 4] != 0).any())
-        self._streams: list[Stream] = []
-        self._finished = self._ticks = self._cells = self._updates = self._frames = 0
-        self._seconds = 0.0
+        self.device = weight.device
+        if isinstance(max_pages, float):
+            max_pages = pages_for_share(max_pages, model.spec, weight.element_size(), self.device)
+        self.pool = PagePool.allocate(model.spec, max_pages, dtype=weight.dtype, device=self.device)
+        self._schedules = Schedules(model, solver)
+        self._packer = Packer(model, self.pool)
+        self._passes = Passes(model, self._packer, self._schedules)
+        self._streams: dict[int, weakref.ref[Stream]] = {}
+        self._unattended: dict[int, Stream] = {}
+        self._waiting: deque[int] = deque()
+        self._submitted = self._cells = self._updates = self._frames = 0
+        self._ended = {"finished": 0, "cancelled": 0, "failed": 0}
+        self._seconds = self._planning_seconds = 0.0
         self._first_frame_seconds: float | None = None
+        self._recorders: list[Recorder] = []
+
+    @property
+    def solver(self) -> Solver:
+        return self._schedules.default.solver
+
+    @staticmethod
+    def memory_plan(
+        model: ARDiffusionTransformer,
+        *,
+        solver: Solver,
+        memory: MemoryPolicy | None = None,
+        request: Request | None = None,
+        streams: int = 1,
+    ) -> MemoryPlan:
+        """Weights, pages and workspace for `streams` videos at a time; print it. Nothing is allocated."""
+        policy = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
+        return memory_plan(model, solver, policy, request or Request(), streams)
 
     def submit(self, request: Request) -> Stream:
-        """Admit a video, or raise a typed error and change nothing. It runs from the next `step()` on."""
+        """Admit a video, or raise a typed error and change nothing. It runs from the next `step()` on.
+
+        Where the pool cannot promise its pages now, it waits its turn, if `max_waiting` allows.
+        """
         spec = self.model.spec
-        admission = admit(request, spec, self.memory, self.solver.num_steps)
-        plan, weights = admission.plan, admission.weights
-        conditions = [self._condition(request.condition, null=False)]
-        if len(weights) > 1:
-            conditions.append(
-                self._condition(request.negative_condition, null=request.negative_condition is None)
-            )
+        policy = self.memory if request.memory is None else request.memory
+        solver = self.solver if request.solver is None else request.solver
+        self._schedules.check(solver)
+        admission = admit(request, spec, policy, solver.num_steps)
+        conditions = [condition_rows(self.model, request.condition)]
+        if len(admission.weights) > 1:
+            negative = request.negative_condition
+            with torch.no_grad():
+                null = self.model.null_context()[0]
+            conditions.append(null if negative is None else condition_rows(self.model, negative))
+        need = admission.need
         with self.lock:
-            lease = self.pool.manager.lease(admission.pages)
-            try:
-                feeder = Feeder(plan, self.memory, request.prefix_frames, spec.cacheable)
-                stream = Stream(
-                    self, request, plan, feeder, torch.stack(conditions), weights, lease, self.memory.sinks()
-                )
-            except BaseException:
-                lease.close()
-                raise
-            self._streams.append(stream)
+            self._reap()
+            waits = bool(self._waiting) or need.most > self.pool.manager.unpromised
+            if waits:
+                self._check_waiting(need.most)
+            pages = StreamPages(len(conditions), need.context, need.frame, need.most)
+            feeder = Feeder(admission.plan, policy, spec.cacheable)
+            stream = self._add(
+                request, feeder, policy, torch.stack(conditions), admission.weights, pages, solver
+            )
+            self._waiting.append(stream.number)
+            self._start_waiting()
         return stream
 
     def step(self) -> bool:
-        """One pass over all streams that can run; False if there was none.
+        """One pass over the streams whose turn it is; False if there was none that can run.
 
-        A stream that cannot go on fails alone: its error is raised where it is read. An error of the pass
-            itself (out of memory, say) ends all streams that were part of it and is raised here too.
+        A stream that cannot go on fails alone: its error is raised where it is read.
         """
         with self.lock:
             if self._stepping:
@@ -102,7 +155,7 @@ class Engine:
                     explain(
                         "a step inside a step",
                         got="step(), result() or iteration in a callback",
-                        expected="callbacks that only look, cancel or submit",
+                        expected="callbacks that only look, cancel, edit or submit",
                         fix="Run other streams outside of on_step.",
                     )
                 )
@@ -111,112 +164,183 @@ class Engine:
                 return self._step()
             finally:
                 self._stepping = False
+                self.notify()
 
     def stats(self) -> EngineStats:
-        manager = self.pool.manager
-        return EngineStats(
-            streams_running=sum(not stream.done for stream in self._streams),
-            streams_finished=self._finished,
-            pages_free=manager.free,
-            pages_held=manager.held,
-            pages_total=manager.total,
-            ticks=self._ticks,
-            cells=self._cells,
-            updates=self._updates,
-            frames=self._frames,
-            seconds=self._seconds,
-            cells_per_second=self._cells / self._seconds if self._seconds else 0.0,
-            first_frame_seconds=self._first_frame_seconds,
-            exact=True,
+        with self.lock:
+            self._reap()
+            manager, streams = self.pool.manager, self._alive()
+            count = {
+                state: sum(s.state == state for s in streams) for state in ("running", "waiting", "suspended")
+            }
+            return EngineStats(
+                streams_running=count["running"],
+                streams_waiting=count["waiting"],
+                streams_suspended=count["suspended"],
+                streams_finished=self._ended["finished"],
+                streams_cancelled=self._ended["cancelled"],
+                streams_failed=self._ended["failed"],
+                pages_free=manager.free,
+                pages_held=manager.held,
+                pages_promised=manager.total - manager.unpromised,
+                pages_total=manager.total,
+                ticks=self.ticks,
+                cells=self._cells,
+                updates=self._updates,
+                frames=self._frames,
+                seconds=self._seconds,
+                planning_seconds=self._planning_seconds,
+                cells_per_second=self._cells / self._seconds if self._seconds else 0.0,
+                cells_per_tick=self._cells / self.ticks if self.ticks else 0.0,
+                first_frame_seconds=self._first_frame_seconds,
+                passes_retried=self._passes.retried,
+                exact=all(stream.exact for stream in streams),
+            )
+
+    @contextlib.contextmanager
+    def trace(self, path: str | PathLike[str]) -> Iterator[Recorder]:
+        """Record every pass until the block ends, also by an error; then write a Chrome trace to `path`."""
+        recorder = Recorder()
+        with self.lock:
+            self._recorders.append(recorder)
+        try:
+            yield recorder
+        finally:
+            with self.lock:
+                self._recorders.remove(recorder)
+            recorder.write_chrome_trace(path)
+
+    # --- for streams
+
+    def condition(self, condition: torch.Tensor | int | None) -> torch.Tensor:
+        return condition_rows(self.model, condition)
+
+    def adopt(self, parent: Stream, request: Request) -> Stream:
+        """A fork of `parent`: its place in the plan, its pages."""
+        lease = self.pool.manager.lease(parent.pages.most)
+        pages = parent.pages.fork(lease)
+        solver = parent.schedule.solver
+        stream = self._add(
+            request, parent.feeder.copy(), parent.policy, parent.conditions, parent.weights, pages, solver
         )
+        stream.state = "running"
+        return stream
+
+    def release(self, holdings: Holdings, state: str = "cancelled") -> None:
+        """Take back what a stream held."""
+        holdings.pages.close()
+        self._schedules.leave(holdings.schedule)
+        self._ended[state] += 1
+
+    def notify(self) -> None:
+        """Wake readers that wait. Never waits for a pass: an event loop may call it."""
+        with self._changed:
+            self.changes += 1
+            self._changed.notify_all()
+
+    def wait_for_others(self, stream: Stream, before: int) -> None:
+        """Nothing can run: wait until another thread reads, cancels, resumes or submits (`changes` !=
+        before).
+        """
+        with self._changed:
+            changed = self._changed.wait_for(lambda: self.changes != before, STALL_SECONDS)
+        if not changed:
+            with self.lock:
+                paused = [s.number for s in self._alive() if s.state == "running" and s is not stream]
+            raise EngineBusyError(
+                explain(
+                    f"reading stream {stream.number}, which is {stream.state}",
+                    got=f"nothing to run for {STALL_SECONDS:.0f} s; streams {paused} wait for their readers",
+                    expected="a stream that can go on",
+                    fix="Read or cancel the others, or resume this one.",
+                )
+            )
 
     # --- private
 
     def _step(self) -> bool:
         started = time.perf_counter()
-        self._streams = [stream for stream in self._streams if not stream.done]
-        work = self._feeds()
+        with annotate("ardiff.plan"):
+            self._reap()
+            self._start_waiting()
+            work = self._turn()
         if not work:
             return False
-        try:
-            batch = self._packer.pack(work)
-            new, finite = self._run(batch)
-        except Exception as error:
-            # The pass served all of them, so none can go on: half-written pages would be silent garbage.
-            wrapped = _wrapped(error)
-            for stream, _ in work:
-                stream.fail(wrapped)
-            raise wrapped from error
+        planned = time.perf_counter()
+        outcomes = self._passes.run(work)
+        computed = time.perf_counter()
         # First every stream gets what this pass computed, then callbacks run: one that cancels, fails or is
         # interrupted finds all streams at the same tick.
-        ticks = [stream.feeder.tick for stream, _ in work]
-        self._write_back(batch, new, finite)
-        for stream, feed in work:
-            if not stream.done:
-                self._advance(stream, feed)
-        self._ticks += 1
-        self._cells += batch.x.shape[0]
-        self._updates += len(batch.updates)
-        self._seconds += time.perf_counter() - started
+        ticks = [stream.ticks_done for stream, _ in work]
+        for outcome in outcomes:
+            self._apply(outcome)
+        self.ticks += 1
+        finished = time.perf_counter()
+        self._seconds += finished - started
+        self._planning_seconds += planned - started + finished - computed + self._passes.packing_seconds
         for (stream, _), tick in zip(work, ticks, strict=True):
-            if not stream.done and stream.feeder.tick > tick:
+            if not stream.done and stream.ticks_done > tick:
                 self._call_back(stream)
             self._finish_if_done(stream)
+        if self._recorders:
+            self._record(work, started, planned)
         return True
 
-    def _feeds(self) -> list[tuple[Stream, Feed]]:
-        """What each stream that can run feeds, its pages taken. A stream that cannot say so fails alone."""
-        work = []
-        for stream in self._streams:
-            self._finish_if_done(stream)
-            if not stream.runnable:
-                continue
+    def _record(self, work: Work, started: float, planned: float) -> None:
+        fed = {stream.number: stream_tick(stream, feed) for stream, feed in work}
+        held = [stream_tick(s, None) for s in self._alive() if s.number not in fed and s.pages.held]
+        manager, passes = self.pool.manager, self._passes
+        record = TickRecord(
+            index=self.ticks - 1,
+            began=started,
+            ended=time.perf_counter(),
+            plan_seconds=planned - started,
+            pack_seconds=passes.packing_seconds,
+            model_seconds=passes.model_seconds,
+            solver_seconds=passes.solver_seconds,
+            streams=(*fed.values(), *held),
+            pages_held=manager.held,
+            pages_total=manager.total,
+        )
+        for recorder in self._recorders:
+            recorder.add(record)
+
+    def _turn(self) -> Work:
+        """What the streams of this pass feed, their pages taken. A stream that cannot say so fails alone."""
+        spec = self.model.spec
+        planned: Work = []
+        costs: list[int] = []
+        for stream in longest_waiting_first([s for s in self._alive() if s.runnable]):
             try:
                 feed = stream.feeder.next()
-                stream.prepare(feed, self.pool, self.model.spec)
             except Exception as error:
-                stream.fail(_wrapped(error))
+                stream.fail(wrapped(error))
                 continue
+            planned.append((stream, feed))
+            costs.append(tokens_of(stream, feed, spec.tokens_per_frame, spec.context_tokens))
+        work: Work = []
+        # In the order of submission: streams that go on together keep the layout of their last pass.
+        chosen = sorted(within_budget(costs, self._max_batch_tokens), key=lambda i: planned[i][0].number)
+        for stream, feed in (planned[index] for index in chosen):
+            try:
+                stream.prepare(feed, spec)
+            except Exception as error:
+                stream.fail(wrapped(error))
+                continue
+            stream.served = self.ticks
             work.append((stream, feed))
         return work
 
-    def _advance(self, stream: Stream, feed: Feed) -> None:
-        clean = stream.feeder.advance(feed)
-        stream.deliver(clean)
-        self._frames += len(clean)
-        if self._first_frame_seconds is None:
-            self._first_frame_seconds = stream.first_frame_seconds
-
-    def _finish_if_done(self, stream: Stream) -> None:
-        if stream.feeder.done and not stream.done:
-            stream.finish()
-            self._finished += 1
-
-    @torch.no_grad()
-    def _run(self, batch: Batch) -> tuple[torch.Tensor, list[bool]]:
-        """Forward and solver: new latents [U, tokens, channels] of the updates, and which of them are
-        finite.
-        """
-        condition = None if batch.condition is None else batch.condition.to(self._dtype)
-        out = self.model(batch.x.to(self._dtype), batch.cells, self._modulation, condition).float().flatten(1)
-        if not batch.updates:
-            return batch.x[:0], []
-        outs = out[batch.branch_cells.reshape(-1)].reshape(*batch.branch_cells.shape, -1)
-        new = ops.solver_step(
-            batch.x.flatten(1)[batch.branch_cells[0]],
-            outs,
-            batch.weights,
-            self._coefficients[batch.levels],
-            keys=batch.keys if self._draws_noise else None,
-            clamp=self.solver.clamp,
-        ).x
-        return new.unflatten(1, batch.x.shape[1:]), torch.isfinite(new).all(dim=1).tolist()
-
-    def _write_back(self, batch: Batch, new: torch.Tensor, finite: list[bool]) -> None:
-        for (stream, frame), latent, ok in zip(batch.updates, new.unbind(0), finite, strict=True):
-            if ok and not stream.done:
+    def _apply(self, outcome: Outcome) -> None:
+        """Hand out the new latents of one pass, then move its streams on."""
+        for (stream, frame), latent, ok in zip(
+            outcome.updates, outcome.latents.unbind(0), outcome.finite, strict=True
+        ):
+            if stream.done:
+                continue
+            if ok:
                 stream.latents[frame] = latent
-            elif not stream.done:
+            else:
                 stream.fail(
                     NumericalError(
                         explain(
@@ -227,6 +351,29 @@ class Engine:
                         )
                     )
                 )
+        for stream, feed in outcome.work:
+            if not stream.done:
+                self._advance(stream, feed)
+        self._cells += outcome.cells
+        self._updates += len(outcome.updates)
+
+    def _advance(self, stream: Stream, feed: Feed) -> None:
+        clean = stream.feeder.advance(feed)
+        stream.deliver(clean)
+        self._frames += len(clean)
+        if self._first_frame_seconds is None:
+            self._first_frame_seconds = stream.first_frame_seconds
+
+    def _finish_if_done(self, stream: Stream) -> None:
+        if stream.done or not stream.feeder.done:
+            return
+        if stream.then is None:
+            stream.finish()
+            return
+        try:
+            stream_edits.start_extension(stream)
+        except Exception as error:
+            stream.fail(wrapped(error))
 
     def _call_back(self, stream: Stream) -> None:
         if stream.request.on_step is None:
@@ -234,33 +381,82 @@ class Engine:
         try:
             stream.request.on_step(stream)
         except Exception as error:
-            stream.fail(_wrapped(error))
+            stream.fail(wrapped(error))
 
-    def _condition(self, condition: torch.Tensor | int | None, null: bool) -> torch.Tensor:
-        model, spec = self.model, self.model.config
-        with torch.no_grad():
-            if null:
-                return model.null_context()[0]
-            if condition is None:
-                return model.context()[0]
-            if isinstance(condition, int):
-                return model.context(torch.tensor([condition]))[0]
-        expected = (spec.context_tokens, spec.context_dim)
-        if tuple(condition.shape) != expected or not bool(torch.isfinite(condition).all()):
-            raise TensorError(
+    def _add(
+        self,
+        request: Request,
+        feeder: Feeder,
+        policy: MemoryPolicy,
+        conditions: torch.Tensor,
+        weights: tuple[float, ...],
+        pages: StreamPages,
+        solver: Solver,
+    ) -> Stream:
+        holdings = Holdings(pages, self._schedules.use(solver))
+        try:
+            stream = Stream(self, self._submitted, request, feeder, policy, conditions, weights, holdings)
+        except BaseException:
+            pages.close()
+            self._schedules.leave(holdings.schedule)
+            raise
+        self._submitted += 1
+        stream.served = self.ticks
+        self._streams[stream.number] = weakref.ref(stream)
+        if request.on_step is not None:
+            self._unattended[stream.number] = stream
+        return stream
+
+    def _alive(self) -> list[Stream]:
+        """Streams that have not ended, oldest first."""
+        found = [(number, ref()) for number, ref in self._streams.items()]
+        alive = [stream for _, stream in found if stream is not None and not stream.done]
+        if len(alive) < len(found):
+            numbers = {stream.number for stream in alive}
+            self._streams = {n: ref for n, ref in self._streams.items() if n in numbers}
+            self._unattended = {n: stream for n, stream in self._unattended.items() if n in numbers}
+        return alive
+
+    def _reap(self) -> None:
+        """Take back what streams held whose handles are gone."""
+        while self.dropped:
+            self.release(self.dropped.popleft())
+
+    def _start_waiting(self) -> None:
+        """Give pages to videos that wait for them, first come, first served."""
+        while self._waiting:
+            ref = self._streams.get(self._waiting[0])
+            stream = None if ref is None else ref()
+            if stream is not None and stream.state == "waiting":
+                if stream.pages.most > self.pool.manager.unpromised:
+                    return
+                stream.pages.lease = self.pool.manager.lease(stream.pages.most)
+                stream.state = "running"
+                stream.served = self.ticks
+            del stream
+            self._waiting.popleft()
+
+    def _check_waiting(self, need: int) -> None:
+        """Raise OutOfPagesError unless a video that needs that many pages may wait for them."""
+        manager = self.pool.manager
+        if need > manager.total:
+            raise OutOfPagesError(
                 explain(
-                    "condition",
-                    got=tuple(condition.shape),
-                    expected=f"finite {expected}",
-                    fix="Give [context_tokens, context_dim], a class id or None.",
+                    "a video larger than the page pool",
+                    got=f"a stream that can need {need} pages",
+                    expected=f"at most {manager.total}, the whole pool ({manager.free} free now)",
+                    fix="Use a smaller window or raise max_pages.",
                 )
             )
-        return condition.detach().to(self.device, self._dtype)
-
-
-def _wrapped(error: Exception) -> ArdiffError:
-    if isinstance(error, ArdiffError):
-        return error
-    wrapped = ArdiffError(f"the stream was stopped by {type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
+        waiting = sum(s.state == "waiting" for s in self._alive())
+        if waiting >= self._max_waiting:
+            raise OutOfPagesError(
+                explain(
+                    "the page pool is full",
+                    got=f"a stream that can need {need} pages",
+                    expected=f"at most {manager.unpromised} ({manager.free} free now, {manager.total} "
+                    f"in total, the rest promised to running streams), or fewer than {self._max_waiting} "
+                    "waiting videos",
+                    fix="Wait for a stream to finish, or raise max_pages or max_waiting.",
+                )
+            )

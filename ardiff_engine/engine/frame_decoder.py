@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from ardiff_engine.models.latents import from_tokens
+from ardiff_engine.models.latents import from_tokens, regroup
 from ardiff_engine.models.titok import TiTok
 
 
@@ -22,15 +22,17 @@ class FrameDecoder:
         decoded.
         """
         self._vae = vae
+        self._tokens = vae.config.num_latent_tokens
         self._chunk: list[torch.Tensor] = []
         if given is not None and vae.config.temporal:
-            self._chunk = list(given[len(given) - len(given) % vae.config.num_frames :])
+            unfinished = given[len(given) - len(given) % vae.config.num_frames :]
+            self._chunk = list(regroup(unfinished, self._tokens))
 
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Next frames [n, tokens, channels] -> uint8 [n, H, W, 3] on the CPU."""
         weight = next(self._vae.parameters())
-        x = latents.to(weight.device, weight.dtype)
+        x = regroup(latents.to(weight.device, weight.dtype), self._tokens)
         if not self._vae.config.temporal:
             return to_uint8(self._vae.decode(from_tokens(x[:, None]))[:, 0])
         return torch.cat([self._decode_next(frame) for frame in x])

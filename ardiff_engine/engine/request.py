@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.errors import ConfigError, NumericalError, TensorError, explain
+from ardiff_engine.memory import MemoryPolicy
 from ardiff_engine.models.ar_diffusion_config import ModelSpec
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Request:
         one.
         It draws the starting noise only: the noise that eta > 0 adds at every step stays keyed by `seed`.
     prefix: clean latents [P, tokens, channels] of given frames that the video continues.
+    solver: another solver than the engine's (steps, eta, parametrisation); its clamp must be the same.
+    memory: another memory policy than the engine's.
     on_step: called with the stream after each of its ticks; an exception in it fails this stream only.
     max_ahead: finished frames that may wait for the reader before the stream pauses; None: no limit for
         finite videos, 64 for endless ones.
@@ -52,6 +56,8 @@ class Request:
     latents: torch.Tensor | None = None
     generator: torch.Generator | None = None
     prefix: torch.Tensor | None = None
+    solver: Solver | None = None
+    memory: MemoryPolicy | None = None
     on_step: Callable[[Stream], None] | None = None
     max_ahead: int | None = None
 
@@ -84,6 +90,16 @@ class Request:
                     got=type(self.generator).__name__,
                     expected="one torch.Generator",
                     fix="Give every request its own.",
+                )
+            )
+
+        if self.solver is not None and not isinstance(self.solver, Solver):
+            raise ConfigError(
+                explain(
+                    "Request.solver",
+                    got=repr(self.solver),
+                    expected="a solver such as solvers.DDIM(...), or None",
+                    fix="None takes the engine's.",
                 )
             )
 

@@ -8,20 +8,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """exact: outputs equal the plain algorithm of the memory policy (design 4.3). Seconds are wall time
-    inside `step`.
+    """exact: outputs of all live streams equal the plain algorithm of their memory policy (design 4.3).
+
+    Seconds are wall time inside `step`; planning_seconds is the part before and after the network: plan,
+    pages, packing. streams_finished, _cancelled and _failed count since the engine was built; cancelled
+    includes dropped handles.
+    passes_retried: passes that raised and were run again stream by stream, or after freeing workspace.
     """
 
     streams_running: int
+    streams_waiting: int
+    streams_suspended: int
     streams_finished: int
+    streams_cancelled: int
+    streams_failed: int
     pages_free: int
     pages_held: int
+    pages_promised: int
     pages_total: int
     ticks: int
     cells: int
     updates: int
     frames: int
     seconds: float
+    planning_seconds: float
     cells_per_second: float
+    cells_per_tick: float
     first_frame_seconds: float | None
+    passes_retried: int
     exact: bool

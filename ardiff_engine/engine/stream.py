@@ -5,25 +5,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from ardiff_engine import ops
 from ardiff_engine.diffusion.noise import PURPOSE_INITIAL, noise_keys
+from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.feed import Feed, Feeder
 from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.schedules import ScheduleRows
+from ardiff_engine.engine.stream_edits import ConditionReceipt, Effect
+from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
 from ardiff_engine.errors import ArdiffError, StreamClosedError, explain
-from ardiff_engine.memory.page_manager import Lease
-from ardiff_engine.memory.page_pool import PagePool
+from ardiff_engine.memory import MemoryPolicy
 from ardiff_engine.models.ar_diffusion_config import ModelSpec
 from ardiff_engine.plan import Plan
 
 if TYPE_CHECKING:
     from ardiff_engine.engine.engine import Engine
+
+State = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,87 +41,105 @@ class LatentFrame:
     seconds: float
 
 
+@dataclass(slots=True, eq=False)
+class Holdings:
+    """What a stream must return when it ends, even when its handle is only garbage by then."""
+
+    pages: StreamPages
+    schedule: ScheduleRows
+
+
 class Stream:
     """Made by `Engine.submit`. Iterate it (also with `async for`) for frames in order, or take `result()`.
 
-    Leaving the loop and `cancel()` give all pages back. Iterating drives the engine: every pass serves all
-    running streams. A stream that is neither read nor cancelled keeps its pages until it is finished.
+    Leaving the loop, `cancel()` and dropping the last reference give all pages back. Iterating drives the
+    engine: every pass serves all running streams. A stream whose request has `on_step` runs on without a
+    reference.
     """
 
     def __init__(
         self,
         engine: Engine,
+        number: int,
         request: Request,
-        plan: Plan,
         feeder: Feeder,
+        policy: MemoryPolicy,
         conditions: torch.Tensor,
         weights: tuple[float, ...],
-        lease: Lease,
-        sinks: int,
+        holdings: Holdings,
     ) -> None:
+        self.number = number
         self.request = request
-        self.plan = plan
+        self.feeder = feeder
+        self.policy = policy
         self.conditions = conditions
         self.weights = weights
-        self.feeder = feeder
-        self.lease = lease
-        self._sinks = sinks
+        self.holdings = holdings
         self.latents: dict[int, torch.Tensor] = {}
-        self.context_pages: list[list[int]] = []
-        self.frame_pages: list[dict[int, list[int]]] = [{} for _ in weights]
-        self._engine = engine
-        self._ready: deque[LatentFrame] = deque()
-        self._kept: list[torch.Tensor] | None = [] if request.num_frames is not None else None
+        self.then: Plan | None = None
+        """What follows the present plan: an extension that came too late to be part of it."""
+        self.exact = True
+        self.served = 0
+        self.saved: SavedPages | None = None
+        self.engine = engine
+        self.ready: deque[LatentFrame] = deque()
+        self.kept: list[torch.Tensor] | None = [] if request.num_frames is not None else None
+        self.state: State = "waiting"
         self._error: ArdiffError | None = None
-        self._finished = False
-        self._cancelled = False
         self._collecting = False
         self._started = time.perf_counter()
         self.first_frame_seconds: float | None = None
         # Copied now: the caller may reuse the tensor while the stream still has frames to start from it.
-        self._start: torch.Tensor | None = None
+        self.start: torch.Tensor | None = None
         if request.latents is not None:
-            self._start = request.latents.detach().to(engine.device, torch.float32, copy=True)
+            self.start = request.latents.detach().to(engine.device, torch.float32, copy=True)
         if request.prefix is not None:
             prefix = request.prefix.detach().to(engine.device, torch.float32, copy=True)
             self.latents.update(enumerate(prefix.unbind(0)))
-            if self._kept is not None:
-                self._kept.extend(prefix.unbind(0))
+            if self.kept is not None:
+                self.kept.extend(prefix.unbind(0))
+        self._finalizer = weakref.finalize(self, engine.dropped.append, holdings)
+        self._finalizer.atexit = False
 
     # --- for users
 
     @property
     def done(self) -> bool:
         """True once nothing more will be computed: finished, cancelled or failed."""
-        return self._finished or self._cancelled or self._error is not None
+        return self.state in ("finished", "cancelled", "failed")
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames of the whole video, given ones and extensions included; None: endless."""
+        return (self.then or self.feeder.plan).num_frames
 
     @property
     def frames_ready(self) -> int:
         """Clean frames that wait to be read."""
-        return len(self._ready)
+        return len(self.ready)
+
+    @property
+    def ticks_done(self) -> int:
+        return self.feeder.ticks_total
 
     def take_ready(self) -> list[LatentFrame]:
         """The frames that are ready now, without running anything."""
         # One by one: another thread may be adding frames meanwhile.
-        return [self._ready.popleft() for _ in range(len(self._ready))]
-
-    @property
-    def ticks_done(self) -> int:
-        return self.feeder.tick
+        frames = [self.ready.popleft() for _ in range(len(self.ready))]
+        self.engine.notify()
+        return frames
 
     def cancel(self) -> None:
         """Stop, and give all pages back at once. Frames that are ready can still be read."""
-        with self._engine.lock:
-            if not self.done:
-                self._cancelled = True
-                self.close()
+        with self.engine.lock:
+            self._end("cancelled")
 
     def result(self) -> torch.Tensor:
         """Run to the end: clean latents [num_frames, tokens, channels], a given prefix included.
 
         Frames that were not read by then can still be iterated.
         """
-        if self._kept is None:
+        if self.kept is None:
             raise StreamClosedError(
                 explain(
                     "result() of an endless stream",
@@ -125,10 +149,9 @@ class Stream:
                 )
             )
         self._collecting = True
-        while not self.done:
-            self._engine.step()
+        self._run_until(lambda: self.done)
         self.raise_if_failed()
-        if self._cancelled:
+        if self.state == "cancelled":
             raise StreamClosedError(
                 explain(
                     "result() of a cancelled stream",
@@ -137,7 +160,7 @@ class Stream:
                     fix="Submit a new request.",
                 )
             )
-        return torch.stack(self._kept)
+        return torch.stack(self.kept)
 
     def raise_if_failed(self) -> None:
         """Raise the error that ended this stream, if one did."""
@@ -155,45 +178,103 @@ class Stream:
         try:
             while True:
                 # A pass takes long compared with a thread hop, and the event loop must stay free meanwhile.
-                frame = self._ready.popleft() if self._ready else await asyncio.to_thread(self._next_ready)
+                frame = self._pop() if self.ready else await asyncio.to_thread(self._next_ready)
                 if frame is None:
                     return
                 yield frame
         finally:
             self.cancel()
 
+    def set_condition(
+        self,
+        condition: torch.Tensor | int | None,
+        *,
+        negative_condition: torch.Tensor | int | None = None,
+        effect: Effect = "keep",
+    ) -> ConditionReceipt:
+        """Another condition from the next pass on; the receipt says from which frame it holds.
+
+        effect: "keep" leaves the stored K/V of clean frames as they are, so the new frames follow the old
+            ones. "recommit" computes those of the clean frames in the window again, under the new condition.
+            "reset" forgets the clean frames: what comes next is not a continuation of them. Frames in flight
+            go on under the new condition in all three. Where later frames change earlier ones (masks other
+            than `temporal_causal`) nothing is stored, and "keep" is the same as "recommit".
+        negative_condition: None leaves the negative branch as it is.
+        """
+        with self.engine.lock:
+            return stream_edits.set_condition(self, condition, negative_condition, effect)
+
+    def fork(
+        self,
+        *,
+        seed: int | None = None,
+        noise_stream: int | None = None,
+        on_step: Callable[[Stream], None] | None = None,
+    ) -> Stream:
+        """A second stream that goes on from here. Pages are shared until one of the two writes them.
+
+        With the same noise and condition both make the same frames; another `seed` or `noise_stream` holds
+        for frames that have not started and for step noise. The fork delivers frames that this stream had not
+        finished yet; `result()` gives the whole video. Raises OutOfPagesError when the pool cannot promise as
+        many pages again.
+        """
+        with self.engine.lock:
+            return stream_edits.fork(self, seed, noise_stream, on_step)
+
+    def rollback(self, frame: int) -> None:
+        """Forget `frame` and all later ones and generate them again, as if the frames before were given.
+
+        Frames after it that were not read are dropped; those that were read will come again. K/V that have
+        left the window are computed anew from the clean frames, so endless streams, which do not keep those,
+        can only go back as far as their window reaches.
+        """
+        with self.engine.lock:
+            stream_edits.rollback(self, frame)
+
+    def extend(self, frames: int) -> None:
+        """Make the video longer by that many frames; only before its last frame is finished.
+
+        Before the plan would start them, they simply join it. Later, or with lag 0, they continue the
+        finished video as one that is given.
+        """
+        with self.engine.lock:
+            stream_edits.extend(self, frames)
+
+    def suspend(self) -> None:
+        """Move K/V and latents to host memory and give all pages and the promise of them back."""
+        with self.engine.lock:
+            stream_edits.suspend(self)
+
+    def resume(self) -> None:
+        """Go on after `suspend`, bit for bit; OutOfPagesError, and nothing changes, while the pool is
+        full.
+        """
+        with self.engine.lock:
+            stream_edits.resume(self)
+
     # --- for the engine
+
+    @property
+    def pages(self) -> StreamPages:
+        return self.holdings.pages
+
+    @property
+    def schedule(self) -> ScheduleRows:
+        return self.holdings.schedule
 
     @property
     def runnable(self) -> bool:
         limit = self.request.ahead_limit
-        return not self.done and (limit is None or self._collecting or len(self._ready) < limit)
+        return self.state == "running" and (limit is None or self._collecting or len(self.ready) < limit)
 
-    def prepare(self, feed: Feed, pool: PagePool, spec: ModelSpec) -> None:
+    def prepare(self, feed: Feed, spec: ModelSpec) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
-        for pages in self.frame_pages:
-            for frame in [f for f in pages if self._sinks <= f < feed.first_held]:
-                self.lease.give_back(pages.pop(frame))
-        for frame in [f for f in self.latents if f < feed.first_held]:
+        for frame in [f for f in self.latents if f < feed.first_held and f not in feed.sinks]:
             del self.latents[frame]
-        if not self.context_pages:
-            need = pool.pages_for(spec.context_tokens)
-            self.context_pages = [self.lease.take(need) for _ in self.weights]
+        self.pages.prepare(feed)
         for cell in feed.frames:
             if cell.frame not in self.latents:
                 self.latents[cell.frame] = self._initial_noise(cell.frame, spec)
-            for pages in self.frame_pages:
-                if cell.frame not in pages:
-                    pages[cell.frame] = self.lease.take(pool.pages_for(spec.tokens_per_frame))
-
-    def view(self, branch: int, first: int, last: int) -> list[int]:
-        """Page ids of the sinks before `first` and of the frames first..last, in order."""
-        pages = self.frame_pages[branch]
-        frames = [*range(min(self._sinks, first)), *range(first, last + 1)]
-        return [page for frame in frames for page in pages[frame]]
-
-    def sinks_before(self, first: int) -> int:
-        return min(self._sinks, first)
 
     def deliver(self, frames: list[int]) -> None:
         """Hand frames that became clean to the reader."""
@@ -203,39 +284,56 @@ class Stream:
             latent = self.latents[frame] = self.latents[frame].clone()
             if self.first_frame_seconds is None:
                 self.first_frame_seconds = seconds
-            if self._kept is not None:
-                self._kept.append(latent)
-            self._ready.append(LatentFrame(frame, latent.clone(), seconds))
+            if self.kept is not None:
+                self.kept.append(latent)
+            self.ready.append(LatentFrame(frame, latent.clone(), seconds))
 
     def finish(self) -> None:
-        self._finished = True
-        self.close()
+        self._end("finished")
 
     def fail(self, error: ArdiffError) -> None:
-        self._error = error
-        self.close()
-
-    def close(self) -> None:
-        self.lease.close()
-        self.frame_pages, self.context_pages = [], []
-        self.latents.clear()
+        if not self.done:
+            self._error = error
+            self._end("failed")
 
     # --- private
 
+    def _end(self, state: State) -> None:
+        if self.done:
+            return
+        self.state = state
+        self.saved = None
+        self.latents.clear()
+        if self._finalizer.detach() is not None:
+            self.engine.release(self.holdings, state)
+        self.engine.notify()
+
     def _initial_noise(self, frame: int, spec: ModelSpec) -> torch.Tensor:
-        request, device = self.request, self._engine.device
-        if self._start is not None:
-            return self._start[frame - request.prefix_frames]
+        request, device = self.request, self.engine.device
+        given = frame - request.prefix_frames
+        # Frames that an extension adds have no given noise.
+        if self.start is not None and given < len(self.start):
+            return self.start[given]
         shape = (spec.tokens_per_frame, spec.channels)
         if request.generator is not None:
             return torch.randn(shape, generator=request.generator, device=request.generator.device).to(device)
         keys = noise_keys(request.seed, request.noise_stream, frame, PURPOSE_INITIAL, 0).to(device)
         return ops.philox_normal(keys, shape[0] * shape[1]).reshape(shape)
 
+    def _pop(self) -> LatentFrame:
+        frame = self.ready.popleft()
+        self.engine.notify()
+        return frame
+
     def _next_ready(self) -> LatentFrame | None:
-        while not self._ready and not self.done:
-            self._engine.step()
-        if self._ready:
-            return self._ready.popleft()
+        self._run_until(lambda: bool(self.ready) or self.done)
+        if self.ready:
+            return self._pop()
         self.raise_if_failed()
         return None
+
+    def _run_until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            before = self.engine.changes
+            if not self.engine.step() and not reached():
+                self.engine.wait_for_others(self, before)

@@ -16,7 +16,7 @@ from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.frame_decoder import FrameDecoder
 from ardiff_engine.memory import RecomputedWindow
-from ardiff_engine.models import to_tokens
+from ardiff_engine.models import regroup, to_tokens
 from ardiff_engine.pipeline import Pipeline
 
 
@@ -39,6 +39,7 @@ def continue_clips(
     with noise stream i.
     """
     weight = next(pipeline.vae.parameters())
+    tokens = pipeline.transformer.config.tokens_per_frame
     requests = [
         Request(
             num_frames=num_frames,
@@ -47,13 +48,15 @@ def continue_clips(
             guidance_scale=guidance_scale,
             seed=seed,
             noise_stream=index,
-            prefix=to_tokens(pipeline.vae.encode(to_images(start).to(weight)[None]))[0].float(),
+            prefix=regroup(
+                to_tokens(pipeline.vae.encode(to_images(start).to(weight)[None]))[0], tokens
+            ).float(),
         )
         for index, (start, class_id) in enumerate(zip(starts, classes, strict=True))
     ]
     spec = pipeline.transformer.spec
     memory = RecomputedWindow(spec.num_frames)
-    pages = sum(admit(request, spec, memory, steps).pages for request in requests)
+    pages = sum(admit(request, spec, memory, steps).need.most for request in requests)
     solver = DDIM(pipeline.schedule, steps, prediction=pipeline.prediction)
     engine = Engine(pipeline.transformer, solver=solver, memory=memory, max_pages=pages)
     streams = [engine.submit(request) for request in requests]

@@ -65,8 +65,8 @@ class PageManager:
                 explain(
                     "the page pool is full",
                     got=f"a stream that can need {most} pages",
-                    expected=f"at most {self.unpromised + most - more} ({self.free} free now, {self.total} in total, "
-                    "the rest promised to running streams)",
+                    expected=f"at most {self.unpromised + most - more} ({self.free} free now, "
+                    f"{self.total} in total, the rest promised to running streams)",
                     fix="Wait for a stream to finish, use a smaller window, or raise max_pages.",
                 )
             )

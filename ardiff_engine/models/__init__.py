@@ -4,7 +4,7 @@
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpec
 from ardiff_engine.models.cell_batch import CellBatch
-from ardiff_engine.models.latents import from_tokens, to_tokens
+from ardiff_engine.models.latents import check_cells, from_tokens, regroup, to_tokens
 from ardiff_engine.models.titok import TiTok
 from ardiff_engine.models.titok_config import TiTokConfig
 
@@ -15,6 +15,8 @@ __all__ = [
     "ModelSpec",
     "TiTok",
     "TiTokConfig",
+    "check_cells",
     "from_tokens",
+    "regroup",
     "to_tokens",
 ]

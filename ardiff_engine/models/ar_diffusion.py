@@ -23,6 +23,7 @@ from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpe
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.clip_views import clip_table, history_table
 from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.ranges import annotate
 
 TIMESTEP_FREQUENCIES = 128
 ROPE_BASE = 10000.0
@@ -313,7 +314,8 @@ class ARDiffusionTransformer(nn.Module):
             )
             return ops.frame_attention(q, k_pages, v_pages, batch.table).reshape(qkv.shape[0], config.width)
 
-        h = self._blocks(h, modulation, batch.frame_ids, attend)
+        with annotate("ardiff.layers"):
+            h = self._blocks(h, modulation, batch.frame_ids, attend)
         return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
 
     def forward_clip(

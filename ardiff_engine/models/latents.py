@@ -3,14 +3,14 @@
 
 The autoencoder speaks [B, T, c, 1, K] (channels first, un-normalised). Diffusion speaks tokens [B, T, K, c],
 each an L2-normalised c-vector. The published scale factor of 0.5 is left out: the normalisation that follows
-undoes it.
+undoes it. A transformer may take neighbouring tokens as one: DiT's patches, along the only axis there is.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ardiff_engine.errors import TensorError, explain
+from ardiff_engine.errors import ConfigError, TensorError, explain
 
 
 def to_tokens(z: torch.Tensor) -> torch.Tensor:
@@ -39,3 +39,22 @@ def from_tokens(x: torch.Tensor) -> torch.Tensor:
             )
         )
     return x.transpose(2, 3).unsqueeze(3).contiguous()
+
+
+def regroup(x: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The same numbers as `tokens` tokens per frame: [..., K, c] -> [..., tokens, K c / tokens]."""
+    return x.flatten(-2).unflatten(-1, (tokens, -1))
+
+
+def check_cells(what: str, got: tuple[int, int], latents: tuple[int, int]) -> None:
+    """ConfigError unless `got` tokens x channels hold an autoencoder's `latents`, or groups of its tokens."""
+    (tokens, channels), (latent_tokens, size) = got, latents
+    if tokens * channels != latent_tokens * size or latent_tokens % tokens:
+        raise ConfigError(
+            explain(
+                what,
+                got=f"frames of {tokens} tokens x {channels} channels",
+                expected=f"{latent_tokens} x {size}, what the autoencoder makes, or groups of these tokens",
+                fix="Change tokens_per_frame and channels, or use the autoencoder of this transformer.",
+            )
+        )

@@ -3,6 +3,7 @@
 
 from ardiff_engine.ops.add_noise import add_noise
 from ardiff_engine.ops.backend import backends
+from ardiff_engine.ops.cuda_launch import check_device
 from ardiff_engine.ops.frame_attention import frame_attention
 from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.ops.gate_residual import gate_residual, gate_residual_
@@ -17,6 +18,7 @@ __all__ = [
     "FrameTable",
     "add_noise",
     "backends",
+    "check_device",
     "copy_pages_",
     "frame_attention",
     "gate_residual",

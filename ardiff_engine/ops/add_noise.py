@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 
 from ardiff_engine.errors import ConfigError, TensorError, explain
-from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import device, floating, optional, same, tensor
+from ardiff_engine.ops.cuda_launch import address, launch_for
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 from ardiff_engine.ops.philox_normal import philox_normal
@@ -129,25 +130,33 @@ def _run(
     keys: torch.Tensor | None,
     target: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if choose("add_noise", x0, noise).name != "cpu":
+    backend = choose("add_noise", x0, noise).name
+    if backend == "reference":
         return reference_add_noise(x0, signal, sigma, noise, keys, target)
+    if backend == "triton":
+        noisy, wanted = triton_kernel("add_noise")(x0, signal, sigma, noise, keys, target)
+        return noisy, wanted
     x0 = x0.contiguous()
     signal, sigma = signal.to(torch.float32).contiguous(), sigma.to(torch.float32).contiguous()
     noise = None if noise is None else noise.contiguous()
     noisy, wanted = torch.empty_like(x0), x0.new_empty(x0.shape if target else (0,))
     rows = x0.shape[0]
-    kernels().add_noise(
+    arguments = (
         x0.data_ptr(),
         signal.data_ptr(),
         sigma.data_ptr(),
-        0 if noise is None else noise.data_ptr(),
-        0 if keys is None else keys.data_ptr(),
+        address(noise),
+        address(keys),
         noisy.data_ptr(),
         wanted.data_ptr() if target else 0,
         rows,
         x0.numel() // max(rows, 1),
         _COMPUTED.index(target),
     )
+    if backend == "cpu":
+        kernels().add_noise(*arguments)
+    else:
+        launch_for("add_noise", x0, *arguments)
     return noisy, wanted
 
 

@@ -19,7 +19,7 @@ import torch
 from ardiff_engine._native import native
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops import checks
-from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.frame_table import FrameTable
 
 Tensor = torch.Tensor
@@ -135,7 +135,13 @@ def _forward(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor,
     pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if choose("frame_attention", q, k_pages, v_pages).name == "reference":
+    backend = choose("frame_attention", q, k_pages, v_pages).name
+    if backend == "triton":
+        o, lse = triton_kernel("frame_attention")(
+            q, k_pages, v_pages, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale
+        )
+        return o, lse
+    if backend == "reference":
         return reference_frame_attention(
             q, k_pages, v_pages, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale
         )
@@ -159,7 +165,14 @@ def _backward(
     frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
     bias: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    if choose("frame_attention_backward", q, k_pages, v_pages).name == "reference":
+    backend = choose("frame_attention_backward", q, k_pages, v_pages).name
+    if backend == "triton":
+        dq, dk, dv = triton_kernel("frame_attention_backward")(
+            dout, dlse, q, k_pages, v_pages, o, lse,
+            frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale,
+        )  # fmt: skip
+        return dq, dk, dv
+    if backend == "reference":
         return reference_frame_attention_backward(
             dout,
             dlse,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 
 from ardiff_engine.errors import TensorError, explain
@@ -79,6 +81,11 @@ def dense_rows(table: torch.Tensor) -> torch.Tensor:
 def widen(value: torch.Tensor) -> torch.Tensor:
     """Half precision as float32, all else as it is."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def widest(*tensors: torch.Tensor | None) -> torch.dtype:
+    """The dtype that holds all of them: a GPU kernel has one dtype, and narrowing a table would lose bits."""
+    return reduce(torch.promote_types, [tensor.dtype for tensor in tensors if tensor is not None])
 
 
 def sum_rows(values: torch.Tensor, frame_ids: torch.Tensor, rows: int) -> torch.Tensor:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from ardiff_engine.errors import TensorError, explain
-from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import device, optional, tensor, writable
+from ardiff_engine.ops.cuda_launch import address, error_bits, launch_for
 from ardiff_engine.ops.frame_rows import (
     check_frame_rows,
     check_range,
@@ -22,6 +23,7 @@ from ardiff_engine.ops.frame_rows import (
     range_error,
     sum_rows,
     widen,
+    widest,
 )
 from ardiff_engine.ops.native_kernels import kernels
 
@@ -156,9 +158,15 @@ def _run(
     frame_ids: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    if choose("gate_residual", residual, branch, gate, bias).name != "cpu":
+    backend = choose("gate_residual", residual, branch, gate, bias).name
+    if backend == "reference":
         check_range(frame_ids, gate.shape[0])
         return reference_gate_residual(residual, branch, gate, frame_ids, bias)
+    if backend == "triton":
+        sum_: torch.Tensor = triton_kernel("gate_residual")(residual, branch, gate, frame_ids, bias)
+        return sum_
+    if backend == "cuda":
+        return _run_cuda(residual, branch, gate, frame_ids, bias)
     residual = residual.contiguous()
     out = torch.empty_like(residual)
     _launch(residual, branch, gate, frame_ids, bias, out)
@@ -172,11 +180,50 @@ def _run_in_place(
     frame_ids: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> None:
-    if choose("gate_residual", residual, branch, gate, bias).name != "cpu":
+    backend = choose("gate_residual", residual, branch, gate, bias).name
+    if backend == "reference":
         check_range(frame_ids, gate.shape[0])
         residual.copy_(reference_gate_residual(residual, branch, gate, frame_ids, bias))
-        return
-    _launch(residual, branch, gate, frame_ids, bias, residual)
+    elif backend == "triton":
+        triton_kernel("gate_residual_")(residual, branch, gate, frame_ids, bias)
+    elif backend == "cuda":
+        written = _run_cuda(residual, branch, gate, frame_ids, bias, residual)
+        if written is not residual:
+            residual.copy_(written)
+    else:
+        _launch(residual, branch, gate, frame_ids, bias, residual)
+
+
+def _run_cuda(
+    residual: torch.Tensor,
+    branch: torch.Tensor,
+    gate: torch.Tensor,
+    frame_ids: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The sum, in `out` where that has the dtype that the kernel runs in."""
+    dtype = widest(residual, branch, gate, bias)
+    wide, branch = residual.to(dtype).contiguous(), branch.to(dtype).contiguous()
+    gate, bias = dense_rows(gate.to(dtype)), None if bias is None else bias.to(dtype).contiguous()
+    frame_ids = frame_ids.contiguous()
+    target = out if out is not None and out.dtype == wide.dtype else torch.empty_like(wide)
+    launch_for(
+        "gate_residual",
+        wide,
+        wide.data_ptr(),
+        branch.data_ptr(),
+        gate.data_ptr(),
+        frame_ids.data_ptr(),
+        address(bias),
+        target.data_ptr(),
+        wide.shape[0],
+        wide.shape[1],
+        gate.shape[0],
+        gate.stride(0),
+        error_bits(residual.device).data_ptr(),
+    )
+    return target.to(residual.dtype)
 
 
 def _launch(
@@ -246,7 +293,11 @@ def _backward_op(
     frame_ids: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if choose("gate_residual", dy, branch, gate, bias).name != "cpu":
+    backend = choose("gate_residual_backward", dy, branch, gate, bias).name
+    if backend == "triton":
+        dbranch, dgate, dbias = triton_kernel("gate_residual_backward")(dy, branch, gate, frame_ids, bias)
+        return dbranch, dgate, dbias
+    if backend == "reference":
         return reference_gate_residual_backward(dy, branch, gate, frame_ids, bias)
     dy, branch, gate, frame_ids = (
         dy.contiguous(),

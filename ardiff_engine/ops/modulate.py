@@ -14,9 +14,10 @@ from typing import Any, Literal, overload
 
 import torch
 
-from ardiff_engine.errors import ConfigError, explain
-from ardiff_engine.ops.backend import choose
+from ardiff_engine.errors import ConfigError, TensorError, explain
+from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import tensor
+from ardiff_engine.ops.cuda_launch import error_bits, launch_for
 from ardiff_engine.ops.frame_rows import (
     check_frame_rows,
     check_range,
@@ -24,10 +25,13 @@ from ardiff_engine.ops.frame_rows import (
     range_error,
     sum_rows,
     widen,
+    widest,
 )
 from ardiff_engine.ops.native_kernels import kernels
 
 NORMS = ("none", "layer", "rms")
+# csrc/cuda/modulate.cu keeps a row in registers.
+_CUDA_ROW_BYTES = 32768
 
 
 @overload
@@ -144,7 +148,13 @@ def _run(
     return_normed: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = scale.shape[0]
-    if choose("modulate", x, shift, scale).name != "cpu":
+    backend = choose("modulate", x, shift, scale).name
+    if backend == "cuda":
+        return _run_cuda(x, shift, scale, frame_ids, norm, eps, return_normed)
+    if backend == "triton":
+        y, normed = triton_kernel("modulate")(x, shift, scale, frame_ids, norm, eps, return_normed)
+        return y, normed
+    if backend == "reference":
         check_range(frame_ids, rows)
         y, normed = reference_modulate(x, shift, scale, frame_ids, norm, eps)
         return y, normed if return_normed and normed is not x else _second(x, return_normed)
@@ -168,6 +178,50 @@ def _run(
     if bad >= 0:
         raise range_error(int(frame_ids[bad]), rows)
     return y, normed
+
+
+def _run_cuda(
+    x: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    frame_ids: torch.Tensor,
+    norm: str,
+    eps: float,
+    return_normed: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype = widest(x, shift, scale)
+    wide, shift, scale = x.to(dtype), shift.to(dtype), scale.to(dtype)
+    if wide.shape[1] * wide.element_size() > _CUDA_ROW_BYTES:
+        raise TensorError(
+            explain(
+                "width of x",
+                got=wide.shape[1],
+                expected=f"at most {_CUDA_ROW_BYTES // wide.element_size()} on the cuda backend",
+                fix="Set ARDIFF_BACKEND=reference for such rows.",
+            )
+        )
+    wide, shift, scale = wide.contiguous(), dense_rows(shift), dense_rows(scale)
+    frame_ids = frame_ids.contiguous()
+    y, normed = torch.empty_like(wide), wide.new_empty(wide.shape if return_normed else (0, wide.shape[1]))
+    launch_for(
+        "modulate",
+        wide,
+        wide.data_ptr(),
+        shift.data_ptr(),
+        scale.data_ptr(),
+        frame_ids.data_ptr(),
+        y.data_ptr(),
+        normed.data_ptr() if return_normed else 0,
+        wide.shape[0],
+        wide.shape[1],
+        scale.shape[0],
+        shift.stride(0),
+        scale.stride(0),
+        NORMS.index(norm),
+        eps,
+        error_bits(x.device).data_ptr(),
+    )
+    return y.to(x.dtype), normed.to(x.dtype)
 
 
 def _second(x: torch.Tensor, return_normed: bool) -> torch.Tensor:
@@ -211,7 +265,12 @@ def _backward_op(
     norm: str,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if choose("modulate", dy, dnormed, x, scale).name != "cpu":
+    backend = choose("modulate_backward", dy, dnormed, x, scale).name
+    if backend == "triton":
+        run = triton_kernel("modulate_backward")
+        dx, dshift, dscale = run(dy, dnormed, x, scale, frame_ids, norm, eps)
+        return dx, dshift, dscale
+    if backend == "reference":
         dx, dshift, dscale = reference_modulate_backward(dy, dnormed, x, scale, frame_ids, norm, eps)
         return dx.clone() if dx is dy else dx, dshift, dscale
     dy, x, scale, frame_ids = dy.contiguous(), x.contiguous(), dense_rows(scale), frame_ids.contiguous()

@@ -11,10 +11,14 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.errors import PageTableError, TensorError, explain
-from ardiff_engine.ops.backend import choose
-from ardiff_engine.ops.checks import optional, tensor, writable
+from ardiff_engine.ops.backend import choose, triton_kernel
+from ardiff_engine.ops.checks import optional, same, tensor, writable
+from ardiff_engine.ops.cuda_launch import address, error_bits, launch_for
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import NORMS, check_norm_rope, norm_rope
+
+# csrc/cuda/norm_rope_write.cu shares a head between the lanes of one warp.
+_CUDA_HEAD_BYTES = 1024
 
 
 def norm_rope_write_(
@@ -175,6 +179,25 @@ def _slot_error(slot: int, pages: int, rows: int) -> PageTableError:
     )
 
 
+def _check_cuda(
+    qkv: torch.Tensor, k_pages: torch.Tensor, named: dict[str, torch.Tensor | None], head_dim: int
+) -> None:
+    """What the CUDA kernel asks for beyond the op's contract."""
+    same("k_pages", k_pages, "qkv", qkv)
+    for name, value in named.items():
+        if value is not None:
+            same(name, value, "qkv", qkv)
+    if head_dim * qkv.element_size() > _CUDA_HEAD_BYTES:
+        raise TensorError(
+            explain(
+                "head dimension",
+                got=head_dim,
+                expected=f"at most {_CUDA_HEAD_BYTES // qkv.element_size()} on the cuda backend",
+                fix="Set ARDIFF_BACKEND=reference for such heads.",
+            )
+        )
+
+
 def _run(
     qkv: torch.Tensor,
     k_pages: torch.Tensor,
@@ -193,7 +216,14 @@ def _run(
     qkv_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     floats = (q_weight, q_bias, k_weight, k_bias, qkv_bias)
-    if choose("norm_rope_write_", qkv, k_pages, *floats).name != "cpu":
+    backend = choose("norm_rope_write_", qkv, k_pages, *floats).name
+    if backend == "triton":
+        q: torch.Tensor = triton_kernel("norm_rope_write_")(
+            qkv, k_pages, v_pages, slots, positions, heads, kv_heads, norm,
+            q_weight, q_bias, k_weight, k_bias, eps, frequencies, qkv_bias,
+        )  # fmt: skip
+        return q
+    if backend == "reference":
         return reference_norm_rope_write_(
             qkv, k_pages, v_pages, slots, positions, heads, kv_heads, norm,
             q_weight, q_bias, k_weight, k_bias, eps, frequencies, qkv_bias,
@@ -203,17 +233,19 @@ def _run(
     frequencies = None if frequencies is None else frequencies.to(torch.float64).contiguous()
     pages, _, rows, head_dim = k_pages.shape
     q = qkv.new_empty(qkv.shape[0], heads, head_dim)
-    angles = None if frequencies is None else qkv.new_empty(qkv.shape[0], 2, head_dim)
-    bad = kernels().norm_rope_write(
+    angles = None
+    if frequencies is not None and backend == "cpu":
+        angles = qkv.new_empty(qkv.shape[0], 2, head_dim)
+    arguments = (
         qkv.data_ptr(),
         k_pages.data_ptr(),
         v_pages.data_ptr(),
         slots.data_ptr(),
         positions.data_ptr(),
         q.data_ptr(),
-        *[0 if value is None else value.data_ptr() for value in dense],
-        0 if frequencies is None else frequencies.data_ptr(),
-        0 if angles is None else angles.data_ptr(),
+        *map(address, dense),
+        address(frequencies),
+        address(angles),
         qkv.shape[0],
         heads,
         kv_heads,
@@ -224,6 +256,12 @@ def _run(
         NORMS.index(norm),
         eps,
     )
+    if backend == "cuda":
+        names = ("q_weight", "q_bias", "k_weight", "k_bias", "qkv_bias")
+        _check_cuda(qkv, k_pages, dict(zip(names, dense, strict=True)), head_dim)
+        launch_for("norm_rope_write", qkv, *arguments, error_bits(qkv.device).data_ptr())
+        return q
+    bad = kernels().norm_rope_write(*arguments)
     if bad >= 0:
         raise _slot_error(int(slots[bad]), pages, rows)
     return q

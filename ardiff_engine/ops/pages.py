@@ -16,10 +16,13 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.errors import PageTableError, TensorError, explain
-from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import optional, tensor, writable
+from ardiff_engine.ops.cuda_launch import address, error_bits, launch, launch_for
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import check_frequencies, rotate
+
+_CUDA_HEAD_DIM = 512  # csrc/cuda/rope.cuh keeps the sines of a position in shared memory
 
 
 def copy_pages_(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
@@ -154,22 +157,32 @@ def _check_copy(src: torch.Tensor, dst: torch.Tensor, pages: int) -> None:
 
 def _copy(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
     _check_copy(src, dst, k_pages.shape[1])
-    if choose("copy_pages_", k_pages, v_pages).name != "cpu":
+    backend = choose("copy_pages_", k_pages, v_pages).name
+    if backend == "reference":
         k_pages[:, dst] = k_pages[:, src]
         v_pages[:, dst] = v_pages[:, src]
         return
+    if backend == "triton":
+        triton_kernel("copy_pages_")(k_pages, v_pages, src, dst)
+        return
     src, dst = src.contiguous(), dst.contiguous()
-    kernels().copy_pages(
+    unit = k_pages.element_size() if backend == "cuda" else 1  # the CUDA kernel counts bytes
+    arguments = (
         k_pages.data_ptr(),
         v_pages.data_ptr(),
         src.data_ptr(),
         dst.data_ptr(),
         src.shape[0],
         k_pages.shape[0],
-        k_pages[0, 0].numel() if k_pages.numel() else 0,
-        k_pages.stride(0),
-        k_pages.stride(1),
+        k_pages.shape[1],
+        unit * (k_pages[0, 0].numel() if k_pages.numel() else 0),
+        unit * k_pages.stride(0),
+        unit * k_pages.stride(1),
     )
+    if backend == "cpu":
+        kernels().copy_pages(*arguments)
+    else:
+        launch("copy_pages", k_pages.device, *arguments, error_bits(k_pages.device).data_ptr())
 
 
 def _rotate(
@@ -180,23 +193,37 @@ def _rotate(
     source: torch.Tensor | None,
 ) -> None:
     _check_pages("pages", pages, k_pages.shape[1], distinct=True)
-    if choose("rotate_pages_", k_pages, source).name != "cpu":
+    backend = choose("rotate_pages_", k_pages, source).name
+    if backend == "triton":
+        triton_kernel("rotate_pages_")(k_pages, pages, deltas, frequencies, source)
+        return
+    if backend == "reference":
         reference_rotate_pages_(k_pages, pages, deltas, frequencies, source)
         return
     if source is not None and not source[0:1, 0:1].is_contiguous():
         source = source.contiguous()
     pages, deltas, frequencies = pages.contiguous(), deltas.contiguous(), frequencies.double().contiguous()
     layers, _, heads, rows, head_dim = k_pages.shape
-    angles = k_pages.new_empty(pages.shape[0], 2, head_dim)
-    kernels().rotate_pages(
+    if backend == "cuda" and head_dim > _CUDA_HEAD_DIM:
+        raise TensorError(
+            explain(
+                "head dimension",
+                got=head_dim,
+                expected=f"at most {_CUDA_HEAD_DIM} on the cuda backend",
+                fix="Set ARDIFF_BACKEND=reference for such heads.",
+            )
+        )
+    angles = k_pages.new_empty(pages.shape[0], 2, head_dim) if backend == "cpu" else None
+    arguments = (
         k_pages.data_ptr(),
-        0 if source is None else source.data_ptr(),
+        address(source),
         pages.data_ptr(),
         deltas.data_ptr(),
         frequencies.data_ptr(),
-        angles.data_ptr(),
+        address(angles),
         pages.shape[0],
         layers,
+        k_pages.shape[1],
         heads * rows,
         head_dim,
         k_pages.stride(0),
@@ -204,6 +231,10 @@ def _rotate(
         0 if source is None else source.stride(0),
         0 if source is None else source.stride(1),
     )
+    if backend == "cpu":
+        kernels().rotate_pages(*arguments)
+    else:
+        launch_for("rotate_pages", k_pages, *arguments, error_bits(k_pages.device).data_ptr())
 
 
 @torch.library.custom_op("ardiff::copy_pages_", mutates_args=("k_pages", "v_pages"))

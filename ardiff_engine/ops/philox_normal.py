@@ -19,7 +19,8 @@ import math
 import torch
 
 from ardiff_engine.errors import TensorError, explain
-from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.backend import choose, triton_kernel
+from ardiff_engine.ops.cuda_launch import launch
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 
@@ -92,9 +93,17 @@ def _multiply(multiplier: int, words: torch.Tensor) -> tuple[torch.Tensor, torch
 
 def _run(keys: torch.Tensor, elements: int) -> torch.Tensor:
     out = torch.empty(keys.shape[0], elements, device=keys.device)
-    if choose("philox_normal", out).name != "cpu":
+    backend = choose("philox_normal", out).name
+    if backend == "reference":
         return reference_philox_normal(keys, elements)
-    kernels().philox_normal(keys.data_ptr(), out.data_ptr(), keys.shape[0], elements)
+    if backend == "triton":
+        normal: torch.Tensor = triton_kernel("philox_normal")(keys, elements)
+        return normal
+    arguments = (keys.data_ptr(), out.data_ptr(), keys.shape[0], elements)
+    if backend == "cpu":
+        kernels().philox_normal(*arguments)
+    else:
+        launch("philox_normal", out.device, *arguments)
     return out
 
 

@@ -20,7 +20,8 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.errors import ConfigError, explain
-from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.backend import choose, triton_kernel
+from ardiff_engine.ops.cuda_launch import launch
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.philox_normal import reference_philox
 
@@ -42,7 +43,7 @@ def sample_timesteps(
     """int64 [batch, num_frames] in 0..num_timesteps-1, one row per clip, drawn by `rule` (see the module).
 
     Row i is a pure function of (seed, first_sample + i): give every rank and step its own range of samples.
-    Drawn on the CPU for every device.
+    The same values on every device. Without a kernel for the device they are drawn on the CPU.
 
     Raises:
         ConfigError: an unknown rule, or a size, seed or sample number out of range.
@@ -65,8 +66,10 @@ def sample_timesteps(
             )
     signed = seed - 2**64 if seed >= 2**63 else seed
     run = torch.ops.ardiff.sample_timesteps if torch.compiler.is_compiling() else _run
-    timesteps: torch.Tensor = run(batch, num_frames, num_timesteps, rule, signed, first_sample)
-    return timesteps.to(device)
+    timesteps: torch.Tensor = run(
+        batch, num_frames, num_timesteps, rule, signed, first_sample, torch.device(device)
+    )
+    return timesteps
 
 
 def reference_sample_timesteps(
@@ -133,26 +136,53 @@ def _words(sample: torch.Tensor, seed: int, count: int) -> torch.Tensor:
 
 
 def _run(
-    batch: int, num_frames: int, num_timesteps: int, rule: str, seed: int, first_sample: int
+    batch: int,
+    num_frames: int,
+    num_timesteps: int,
+    rule: str,
+    seed: int,
+    first_sample: int,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    if choose("sample_timesteps").name != "cpu":
-        return reference_sample_timesteps(batch, num_frames, num_timesteps, rule, seed, first_sample)
-    out = torch.empty(batch, num_frames, dtype=torch.int64)
-    kernels().sample_timesteps(
-        out.data_ptr(), batch, num_frames, num_timesteps, RULES.index(rule), seed, first_sample
-    )
+    device = device or torch.device("cpu")
+    backend = choose("sample_timesteps", torch.empty(0, device=device)).name
+    if backend == "reference":
+        drawn = reference_sample_timesteps(batch, num_frames, num_timesteps, rule, seed, first_sample)
+        return drawn.to(device)
+    if backend == "triton":
+        run = triton_kernel("sample_timesteps")
+        timesteps: torch.Tensor = run(batch, num_frames, num_timesteps, rule, seed, first_sample, device)
+        return timesteps
+    out = torch.empty(batch, num_frames, dtype=torch.int64, device=device)
+    arguments = (out.data_ptr(), batch, num_frames, num_timesteps, RULES.index(rule), seed, first_sample)
+    if backend == "cpu":
+        kernels().sample_timesteps(*arguments)
+    else:
+        launch("sample_timesteps", device, *arguments)
     return out
 
 
 @torch.library.custom_op("ardiff::sample_timesteps", mutates_args=())
 def _sample_timesteps_op(
-    batch: int, num_frames: int, num_timesteps: int, rule: str, seed: int, first_sample: int
+    batch: int,
+    num_frames: int,
+    num_timesteps: int,
+    rule: str,
+    seed: int,
+    first_sample: int,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    return _run(batch, num_frames, num_timesteps, rule, seed, first_sample)
+    return _run(batch, num_frames, num_timesteps, rule, seed, first_sample, device)
 
 
 @_sample_timesteps_op.register_fake
 def _sample_timesteps_fake(
-    batch: int, num_frames: int, num_timesteps: int, rule: str, seed: int, first_sample: int
+    batch: int,
+    num_frames: int,
+    num_timesteps: int,
+    rule: str,
+    seed: int,
+    first_sample: int,
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    return torch.empty(batch, num_frames, dtype=torch.int64)
+    return torch.empty(batch, num_frames, dtype=torch.int64, device=device)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 
 from ardiff_engine.errors import ConfigError, TensorError, explain
-from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import device, floating, optional, same, tensor
+from ardiff_engine.ops.cuda_launch import address, launch_for
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 from ardiff_engine.ops.philox_normal import philox_normal
@@ -176,7 +177,12 @@ def _run(
     noise: torch.Tensor | None,
     clamp: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if choose("solver_step", x, outs).name != "cpu":
+    backend = choose("solver_step", x, outs).name
+    if backend == "triton":
+        run = triton_kernel("solver_step")
+        result, x0 = run(x, outs, weights, coefficients, history1, history2, keys, noise, clamp)
+        return result, x0
+    if backend == "reference":
         _check_terms(coefficients, keys is not None or noise is not None, history1, history2)
         return reference_solver_step(x, outs, weights, coefficients, history1, history2, keys, noise, clamp)
     x, outs = x.contiguous(), outs.contiguous()
@@ -187,13 +193,13 @@ def _run(
     optional = [None if value is None else value.contiguous() for value in (history1, history2, noise)]
     result, x0 = torch.empty_like(x), torch.empty_like(x)
     rows = x.shape[0]
-    missing = kernels().solver_step(
+    arguments = (
         x.data_ptr(),
         outs.data_ptr(),
         weights.data_ptr(),
         coefficients.data_ptr(),
-        *[0 if value is None else value.data_ptr() for value in optional],
-        0 if keys is None else keys.data_ptr(),
+        *map(address, optional),
+        address(keys),
         result.data_ptr(),
         x0.data_ptr(),
         outs.shape[0],
@@ -201,6 +207,10 @@ def _run(
         x.numel() // max(rows, 1),
         float("inf") if clamp is None else clamp,
     )
+    if backend == "cuda":
+        launch_for("solver_step", x, *arguments)
+        return result, x0
+    missing = kernels().solver_step(*arguments)
     if missing >= 0:
         raise _missing_term(COEFFICIENTS[missing])
     return result, x0

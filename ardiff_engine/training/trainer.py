@@ -18,7 +18,7 @@ from ardiff_engine.data.sources import clip_source
 from ardiff_engine.diffusion.noise import PURPOSE_TRAIN, noise_keys
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, DataError, explain
-from ardiff_engine.models import ARDiffusionTransformer, TiTok
+from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup
 from ardiff_engine.ops import add_noise
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.device import usable_device
@@ -96,7 +96,7 @@ class Trainer:
         """Scalar loss of the clips with these sample ids."""
         config = self.config
         x0, classes = source.latents(samples)
-        x0 = x0.to(config.run.device)
+        x0 = regroup(x0, config.model.tokens_per_frame).to(config.run.device)
         t = training_timesteps(samples, x0.shape[1], self.schedule.num_timesteps, config.loss, seed)
         noisy, target = self._noise(x0, t, samples, PURPOSE_TRAIN, seed)
         output = self.model.forward_clip(noisy, t.to(x0.device), self._context(samples, classes, seed))
@@ -106,7 +106,7 @@ class Trainer:
         """The same with every frame predicted from clean frames before it (teacher forcing)."""
         config = self.config
         x0, classes = source.latents(samples)
-        x0 = x0.to(config.run.device)
+        x0 = regroup(x0, config.model.tokens_per_frame).to(config.run.device)
         t, history_t = teacher_timesteps(samples, x0.shape[1], self.schedule.num_timesteps, seed)
         noisy, target = self._noise(x0, t, samples, PURPOSE_TRAIN, seed)
         history, _ = self._noise(x0[:, :-1], history_t, samples, PURPOSE_HISTORY, seed)
@@ -194,16 +194,8 @@ class Trainer:
         config, data = self.config, self.config.data
         if data.source == "latents":
             files = LatentFiles(data.path, data.num_frames, data.held_out, seed=config.run.seed)
-            wanted = (config.model.tokens_per_frame, config.model.channels)
-            if files.cell != wanted:
-                raise DataError(
-                    explain(
-                        f"latents in {data.path}",
-                        got=f"{files.cell[0]} tokens x {files.cell[1]} channels per frame",
-                        expected=f"{wanted[0]} x {wanted[1]}, as the model has",
-                        fix="Change model.tokens_per_frame and model.channels.",
-                    )
-                )
+            model = config.model
+            check_cells("model", (model.tokens_per_frame, model.channels), files.cell)
             return files
         vae = _required(self.vae)
         if not data.clips:
@@ -223,16 +215,8 @@ class Trainer:
         model = self.config.model
         if self.vae is None:
             return
-        cell = (self.vae.config.num_latent_tokens, self.vae.config.token_size)
-        if cell != (model.tokens_per_frame, model.channels):
-            raise ConfigError(
-                explain(
-                    "model.tokens_per_frame, model.channels",
-                    got=(model.tokens_per_frame, model.channels),
-                    expected=f"{cell}, what the autoencoder makes",
-                    fix="Change the model or use another autoencoder.",
-                )
-            )
+        latents = (self.vae.config.num_latent_tokens, self.vae.config.token_size)
+        check_cells("model", (model.tokens_per_frame, model.channels), latents)
 
 
 def noise_schedule(config: ScheduleConfig) -> NoiseSchedule:

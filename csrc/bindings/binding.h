@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // How an op enters the Python module. Each file of csrc/bindings writes
 //
-//   ARDIFF_BINDING(scale) { m.def("scale", &scale, py::call_guard<py::gil_scoped_release>()); }
+//   template <class T>
+//   ardiff::ScaleParamsOf<T> params(std::uintptr_t x, std::int64_t elements) { return {pointer<T>(x),
+//   elements}; }
+//
+//   ARDIFF_BINDING(scale) { def(m, "scale", &params<float>, &ardiff::cpu::scale); }
 //
 // and is picked up by the build; no list of ops exists elsewhere. Tensors arrive as integers
-// (`tensor.data_ptr()`, 0 for none) and become pointers through `pointer<float>(address)`.
+// (`tensor.data_ptr()`, 0 for none) and become pointers through `pointer<float>(address)`. cuda.h does the
+// same for the launchers of csrc/cuda.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -35,6 +40,14 @@ class Registration {
 template <class T>
 T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+// m.name(...) = run(make(...)), without the interpreter lock.
+template <class Params, class... Arguments, class Run>
+void def(py::module_& m, const char* name, Params (*make)(Arguments...), Run run) {
+  m.def(
+      name, [make, run](Arguments... arguments) { return run(make(arguments...)); },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace ardiff::bindings

@@ -3,32 +3,41 @@
 
 #include "binding.h"
 #include "cpu/dispatch.h"
+#include "cuda.h"
 #include "frame_ids.h"
 
 ARDIFF_DISPATCH(void, gate_residual, const ardiff::GateResidualParams& p)
 ARDIFF_DISPATCH(void, gate_residual_backward, const ardiff::GateResidualBackwardParams& p)
+ARDIFF_CHECKED_LAUNCHER(gate_residual, ardiff::GateResidualParamsOf)
 
 namespace py = pybind11;
 using ardiff::bindings::pointer;
 
 namespace {
 
-// Returns the first token whose id is out of range, before anything is written; -1 when all went well.
-std::int64_t gate_residual(std::uintptr_t residual, std::uintptr_t branch, std::uintptr_t gate,
-                           std::uintptr_t frame_ids, std::uintptr_t bias, std::uintptr_t out,
-                           std::int64_t tokens, std::int64_t width, std::int64_t rows,
-                           std::int64_t gate_stride) {
-  ardiff::GateResidualParams p{};
-  p.residual = pointer<const float>(residual);
-  p.branch = pointer<const float>(branch);
-  p.gate = pointer<const float>(gate);
+template <class T>
+ardiff::GateResidualParamsOf<T> gate_residual_params(std::uintptr_t residual, std::uintptr_t branch,
+                                                     std::uintptr_t gate, std::uintptr_t frame_ids,
+                                                     std::uintptr_t bias, std::uintptr_t out,
+                                                     std::int64_t tokens, std::int64_t width,
+                                                     std::int64_t rows, std::int64_t gate_stride) {
+  ardiff::GateResidualParamsOf<T> p{};
+  p.residual = pointer<const T>(residual);
+  p.branch = pointer<const T>(branch);
+  p.gate = pointer<const T>(gate);
   p.frame_ids = pointer<const std::int32_t>(frame_ids);
-  p.bias = pointer<const float>(bias);
-  p.out = pointer<float>(out);
+  p.bias = pointer<const T>(bias);
+  p.out = pointer<T>(out);
   p.tokens = tokens;
   p.width = width;
+  p.rows = rows;
   p.gate_stride = gate_stride;
-  const std::int64_t bad = ardiff::bindings::first_bad_id(p.frame_ids, tokens, rows);
+  return p;
+}
+
+// Returns the first token whose id is out of range, before anything is written; -1 when all went well.
+std::int64_t checked_gate_residual(const ardiff::GateResidualParams& p) {
+  const std::int64_t bad = ardiff::bindings::first_bad_id(p.frame_ids, p.tokens, p.rows);
   if (bad < 0) ardiff::cpu::gate_residual(p);
   return bad;
 }
@@ -56,6 +65,7 @@ void gate_residual_backward(std::uintptr_t dy, std::uintptr_t branch, std::uintp
 }  // namespace
 
 ARDIFF_BINDING(gate_residual) {
-  m.def("gate_residual", &gate_residual, py::call_guard<py::gil_scoped_release>());
+  ardiff::bindings::def(m, "gate_residual", &gate_residual_params<float>, &checked_gate_residual);
   m.def("gate_residual_backward", &gate_residual_backward, py::call_guard<py::gil_scoped_release>());
+  ARDIFF_DEF_CUDA(m, gate_residual, gate_residual_params);
 }

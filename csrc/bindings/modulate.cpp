@@ -3,35 +3,44 @@
 
 #include "binding.h"
 #include "cpu/dispatch.h"
+#include "cuda.h"
 #include "frame_ids.h"
 
 ARDIFF_DISPATCH(void, modulate, const ardiff::ModulateParams& p)
 ARDIFF_DISPATCH(void, modulate_backward, const ardiff::ModulateBackwardParams& p)
+ARDIFF_CHECKED_LAUNCHER(modulate, ardiff::ModulateParamsOf)
 
 namespace py = pybind11;
 using ardiff::bindings::pointer;
 
 namespace {
 
-// Returns the first token whose id is out of range, before anything is written; -1 when all went well.
-std::int64_t modulate(std::uintptr_t x, std::uintptr_t shift, std::uintptr_t scale, std::uintptr_t frame_ids,
-                      std::uintptr_t y, std::uintptr_t normed, std::int64_t tokens, std::int64_t width,
-                      std::int64_t rows, std::int64_t shift_stride, std::int64_t scale_stride, int norm,
-                      float eps) {
-  ardiff::ModulateParams p{};
-  p.x = pointer<const float>(x);
-  p.shift = pointer<const float>(shift);
-  p.scale = pointer<const float>(scale);
+template <class T>
+ardiff::ModulateParamsOf<T> modulate_params(std::uintptr_t x, std::uintptr_t shift, std::uintptr_t scale,
+                                            std::uintptr_t frame_ids, std::uintptr_t y, std::uintptr_t normed,
+                                            std::int64_t tokens, std::int64_t width, std::int64_t rows,
+                                            std::int64_t shift_stride, std::int64_t scale_stride, int norm,
+                                            float eps) {
+  ardiff::ModulateParamsOf<T> p{};
+  p.x = pointer<const T>(x);
+  p.shift = pointer<const T>(shift);
+  p.scale = pointer<const T>(scale);
   p.frame_ids = pointer<const std::int32_t>(frame_ids);
-  p.y = pointer<float>(y);
-  p.normed = pointer<float>(normed);
+  p.y = pointer<T>(y);
+  p.normed = pointer<T>(normed);
   p.tokens = tokens;
   p.width = width;
+  p.rows = rows;
   p.shift_stride = shift_stride;
   p.scale_stride = scale_stride;
   p.norm = static_cast<ardiff::RowNorm>(norm);
   p.eps = eps;
-  const std::int64_t bad = ardiff::bindings::first_bad_id(p.frame_ids, tokens, rows);
+  return p;
+}
+
+// Returns the first token whose id is out of range, before anything is written; -1 when all went well.
+std::int64_t checked_modulate(const ardiff::ModulateParams& p) {
+  const std::int64_t bad = ardiff::bindings::first_bad_id(p.frame_ids, p.tokens, p.rows);
   if (bad < 0) ardiff::cpu::modulate(p);
   return bad;
 }
@@ -63,6 +72,7 @@ void modulate_backward(std::uintptr_t dy, std::uintptr_t dnormed, std::uintptr_t
 }  // namespace
 
 ARDIFF_BINDING(modulate) {
-  m.def("modulate", &modulate, py::call_guard<py::gil_scoped_release>());
+  ardiff::bindings::def(m, "modulate", &modulate_params<float>, &checked_modulate);
   m.def("modulate_backward", &modulate_backward, py::call_guard<py::gil_scoped_release>());
+  ARDIFF_DEF_CUDA(m, modulate, modulate_params);
 }

@@ -3,20 +3,29 @@
 
 #include "binding.h"
 #include "cpu/dispatch.h"
+#include "cuda.h"
 
 ARDIFF_DISPATCH(void, philox_normal, const ardiff::PhiloxNormalParams& p)
+#if defined(ARDIFF_WITH_CUDA)
+namespace ardiff::cuda {
+cudaError_t philox_normal(const PhiloxNormalParams& p, cudaStream_t stream);
+}
+#endif
 
-namespace py = pybind11;
 using ardiff::bindings::pointer;
 
 namespace {
 
-void philox_normal(std::uintptr_t keys, std::uintptr_t out, std::int64_t rows, std::int64_t elements) {
-  ardiff::cpu::philox_normal({pointer<const std::int64_t>(keys), pointer<float>(out), rows, elements});
+ardiff::PhiloxNormalParams philox_normal_params(std::uintptr_t keys, std::uintptr_t out, std::int64_t rows,
+                                                std::int64_t elements) {
+  return {pointer<const std::int64_t>(keys), pointer<float>(out), rows, elements};
 }
 
 }  // namespace
 
 ARDIFF_BINDING(philox_normal) {
-  m.def("philox_normal", &philox_normal, py::call_guard<py::gil_scoped_release>());
+  ardiff::bindings::def(m, "philox_normal", &philox_normal_params, &ardiff::cpu::philox_normal);
+#if defined(ARDIFF_WITH_CUDA)
+  ardiff::bindings::def_cuda(m, "philox_normal", &philox_normal_params, &ardiff::cuda::philox_normal);
+#endif
 }

@@ -34,51 +34,16 @@ class WordStream {
   alignas(64) std::uint32_t words_[kNoiseGroup];
 };
 
-// Places `frames` frames from `level` on, over `levels` further levels. The first position reads word `word`.
-void walk(WordStream& stream, std::int64_t word, std::int64_t frames, std::int64_t levels, std::int64_t level,
-          std::int64_t* out) {
-  while (frames > 0) {
-    if (below(stream.at(word++), frames + levels) < frames) {
-      *out++ = level;
-      --frames;
-    } else {
-      ++level;
-      --levels;
-    }
-  }
-}
-
-void sample(const SampleTimestepsParams& p, std::int64_t row) {
-  WordStream stream(timesteps_key(p.seed, p.first_sample + row));
-  std::int64_t* out = p.out + row * p.frames;
-  switch (p.rule) {
-    case TimestepRule::shared: {
-      const std::int64_t t = below(stream.at(0), p.timesteps);
-      for (std::int64_t f = 0; f < p.frames; ++f) out[f] = t;
-      return;
-    }
-    case TimestepRule::iid:
-      for (std::int64_t f = 0; f < p.frames; ++f) out[f] = below(stream.at(f), p.timesteps);
-      return;
-    case TimestepRule::uniform:
-      return walk(stream, 2, p.frames, p.timesteps - 1, 0, out);
-    case TimestepRule::fopp: {
-      const std::int64_t frame = below(stream.at(0), p.frames), level = below(stream.at(1), p.timesteps);
-      walk(stream, 2, frame, level, 0, out);
-      out[frame] = level;
-      return walk(stream, 2 + frame + level, p.frames - 1 - frame, p.timesteps - 1 - level, level,
-                  out + frame + 1);
-    }
-  }
-}
-
 }  // namespace
 
 void sample_timesteps(const SampleTimestepsParams& p) {
   constexpr std::int64_t kPositionCost = 4;  // of one position, in element-wise operations
   const int threads = threads_for(kPositionCost * p.batch * (p.frames + p.timesteps));
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (std::int64_t row = 0; row < p.batch; ++row) sample(p, row);
+  for (std::int64_t row = 0; row < p.batch; ++row) {
+    WordStream stream(timesteps_key(p.seed, p.first_sample + row));
+    draw_timesteps(stream, p, p.out + row * p.frames);
+  }
 }
 
 }  // namespace ardiff::cpu::ARDIFF_ISA

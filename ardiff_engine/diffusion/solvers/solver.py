@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import index
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -25,6 +25,7 @@ from ardiff_engine.diffusion.real import is_real
 from ardiff_engine.errors import ConfigError, explain
 
 
+@runtime_checkable
 class Solver(Protocol):
     """The part of a solver that plans, engine and pictures use. S = num_steps."""
 

@@ -2,8 +2,7 @@
 // The forward process: noisy = signal x0 + sigma eps, and the training target from the same pass.
 #pragma once
 
-#include <cstdint>
-
+#include "integers.h"
 #include "scalar.h"
 
 namespace ardiff {
@@ -26,14 +25,16 @@ ARDIFF_HD inline V noise_target(V signal, V x0, V sigma, V eps) {
   }
 }
 
-struct AddNoiseParams {
-  const float* x0;              // [rows, elements]
+template <class T>
+struct AddNoiseParamsOf {
+  const T* x0;                  // [rows, elements]
   const float *signal, *sigma;  // [rows]
-  const float* noise;           // [rows, elements], or null: from keys
+  const T* noise;               // [rows, elements], or null: from keys
   const std::int64_t* keys;     // [rows, 5], or null: from noise
-  float *noisy, *target;        // [rows, elements]; target is not written for NoiseTarget::none
+  T *noisy, *target;            // [rows, elements]; target is not written for NoiseTarget::none
   std::int64_t rows, elements;
   NoiseTarget kind;
 };
+using AddNoiseParams = AddNoiseParamsOf<float>;
 
 }  // namespace ardiff

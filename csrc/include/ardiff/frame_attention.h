@@ -7,9 +7,8 @@
 // get bias[e] (null: 0).
 #pragma once
 
-#include <cstdint>
-
 #include "hd.h"
+#include "integers.h"
 
 namespace ardiff {
 

@@ -4,8 +4,7 @@
 // dbranch.
 #pragma once
 
-#include <cstdint>
-
+#include "integers.h"
 #include "scalar.h"
 
 namespace ardiff {
@@ -15,14 +14,16 @@ ARDIFF_HD inline V gated(V residual, V gate, V branch) {
   return fma(gate, branch, residual);
 }
 
-struct GateResidualParams {
-  const float *residual, *branch;  // [tokens, width]
-  const float* gate;               // [M, width], rows strided
-  const std::int32_t* frame_ids;   // [tokens]
-  const float* bias;               // [width] or null
-  float* out;                      // [tokens, width]; may be residual itself
-  std::int64_t tokens, width, gate_stride;
+template <class T>
+struct GateResidualParamsOf {
+  const T *residual, *branch;     // [tokens, width]
+  const T* gate;                  // [rows, width], rows strided
+  const std::int32_t* frame_ids;  // [tokens]
+  const T* bias;                  // [width] or null
+  T* out;                         // [tokens, width]; may be residual itself
+  std::int64_t tokens, width, rows, gate_stride;
 };
+using GateResidualParams = GateResidualParamsOf<float>;
 
 struct GateResidualBackwardParams {
   const float *dy, *branch;        // [tokens, width]

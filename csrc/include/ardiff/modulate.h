@@ -6,8 +6,7 @@
 // row.
 #pragma once
 
-#include <cstdint>
-
+#include "integers.h"
 #include "scalar.h"
 
 namespace ardiff {
@@ -29,15 +28,17 @@ ARDIFF_HD inline V norm_backward(V g, V mean_g, V n, V mean_gn, V reciprocal) {
   return reciprocal * (g - mean_g - n * mean_gn);
 }
 
-struct ModulateParams {
-  const float* x;                 // [tokens, width]
-  const float *shift, *scale;     // [M, width], rows strided
+template <class T>
+struct ModulateParamsOf {
+  const T* x;                     // [tokens, width]
+  const T *shift, *scale;         // [rows, width], rows strided
   const std::int32_t* frame_ids;  // [tokens]
-  float *y, *normed;              // [tokens, width]; normed may be null
-  std::int64_t tokens, width, shift_stride, scale_stride;
+  T *y, *normed;                  // [tokens, width]; normed may be null
+  std::int64_t tokens, width, rows, shift_stride, scale_stride;
   RowNorm norm;
   float eps;
 };
+using ModulateParams = ModulateParamsOf<float>;
 
 struct ModulateBackwardParams {
   const float *dy, *dnormed, *x;  // [tokens, width]; dnormed may be null

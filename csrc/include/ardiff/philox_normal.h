@@ -7,9 +7,8 @@
 // Elements 4i, 4i+1 come from words 0 and 1 of block i, elements 4i+2, 4i+3 from words 2 and 3.
 #pragma once
 
-#include <cstdint>
-
 #include "hd.h"
+#include "integers.h"
 
 namespace ardiff {
 

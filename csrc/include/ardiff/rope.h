@@ -2,8 +2,7 @@
 // Rotary position (Su et al. 2021), interleaved pairs: (z[2j], z[2j+1]) turned by position * frequency[j].
 #pragma once
 
-#include <cstdint>
-
+#include "integers.h"
 #include "scalar.h"
 
 namespace ardiff {
@@ -15,7 +14,7 @@ ARDIFF_HD inline float rope_turns(std::int64_t position, double frequency) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding and subtracting it rounds to an integer
   const double angle = static_cast<double>(position) * frequency;
   const double turns = angle * kInverse;
-  const double low = __builtin_fma(angle, kInverse, -turns) + angle * kInverseLow;
+  const double low = fma(angle, kInverse, -turns) + angle * kInverseLow;
   const double whole = (turns + kRound) - kRound;
   return static_cast<float>((turns - whole) + low);
 }

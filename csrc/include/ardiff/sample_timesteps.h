@@ -5,9 +5,8 @@
 // (a + b), else raises the level: all non-decreasing sequences are then equally likely.
 #pragma once
 
-#include <cstdint>
-
 #include "hd.h"
+#include "integers.h"
 #include "philox_normal.h"
 
 namespace ardiff {
@@ -33,5 +32,45 @@ struct SampleTimestepsParams {
   std::int64_t batch, frames, timesteps, seed, first_sample;
   TimestepRule rule;
 };
+
+// Places `frames` frames from `level` on, over `levels` further levels. The first position reads word `word`;
+// stream.at(i) is word i of the sample.
+template <class WordStream>
+ARDIFF_HD inline void urn_walk(WordStream& stream, std::int64_t word, std::int64_t frames,
+                               std::int64_t levels, std::int64_t level, std::int64_t* out) {
+  while (frames > 0) {
+    if (below(stream.at(word++), frames + levels) < frames) {
+      *out++ = level;
+      --frames;
+    } else {
+      ++level;
+      --levels;
+    }
+  }
+}
+
+// One sample into out[0 .. frames).
+template <class WordStream>
+ARDIFF_HD inline void draw_timesteps(WordStream& stream, const SampleTimestepsParams& p, std::int64_t* out) {
+  switch (p.rule) {
+    case TimestepRule::shared: {
+      const std::int64_t t = below(stream.at(0), p.timesteps);
+      for (std::int64_t f = 0; f < p.frames; ++f) out[f] = t;
+      return;
+    }
+    case TimestepRule::iid:
+      for (std::int64_t f = 0; f < p.frames; ++f) out[f] = below(stream.at(f), p.timesteps);
+      return;
+    case TimestepRule::uniform:
+      return urn_walk(stream, 2, p.frames, p.timesteps - 1, 0, out);
+    case TimestepRule::fopp: {
+      const std::int64_t frame = below(stream.at(0), p.frames), level = below(stream.at(1), p.timesteps);
+      urn_walk(stream, 2, frame, level, 0, out);
+      out[frame] = level;
+      return urn_walk(stream, 2 + frame + level, p.frames - 1 - frame, p.timesteps - 1 - level, level,
+                      out + frame + 1);
+    }
+  }
+}
 
 }  // namespace ardiff

@@ -3,8 +3,7 @@
 // weights[branch] * outs[branch]. A term whose coefficient is 0 is not read.
 #pragma once
 
-#include <cstdint>
-
+#include "integers.h"
 #include "scalar.h"
 
 namespace ardiff {
@@ -25,16 +24,18 @@ ARDIFF_HD inline V advanced(V a, V x, V b, V x0) {
   return fma(a, x, b * x0);
 }
 
-struct SolverStepParams {
-  const float* x;                            // [rows, elements]
-  const float* outs;                         // [branches, rows, elements]
-  const float* weights;                      // [branches, rows]
-  const SolverRow* coefficients;             // [rows]
-  const float *history1, *history2, *noise;  // [rows, elements] or null
-  const std::int64_t* keys;                  // [rows, 5] or null
-  float *result, *x0;                        // [rows, elements]
+template <class T>
+struct SolverStepParamsOf {
+  const T* x;                            // [rows, elements]
+  const T* outs;                         // [branches, rows, elements]
+  const float* weights;                  // [branches, rows]
+  const SolverRow* coefficients;         // [rows]
+  const T *history1, *history2, *noise;  // [rows, elements] or null
+  const std::int64_t* keys;              // [rows, 5] or null
+  T *result, *x0;                        // [rows, elements]
   std::int64_t branches, rows, elements;
   float clamp;  // infinity: none
 };
+using SolverStepParams = SolverStepParamsOf<float>;
 
 }  // namespace ardiff

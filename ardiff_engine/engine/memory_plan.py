@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory an engine will take, before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ardiff_engine.diffusion.solvers import Solver
+from ardiff_engine.engine.admission import admit
+from ardiff_engine.engine.request import Request
+from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.memory import MemoryPolicy, choose_page_rows
+from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.models.ar_diffusion_config import ModelSpec
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes for `streams` videos at a time. workspace_bytes: activations of the largest pass, an upper
+    estimate.
+    """
+
+    streams: int
+    pages_per_stream: int
+    bytes_per_page: int
+    weights_bytes: int
+    tables_bytes: int
+    workspace_bytes: int
+
+    @property
+    def pages(self) -> int:
+        return self.streams * self.pages_per_stream
+
+    @property
+    def pages_bytes(self) -> int:
+        return self.pages * self.bytes_per_page
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.tables_bytes + self.pages_bytes + self.workspace_bytes
+
+    def __str__(self) -> str:
+        rows = (
+            ("weights", self.weights_bytes, ""),
+            ("modulation tables", self.tables_bytes, ""),
+            ("pages", self.pages_bytes, f"{self.streams} streams x {self.pages_per_stream} pages"),
+            ("workspace", self.workspace_bytes, "largest pass, all streams together"),
+            ("total", self.total_bytes, f"max_pages={self.pages}"),
+        )
+        return "\n".join(f"{name:<18} {size / MIB:10.1f} MiB  {note}".rstrip() for name, size, note in rows)
+
+
+def memory_plan(
+    model: ARDiffusionTransformer, solver: Solver, memory: MemoryPolicy, request: Request, streams: int
+) -> MemoryPlan:
+    """Memory for `streams` videos like `request` at a time. Nothing is allocated."""
+    if streams < 1:
+        raise ConfigError(explain("streams", got=streams, expected=">= 1", fix="Count videos at a time."))
+    spec = model.spec
+    admission = admit(request, spec, memory, solver.num_steps)
+    item = model.x_embedder.weight.element_size()
+    branches = len(admission.weights)
+    width = spec.heads * spec.head_dim
+    live = memory.max_frames(admission.plan) if not spec.cacheable else admission.plan.max_live + 1
+    tokens = streams * branches * (live * spec.tokens_per_frame + spec.context_tokens)
+    # At its widest a block holds the residual, its normed copy, the hidden layer twice (before and after
+    # GELU).
+    workspace = tokens * (2 * width + 2 * model.config.mlp_width) * item
+    rows = 1 + (solver.num_steps + 2) * (2 if spec.merge == "sharenorm_shift_first_t" else 1)
+    return MemoryPlan(
+        streams=streams,
+        pages_per_stream=admission.need.most,
+        bytes_per_page=bytes_per_page(spec, item),
+        weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        tables_bytes=spec.layers * rows * 6 * width * item,
+        workspace_bytes=workspace,
+    )
+
+
+def bytes_per_page(spec: ModelSpec, item: int) -> int:
+    """K and V of one page in all layers."""
+    return 2 * spec.layers * spec.heads * choose_page_rows(spec.tokens_per_frame) * spec.head_dim * item
+
+
+def pages_for_share(share: float, spec: ModelSpec, item: int, device: torch.device) -> int:
+    """Pages that fit in that share of the memory that is free on the device now."""
+    if not 0 < share < 1:
+        raise ConfigError(
+            explain(
+                "max_pages",
+                got=share,
+                expected="a number of pages, or a share of the free memory between 0 and 1",
+                fix="max_pages=4096 or max_pages=0.8.",
+            )
+        )
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(share * free) // bytes_per_page(spec, item)

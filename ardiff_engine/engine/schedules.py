@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables instead of work: modulation rows and solver coefficients of every solver in use, in one tensor each.
+
+A cell carries a level; row `modulation_base + model.frame_row(level)` modulates its tokens and row
+`coefficient_base + level` moves it on. So streams of different solvers share one pass, and no timestep
+embedding is computed while a video is generated.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ardiff_engine.diffusion.solvers import Solver
+from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+
+
+class ScheduleRows:
+    """Where one solver's rows begin. The bases move when tables of solvers that nobody uses are dropped."""
+
+    __slots__ = ("coefficient_base", "draws_noise", "modulation_base", "solver", "users")
+
+    def __init__(self, solver: Solver) -> None:
+        self.solver = solver
+        self.draws_noise = bool((solver.coefficients[:, 4] != 0).any())
+        self.users = 0
+        self.modulation_base = 0
+        self.coefficient_base = 0
+
+    @property
+    def num_steps(self) -> int:
+        return self.solver.num_steps
+
+    @property
+    def timesteps(self) -> int:
+        """Timesteps in the table: one per level, CLEAN, waiting."""
+        return self.solver.num_steps + 2
+
+
+class Schedules:
+    """modulation: [layers, R, 6, D]; coefficients: float32 [C, 7]."""
+
+    def __init__(self, model: ARDiffusionTransformer, default: Solver) -> None:
+        self._model = model
+        self._clamp = default.clamp
+        self._entries: dict[object, ScheduleRows] = {}
+        self._blocks: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.default = self.use(default)
+
+    @property
+    def clamp(self) -> float | None:
+        return self._clamp
+
+    def check(self, solver: Solver) -> None:
+        """Raise ConfigError for a solver that cannot share passes with the engine's own."""
+        if solver.clamp != self._clamp:
+            raise ConfigError(
+                explain(
+                    "Request.solver",
+                    got=f"clamp={solver.clamp}",
+                    expected=f"clamp={self._clamp}, as in the engine's solver",
+                    fix="One pass has one clamp: use the same, or another engine.",
+                )
+            )
+
+    def use(self, solver: Solver) -> ScheduleRows:
+        """The rows of this solver, for one more user."""
+        self.check(solver)
+        key = _key(solver)
+        if key not in self._entries:
+            self._blocks[key] = self._block(solver)
+            self._entries[key] = ScheduleRows(solver)
+            for unused in [k for k, rows in self._entries.items() if not rows.users and k != key]:
+                del self._entries[unused], self._blocks[unused]
+            self._join()
+        rows = self._entries[key]
+        rows.users += 1
+        return rows
+
+    def leave(self, rows: ScheduleRows) -> None:
+        """One user less. The rows stay until another solver needs room."""
+        rows.users -= 1
+
+    @torch.no_grad()
+    def _block(self, solver: Solver) -> tuple[torch.Tensor, torch.Tensor]:
+        device = self._model.x_embedder.weight.device
+        timesteps = [*solver.timesteps.tolist(), solver.waiting_timestep]
+        table = self._model.modulation_table(torch.tensor(timesteps, dtype=torch.float32, device=device))
+        return table, solver.coefficients.to(device, torch.float32)
+
+    def _join(self) -> None:
+        blocks = [self._blocks[key] for key in self._entries]
+        modulation = coefficients = 0
+        for rows, (table, steps) in zip(self._entries.values(), blocks, strict=True):
+            rows.modulation_base, rows.coefficient_base = modulation, coefficients
+            modulation += table.shape[1]
+            coefficients += steps.shape[0]
+        self.modulation = torch.cat([table for table, _ in blocks], dim=1)
+        self.coefficients = torch.cat([steps for _, steps in blocks])
+
+
+def _key(solver: Solver) -> object:
+    return (
+        tuple(solver.timesteps.tolist()),
+        solver.waiting_timestep,
+        tuple(solver.coefficients.flatten().tolist()),
+    )

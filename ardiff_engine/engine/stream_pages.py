@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages of one stream: of its contexts and frames, for each guidance branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.errors import PageTableError, explain
+from ardiff_engine.memory.page_manager import Lease
+from ardiff_engine.memory.page_pool import PagePool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedPages:
+    """K/V on the host: k, v [layers, pages, heads, page_rows, head_dim], in the order of
+    `StreamPages.ids`.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+
+class StreamPages:
+    """Which pages hold what. version rises whenever that changes. A stream that waits or is suspended has no
+    lease.
+
+    most: pages that the stream can ever hold. context, frames: page ids per branch, and per branch and frame.
+    """
+
+    __slots__ = ("_per_context", "_per_frame", "context", "frames", "lease", "most", "version")
+
+    def __init__(self, branches: int, per_context: int, per_frame: int, most: int) -> None:
+        self._per_context = per_context
+        self._per_frame = per_frame
+        self.most = most
+        self.lease: Lease | None = None
+        self.context: list[list[int]] = [[] for _ in range(branches)]
+        self.frames: list[dict[int, list[int]]] = [{} for _ in range(branches)]
+        self.version = 0
+
+    @property
+    def held(self) -> int:
+        return 0 if self.lease is None else self.lease.held
+
+    @property
+    def ids(self) -> list[int]:
+        """All pages, in a fixed order."""
+        contexts = [page for pages in self.context for page in pages]
+        return contexts + [page for frames in self.frames for pages in frames.values() for page in pages]
+
+    def prepare(self, feed: Feed) -> None:
+        """Give back pages that nobody sees any more; make sure that what is fed has pages of its own."""
+        lease = self._open()
+        for frames in self.frames:
+            for frame in [f for f in frames if f < feed.first_held and f not in feed.sinks]:
+                lease.give_back(frames.pop(frame))
+                self.version += 1
+        if feed.feeds_context:
+            self.context = [self._own(pages, self._per_context) for pages in self.context]
+        for frames in self.frames:
+            for cell in feed.frames:
+                frames[cell.frame] = self._own(frames.get(cell.frame, []), self._per_frame)
+
+    def view(self, branch: int, frames: list[int]) -> list[int]:
+        return [page for frame in frames for page in self.frames[branch][frame]]
+
+    def drop_from(self, frame: int) -> None:
+        """Give back the pages of `frame` and of all later ones."""
+        lease = self._open()
+        for frames in self.frames:
+            for later in [f for f in frames if f >= frame]:
+                lease.give_back(frames.pop(later))
+        self.version += 1
+
+    def fork(self, lease: Lease) -> StreamPages:
+        """The same pages under another lease. Whoever feeds a shared page next takes a fresh one for it."""
+        other = StreamPages(len(self.context), self._per_context, self._per_frame, self.most)
+        lease.share(self._open(), self.ids)
+        other.lease = lease
+        other.context = [list(pages) for pages in self.context]
+        other.frames = [{f: list(pages) for f, pages in frames.items()} for frames in self.frames]
+        return other
+
+    def save(self, pool: PagePool) -> SavedPages:
+        """Copy all pages to the host and give them back, the promise included."""
+        ids = torch.tensor(self.ids, dtype=torch.int64, device=pool.k.device)
+        saved = SavedPages(pool.k.index_select(1, ids).cpu(), pool.v.index_select(1, ids).cpu())
+        self.close()
+        return saved
+
+    def restore(self, pool: PagePool, saved: SavedPages, lease: Lease) -> None:
+        """Pages again, under a new lease; the ids may be others, the contents are the same."""
+        fresh = lease.take(len(self.ids))
+        into = torch.tensor(fresh, dtype=torch.int64, device=pool.k.device)
+        pool.k.index_copy_(1, into, saved.k.to(pool.k.device))
+        pool.v.index_copy_(1, into, saved.v.to(pool.v.device))
+        rest = iter(fresh)
+        self.context = [[next(rest) for _ in pages] for pages in self.context]
+        self.frames = [
+            {f: [next(rest) for _ in pages] for f, pages in frames.items()} for frames in self.frames
+        ]
+        self.lease = lease
+        self.version += 1
+
+    def close(self) -> None:
+        """Return everything. The maps stay, for `restore`."""
+        if self.lease is not None:
+            self.lease.close()
+            self.lease = None
+
+    def _own(self, pages: list[int], count: int) -> list[int]:
+        """`count` pages that no other stream holds: those given, if they are."""
+        lease = self._open()
+        own = lease.writable(pages) if pages else lease.take(count)
+        if own != pages:
+            self.version += 1
+        return own
+
+    def _open(self) -> Lease:
+        if self.lease is None:
+            raise PageTableError(
+                explain(
+                    "pages of a stream that waits, is suspended or has ended",
+                    got="a call",
+                    expected="none",
+                    fix="Resume the stream first.",
+                )
+            )
+        return self.lease

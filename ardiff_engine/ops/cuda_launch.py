@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launching the CUDA kernels of the native module, and asking a device what its kernels found wrong.
+
+A kernel cannot raise. It skips an id that is out of range, sets a bit in one int32 of its device, and the bit
+stays until `check_device` looks: at the end of a batch or a test, not in a hot loop, because it waits for
+the device.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from ardiff_engine._native import cuda, why_no_cuda
+from ardiff_engine.errors import (
+    ArdiffError,
+    BackendNotAvailableError,
+    KernelError,
+    PageTableError,
+    TensorError,
+    explain,
+)
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+# csrc/include/ardiff/device_error.h
+_FINDINGS = {
+    1: "modulate or gate_residual: a frame id without a row (its output row is NaN)",
+    2: "norm_rope_write_: a slot outside the page pool (it was not written)",
+    4: "copy_pages_ or rotate_pages_: a page outside the pool (it was left alone)",
+    8: "frame_attention: a page or row outside the pool (it was not seen)",
+}
+
+
+def launch(kernel: str, device: torch.device, *arguments: int | float) -> None:
+    """Launches `kernel` on the current stream of `device`.
+
+    Raises:
+        BackendNotAvailableError: CUDA cannot run here: no driver, one older than the toolkit, no GPU.
+        KernelError: CUDA refused the launch.
+    """
+    module = _module()
+    status = getattr(module, kernel)(*arguments, *_place(device))
+    if status:
+        raise cuda_error(kernel, status)
+
+
+def launch_for(op: str, like: torch.Tensor, *arguments: int | float) -> None:
+    """`launch` of the instance of `op` for the dtype of `like`, on its device."""
+    if like.dtype not in DTYPES:
+        raise TensorError(
+            explain(
+                f"dtype of the tensors of {op}",
+                got=str(like.dtype).removeprefix("torch."),
+                expected=" or ".join(DTYPES.values()),
+                fix="Convert them, or set ARDIFF_BACKEND=reference.",
+            )
+        )
+    launch(f"{op}_{DTYPES[like.dtype]}", like.device, *arguments)
+
+
+@cache
+def error_bits(device: torch.device) -> torch.Tensor:
+    """The int32 of a device that its kernels set bits in. A CUDA graph must not be its first caller."""
+    return torch.zeros(1, dtype=torch.int32, device=device)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Waits for the device, and raises what its kernels have found since the last check.
+
+    Raises:
+        PageTableError: ids out of range; names the ops.
+        KernelError: CUDA reports a failed kernel.
+    """
+    bits = error_bits(_with_index(torch.device(device)))
+    try:
+        found = int(bits.item())
+    except RuntimeError as error:
+        raise KernelError(f"a kernel failed on {device}: {error}") from error
+    if found:
+        bits.zero_()
+        names = "; ".join(text for bit, text in _FINDINGS.items() if found & bit)
+        raise PageTableError(
+            explain(
+                f"ids given to kernels on {device}",
+                got=names,
+                expected="ids that exist",
+                fix="The checks that name the id run on the CPU: repeat the call with CPU tensors.",
+            )
+        )
+
+
+def cuda_error(what: str, status: int) -> ArdiffError:
+    """The typed error of a CUDA status."""
+    name, message, unavailable = _module().describe(status)
+    if not unavailable:
+        return KernelError(f"{what}: CUDA refused the launch: {name}: {message}")
+    driver, runtime = _module().versions()
+    got = "no NVIDIA driver" if driver == 0 else f"a driver for CUDA {_version(driver)}"
+    return BackendNotAvailableError(
+        explain(
+            f"{what} on the cuda backend",
+            got=f"{got} ({name}: {message})",
+            expected=f"an NVIDIA GPU and a driver for CUDA {_version(runtime)} or newer",
+            fix="Update the driver, or set ARDIFF_BACKEND=triton or reference.",
+        )
+    )
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """What a kernel gets for a tensor; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _module() -> ModuleType:
+    module = cuda()
+    if module is None:
+        raise BackendNotAvailableError(why_no_cuda())
+    return module
+
+
+def _place(device: torch.device) -> tuple[int, int]:
+    """The number of the device and the handle of its current stream."""
+    device = _with_index(device)
+    return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+def _with_index(device: torch.device) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

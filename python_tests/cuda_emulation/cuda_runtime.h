@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs CUDA kernels on a CPU, for tests: what the attention kernels use of the CUDA runtime, and the machine
+// that executes a thread block. Found before the real header when python_tests/cuda_emulation is the first
+// include folder.
+//
+// Every thread of a block is a fiber with a stack of its own. A fiber runs until it needs others (an
+// instruction of a whole warp, a barrier); the last to arrive does the work for all. So nothing is faster or
+// slower than it looks: which warp runs first is the test's choice (`Machine::order`), and whatever must not
+// depend on it can be tried.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline dim3 threadIdx, blockIdx;
+
+namespace emulation {
+
+constexpr int kLanes = 32;
+constexpr std::size_t kStackBytes = 256 * 1024;
+
+// What a warp, or all warps of a block, are waiting for together.
+struct Rendezvous {
+  int arrived = 0;
+  unsigned rounds = 0;
+  int kind = -1;  // of the instruction that the first to arrive is at
+};
+
+struct Copy {
+  std::uint32_t shared;
+  const void* global;
+  int bytes;
+};
+
+struct Thread {
+  ucontext_t start;
+  jmp_buf at;
+  std::vector<unsigned char> stack;
+  bool started, done;
+  const Rendezvous* waits_for;
+  unsigned round;
+  std::vector<std::vector<Copy>> groups;  // cp.async: closed ones, then the open one
+};
+
+enum class Order { forward, backward, random };
+
+struct Machine {
+  // The test's choice.
+  Order order = Order::forward;
+  std::vector<std::pair<const unsigned char*, std::size_t>> readable;  // what cp.async may read
+  // What the test may look at.
+  std::string error;
+  std::int64_t bank_conflicts = 0, mma = 0, copies = 0;
+  std::size_t largest_shared = 0;
+
+  std::vector<Thread> threads;
+  std::vector<Rendezvous> warps;
+  std::vector<std::vector<unsigned char>> inputs, outputs;  // of the instruction of a warp, 64 bytes per lane
+  Rendezvous block;
+  std::vector<unsigned char> memory;
+  unsigned char* shared = nullptr;
+  std::size_t shared_bytes = 0;
+  std::function<void()> kernel;
+  jmp_buf scheduler;
+  int current = 0;
+  std::uint32_t random = 1;
+
+  static Machine& get() {
+    static Machine machine;
+    return machine;
+  }
+  Thread& thread() { return threads[static_cast<std::size_t>(current)]; }
+  int warp() const { return current / kLanes; }
+  int lane() const { return current % kLanes; }
+
+  // Gives up the whole grid. Called from a fiber; does not return.
+  [[noreturn]] void fail(const std::string& why) {
+    if (error.empty()) error = why + " (thread " + std::to_string(current) + ")";
+    _longjmp(scheduler, 2);
+  }
+
+  // Waits until `count` threads are here; the last one runs `work`.
+  template <class Work>
+  void meet(Rendezvous& meeting, int kind, int count, Work work) {
+    if (meeting.arrived && meeting.kind != kind)
+      fail("threads of a warp or block are at different instructions");
+    meeting.kind = kind;
+    Thread& mine = thread();
+    const unsigned round = meeting.rounds;
+    if (++meeting.arrived == count) {
+      work();
+      meeting.arrived = 0;
+      ++meeting.rounds;
+      return;
+    }
+    mine.waits_for = &meeting;
+    mine.round = round;
+    if (_setjmp(mine.at) == 0) _longjmp(scheduler, 1);
+  }
+
+  // An instruction of a whole warp: `work(in, out)` maps the lanes' inputs to their outputs.
+  template <class In, class Out, class Work>
+  Out warp_instruction(int kind, const In& in, Work work) {
+    static_assert(sizeof(In) <= 64 && sizeof(Out) <= 64, "room per lane");
+    const auto w = static_cast<std::size_t>(warp());
+    const int at = lane();
+    std::memcpy(inputs[w].data() + 64 * at, &in, sizeof in);
+    meet(warps[w], kind, kLanes, [&] {
+      In all[kLanes];
+      Out result[kLanes];
+      for (int i = 0; i < kLanes; ++i) std::memcpy(&all[i], inputs[w].data() + 64 * i, sizeof(In));
+      work(all, result);
+      for (int i = 0; i < kLanes; ++i) std::memcpy(outputs[w].data() + 64 * i, &result[i], sizeof(Out));
+    });
+    Out out;
+    std::memcpy(&out, outputs[w].data() + 64 * at, sizeof out);
+    return out;
+  }
+
+  bool ready(const Thread& t) const { return !t.done && (!t.waits_for || t.waits_for->rounds != t.round); }
+
+  // The next fiber to run, or -1. The other lanes of a warp come first, then the warp that the test's order
+  // picks.
+  int next() {
+    for (int t = current + 1; t % kLanes; ++t) {
+      if (ready(threads[static_cast<std::size_t>(t)])) return t;
+    }
+    const int count = static_cast<int>(warps.size());
+    random = random * 1664525u + 1013904223u;
+    const int shift = order == Order::random ? static_cast<int>(random >> 16) % count : 0;
+    for (int i = 0; i < count; ++i) {
+      const int w = order == Order::backward ? count - 1 - i : (i + shift) % count;
+      for (int l = 0; l < kLanes; ++l) {
+        if (ready(threads[static_cast<std::size_t>(w * kLanes + l)])) return w * kLanes + l;
+      }
+    }
+    return -1;
+  }
+
+  static void enter() {
+    Machine& machine = get();
+    machine.kernel();
+    machine.thread().done = true;
+    _longjmp(machine.scheduler, 1);
+  }
+
+  void run_block(int thread_count) {
+    threads.resize(static_cast<std::size_t>(thread_count));
+    warps.assign(static_cast<std::size_t>(thread_count / kLanes), {});
+    inputs.assign(warps.size(), std::vector<unsigned char>(64 * kLanes));
+    outputs = inputs;
+    block = {};
+    current = 0;
+    memory.assign(shared_bytes + 128, 0xFF);  // NaN to any kernel that reads what nobody wrote
+    shared = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128) % 128;
+    for (Thread& t : threads) {
+      t.started = t.done = false;
+      t.waits_for = nullptr;
+      t.groups.assign(1, {});
+      t.stack.resize(kStackBytes);
+      getcontext(&t.start);
+      t.start.uc_stack.ss_sp = t.stack.data();
+      t.start.uc_stack.ss_size = t.stack.size();
+      t.start.uc_link = nullptr;
+      makecontext(&t.start, &Machine::enter, 0);
+    }
+    while (error.empty()) {
+      const int chosen = next();
+      if (chosen < 0) break;
+      current = chosen;
+      threadIdx = dim3(static_cast<unsigned>(chosen), 0, 0);
+      Thread& t = thread();
+      t.waits_for = nullptr;
+      if (_setjmp(scheduler) == 0) {
+        if (t.started) _longjmp(t.at, 1);
+        t.started = true;
+        setcontext(&t.start);
+      }
+    }
+    for (const Thread& t : threads) {
+      if (!t.done && error.empty())
+        error = "deadlock: threads wait for others that have ended or wait elsewhere";
+      for (const auto& group : t.groups) {
+        if (!group.empty() && error.empty()) error = "a block ended while its copies were under way";
+      }
+    }
+  }
+
+  void run_grid(dim3 grid, dim3 threads_per_block, std::size_t bytes, std::function<void()> body) {
+    kernel = std::move(body);
+    shared_bytes = bytes;
+    largest_shared = bytes > largest_shared ? bytes : largest_shared;
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
+        blockIdx = dim3(x, y, 0);
+        run_block(static_cast<int>(threads_per_block.x));
+      }
+    }
+  }
+};
+
+}  // namespace emulation
+
+// The runtime's own calls.
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+using cudaStream_t = void*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
+  return value <= 99 * 1024 ? cudaSuccess : cudaErrorInvalidValue;  // the limit of sm_86 and sm_89
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
+  auto& machine = emulation::Machine::get();
+  machine.run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes,
+                   [&] { kernel(arguments...); });
+  return machine.error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
+}

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any order of submitting, stepping, editing, failing and dropping streams keeps the page pool's books right.
+
+The network is replaced by a cheap function, so that tens of thousands of transitions run in a test; plans,
+policies, pages, packing and the solver are the real ones. ARDIFF_STATE_MACHINE_EXAMPLES sets the number of runs of
+up to 100 transitions (500 by default).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from test_engine import SCHEDULE
+
+from ardiff_engine.diffusion import solvers
+from ardiff_engine.engine import Engine, Request
+from ardiff_engine.errors import ArdiffError, OutOfPagesError
+from ardiff_engine.memory import Full, RecomputedWindow, Window
+from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
+
+POOL = 60
+MEMORIES = (RecomputedWindow(4), Window(3), Window(2, sink=2), Full())
+
+
+class CheapModel(ARDiffusionTransformer):
+    """Checks what it is given and returns something cheap."""
+
+    def forward(self, x, batch, modulation, condition=None):
+        slots = batch.slots.tolist()
+        assert len(set(slots)) == len(slots), "two tokens write the same row"
+        assert len(batch.frame_ids) == len(slots) and int(batch.frame_ids.max()) < modulation.shape[1]
+        return 0.9 * x
+
+
+MODEL = CheapModel(
+    ARDiffusionConfig(
+        num_frames=4,
+        tokens_per_frame=2,
+        channels=2,
+        width=4,
+        depth=1,
+        heads=2,
+        context_tokens=3,
+        context_dim=2,
+        num_classes=3,
+    )
+)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        solver = solvers.DDIM(SCHEDULE, num_inference_steps=3)
+        self.engine = Engine(MODEL, solver=solver, max_pages=POOL, max_waiting=2, max_batch_tokens=24)
+        self.streams: list = []
+
+    def pick(self, which: int):
+        return self.streams[which % len(self.streams)]
+
+    def attempt(self, call) -> None:
+        """A refused call changes nothing in the books."""
+        manager = self.engine.pool.manager
+        before = (manager.free, manager.unpromised)
+        try:
+            call()
+        except ArdiffError:
+            assert before == (manager.free, manager.unpromised)
+
+    @rule(
+        memory=st.sampled_from(MEMORIES),
+        frames=st.one_of(st.none(), st.integers(1, 7)),
+        lag=st.integers(0, 3),
+        scale=st.sampled_from([1.0, 2.0]),
+        prefix=st.integers(0, 3),
+        ahead=st.sampled_from([None, 2]),
+    )
+    def submit(self, memory, frames, lag, scale, prefix, ahead) -> None:
+        request = {
+            "num_frames": frames,
+            "lag": lag,
+            "guidance_scale": scale,
+            "memory": memory,
+            "max_ahead": ahead,
+        }
+        given = {"prefix": torch.zeros(prefix, 2, 2)} if prefix else {}
+        try:
+            self.streams.append(self.engine.submit(Request(**request, **given)))
+        except OutOfPagesError as error:
+            assert str(POOL) in str(error)
+        except ArdiffError:
+            pass
+
+    @rule()
+    def step(self) -> None:
+        self.engine.step()
+
+    @rule(count=st.integers(2, 12))
+    def steps(self, count) -> None:
+        for _ in range(count):
+            self.engine.step()
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9))
+    def read(self, which) -> None:
+        self.pick(which).take_ready()
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9))
+    def cancel(self, which) -> None:
+        self.pick(which).cancel()
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9))
+    def drop(self, which) -> None:
+        self.streams.pop(which % len(self.streams))
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9), seed=st.sampled_from([None, 5]))
+    def fork(self, which, seed) -> None:
+        self.attempt(lambda: self.streams.append(self.pick(which).fork(seed=seed)))
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9), back=st.integers(0, 4))
+    def rollback(self, which, back) -> None:
+        stream = self.pick(which)
+        self.attempt(lambda: stream.rollback(stream.feeder.oldest_unfinished - back))
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9), frames=st.integers(1, 3))
+    def extend(self, which, frames) -> None:
+        self.attempt(lambda: self.pick(which).extend(frames))
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9), resume=st.booleans())
+    def pause(self, which, resume) -> None:
+        stream = self.pick(which)
+        self.attempt(stream.resume if resume else stream.suspend)
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9), effect=st.sampled_from(["keep", "recommit", "reset"]))
+    def set_condition(self, which, effect) -> None:
+        self.attempt(lambda: self.pick(which).set_condition(1, effect=effect))
+
+    @precondition(lambda self: self.streams)
+    @rule(which=st.integers(0, 9))
+    def fail(self, which) -> None:
+        stream = self.pick(which)
+        for frame in stream.latents:
+            stream.latents[frame] = torch.full((2, 2), torch.nan)
+
+    @invariant()
+    def books_are_right(self) -> None:
+        engine, manager = self.engine, self.engine.pool.manager
+        stats = engine.stats()
+        assert manager.free + manager.held == POOL
+        holders: Counter = Counter()
+        promised = 0
+        for stream in self.streams:
+            pages = stream.pages
+            if stream.done or stream.state in ("waiting", "suspended"):
+                assert pages.lease is None
+                continue
+            assert len(set(pages.ids)) == len(pages.ids) == pages.lease.held <= pages.lease.most
+            holders.update(pages.ids)
+            promised += pages.lease.most
+            started = min(stream.feeder.plan.newest(stream.feeder.tick - 1) + 1, stream.policy.sinks())
+            if stream.feeder.tick:
+                for sink in range(stream.feeder.floor, started):
+                    assert sink in pages.frames[0], "a sink was evicted"
+        assert manager.held == len(holders), "a page is held by nobody, or free and in use"
+        assert all(manager.holders(page) == count for page, count in holders.items())
+        assert stats.pages_promised == promised
+
+    def teardown(self) -> None:
+        for stream in self.streams:
+            stream.cancel()
+        self.streams.clear()
+        gc.collect()
+        stats = self.engine.stats()
+        assert stats.pages_held == stats.pages_promised == 0 and not self.engine._alive()
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", "500")),
+    stateful_step_count=100,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestEngineMachine = EngineMachine.TestCase

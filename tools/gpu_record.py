@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the record of a GPU machine: benchmarks/results/<gpu>.json.
+
+    tests       the tests marked `gpu`
+    sanitizer   compute-sanitizer (memcheck, then synccheck) on small cases, where it is installed
+    benchmarks  every op on the shapes of docs/kernels.md, beside the copy rate and unfused PyTorch
+
+with GPU, driver, date, commit, and the machine's own GEMM and copy rates: a time says little without them.
+Exit code 0 only if tests and sanitizer passed. `make gpu` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ardiff_engine import info, ops
+from ardiff_engine.ops.backend import choose
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TOKENS, WIDTH, HEADS, DIM = 4680, 1536, 12, 128
+FRAMES, LATENTS = 3, 99_840  # a chunk of Wan 2.1 1.3B at 480x832
+REPEATS = 50
+SMALLEST = "add_noise and 3 and 7 or solver_step and 3 and 7 or bad_ or modulate and 10 or norm_rope and 10"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call, the bytes that it cannot avoid, and PyTorch's way to the same result."""
+
+    name: str
+    call: Callable[[], object]
+    bytes: int
+    unfused: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    name: str
+    backend: str
+    microseconds: float
+    gigabytes_per_second: float
+    share_of_copy_rate: float
+    times_faster_than_pytorch: float | None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="the file (default: benchmarks/results/<gpu>.json)")
+    parser.add_argument("--no-tests", action="store_true", help="benchmarks alone")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(f"gpu_record: torch {torch.__version__} sees no NVIDIA GPU, so there is nothing to record")
+        return 1
+    checks = {} if options.no_tests else {"tests": _tests(), "sanitizer": _sanitizer()}
+    copy_rate, gemm_rate = _copy_rate(), _gemm_rate()
+    print(f"copy {copy_rate:.0f} GB/s, bfloat16 GEMM {gemm_rate:.0f} TFLOP/s")
+    record = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "changed_files": _output("git", "-C", str(ROOT), "status", "--porcelain"),
+        "gpu": torch.cuda.get_device_name(),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "copy_gigabytes_per_second": copy_rate,
+        "gemm_bfloat16_teraflops": gemm_rate,
+        **checks,
+        "ops": [asdict(_time(case, copy_rate)) for case in _cases()],
+        "machine": info.collect(),
+    }
+    name = re.sub(r"[^a-z0-9]+", "-", record["gpu"].lower()).strip("-")
+    target = options.out or RESULTS / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"gpu_record: {target}")
+    return 1 if any(check["failed"] for check in checks.values()) else 0
+
+
+def _tests() -> dict[str, Any]:
+    return _run_checked([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "python_tests")])
+
+
+def _sanitizer() -> dict[str, Any]:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"failed": False, "summary": "not run: there is no compute-sanitizer here"}
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-k", SMALLEST]
+    results = []
+    for check in ("memcheck", "synccheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "1", "--target-processes", "all", *pytest]
+        results.append(_run_checked([*command, str(ROOT / "python_tests" / "test_cuda_ops.py")]))
+    return {"failed": any(r["failed"] for r in results), "summary": " | ".join(r["summary"] for r in results)}
+
+
+def _run_checked(command: list[str]) -> dict[str, Any]:
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    lines = (result.stdout + result.stderr).strip().splitlines()
+    print("\n".join(lines if result.returncode else lines[-1:]), flush=True)
+    return {"failed": result.returncode != 0, "summary": lines[-1] if lines else ""}
+
+
+def _output(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _microseconds(call: Callable[[], object]) -> float:
+    """The median of REPEATS calls, each after the L2 cache was overwritten."""
+    flush = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
+    for _ in range(5):
+        call()
+    times = []
+    for _ in range(REPEATS):
+        flush.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+def _copy_rate() -> float:
+    """GB/s of reading and writing 1 GiB each."""
+    source = torch.empty(2**28, device="cuda").normal_()
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _microseconds(lambda: target.copy_(source)) / 1e3
+
+
+def _gemm_rate(size: int = 8192) -> float:
+    """TFLOP/s, on random numbers: zeros run faster."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / _microseconds(lambda: a @ b) / 1e6
+
+
+def _time(case: Case, copy_rate: float) -> Timing:
+    microseconds = _microseconds(case.call)
+    rate = case.bytes / microseconds / 1e3
+    faster = None if case.unfused is None else _microseconds(case.unfused) / microseconds
+    sample = torch.empty(0, device="cuda", dtype=torch.bfloat16)
+    backend = choose(case.name, sample).name
+    print(f"{case.name:<18} {backend:<10} {microseconds:8.1f} us  {rate:6.0f} GB/s", flush=True)
+    return Timing(case.name, backend, microseconds, rate, rate / copy_rate, faster)
+
+
+def _cases() -> list[Case]:
+    def half(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    x, branch, table, bias = (
+        half(TOKENS, WIDTH),
+        half(TOKENS, WIDTH),
+        half(FRAMES + 1, 3 * WIDTH),
+        half(WIDTH),
+    )
+    shift, scale, gate = table.split(WIDTH, dim=1)
+    ids = (torch.arange(TOKENS, device="cuda") * FRAMES // TOKENS).int()
+    qkv, weight = half(TOKENS, 3 * WIDTH), half(WIDTH)
+    page_rows = 112
+    pages = -(-TOKENS // FRAMES // page_rows)
+    pool = half(2, 30, 2 * FRAMES * pages, HEADS, page_rows, DIM)
+    tokens = torch.arange(TOKENS, device="cuda")
+    slots = tokens // (TOKENS // FRAMES) * pages * page_rows + tokens % (TOKENS // FRAMES)
+    frequencies = 10000.0 ** (-torch.arange(0, DIM, 2, dtype=torch.float64, device="cuda") / DIM)
+    latents = torch.randn(FRAMES, LATENTS, device="cuda")
+    level = torch.rand(FRAMES, device="cuda")
+    keys = torch.arange(5 * FRAMES, device="cuda").reshape(FRAMES, 5)
+    coefficients = torch.rand(FRAMES, 7, device="cuda")
+    coefficients[:, 4:] = 0
+    one = torch.ones(1, FRAMES, device="cuda")
+    frame = torch.arange(pages, device="cuda")
+
+    def unfused_modulate() -> torch.Tensor:
+        normed = torch.nn.functional.layer_norm(x.float(), (WIDTH,), eps=1e-6)
+        return (normed * (1 + scale.float()[ids]) + shift.float()[ids]).bfloat16()
+
+    def norm_rope_write() -> torch.Tensor:
+        return ops.norm_rope_write_(
+            qkv, pool[0, 0], pool[1, 0], slots, tokens, heads=HEADS, norm="rms_full",
+            q_weight=weight, k_weight=weight, frequencies=frequencies,
+        )  # fmt: skip
+
+    def noising() -> tuple[torch.Tensor, torch.Tensor]:
+        eps, a, s = torch.randn_like(latents), level[:, None], level[:, None]
+        return a * latents + s * eps, a * eps - s * latents
+
+    frame_bytes = 30 * pages * page_rows * HEADS * DIM * 2
+    return [
+        Case("norm_rope_write_", norm_rope_write, 2 * qkv.nbytes),
+        Case("modulate", lambda: ops.modulate(x, shift, scale, ids), 2 * x.nbytes, unfused_modulate),
+        Case(
+            "gate_residual",
+            lambda: ops.gate_residual_(x, branch, gate, ids, bias=bias),
+            3 * x.nbytes,
+            lambda: x + gate[ids] * (branch + bias),
+        ),
+        Case(
+            "add_noise",
+            lambda: ops.add_noise(latents, level, level, keys=keys, target="v"),
+            3 * latents.nbytes,
+            noising,
+        ),
+        Case(
+            "solver_step",
+            lambda: ops.solver_step(latents, latents[None], one, coefficients),
+            4 * latents.nbytes,
+        ),
+        Case("philox_normal", lambda: ops.philox_normal(keys, LATENTS), latents.nbytes),
+        Case("copy_pages_", lambda: ops.copy_pages_(*pool, frame, frame + pages), 4 * frame_bytes),
+        Case(
+            "rotate_pages_",
+            lambda: ops.rotate_pages_(pool[0], frame, frame, frequencies),
+            2 * frame_bytes,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
