@@ -64,7 +64,13 @@ def every_op(wrap: Any) -> list[torch.Tensor]:
     )  # fmt: skip
     results.append(
         ops.norm_rope_write_(
-            wrap(qkv), wrap(k), wrap(v), wrap(slots), wrap(positions), heads=2, kv_heads=1,
+            wrap(qkv),
+            wrap(k),
+            wrap(v),
+            wrap(slots),
+            wrap(positions),
+            heads=2,
+            kv_heads=1,
             frequencies=wrap(frequencies),
         )  # fmt: skip
     )
@@ -83,7 +89,9 @@ def every_op(wrap: Any) -> list[torch.Tensor]:
     pool_k, pool_v = draw(14, 1, 3, 1, 4, 8), draw(15, 1, 3, 1, 4, 8)
     first, second = torch.tensor([0]), torch.tensor([2])
     ops.copy_pages_(wrap(pool_k), wrap(pool_v), wrap(first), wrap(second))
-    ops.rotate_pages_(wrap(pool_k), wrap(second), wrap(first + 3), wrap(frequencies), source=wrap(draw(16, 1, 1, 1, 4, 8)))
+    ops.rotate_pages_(
+        wrap(pool_k), wrap(second), wrap(first + 3), wrap(frequencies), source=wrap(draw(16, 1, 1, 1, 4, 8))
+    )
     return [*results, k, v, x, pool_k, pool_v]
 
 

@@ -21,7 +21,10 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 def attention(device: str) -> Tensors:
     table = ops.FrameTable.build([[3, 2], [4]], [[2, 0], [1]], [[5, 3], [5]], [[1, 2], [1]], device=device)
-    inputs = [draw(i, *shape).to(device).requires_grad_() for i, shape in enumerate([(9, 2, 8), *[(3, 1, 5, 8)] * 2])]
+    inputs = [
+        draw(i, *shape).to(device).requires_grad_()
+        for i, shape in enumerate([(9, 2, 8), *[(3, 1, 5, 8)] * 2])
+    ]
     o, lse = ops.frame_attention(*inputs, table, return_lse=True)
     return (o, lse, *torch.autograd.grad(o.square().sum() + lse.sum(), inputs))
 

@@ -41,9 +41,7 @@ def run(case: Case, device: str, inputs: Tensors, grads: Tensors | None = None) 
     if grads is None:
         return o, lse
     dout, dlse = (x.to(device) for x in grads)
-    moved = frame_attention_backward.run(
-        dout, dlse, q, k, v, o, lse, *lists, table.bias, case.dim**-0.5
-    )
+    moved = frame_attention_backward.run(dout, dlse, q, k, v, o, lse, *lists, table.bias, case.dim**-0.5)
     return o, lse, *moved
 
 

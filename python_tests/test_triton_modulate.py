@@ -83,8 +83,9 @@ def test_half_precision(dtype: torch.dtype, device: str) -> None:
         assert one.dtype == dtype and relative(one, other) <= LIMITS[dtype]
     bias = draw(5, 100, dtype=dtype)
     args = (there[0], there[0], there[1][:, 0], there[2], bias.to(device))
-    assert relative(gate_residual.run(*args), reference_gate_residual(wide, wide, shift, ids, bias.double())) <= (
-        LIMITS[dtype]
+    assert (
+        relative(gate_residual.run(*args), reference_gate_residual(wide, wide, shift, ids, bias.double()))
+        <= (LIMITS[dtype])
     )
 
 

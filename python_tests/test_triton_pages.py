@@ -39,7 +39,9 @@ def check_write(
     sizes = [n * dim if norm == "rms_full" else dim for n in (heads, heads, kv_heads, kv_heads)]
     weights = [draw(i + 1, n) + 1 if affine else None for i, n in enumerate(sizes)]
     qkv_bias = draw(9, qkv.shape[1]) if bias else None
-    pool = torch.full((2, 4, kv_heads, rows, dim), torch.nan, dtype=pool_dtype or dtype)  # two layers: strided
+    pool = torch.full(
+        (2, 4, kv_heads, rows, dim), torch.nan, dtype=pool_dtype or dtype
+    )  # two layers: strided
     k_pages, v_pages = pool.clone().to(device), pool.clone().to(device)
     there = [None if t is None else t.to(device) for t in (*weights, frequencies, qkv_bias)]
     rest = (heads, kv_heads, norm, *there[:4], 1e-5, *there[4:])

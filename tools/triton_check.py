@@ -153,7 +153,9 @@ def main() -> int:
                     line, problems = "does not compile", [f"{type(error).__name__}: {why}"]
                 failures += bool(problems)
                 state = "FAILED" if problems else "ok"
-                print(f"triton-check: {name} ({launch.case}) for sm_{capability}: {line}: {state}", flush=True)
+                print(
+                    f"triton-check: {name} ({launch.case}) for sm_{capability}: {line}: {state}", flush=True
+                )
                 for problem in problems:
                     print(f"  {problem}")
     print(f"triton-check: {len(launches)} kernels, {failures} failures")

@@ -59,9 +59,7 @@ def rotate_pages(
 
 
 @triton.jit
-def _copy(
-    k, v, src, dst, num_pages, elements, LAYER: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr
-):
+def _copy(k, v, src, dst, num_pages, elements, LAYER: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     layer = tl.program_id(2).to(tl.int64) * LAYER
     source = tl.load(src + tl.program_id(1))

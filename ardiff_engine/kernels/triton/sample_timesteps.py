@@ -58,7 +58,7 @@ def _words(start, sample, block):
 
 @triton.jit
 def _independent(out, start, batch, frames, timesteps, FIRST_RULE: tl.constexpr, LANES: tl.constexpr):
-    """"iid" (FIRST_RULE): word f for frame f; "shared": word 0 for all."""
+    """ "iid" (FIRST_RULE): word f for frame f; "shared": word 0 for all."""
     sample = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = sample < batch
     row = out + sample.to(tl.int64) * frames
@@ -76,7 +76,7 @@ def _independent(out, start, batch, frames, timesteps, FIRST_RULE: tl.constexpr,
 
 @triton.jit
 def _walk(out, start, batch, frames, timesteps, FIRST_RULE: tl.constexpr, LANES: tl.constexpr):
-    """"fopp" (FIRST_RULE): to the pivot of words 0 and 1, then from it; "uniform": one walk over all frames."""
+    """ "fopp" (FIRST_RULE): to the pivot of words 0 and 1, then from it; "uniform": one walk over all frames."""
     sample = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = sample < batch
     row = out + sample.to(tl.int64) * frames
