@@ -397,9 +397,8 @@ def _info(options: argparse.Namespace) -> int:
 
 def _pipeline(options: argparse.Namespace) -> Pipeline:
     from ardiff_engine.pipeline import Pipeline
-    from ardiff_engine.training.device import usable_device
 
-    return Pipeline.from_pretrained(options.model, device=usable_device(options.device))
+    return Pipeline.from_pretrained(options.model, device=options.device)
 
 
 def _check_picture(path: str) -> None:

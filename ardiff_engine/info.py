@@ -30,6 +30,7 @@ PACKAGES = (
     "triton",
     "cupy-cuda13x",
     "nvtx",
+    "prometheus-client",
 )
 
 
@@ -58,7 +59,7 @@ def render(facts: dict[str, Any]) -> str:
     """The facts as text for people."""
     lines = [f"ardiff-engine {facts['ardiff_engine']}   Python {facts['python']}   {facts['platform']}"]
     lines += ["", "packages"]
-    lines += [f"  {name:<14} {version or 'not installed'}" for name, version in facts["packages"].items()]
+    lines += [f"  {name:<17} {version or 'not installed'}" for name, version in facts["packages"].items()]
     for section in ("cpu", "native", "cuda"):
         lines += ["", section]
         lines += [f"  {name:<17} {_text(value)}" for name, value in facts[section].items()]

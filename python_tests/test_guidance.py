@@ -28,7 +28,7 @@ def test_weights_are_the_guidance_formula(scale: float) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
-def test_scale_must_be_finite(scale: float) -> None:
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf, "2", None])
+def test_scale_must_be_a_finite_number(scale: object) -> None:
     with pytest.raises(ConfigError):
         Guidance(scale)

@@ -216,3 +216,9 @@ def test_parts_that_do_not_fit_and_folders_that_are_none(pipe, tmp_path):
         ade.Pipeline(ade.models.ARDiffusionTransformer(config), pipe.vae, pipe.schedule)
     with pytest.raises(CheckpointError, match="bundled|one of"):
         ade.Pipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_a_device_that_is_not_there(tiny_model, device):
+    with pytest.raises(ConfigError, match=f"device: got '{device}'"):
+        ade.Pipeline.from_pretrained(tiny_model, device=device)

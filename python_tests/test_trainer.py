@@ -101,6 +101,13 @@ def test_learns_and_trains_its_context(tmp_path: Path) -> None:
     assert "context_embedding/exp_avg" in trainer.optimizer.tensors()
 
 
+def test_learns_on_groups_of_tokens(tmp_path: Path) -> None:
+    changes = ["model.tokens_per_frame=2", "model.channels=8"]
+    trainer = Trainer(read_config(TrainConfig, write_config(tmp_path, steps=60), changes))
+    losses = [trainer.step(step)["loss"] for step in range(60)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 def test_loss_is_the_stated_mean_square(tmp_path: Path, prediction: str) -> None:
     config = load(write_config(tmp_path))
@@ -239,7 +246,7 @@ def test_a_model_with_classes_needs_data_with_classes(tmp_path: Path) -> None:
 
 def test_latents_that_do_not_fit_the_model(tmp_path: Path) -> None:
     config = write_config(tmp_path, steps=2)
-    with pytest.raises(DataError, match="4 tokens x 4 channels.*8 x 4"):
+    with pytest.raises(ConfigError, match="8 tokens x 4 channels.*4 x 4"):
         Trainer(read_config(TrainConfig, config, ["model.tokens_per_frame=8"]))
 
 

@@ -19,11 +19,11 @@ class Guidance:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
+        if not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
             raise ConfigError(
                 explain(
                     "bad guidance scale",
-                    got=self.scale,
+                    got=repr(self.scale),
                     expected="a finite number",
                     fix="1.0 turns guidance off; AR-Diffusion uses 2.0.",
                 )

@@ -19,10 +19,10 @@ from ardiff_engine.data.encoded_clips import encoder_fingerprint
 from ardiff_engine.data.folders import make_folder
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.data.video_folder import find_videos, resize_and_crop
+from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, MediaError, explain
 from ardiff_engine.models import TiTok
 from ardiff_engine.training.config import EncodeConfig
-from ardiff_engine.training.device import usable_device
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.weights import load_titok
 from ardiff_engine.weights.atomic import write_atomic

@@ -15,13 +15,13 @@ from ardiff_engine.data.choice import uniform
 from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips, LatentSource
 from ardiff_engine.data.latent_files import LatentFiles
 from ardiff_engine.data.sources import clip_source
+from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise import PURPOSE_TRAIN, noise_keys
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, DataError, explain
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup
 from ardiff_engine.ops import add_noise
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
-from ardiff_engine.training.device import usable_device
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop
 from ardiff_engine.training.optimizer import Optimizer

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.data.sources import clip_source
+from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models import TiTok
 from ardiff_engine.training.config import VaeTrainConfig
-from ardiff_engine.training.device import usable_device
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ardiff_engine.device import usable_device
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
 from ardiff_engine.weights.safetensors_file import SafetensorsFile
 
@@ -59,11 +60,11 @@ def fill(
     read once and checked for NaN and infinity.
 
     Raises CheckpointError, before reading any tensor, if names or shapes do not fit; and for tensors that
-    cannot be used.
+    cannot be used. Raises ConfigError for a device that is not there.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_fit({name: shape for name, shape in expected.items() if name not in zeros}, shapes, str(file.path))
-    target = torch.device(device)
+    target = usable_device(device)
     tensors = {
         name: torch.zeros(shape, device=target, dtype=dtype)
         if name in zeros

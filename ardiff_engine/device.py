@@ -8,7 +8,7 @@ import torch
 from ardiff_engine.errors import ConfigError, explain
 
 
-def usable_device(name: str) -> torch.device:
+def usable_device(name: str | torch.device) -> torch.device:
     """`name` as a device that can hold tensors. Raises ConfigError for an unknown or an absent one."""
     try:
         device = torch.device(name)
@@ -16,10 +16,11 @@ def usable_device(name: str) -> torch.device:
             raise RuntimeError("it holds no values")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             explain(
                 "device",
-                got=f"{name!r}, which cannot be used here ({str(error).splitlines()[0].rstrip('.')[:160]})",
+                got=f"{str(name)!r}, which cannot be used here ({why[:160]})",
                 expected="cpu, or the name of a device that this PyTorch sees, such as cuda or cuda:1",
                 fix="Use cpu, or install a PyTorch build for the device; `ardiff info` shows what there is.",
             )
