@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ardiff_engine.engine import ranges
+from ardiff_engine import ranges
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.ranges import annotate
 

@@ -243,6 +243,46 @@ def test_a_trace_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["trace.json"]
 
 
+@pytest.fixture
+def engine(tiny_model) -> ade.Engine:
+    pipe = ade.Pipeline.from_pretrained(tiny_model)
+    solver = DDIM(pipe.schedule, 4, prediction=pipe.prediction)
+    return ade.Engine(pipe.transformer, solver=solver, max_pages=64)
+
+
+def test_the_trace_of_an_engine_is_what_it_did(engine, tmp_path):
+    """Only the block is recorded: one stream runs before it, two in it, and their sums are the engine's."""
+    engine.submit(ade.Request(num_frames=2, lag=2)).result()
+    before = engine.stats()
+    with engine.trace(tmp_path / "trace.json") as recorder:
+        streams = [engine.submit(ade.Request(num_frames=5, lag=lag, seed=lag)) for lag in (1, 4)]
+        for stream in streams:
+            stream.result()
+    after = engine.stats()
+    engine.submit(ade.Request(num_frames=2, lag=2)).result()
+    content = json.loads((tmp_path / "trace.json").read_text())
+    check_format(content)
+    ticks = [event for event in slices(content, "engine") if event["name"].startswith("tick")]
+    assert len(ticks) == len(recorder.records()) == after.ticks - before.ticks
+    assert sum(event["args"]["updates"] for event in ticks) == after.updates - before.updates
+    for number, lag in ((1, 1), (2, 4)):
+        row = slices(content, f"stream {number} (seed {lag}, lag {lag})")
+        assert sum(event["args"]["updates"] for event in row) == 5 * 4
+    assert max(held["held"] for _, held in counters(content, "pages")) <= after.pages_total
+    assert recorder.records()[-1].pages_held == 0
+
+
+def test_a_trace_is_written_also_when_the_block_ends_by_an_error(engine, tmp_path):
+    with pytest.raises(KeyboardInterrupt), engine.trace(tmp_path / "trace.json"):
+        stream = engine.submit(ade.Request(num_frames=4, lag=2))
+        engine.step()
+        raise KeyboardInterrupt
+    content = json.loads((tmp_path / "trace.json").read_text())
+    assert [e["name"] for e in slices(content, "engine") if e["name"].startswith("tick")] == ["tick 0"]
+    assert not stream.done
+    assert engine._recorders == []
+
+
 # --- the picture
 
 
