@@ -35,7 +35,14 @@ FRAMES = 16
 PAGES_PER_STREAM = 34
 MODEL = ARDiffusionConfig(width=384, depth=8, heads=6)
 BUNDLED = ARDiffusionConfig(
-    tokens_per_frame=16, width=192, depth=4, heads=6, context_tokens=4, context_dim=64, num_classes=10
+    tokens_per_frame=4,
+    channels=16,
+    width=192,
+    depth=4,
+    heads=6,
+    context_tokens=4,
+    context_dim=64,
+    num_classes=10,
 )
 # Lags for 50 steps.
 MIXES = {

@@ -170,7 +170,7 @@ def test_the_memory_plan_is_what_is_then_allocated():
     engine = Engine(model, solver=solver, memory=memory, max_pages=plan.pages)
     streams = [engine.submit(request) for _ in range(3)]
     with pytest.raises(OutOfPagesError):
-        engine.submit(Request(num_frames=1))
+        engine.submit(Request(num_frames=1, lag=0))
     assert plan.pages_bytes == 2 * engine.pool.k.nbytes
     assert plan.weights_bytes == sum(p.nbytes for p in model.parameters())
     assert plan.tables_bytes == engine._schedules.modulation.nbytes

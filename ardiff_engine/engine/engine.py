@@ -90,6 +90,7 @@ class Engine:
         self._streams: dict[int, weakref.ref[Stream]] = {}
         self._unattended: dict[int, Stream] = {}
         self._waiting: deque[int] = deque()
+        self._places = 0
         self._submitted = self._cells = self._updates = self._frames = 0
         self._ended = {"finished": 0, "cancelled": 0, "failed": 0}
         self._seconds = self._planning_seconds = 0.0
@@ -232,6 +233,11 @@ class Engine:
         self._schedules.leave(holdings.schedule)
         self._ended[state] += 1
 
+    def queue_up(self, stream: Stream) -> None:
+        """To the end of the queue for turns."""
+        stream.place = self._places
+        self._places += 1
+
     def notify(self) -> None:
         """Wake readers that wait. Never waits for a pass: an event loop may call it."""
         with self._changed:
@@ -319,15 +325,16 @@ class Engine:
             planned.append((stream, feed))
             costs.append(tokens_of(stream, feed, spec.tokens_per_frame, spec.context_tokens))
         work: Work = []
+        turn = [planned[index] for index in within_budget(costs, self._max_batch_tokens)]
+        for stream, _ in turn:
+            self.queue_up(stream)
         # In the order of submission: streams that go on together keep the layout of their last pass.
-        chosen = sorted(within_budget(costs, self._max_batch_tokens), key=lambda i: planned[i][0].number)
-        for stream, feed in (planned[index] for index in chosen):
+        for stream, feed in sorted(turn, key=lambda part: part[0].number):
             try:
                 stream.prepare(feed, spec)
             except Exception as error:
                 stream.fail(wrapped(error))
                 continue
-            stream.served = self.ticks
             work.append((stream, feed))
         return work
 
@@ -401,7 +408,7 @@ class Engine:
             self._schedules.leave(holdings.schedule)
             raise
         self._submitted += 1
-        stream.served = self.ticks
+        self.queue_up(stream)
         self._streams[stream.number] = weakref.ref(stream)
         if request.on_step is not None:
             self._unattended[stream.number] = stream
@@ -432,7 +439,7 @@ class Engine:
                     return
                 stream.pages.lease = self.pool.manager.lease(stream.pages.most)
                 stream.state = "running"
-                stream.served = self.ticks
+                self.queue_up(stream)
             del stream
             self._waiting.popleft()
 

@@ -106,27 +106,23 @@ class Feeder:
         ]
         return self._feed(fed, newest, origin)
 
-    def advance(self, feed: Feed) -> list[int]:
-        """Record that `feed` has run; the frames that became clean by it."""
+    def advance(self, feed: Feed) -> None:
+        """Record that `feed` has run."""
         if feed.origin != self._last_origin:
             self._committed.clear()
         self._context_done, self._last_origin = True, feed.origin
         self._committed.update(cell.frame for cell in feed.frames if not cell.updates)
         if self._prefill:
             self._prefill.pop(0)
-            return []
-        clean = []
+            return
         for cell in feed.frames:
             if cell.updates:
                 self.levels[cell.frame] = cell.level + 1
-                if cell.level + 1 == self.plan.num_steps:
-                    clean.append(cell.frame)
         for frame in [f for f in self.levels if f < feed.first_held and f not in feed.sinks]:
             del self.levels[frame]
             self._committed.discard(frame)
         self.tick += 1
         self.ticks_total += 1
-        return clean
 
     # --- changes on the way
 

@@ -53,13 +53,19 @@ class Passes:
         self.packing_seconds = self.model_seconds = self.solver_seconds = 0.0
         return self._run(work, may_free=True)
 
+    def free_workspace(self) -> None:
+        self._packer.forget()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def _run(self, work: Work, may_free: bool) -> list[Outcome]:
         try:
             return [self._attempt(work)]
         except Exception as error:
             self.retried += 1
-            if may_free and _out_of_memory(error):
-                self._free_workspace()
+            if may_free and out_of_memory(error):
+                self.free_workspace()
                 return self._run(work, may_free=False)
             if len(work) == 1:
                 work[0][0].fail(wrapped(error))
@@ -102,13 +108,7 @@ class Passes:
         ).x
         return new.unflatten(1, batch.x.shape[1:])
 
-    def _free_workspace(self) -> None:
-        self._packer.forget()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
-
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     # PyTorch's CPU allocator raises a plain RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -41,6 +41,15 @@ class LatentFrame:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CleanFrame:
+    """Two copies of a frame that a pass has finished: for the stream, and for its reader."""
+
+    index: int
+    own: torch.Tensor
+    readers: torch.Tensor
+
+
 @dataclass(slots=True, eq=False)
 class Holdings:
     """What a stream must return when it ends, even when its handle is only garbage by then."""
@@ -79,7 +88,8 @@ class Stream:
         self.then: Plan | None = None
         """What follows the present plan: an extension that came too late to be part of it."""
         self.exact = True
-        self.served = 0
+        self.place = 0
+        """In the queue for turns (engine.turns)."""
         self.saved: SavedPages | None = None
         self.engine = engine
         self.ready: deque[LatentFrame] = deque()
@@ -276,17 +286,25 @@ class Stream:
             if cell.frame not in self.latents:
                 self.latents[cell.frame] = self._initial_noise(cell.frame, spec)
 
-    def deliver(self, frames: list[int]) -> None:
-        """Hand frames that became clean to the reader."""
+    def clean_copies(self, feed: Feed, latents: dict[int, torch.Tensor]) -> list[CleanFrame]:
+        """Of the frames that a pass over `feed` made clean; latents: what it computed. Changes nothing."""
+        # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
+        steps = self.schedule.num_steps
+        clean = [cell.frame for cell in feed.frames if cell.updates and cell.level + 1 == steps]
+        return [CleanFrame(frame, latents[frame].clone(), latents[frame].clone()) for frame in clean]
+
+    def take_over(self, feed: Feed, latents: dict[int, torch.Tensor], clean: list[CleanFrame]) -> None:
+        """Go on to the next pass, and hand frames that became clean to the reader."""
         seconds = time.perf_counter() - self._started
-        for frame in frames:
-            # Cloned twice: out of the batch that it is a row of, and away from what the reader may do to it.
-            latent = self.latents[frame] = self.latents[frame].clone()
+        self.feeder.advance(feed)
+        self.latents.update(latents)
+        for frame in clean:
+            self.latents[frame.index] = frame.own
             if self.first_frame_seconds is None:
                 self.first_frame_seconds = seconds
             if self.kept is not None:
-                self.kept.append(latent)
-            self.ready.append(LatentFrame(frame, latent.clone(), seconds))
+                self.kept.append(frame.own)
+            self.ready.append(LatentFrame(frame.index, frame.readers, seconds))
 
     def finish(self) -> None:
         self._end("finished")

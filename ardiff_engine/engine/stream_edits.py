@@ -198,7 +198,7 @@ def resume(stream: Stream) -> None:
         stream.saved = None
     stream.latents = {frame: latent.to(engine.device) for frame, latent in stream.latents.items()}
     stream.state = "running"
-    stream.served = engine.ticks
+    engine.queue_up(stream)
     engine.notify()
 
 

@@ -16,8 +16,8 @@ def tokens_of(stream: Stream, feed: Feed, tokens_per_frame: int, context_tokens:
 
 
 def longest_waiting_first(streams: Sequence[Stream]) -> list[Stream]:
-    """By the tick in which each was served last, then by age. Every stream comes first in its turn."""
-    return sorted(streams, key=lambda stream: (stream.served, stream.number))
+    """By place in the queue; who is served goes to its end. Every stream comes first in its turn."""
+    return sorted(streams, key=lambda stream: stream.place)
 
 
 def within_budget(costs: Sequence[int], budget: int | None) -> list[int]:
