@@ -10,7 +10,6 @@ where keys and values live.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import cast
 
@@ -19,120 +18,16 @@ from torch import nn
 
 from ardiff_engine import ops
 from ardiff_engine.errors import TensorError, explain
+from ardiff_engine.models.ar_diffusion_block import LAYER_NORM_EPS, QK_NORM_EPS, Block, TimestepEmbedder
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpec
 from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.models.clip_checks import check_clip, check_history
 from ardiff_engine.models.clip_views import clip_table, history_table
+from ardiff_engine.models.positions import rope_frequencies, sincos_positions
 from ardiff_engine.models.row_linear import RowLinear
 from ardiff_engine.ranges import annotate
 
-TIMESTEP_FREQUENCIES = 128
-ROPE_BASE = 10000.0
-LAYER_NORM_EPS = 1e-6
-QK_NORM_EPS = 1e-5
-
 Attend = Callable[[int, torch.Tensor], torch.Tensor]
-
-
-def sincos_positions(count: int, width: int) -> torch.Tensor:
-    """Frozen table [count, width]: row p = [sin(p w_j), cos(p w_j)], w_j = 10000^(-j / (width/2)), in
-    float64.
-    """
-    omega = ROPE_BASE ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angle = torch.arange(count, dtype=torch.float64)[:, None] * omega
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-
-def rope_frequencies(head_dim: int) -> torch.Tensor:
-    """float64 [head_dim/2]: 10000^(-2j / head_dim), one per interleaved pair."""
-    return ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-
-
-class TimestepEmbedder(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * TIMESTEP_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
-        )
-
-    @staticmethod
-    def frequencies(t: torch.Tensor) -> torch.Tensor:
-        """[M] -> [M, 256]: [cos(t f_i), sin(t f_i)], f_i = exp(-ln(10000) i / 128)."""
-        # In float32 and in this order, as the official code does: at t = 999 another rounding is off by 1e-4
-        # radians.
-        index = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=t.device)
-        angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * index / TIMESTEP_FREQUENCIES)
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-    def forward(self, t: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.frequencies(t).to(next(self.mlp.parameters()).dtype))
-
-
-class Attention(nn.Module):
-    """The projections around attention; attention itself is `ops.frame_attention` over pages."""
-
-    def __init__(self, width: int, head_dim: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.qkv = RowLinear(width, 3 * width)
-        self.proj = RowLinear(width, width)
-        self.q_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
-        self.k_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
-
-    def qk_weights(self) -> tuple[torch.Tensor | None, ...]:
-        """(q weight, q bias, k weight, k bias) of the QK-norm; all None without it."""
-        if self.q_norm is None or self.k_norm is None:
-            return None, None, None, None
-        return self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = RowLinear(width, hidden)
-        self.fc2 = RowLinear(hidden, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
-
-
-class Block(nn.Module):
-    def __init__(self, config: ARDiffusionConfig) -> None:
-        super().__init__()
-        self.attn = Attention(config.width, config.head_dim, qk_norm=config.positions == "rope")
-        self.mlp = Mlp(config.width, config.mlp_width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
-        self.replaces_residual = config.merge in ("share_norm", "sharenorm_shift_first_t")
-
-    def forward(
-        self,
-        h: torch.Tensor,
-        rows: torch.Tensor,
-        frame_ids: torch.Tensor,
-        attend: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """h [T, D], rows [M, 6, D] = (shift, scale, gate) of attention and of the MLP, frame_ids [T]."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows.unbind(1)
-        u, h = self._modulate(h, shift_a, scale_a, frame_ids)
-        h = self._add(h, self.attn.proj(attend(self.attn.qkv(u))), gate_a, frame_ids)
-        u, h = self._modulate(h, shift_m, scale_m, frame_ids)
-        return self._add(h, self.mlp(u), gate_m, frame_ids)
-
-    def _modulate(
-        self, h: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, frame_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.replaces_residual:
-            return ops.modulate(
-                h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS, return_normed=True
-            )
-        return ops.modulate(h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS), h
-
-    @staticmethod
-    def _add(
-        h: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor
-    ) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            return ops.gate_residual(h, branch, gate, frame_ids)
-        ops.gate_residual_(h, branch, gate, frame_ids)
-        return h
 
 
 class ARDiffusionTransformer(nn.Module):
@@ -335,11 +230,11 @@ class ARDiffusionTransformer(nn.Module):
             own t is enough.
         """
         config = self.config
-        self._check_clip(x, t, context)
+        check_clip(config, x, t, context)
         clips, own_frames = t.shape
         past = 0
         if history is not None:
-            history, history_t = self._check_history(x, history, history_t)
+            history, history_t = check_history(config, x, history, history_t)
             past = history_t.shape[1]
             x, t = torch.cat([history, x], dim=1), torch.cat([history_t, t], dim=1)
         frames = past + own_frames
@@ -414,71 +309,3 @@ class ARDiffusionTransformer(nn.Module):
             .reshape(-1)
             .to(torch.int32)
         )
-
-    def _check_clip(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> None:
-        config = self.config
-        cell = (config.tokens_per_frame, config.channels)
-        if x.ndim != 4 or tuple(x.shape[2:]) != cell or 0 in x.shape:
-            raise TensorError(
-                explain(
-                    "x",
-                    got=tuple(x.shape),
-                    expected=f"[B, F, {cell[0]}, {cell[1]}]",
-                    fix="See models.to_tokens.",
-                )
-            )
-        if tuple(t.shape) != tuple(x.shape[:2]):
-            raise TensorError(
-                explain(
-                    "t", got=tuple(t.shape), expected=tuple(x.shape[:2]), fix="Give one timestep per frame."
-                )
-            )
-        if config.positions == "absolute" and x.shape[1] > config.num_frames:
-            raise TensorError(
-                explain(
-                    "frames",
-                    got=x.shape[1],
-                    expected=f"at most {config.num_frames}",
-                    fix="Absolute positions end there; use a window.",
-                )
-            )
-        expected = (x.shape[0], config.context_tokens, config.context_dim)
-        if tuple(context.shape) != expected:
-            raise TensorError(
-                explain("context", got=tuple(context.shape), expected=expected, fix="Use model.context(...).")
-            )
-
-    def _check_history(
-        self, x: torch.Tensor, history: torch.Tensor, history_t: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both, checked. A mode in which tokens depend on frames that come later has no teacher forcing."""
-        config = self.config
-        if config.mask != "temporal_causal" or config.merge not in ("separate_norm", "share_norm"):
-            raise TensorError(
-                explain(
-                    "history",
-                    got=f"a model with mask {config.mask!r} and merge {config.merge!r}",
-                    expected="mask 'temporal_causal' and merge 'separate_norm' or 'share_norm'",
-                    fix="Train this model without teacher forcing.",
-                )
-            )
-        expected = (x.shape[0], x.shape[1] - 1, *x.shape[2:])
-        if tuple(history.shape) != expected or expected[1] == 0:
-            raise TensorError(
-                explain(
-                    "history",
-                    got=tuple(history.shape),
-                    expected=f"{expected}, of at least one frame",
-                    fix="Give the frames before the last of x.",
-                )
-            )
-        if history_t is None or tuple(history_t.shape) != expected[:2]:
-            raise TensorError(
-                explain(
-                    "history_t",
-                    got=None if history_t is None else tuple(history_t.shape),
-                    expected=expected[:2],
-                    fix="Give one timestep per frame of history.",
-                )
-            )
-        return history, history_t

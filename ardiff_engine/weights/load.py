@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from ardiff_engine.errors import CheckpointError, explain
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer, rope_frequencies
+from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
+from ardiff_engine.models.positions import rope_frequencies
 from ardiff_engine.models.titok import TiTok
 from ardiff_engine.models.titok_config import TiTokConfig
 from ardiff_engine.weights.fit import fill

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The block of the AR-Diffusion transformer and the embedding of its timesteps, with the official names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ardiff_engine import ops
+from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
+from ardiff_engine.models.row_linear import RowLinear
+
+TIMESTEP_FREQUENCIES = 128
+LAYER_NORM_EPS = 1e-6
+QK_NORM_EPS = 1e-5
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * TIMESTEP_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    @staticmethod
+    def frequencies(t: torch.Tensor) -> torch.Tensor:
+        """[M] -> [M, 256]: [cos(t f_i), sin(t f_i)], f_i = exp(-ln(10000) i / 128)."""
+        # In float32 and in this order, as the official code does: at t = 999 another rounding is off by 1e-4
+        # radians.
+        index = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=t.device)
+        angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * index / TIMESTEP_FREQUENCIES)
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.frequencies(t).to(next(self.mlp.parameters()).dtype))
+
+
+class Attention(nn.Module):
+    """The projections around attention; attention itself is `ops.frame_attention` over pages."""
+
+    def __init__(self, width: int, head_dim: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.qkv = RowLinear(width, 3 * width)
+        self.proj = RowLinear(width, width)
+        self.q_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
+        self.k_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
+
+    def qk_weights(self) -> tuple[torch.Tensor | None, ...]:
+        """(q weight, q bias, k weight, k bias) of the QK-norm; all None without it."""
+        if self.q_norm is None or self.k_norm is None:
+            return None, None, None, None
+        return self.q_norm.weight, self.q_norm.bias, self.k_norm.weight, self.k_norm.bias
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = RowLinear(width, hidden)
+        self.fc2 = RowLinear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ARDiffusionConfig) -> None:
+        super().__init__()
+        self.attn = Attention(config.width, config.head_dim, qk_norm=config.positions == "rope")
+        self.mlp = Mlp(config.width, config.mlp_width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+        self.replaces_residual = config.merge in ("share_norm", "sharenorm_shift_first_t")
+
+    def forward(
+        self,
+        h: torch.Tensor,
+        rows: torch.Tensor,
+        frame_ids: torch.Tensor,
+        attend: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """h [T, D], rows [M, 6, D] = (shift, scale, gate) of attention and of the MLP, frame_ids [T]."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows.unbind(1)
+        u, h = self._modulate(h, shift_a, scale_a, frame_ids)
+        h = self._add(h, self.attn.proj(attend(self.attn.qkv(u))), gate_a, frame_ids)
+        u, h = self._modulate(h, shift_m, scale_m, frame_ids)
+        return self._add(h, self.mlp(u), gate_m, frame_ids)
+
+    def _modulate(
+        self, h: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, frame_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.replaces_residual:
+            return ops.modulate(
+                h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS, return_normed=True
+            )
+        return ops.modulate(h, shift, scale, frame_ids, norm="layer", eps=LAYER_NORM_EPS), h
+
+    @staticmethod
+    def _add(
+        h: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor, frame_ids: torch.Tensor
+    ) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return ops.gate_residual(h, branch, gate, frame_ids)
+        ops.gate_residual_(h, branch, gate, frame_ids)
+        return h
