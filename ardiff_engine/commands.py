@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of `ardiff` do; cli.py says how they are called. Each returns its exit code.
+
+What a command needs is imported when it runs, so that `ardiff --help` does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ardiff_engine.media.frames import Pixels
+    from ardiff_engine.pipeline import Pipeline
+
+
+def generate(options: argparse.Namespace) -> int:
+    from ardiff_engine.media import check_target, export_video
+
+    check_target(options.out, options.fps, scale=options.scale)
+    if options.plan_picture:
+        _check_picture(options.plan_picture)
+    pipe = _pipeline(options)
+    video = _given_video(options)
+    if options.plan_picture:
+        _draw_plan(options, pipe, 0 if video is None else len(video))
+    started = time.perf_counter()
+    output = pipe(
+        num_frames=options.frames,
+        num_inference_steps=options.steps,
+        lag=options.lag,
+        guidance_scale=options.guidance,
+        class_id=options.class_id,
+        seed=options.seed,
+        video=video,
+        progress=not options.quiet,
+    )
+    seconds = time.perf_counter() - started
+    target = export_video(output.frames[0], options.out, options.fps, scale=options.scale)
+    if not options.quiet:
+        print(f"{target}: {options.frames} frames in {seconds:.1f} s")
+        if options.plan_picture:
+            print(f"{options.plan_picture}: the plan")
+    return 0
+
+
+def stream(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ardiff_engine.media import check_target, open_writer
+
+    check_target(options.out, options.fps, scale=options.scale, growing=True)
+    pipe = _pipeline(options)
+    video = _given_video(options)
+    frames = pipe.stream(
+        num_frames=options.frames,
+        num_inference_steps=options.steps,
+        lag=options.lag,
+        guidance_scale=options.guidance,
+        class_id=options.class_id,
+        seed=options.seed,
+        video=video,
+    )
+    total = None if options.frames is None else options.frames - (0 if video is None else len(video))
+    with open_writer(options.out, options.fps, scale=options.scale) as writer:
+        try:
+            for frame in tqdm(frames, total=total, unit="frame", desc="streaming", disable=options.quiet):
+                writer.write(frame.image)
+        except KeyboardInterrupt:
+            # The only way to end an endless stream, so not a failure.
+            if options.frames is not None:
+                raise
+    if not options.quiet:
+        print(f"{writer.path}: {writer.count} frames")
+    return 0
+
+
+def train_vae(options: argparse.Namespace) -> int:
+    from ardiff_engine.training import run_train_vae
+
+    print(f"autoencoder: {run_train_vae(options.config, options.overrides, options.resume)}")
+    return 0
+
+
+def encode(options: argparse.Namespace) -> int:
+    from ardiff_engine.training import run_encode
+
+    print(f"latents: {run_encode(options.config, options.overrides)}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    from ardiff_engine.training import run_train
+
+    print(f"model: {run_train(options.config, options.overrides, options.resume)}")
+    return 0
+
+
+def convert(options: argparse.Namespace) -> int:
+    from ardiff_engine.weights import convert
+
+    result = convert(options.source, options.target)
+    print(f"{result.path}: {result.tensors} tensors")
+    if result.skipped:
+        print(f"left out, because they are no tensors: {', '.join(result.skipped)}")
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    import importlib.util
+    import subprocess
+
+    from ardiff_engine.errors import ConfigError, explain
+
+    if not Path(options.folder).is_dir():
+        raise ConfigError(
+            explain(
+                "benchmarks",
+                got=f"no folder {options.folder!r} here",
+                expected="the root of a source checkout",
+                fix="Change to it, or name the folder with --folder.",
+            )
+        )
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise ConfigError(
+            explain(
+                "benchmarks",
+                got="no pytest-benchmark",
+                expected="the development tools",
+                fix="pip install 'ardiff-engine[dev]'.",
+            )
+        )
+    command = [sys.executable, "-m", "pytest", options.folder, "--benchmark-only", "-q"]
+    command += ["-o", "python_files=bench_*.py"]
+    if options.keyword:
+        command += ["-k", options.keyword]
+    if options.json:
+        command += [f"--benchmark-json={options.json}"]
+    return subprocess.run(command, check=False).returncode
+
+
+def info(options: argparse.Namespace) -> int:
+    from ardiff_engine import info
+
+    info.main(as_json=options.json)
+    return 0
+
+
+def _pipeline(options: argparse.Namespace) -> Pipeline:
+    from ardiff_engine.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(options.model, device=options.device)
+
+
+def _check_picture(path: str) -> None:
+    from ardiff_engine.media.staging import check_parents
+    from ardiff_engine.plan.picture import check_picture
+
+    check_parents(check_picture(path))
+
+
+def _draw_plan(options: argparse.Namespace, pipe: Pipeline, given: int) -> None:
+    from ardiff_engine import plan
+    from ardiff_engine.diffusion.solvers import DDIM
+
+    solver = DDIM(pipe.schedule, options.steps, prediction=pipe.prediction)
+    rule = plan.lag(options.frames, options.steps, options.lag, prefix=given)
+    rule.plot(options.plan_picture, solver=solver)
+
+
+def _given_video(options: argparse.Namespace) -> Pixels | None:
+    from ardiff_engine.errors import ConfigError, explain
+    from ardiff_engine.media import read_video
+
+    if options.video is None:
+        if options.video_frames is not None:
+            raise ConfigError(
+                explain(
+                    "--video-frames",
+                    got="no --video",
+                    expected="a video to continue",
+                    fix="Add --video PATH.",
+                )
+            )
+        return None
+    return read_video(options.video, options.video_frames)
