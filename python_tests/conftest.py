@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all tests: the rule of the `gpu` marker, and a tiny random model for what lies above models."""
+"""Shared by all tests: the `gpu` marker, threads of parallel runs, and a tiny random model for what lies above
+models."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Test processes side by side (pytest -n) share the cores; threads of all of them on each would not."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
