@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all tests: the `gpu` marker, threads of parallel runs, and a tiny random model for what lies above
+"""Shared by all tests: the `gpu` marker, threads of parallel runs, a tiny random model for what lies above
 models."""
 
 from __future__ import annotations
