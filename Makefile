@@ -8,7 +8,7 @@ NVCC   ?= nvcc
 BIN     := $(VENV)/bin
 READY   := $(VENV)/ready.stamp
 SOURCES := pyproject.toml $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
-CPP     := $(shell find csrc -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) 2>/dev/null)
+CPP     := $(shell find csrc python_tests/cuda_emulation -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) 2>/dev/null)
 
 .PHONY: help venv demo test bench lint format build cuda-check gpu clean
 
@@ -47,8 +47,11 @@ format: $(READY)  ## rewrite Python and C++ files in the project's style
 build: $(READY)  ## rebuild the native module in place, keeping object files (for work on csrc/)
 	$(BIN)/python setup.py build_ext --inplace
 
-cuda-check:  ## compile the shared headers and all CUDA sources for sm_80 and sm_90a; needs nvcc, no GPU
+cuda-check:  ## compile all CUDA and Triton kernels for sm_80 and sm_90; needs nvcc and .venv, no GPU
 	$(PYTHON) tools/cuda_check.py --nvcc $(NVCC)
+	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); \
+	if $$python -c 'import torch, triton' 2>/dev/null; then echo "$$python tools/triton_check.py"; $$python tools/triton_check.py; \
+	else echo "cuda-check: Triton kernels LEFT OUT: $$python has no torch and triton; make venv installs them"; fi
 
 gpu: $(READY)  ## on a machine with an NVIDIA GPU: build with CUDA, run the tests marked gpu, the sanitizer and the benchmarks
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs an NVIDIA GPU and a CUDA build of PyTorch; torch " + torch.__version__ + " sees none")'

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fixture `machine`: a test of CUDA kernels runs on a GPU, and on a CPU that emulates one.
 
-"emulated" compiles csrc/cuda and csrc/bindings, unchanged, against cuda_emulation/launchers/cuda_runtime.h,
-and makes the ops launch those kernels on CPU tensors. It covers indices, barriers, shuffles, bindings and the
-Python side; what it cannot cover is what a GPU does differently: memory order, its own sines, the driver.
+"emulated" compiles csrc/cuda and csrc/bindings, unchanged, against cuda_emulation/launchers/cuda_runtime.h
+and cuda_emulation/cuda/ptx.cuh, and makes the ops launch those kernels on CPU tensors. It covers indices,
+barriers, shuffles, asynchronous copies, fragments, bindings and the Python side; what it cannot cover is what
+a GPU does differently: memory order, its own sines, the driver. A test file may name another module of
+cuda_emulation/launchers in `EMULATED`.
 
 Uninitialised tensors are filled with NaN (torch's deterministic mode): a value that no thread writes shows.
 """
@@ -14,7 +16,8 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +25,7 @@ import pybind11
 import pytest
 import torch
 
-from ardiff_engine.ops import backend, cuda_launch
+from ardiff_engine.ops import attention_work, backend, cuda_launch
 from ardiff_engine.ops.backend import Choice
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,25 +33,44 @@ EMULATION = ROOT / "python_tests" / "cuda_emulation" / "launchers"
 
 
 @pytest.fixture(scope="session")
-def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """csrc/cuda as a module for this CPU."""
+def emulated_modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModuleType]:
+    """Modules of cuda_emulation/launchers by their file names, each compiled once."""
+    folder = tmp_path_factory.mktemp("emulated_cuda")
+
+    @cache
+    def load(stem: str) -> ModuleType:
+        library = folder / f"{stem}.so"
+        _compile(EMULATION / f"{stem}.cpp", library)
+        spec = importlib.util.spec_from_file_location(stem, library)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def _compile(source: Path, library: Path) -> None:
     compiler = shutil.which("g++")
     assert compiler, "needs g++, as the native module does"
-    library = tmp_path_factory.mktemp("emulated_cuda") / "emulated_cuda.so"
-    includes = [EMULATION, ROOT / "csrc" / "include", ROOT / "csrc", pybind11.get_include()]
+    includes = [EMULATION, EMULATION.parent, ROOT / "csrc" / "include", ROOT / "csrc", pybind11.get_include()]
     includes.append(sysconfig.get_path("include"))
-    command = [compiler, "-shared", "-fPIC", "-O1", "-std=c++17", "-x", "c++", "-DARDIFF_WITH_CUDA=1"]
-    command += ["-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+    command = [compiler, "-shared", "-fPIC", "-Og", "-std=c++17", "-x", "c++", "-DARDIFF_WITH_CUDA=1"]
+    command += ["-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-attributes"]
     command += [f"-I{folder}" for folder in includes]
-    result = subprocess.run(
-        [*command, str(EMULATION / "module.cpp"), "-o", str(library)], capture_output=True, text=True
-    )
+    result = subprocess.run([*command, str(source), "-o", str(library)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    spec = importlib.util.spec_from_file_location("emulated_cuda", library)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+
+@pytest.fixture
+def emulated(
+    request: pytest.FixtureRequest, emulated_modules: Callable[[str], ModuleType]
+) -> Iterator[ModuleType]:
+    """The module of this file; its machine is new, and must not have met a bank conflict at the end."""
+    module = emulated_modules(getattr(request.module, "EMULATED", "module"))
+    module.emulation.reset()
+    yield module
+    assert module.emulation.bank_conflicts() == 0
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -58,9 +80,11 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
         device = torch.device("cuda", torch.cuda.current_device())
     else:
-        module = request.getfixturevalue("emulated_module")
+        module = request.getfixturevalue("emulated")
         monkeypatch.setattr(cuda_launch, "cuda", lambda: module.cuda)
         monkeypatch.setattr(cuda_launch, "_place", lambda device: (0, 0))
+        monkeypatch.setattr(attention_work, "native", lambda: module)
+        monkeypatch.setattr(attention_work, "_multiprocessors", lambda device: 1)
         monkeypatch.setattr(backend, "_choice", lambda op, tensors: Choice("cuda", "emulated"))
         device = torch.device("cpu")
     before = torch.are_deterministic_algorithms_enabled()

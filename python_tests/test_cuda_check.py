@@ -22,6 +22,15 @@ ptxas info    : Function properties for spilled
     24 bytes stack frame, 28 bytes spill stores, 20 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers
 """
+SASS = """
+Fatbin elf code:
+		Function : good
+	.headerflags	@"EF_CUDA_SM80"
+        /*0000*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+		Function : other
+        /*0000*/                   LDL R1, [R1] ;
+"""
 PTX = """
 .visible .entry good(
 	.param .align 8 .b8 good_param_0[80]
@@ -65,6 +74,19 @@ def test_occupancy(
 ) -> None:
     kernel = cuda_check.Kernel("x.cu", "sm_90a", "x", registers, shared, threads, 0, 0)
     assert kernel.occupancy == occupancy
+
+
+def test_instructions_are_looked_for_kernel_by_kernel(cuda_check: ModuleType) -> None:
+    functions = cuda_check._functions(SASS)
+    assert list(functions) == ["good", "other"]
+    words = ("HMMA", "LDGSTS", "LDSM")
+    assert cuda_check._missing("good", functions["good"], words) == ["good: no LDSM"]
+    assert cuda_check._missing("other", functions["other"], words[:2]) == [
+        "other: no HMMA",
+        "other: no LDGSTS",
+    ]
+    held = {name: cuda_check._holds(text, "LDL") for name, text in functions.items()}
+    assert held == {"good": False, "other": True}
 
 
 def test_notes_of_serialised_wgmma_are_recognised(cuda_check: ModuleType) -> None:

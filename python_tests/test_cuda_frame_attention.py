@@ -1,64 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA frame attention kernel against float64 softmax attention.
+"""The CUDA frame attention kernel against float64 softmax attention, from the public op down.
 
-Most of this needs no GPU: csrc/cuda/frame_attention.cu itself runs on the CPU, with the instructions of
-csrc/cuda/ptx.cuh emulated (python_tests/cuda_emulation). Limits: relative L2 4e-3 for bfloat16, 5e-4 for
-float16, 2e-6 for float32. Weights are rounded to the storage type but logits are not, so the lse is exact to
-2e-5 for all of them.
+Without a GPU the kernel runs on the CPU (`machine`, cuda_machine.py), with emulated mma.sync, ldmatrix and
+cp.async. Limits: relative L2 4e-3 for bfloat16, 5e-4 for float16, 2e-6 for float32. Weights are rounded to
+the storage type but logits are not, so the lse is exact to 2e-5 for all of them.
 """
 
 from __future__ import annotations
 
-import ctypes
+import gc
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from cuda_emulation.frame_attention import (
-    BACKWARD,
-    FORWARD,
-    RANDOM,
-    STORAGE,
-    Result,
-    build,
-    emulate,
-)
 from test_frame_attention import NAN, Case, relative
 
-from ardiff_engine.ops.backend import choose
+from ardiff_engine import ops
+from ardiff_engine.errors import KernelError, PageTableError, TensorError
+from ardiff_engine.ops import attention_work as schedules
+from ardiff_engine.ops import cuda_launch
+from ardiff_engine.ops.attention_work import AttentionWork, attention_work
 from ardiff_engine.ops.frame_attention import frame_attention
+from ardiff_engine.ops.frame_table import FrameTable
 
+pytest_plugins = ["cuda_machine"]
+EMULATED = "attention_module"
+
+Tensor = torch.Tensor
+STORAGE = [torch.float32, torch.bfloat16, torch.float16]
+HALF = STORAGE[1:]
 LIMIT = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 LSE_LIMIT = 2e-5
-BAD_VIEW = 8
 A100_SHARED, RESERVED = 164 * 1024, 1024  # bytes of a multiprocessor; what a block takes beside its own
+FORWARD, BACKWARD, RANDOM = range(3)  # which warp the emulation runs first
+by_dtype = pytest.mark.parametrize("dtype", STORAGE, ids=lambda d: str(d).removeprefix("torch."))
+# Where the storage type changes nothing but the rounding, one half type stands for both.
+by_kernel = pytest.mark.parametrize("dtype", STORAGE[:2], ids=["float32", "bfloat16"])
+by_half = pytest.mark.parametrize("dtype", HALF, ids=lambda d: str(d).removeprefix("torch."))
+
+Tensors = tuple[Tensor, Tensor, Tensor]
 
 
-@pytest.fixture(scope="session")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build(tmp_path_factory.mktemp("cuda_emulation"))
+def on_gpu(monkeypatch: pytest.MonkeyPatch, multiprocessors: int) -> None:
+    """Schedules are made for a GPU of so many; any GPU can run them."""
+    monkeypatch.setattr(schedules, "_multiprocessors", lambda device: multiprocessors)
 
 
-def check(case: Case, dtype: torch.dtype, got: Result) -> None:
-    assert got.outcome.status == 0
-    assert got.outcome.flags == 0
-    assert got.outcome.bank_conflicts == 0
-    compare(case, dtype, got.o, got.lse)
+def given(case: Case, dtype: torch.dtype, device: torch.device) -> Tensors:
+    q, k, v = (x.to(device, dtype) for x in case.tensors())
+    return q, k, v
 
 
-def compare(case: Case, dtype: torch.dtype, o: torch.Tensor, lse: torch.Tensor) -> None:
-    want_o, want_lse = case.oracle(*(x.to(dtype).to(o.device) for x in case.tensors()))
+def attend(
+    tensors: Tensors, table: FrameTable, device: torch.device, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """(o, lse) on the CPU; a kernel that finds an id out of range raises."""
+    o, lse = frame_attention(*tensors, table.to(device), scale=scale, return_lse=True)
+    ops.check_device(device)
+    return o.cpu(), lse.cpu()
+
+
+def work_of(case: Case, device: torch.device, table: FrameTable | None = None) -> AttentionWork:
+    on = (case.table() if table is None else table).to(device)
+    return attention_work(
+        on.frame_ptr, on.group_ptr, on.page_ptr, on.valid, on.seen, case.heads, case.kv_heads
+    )
+
+
+def parts_of(case: Case, device: torch.device) -> int:
+    return work_of(case, device).sizes[5]
+
+
+def compare(case: Case, tensors: Tensors, got: tuple[Tensor, Tensor], scale: float | None = None) -> None:
+    o, lse = got
+    assert lse.dtype == torch.float32
+    want_o, want_lse = case.oracle(*(x.cpu() for x in tensors), scale)
     empty = want_lse == -torch.inf
-    want_o = torch.where(empty[..., None], 0.0, want_o)
     assert torch.equal(lse == -torch.inf, empty)
-    assert relative(o, want_o) <= LIMIT[dtype]
+    assert relative(o, torch.where(empty[..., None], 0.0, want_o)) <= LIMIT[o.dtype]
     if not empty.all():
         assert float((lse - want_lse)[~empty].abs().max()) <= LSE_LIMIT
 
 
-def run(emulator: ctypes.CDLL, case: Case, dtype: torch.dtype, **options: int) -> Result:
-    q, k, v = (x.to(dtype) for x in case.tensors())
-    return emulate(emulator, q, k, v, case.table(), **options)
+def check(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    tensors = given(case, dtype, device)
+    got = attend(tensors, case.table(), device)
+    compare(case, tensors, got)
+    return got
 
 
 # Pages are permuted; whatever no list names (free pages, tails of pages) is NaN.
@@ -80,8 +110,8 @@ CAUSAL = Case(
     seen=[[4, 5, 6, 7]],
     rows=32,
     dim=72,
-    heads=2,
-    kv_heads=2,
+    heads=1,
+    kv_heads=1,
 )
 SMALL = replace(RAGGED, heads=1, kv_heads=1)
 HIDDEN = -torch.inf
@@ -91,177 +121,360 @@ CASES = {
     "causal-32": CAUSAL,
     "gqa": replace(RAGGED, heads=6, kv_heads=2),
     "mqa": replace(CAUSAL, heads=3, kv_heads=1, tokens=[[7] * 4]),
-    "bias": replace(RAGGED, bias=[[0.0, 0.5, -2.0, 1.0], [0.0, 3.0], [-1.0]]),
-    "hidden-by-bias": replace(RAGGED, bias=[[0.0, HIDDEN, 0.0, HIDDEN], [HIDDEN, 0.0], [HIDDEN]]),
+    "bias": replace(SMALL, bias=[[0.0, 0.5, -2.0, 1.0], [0.0, 3.0], [-1.0]]),
+    "hidden-by-bias": replace(SMALL, bias=[[0.0, HIDDEN, 0.0, HIDDEN], [HIDDEN, 0.0], [HIDDEN]]),
     "frames-of-7": replace(SMALL, tokens=[[7] * 9], pages=ALL_9, valid=[[7] * 9], seen=UP_TO_9, rows=16),
     "one-token-frames": replace(SMALL, tokens=[[1] * 9], pages=ALL_9, valid=[[1] * 9], seen=UP_TO_9, rows=13),
+    "out-of-order-views": replace(
+        SMALL, tokens=[[7, 0, 7, 7]], pages=[[0, 1, 2]], valid=[[13, 48, 3]], seen=[[3, 3, 1, 2]]
+    ),
+    "page-listed-twice": replace(SMALL, tokens=[[4]], pages=[[6, 6, 1]], valid=[[13, 4, 2]], seen=[[3]]),
     "empty-views": replace(
         SMALL, tokens=[[3, 4], [5]], pages=[[0, 1], []], valid=[[13, 9], []], seen=[[0, 2], [0]]
     ),
     "empty-pages": replace(SMALL, tokens=[[3, 3]], pages=[[0, 1, 2]], valid=[[0, 13, 0]], seen=[[2, 3]]),
-    "pages-of-112": replace(SMALL, tokens=[[40]], pages=[[4, 1]], valid=[[112, 112]], seen=[[2]], rows=112),
-    "pages-of-144": replace(SMALL, tokens=[[40]], pages=[[4, 1]], valid=[[144, 70]], seen=[[2]], rows=144),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 100])
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+@by_kernel
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_matches_float64(
-    emulator: ctypes.CDLL, name: str, dtype: torch.dtype, multiprocessors: int
+    machine: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    dtype: torch.dtype,
+    multiprocessors: int,
 ) -> None:
-    case = CASES[name]
-    check(case, dtype, run(emulator, case, dtype, multiprocessors=multiprocessors))
+    on_gpu(monkeypatch, multiprocessors)
+    check(CASES[name], dtype, machine)
+
+
+@pytest.mark.parametrize("rows", [16, 32, 64, 80, 112, 128, 144])
+def test_page_rows(machine: torch.device, rows: int) -> None:
+    case = replace(SMALL, tokens=[[40]], pages=[[4, 1]], valid=[[rows, rows - 7]], seen=[[2]], rows=rows)
+    check(case, torch.bfloat16, machine)
 
 
 @pytest.mark.parametrize("heads,tile_rows", [(1, 64), (3, 128)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@by_half
 @pytest.mark.parametrize("dim", [8, 64, 72, 80, 96, 128])
 def test_head_dims_and_tile_rows(
-    emulator: ctypes.CDLL, dim: int, dtype: torch.dtype, heads: int, tile_rows: int
+    machine: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    dim: int,
+    dtype: torch.dtype,
+    heads: int,
+    tile_rows: int,
 ) -> None:
     """On two slots, 100 rows of one head are faster as two tiles of 64, of three heads as one of 128 each."""
+    on_gpu(monkeypatch, 1)
     case = Case([[32, 32, 36]], [[3, 0, 5]], [[48, 41, 48]], [[1, 2, 3]], None, heads, heads, dim, 48)
-    got = run(emulator, case, dtype)
-    assert got.outcome.tile_rows == tile_rows
-    assert got.outcome.parts == 0
-    check(case, dtype, got)
-    assert 2 * (got.outcome.largest_shared + 1024) <= 164 * 1024, (
-        "two blocks fit into an A100's shared memory"
-    )
+    assert work_of(case, machine).sizes[4:] == (tile_rows, 0)
+    check(case, dtype, machine)
 
 
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
-def test_parts_are_merged(emulator: ctypes.CDLL, dtype: torch.dtype) -> None:
-    case = replace(CASES["pages-of-144"], pages=[[4, 1, 0, 2]], valid=[[144, 144, 144, 70]], seen=[[4]])
-    whole, split = (run(emulator, case, dtype, multiprocessors=n) for n in (1, 132))
-    assert whole.outcome.parts == 0 and split.outcome.parts > 2
-    check(case, dtype, split)
-    assert relative(split.o, whole.o) <= LIMIT[dtype]
+def test_two_blocks_fit_into_an_a100(emulated: ModuleType, machine: torch.device) -> None:
+    """The largest tile there is; the emulation refuses more than 48 KB where the launcher did not ask."""
+    case = Case([[100]], [[3, 0]], [[48, 41]], [[2]], None, 3, 3, 128, 48)
+    check(case, torch.bfloat16, machine)
+    if machine.type == "cpu":
+        assert 48 * 1024 < emulated.emulation.largest_shared() <= A100_SHARED // 2 - RESERVED
 
 
-def test_rows_that_see_only_some_parts(emulator: ctypes.CDLL) -> None:
+LONG = replace(SMALL, tokens=[[40]], pages=[[4, 1, 0, 2]], valid=[[144, 144, 144, 70]], seen=[[4]], rows=144)
+
+
+@by_dtype
+def test_parts_are_merged(machine: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    on_gpu(monkeypatch, 1)
+    assert parts_of(LONG, machine) == 0
+    whole, _ = check(LONG, dtype, machine)
+    on_gpu(monkeypatch, 132)
+    assert parts_of(LONG, machine) > 2
+    split, _ = check(LONG, dtype, machine)
+    assert relative(split, whole) <= LIMIT[dtype]
+
+
+def test_rows_that_see_only_some_parts(machine: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame that sees nothing of a part gets weight 0 for it, also when the frame sees nothing at all."""
-    valid = [[144, 144, 144, 70]]
-    case = Case([[3, 9, 9, 9]], [[4, 1, 0, 2]], valid, [[0, 1, 3, 4]], rows=144, dim=72, heads=2, kv_heads=1)
-    got = run(emulator, case, torch.bfloat16, multiprocessors=132)
-    assert got.outcome.parts > 2
-    check(case, torch.bfloat16, got)
+    on_gpu(monkeypatch, 132)
+    case = replace(LONG, tokens=[[3, 9, 9, 9]], seen=[[0, 1, 3, 4]], dim=72, heads=2)
+    assert parts_of(case, machine) > 2
+    check(case, torch.bfloat16, machine)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 132])
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+@by_kernel
 def test_any_order_of_warps_gives_the_same_bits(
-    emulator: ctypes.CDLL, dtype: torch.dtype, multiprocessors: int
+    emulated: ModuleType,
+    machine: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    multiprocessors: int,
 ) -> None:
     """The slowest copies and the most unlucky order of warps: a missing barrier or wait would show as NaN."""
-    case = replace(CAUSAL, dim=128, heads=3, kv_heads=3)
-    results = [
-        run(emulator, case, dtype, multiprocessors=multiprocessors, order=order)
-        for order in (FORWARD, BACKWARD, RANDOM)
-    ]
-    check(case, dtype, results[0])
-    for other in results[1:]:
-        assert torch.equal(other.o, results[0].o)
-        assert torch.equal(other.lse, results[0].lse)
+    on_gpu(monkeypatch, multiprocessors)
+    case = replace(CAUSAL, dim=128, tokens=[[32, 32, 5, 0]])
+    tensors, table = given(case, dtype, machine), case.table()
+    for tensor in tensors:
+        emulated.emulation.add_readable(tensor.data_ptr(), tensor.nbytes)
+    results = []
+    for order in (FORWARD, BACKWARD, RANDOM):
+        emulated.emulation.set_order(order)
+        results.append(attend(tensors, table, machine))
+    compare(case, tensors, results[0])
+    for o, lse in results[1:]:
+        assert torch.equal(o, results[0][0]) and torch.equal(lse, results[0][1])
 
 
 @pytest.mark.parametrize("value", [NAN, torch.inf])
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
-def test_unseen_pages_do_not_reach_a_frame(emulator: ctypes.CDLL, dtype: torch.dtype, value: float) -> None:
+@by_dtype
+def test_unseen_pages_do_not_reach_a_frame(machine: torch.device, dtype: torch.dtype, value: float) -> None:
     """A failing later frame must not reach the frames before it, though they share a tile with it."""
-    q, k, v = (x.to(dtype) for x in CAUSAL.tensors())
-    good = emulate(emulator, q, k, v, CAUSAL.table())
+    q, k, v = given(CAUSAL, dtype, machine)
+    good_o, good_lse = attend((q, k, v), CAUSAL.table(), machine)
     v[4, :, 3, 7] = value
     k[0, :, 31, 5] = NAN
-    bad = emulate(emulator, q, k, v, CAUSAL.table())
-    assert torch.equal(bad.o[:64], good.o[:64])
-    assert torch.equal(bad.lse[:64], good.lse[:64])
-    assert not torch.isfinite(bad.o[64:, :, 7]).any()
-    assert torch.isnan(bad.o[96:]).all()
+    o, lse = attend((q, k, v), CAUSAL.table(), machine)
+    assert torch.equal(o[:64], good_o[:64])
+    assert torch.equal(lse[:64], good_lse[:64])
+    assert not torch.isfinite(o[64:, :, 7]).any()
+    assert torch.isnan(o[96:]).all()
 
 
 @pytest.mark.parametrize("page", [-1, 12, 2**31 - 1])
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
+@by_kernel
 def test_page_out_of_range_is_skipped_and_reported(
-    emulator: ctypes.CDLL, dtype: torch.dtype, page: int
+    machine: torch.device, dtype: torch.dtype, page: int
 ) -> None:
-    table = CAUSAL.table()
-    table.pages[4] = page
-    q, k, v = (x.to(dtype) for x in CAUSAL.tensors())
-    got = emulate(emulator, q, k, v, table)
-    assert got.outcome.flags == BAD_VIEW
-    valid = [[n if i != 4 else 0 for i, n in enumerate(CAUSAL.valid[0])]]
-    want_o, want_lse = replace(CAUSAL, valid=valid).oracle(q, k, v)
-    assert relative(got.o, want_o) <= LIMIT[dtype]
-    assert float((got.lse - want_lse).abs().max()) <= LSE_LIMIT
+    """Of a table that was edited on the device: nothing else can hold such an id."""
+    tensors, table = given(SMALL, dtype, machine), SMALL.table().to(machine)
+    table.pages[1] = page
+    with pytest.raises(PageTableError, match="frame_attention: a page or row outside the pool"):
+        attend(tensors, table, machine)
+    o, lse = frame_attention(*tensors, table, return_lse=True)
+    with pytest.raises(PageTableError):
+        ops.check_device(machine)
+    compare(replace(SMALL, valid=[[45, 0, 48, 5], [32, 17], [1]]), tensors, (o.cpu(), lse.cpu()))
+
+
+@by_dtype
+def test_rows_out_of_range_are_skipped_and_reported(machine: torch.device, dtype: torch.dtype) -> None:
+    """More valid rows than a page has would be rows of another head or page."""
+    tensors, table = given(SMALL, dtype, machine), SMALL.table().to(machine)
+    work_of(SMALL, machine, table)
+    table.valid[2] = 49
+    o, lse = frame_attention(*tensors, table, return_lse=True)
+    with pytest.raises(PageTableError, match="row outside the pool"):
+        ops.check_device(machine)
+    compare(replace(SMALL, valid=[[45, 32, 0, 5], [32, 17], [1]]), tensors, (o.cpu(), lse.cpu()))
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 2.5])
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
-def test_scale(emulator: ctypes.CDLL, dtype: torch.dtype, scale: float) -> None:
-    q, k, v = (x.to(dtype) for x in RAGGED.tensors())
-    got = emulate(emulator, q, k, v, RAGGED.table(), scale=scale)
-    want_o, want_lse = RAGGED.oracle(q, k, v, scale)
-    assert relative(got.o, want_o) <= LIMIT[dtype]
-    assert float((got.lse - want_lse).abs().max()) <= 5 * LSE_LIMIT
+@by_kernel
+def test_scale(machine: torch.device, dtype: torch.dtype, scale: float) -> None:
+    tensors = given(SMALL, dtype, machine)
+    o, lse = attend(tensors, SMALL.table(), machine, scale)
+    want_o, want_lse = SMALL.oracle(*(x.cpu() for x in tensors), scale)
+    assert relative(o, want_o) <= LIMIT[dtype]
+    assert float((lse - want_lse).abs().max()) <= 5 * LSE_LIMIT
 
 
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
-def test_strides(emulator: ctypes.CDLL, dtype: torch.dtype) -> None:
+@by_dtype
+def test_strides(machine: torch.device, dtype: torch.dtype) -> None:
     """q inside a packed projection, K and V as layers of one pool, with heads and rows apart."""
-    q, k, v = (x.to(dtype) for x in RAGGED.tensors())
-    packed = torch.full((q.shape[0], 3, *q.shape[1:]), NAN, dtype=dtype)
+    q, k, v = given(RAGGED, dtype, machine)
+    packed = torch.full((q.shape[0], 3, *q.shape[1:]), NAN, dtype=dtype, device=machine)
     packed[:, 1] = q
-    keys = torch.full((2, *k.shape), NAN, dtype=dtype)
+    keys = torch.full((2, *k.shape), NAN, dtype=dtype, device=machine)
     keys[1] = k
-    values = torch.full((*v.shape[:3], 2, v.shape[3]), NAN, dtype=dtype)
+    values = torch.full((*v.shape[:3], 2, v.shape[3]), NAN, dtype=dtype, device=machine)
     values[..., 1, :] = v
-    check(RAGGED, dtype, emulate(emulator, packed[:, 1], keys[1], values[..., 1, :], RAGGED.table()))
+    compare(RAGGED, (q, k, v), attend((packed[:, 1], keys[1], values[..., 1, :]), RAGGED.table(), machine))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_what_the_kernel_does_not_take_is_refused(emulator: ctypes.CDLL, dtype: torch.dtype) -> None:
-    for dim in (136, 68):
-        case = replace(RAGGED, dim=dim)
-        assert run(emulator, case, dtype).outcome.status == 1
-    q, k, v = (x.to(dtype) for x in RAGGED.tensors())
-    shifted = torch.cat([q.flatten()[:1], q.flatten()])[1:].view(q.shape)
-    assert emulate(emulator, shifted, k, v, RAGGED.table()).outcome.status == 1
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_offsets_beyond_32_bits(machine: torch.device, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Page 5 of this pool begins 2.7e9 elements after page 0. On the CPU the pool is a file full of holes."""
+    case = replace(SMALL, tokens=[[3]], pages=[[0, 5]], valid=[[48, 9]], seen=[[2]], pool=6)
+    q, k, v = given(case, dtype, machine)
+    apart = 2**29
+    elements = 5 * apart + k[0].numel()
+    if machine.type == "cpu":
+        paths = [str(tmp_path / name) for name in "kv"]
+        pools = [torch.from_file(path, shared=True, size=elements, dtype=dtype) for path in paths]
+    else:
+        pools = [torch.empty(elements, dtype=dtype, device=machine) for _ in "kv"]
+    strided = [pool.as_strided(k.shape, (apart, *k.stride()[1:])) for pool in pools]
+    for pool, pages in zip(strided, (k, v), strict=True):
+        for page in (0, 5):
+            pool[page] = pages[page]
+    compare(case, (q, k, v), attend((q, strided[0], strided[1]), case.table(), machine))
 
 
-def test_logits_that_grow_and_large_values(emulator: ctypes.CDLL) -> None:
+def test_logits_that_grow_and_large_values(machine: torch.device) -> None:
     """Every step has a larger maximum than all before, by far: the running sums are rescaled to nothing."""
     case = Case([[20]], [[0, 1, 2, 3]], [[64] * 4], [[4]], rows=64, dim=64, heads=1, kv_heads=1)
-    q, k, v = (x.to(torch.bfloat16) for x in case.tensors())
+    q, k, v = given(case, torch.bfloat16, machine)
     for page in range(4):
         k[page] *= 8**page
-    got = emulate(emulator, q, k, v, case.table())
-    want_o, want_lse = case.oracle(q, k, v)
-    assert relative(got.o, want_o) <= LIMIT[torch.bfloat16]
-    assert relative(got.lse, want_lse) <= 1e-6
+    o, lse = attend((q, k, v), case.table(), machine)
+    want_o, want_lse = case.oracle(q.cpu(), k.cpu(), v.cpu())
+    assert relative(o, want_o) <= LIMIT[torch.bfloat16]
+    assert relative(lse, want_lse) <= 1e-6
 
 
-# On a GPU: the same cases through the public op.
+# What the kernel does not take: a typed error that names it, and the launcher refuses it too.
+
+
+@by_half
+def test_what_the_kernel_does_not_take_is_refused(machine: torch.device, dtype: torch.dtype) -> None:
+    for dim in (136, 68):
+        case = replace(SMALL, dim=dim)
+        with pytest.raises(
+            TensorError, match=f"head dimension: got {dim}, expected a multiple of 8, at most 1"
+        ):
+            attend(given(case, dtype, machine), case.table(), machine)
+    q, k, v = given(SMALL, dtype, machine)
+    table = SMALL.table()
+    shifted = torch.cat([q.flatten()[:1], q.flatten()])[1:].view(q.shape)
+    with pytest.raises(TensorError, match="address of q: got 2 bytes beyond a multiple of 16"):
+        attend((shifted, k, v), table, machine)
+    uneven = torch.nn.functional.pad(k, (0, 4))[..., :64]
+    with pytest.raises(TensorError, match="strides of k_pages.*multiples of 8"):
+        attend((q, uneven, v), table, machine)
+    with pytest.raises(TensorError, match="last stride of v_pages"):
+        attend((q, k, v.transpose(2, 3).contiguous().transpose(2, 3)), table, machine)
+
+
+def test_what_the_float_kernel_does_not_take_is_refused(machine: torch.device) -> None:
+    case = replace(SMALL, dim=257)
+    with pytest.raises(TensorError, match="head dimension: got 257, expected at most 256 for float32"):
+        attend(given(case, torch.float32, machine), case.table(), machine)
+    with pytest.raises(TensorError, match="float64"):
+        attend(given(SMALL, torch.float64, machine), SMALL.table(), machine)
+    check(replace(SMALL, dim=21, heads=2), torch.float32, machine)  # any D, any address
+
+
+@by_dtype
+@pytest.mark.parametrize("wrong", ["dim", "kv_heads", "tile_rows", "error"])
+def test_the_launcher_refuses_it_too(machine: torch.device, dtype: torch.dtype, wrong: str) -> None:
+    """Without a crash: kv_heads = 0 once divided by zero."""
+    q, k, v = given(SMALL, dtype, machine)
+    o, lse = torch.empty_like(q), torch.empty(q.shape[:2], device=machine)
+    table, work = SMALL.table().to(machine), work_of(SMALL, machine)
+    listed = [
+        getattr(table, name) for name in ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen")
+    ]
+    arguments = dict(
+        tensors=tuple(x.data_ptr() for x in (q, k, v, o, lse)),
+        table=(*(x.data_ptr() for x in listed), 0, table.num_groups),
+        sizes=(q.shape[0], 12, 1, 0 if wrong == "kv_heads" else 1, 264 if wrong == "dim" else 64, 48),
+        strides=(64, 64, 48 * 64, 48 * 64, 64, 48 * 64, 48 * 64, 64),
+        scale=1.0,
+        plan=work.buffer.data_ptr(),
+        workspace=0,
+        plan_sizes=(*work.sizes[:4], 32 if wrong == "tile_rows" else 64, 0),
+        error=0 if wrong == "error" else cuda_launch.error_bits(machine).data_ptr(),
+    )
+    with pytest.raises(KernelError, match="CUDA refused the launch: cudaErrorInvalidValue"):
+        cuda_launch.launch_for("frame_attention", q, *arguments.values())
+
+
+# The schedule: once per table, and for as long as it lives.
+
+
+def count_schedules(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    built: list[tuple[int, int]] = []
+    build = schedules._build
+
+    def counted(offsets: tuple[Tensor, ...], heads: int, kv_heads: int) -> AttentionWork:
+        built.append((heads, kv_heads))
+        return build(offsets, heads, kv_heads)
+
+    monkeypatch.setattr(schedules, "_build", counted)
+    return built
+
+
+def test_a_table_is_scheduled_once(machine: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the op runs through the dispatcher, for its gradients; page ids may change in place."""
+    built = count_schedules(monkeypatch)
+    q, k, v = given(SMALL, torch.float32, machine)
+    table = SMALL.table().to(machine)
+    for _ in range(3):
+        first = attend((q, k, v), table, machine)
+    q.requires_grad_()
+    o, lse = frame_attention(q, k, v, table, return_lse=True)
+    assert torch.equal(o.detach().cpu(), first[0]) and torch.equal(lse.detach().cpu(), first[1])
+    assert built == [(1, 1)]
+    moved = table.pages.clone()
+    table.pages[0], k[11], v[11] = 11, k[int(moved[0])], v[int(moved[0])]
+    again = attend((q.detach(), k, v), table, machine)
+    assert built == [(1, 1)] and torch.equal(again[0], first[0])
+    attend(given(replace(SMALL, heads=2), torch.float32, machine), table, machine)
+    assert built == [(1, 1), (2, 1)]
+    other = replace(table, seen=table.seen.clone())
+    attend((q.detach(), k, v), other, machine)
+    assert built == [(1, 1), (2, 1), (1, 1)]
+    attend((q.detach(), k, v), replace(table, frame_ptr=table.frame_ptr.clone()), machine)
+    assert len(built) == 4, "another table that shares one tensor"
+
+
+def test_a_schedule_goes_with_its_table(machine: torch.device) -> None:
+    before = len(schedules._kept())
+    table = SMALL.table().to(machine)
+    attend(given(SMALL, torch.float32, machine), table, machine)
+    assert len(schedules._kept()) == before + 1
+    del table
+    gc.collect()
+    assert len(schedules._kept()) == before
+
+
+def test_an_edited_table_is_a_typed_error(machine: torch.device) -> None:
+    tensors, table = given(SMALL, torch.float32, machine), SMALL.table().to(machine)
+    table.seen[0] = 99
+    with pytest.raises(PageTableError, match="Do not edit a FrameTable"):
+        attend(tensors, table, machine)
+
+
+def test_no_tokens(machine: torch.device) -> None:
+    q, k, v = given(SMALL, torch.bfloat16, machine)
+    table = FrameTable.build([[0]], [[1]], [[5]])
+    o, lse = attend((q[:0], k, v), table, machine)
+    assert o.shape == (0, 1, 64) and lse.shape == (0, 1) and o.dtype == torch.bfloat16
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", STORAGE, ids=str)
-@pytest.mark.parametrize("name", CASES)
-def test_gpu_matches_float64(name: str, dtype: torch.dtype) -> None:
-    case = CASES[name]
-    q, k, v = (x.to("cuda", dtype) for x in case.tensors())
-    assert choose("frame_attention", q, k, v).name == "cuda"
-    o, lse = frame_attention(q, k, v, case.table().to("cuda"), return_lse=True)
-    compare(case, dtype, o.cpu(), lse.cpu())
+def test_a_steady_call_neither_waits_nor_is_refused_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
+    device = torch.device("cuda")
+    tensors, table = given(LONG, torch.bfloat16, device), LONG.table().to(device)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(KernelError, match="Call it once with this table"), torch.cuda.graph(graph):
+        frame_attention(*tensors, table)
+    first = frame_attention(*tensors, table)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        frame_attention(*tensors, table)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        again = frame_attention(*tensors, table)
+    again.zero_()
+    graph.replay()
+    assert torch.equal(again, first)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@by_half
 @pytest.mark.parametrize("dim", [64, 72, 80, 96, 128])
 @pytest.mark.parametrize("tokens", [[1560], [32] * 16, [40]], ids=["long", "short-frames", "few"])
-def test_gpu_large(tokens: list[int], dim: int, dtype: torch.dtype) -> None:
+def test_gpu_large(monkeypatch: pytest.MonkeyPatch, tokens: list[int], dim: int, dtype: torch.dtype) -> None:
     """Sizes at which many blocks run at a time, and all ways to cut the work come up; twice the same bits."""
+    monkeypatch.undo()
+    monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
     pages = 40
     case = Case(
         [tokens],
@@ -274,9 +487,8 @@ def test_gpu_large(tokens: list[int], dim: int, dtype: torch.dtype) -> None:
         rows=112,
         pool=pages + 1,
     )
-    q, k, v = (x.to("cuda", dtype) for x in case.tensors())
-    assert choose("frame_attention", q, k, v).name == "cuda"
-    table = case.table().to("cuda")
-    first, second = (frame_attention(q, k, v, table, return_lse=True) for _ in range(2))
-    compare(case, dtype, *first)
+    device = torch.device("cuda")
+    tensors, table = given(case, dtype, device), case.table().to(device)
+    first, second = (attend(tensors, table, device) for _ in range(2))
+    compare(case, tensors, first)
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])

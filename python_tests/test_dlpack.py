@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of other libraries: anything with __dlpack__ goes in without a copy, and in-place ops write to it."""
+"""Arrays of other libraries: anything with __dlpack__ goes in without a copy; in-place ops write to it."""
 
 from __future__ import annotations
 

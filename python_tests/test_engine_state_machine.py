@@ -2,8 +2,8 @@
 """Any order of submitting, stepping, editing, failing and dropping streams keeps the page pool's books right.
 
 The network is replaced by a cheap function, so that tens of thousands of transitions run in a test; plans,
-policies, pages, packing and the solver are the real ones. ARDIFF_STATE_MACHINE_EXAMPLES sets the number of runs of
-up to 100 transitions (500 by default).
+policies, pages, packing and the solver are the real ones. ARDIFF_STATE_MACHINE_EXAMPLES sets the number of
+runs of up to 100 transitions (500 by default).
 """
 
 from __future__ import annotations

@@ -30,14 +30,25 @@ def test_few_dependencies_none_pinned_no_torchvision() -> None:
 
 
 def test_runtime_code_imports_only_what_is_declared() -> None:
-    """Imports at module level must be dependencies; those of extras may only stand inside functions."""
+    """Imports at module level must be dependencies; those of extras may only stand inside functions. The
+    Triton kernels are code of the extra `gpu`: they are imported when that backend is chosen."""
     declared = {re.split(r"[<>=;\[ ]", r)[0] for r in PROJECT["dependencies"]} | {"PIL", "ardiff_engine"}
+    gpu = {re.split(r"[<>=;\[ ]", r)[0] for r in PROJECT["optional-dependencies"]["gpu"]}
+    kernels = ROOT / "ardiff_engine" / "kernels" / "triton"
     foreign = set()
     for file in sorted((ROOT / "ardiff_engine").rglob("*.py")):
+        allowed = declared | gpu if file.is_relative_to(kernels) else declared
         for name in re.findall(r"^(?:from|import) (\w+)", file.read_text(), re.MULTILINE):
-            if name not in declared and name not in sys.stdlib_module_names:
+            if name not in allowed and name not in sys.stdlib_module_names:
                 foreign.add(f"{file.relative_to(ROOT)}: {name}")
     assert not foreign
+
+
+def test_no_extra_is_imported_with_the_package() -> None:
+    code = "import sys, ardiff_engine.ops; print(*sorted(set(sys.argv[1:]) & set(sys.modules)))"
+    command = [sys.executable, "-c", code, "triton", "cupy", "nvtx", "av", "sklearn", "prometheus_client"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
 
 
 def test_one_version_everywhere() -> None:

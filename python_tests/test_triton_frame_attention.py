@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton kernels of frame_attention against float64, forward and backward.
 
-Limits: relative L2 1e-5 in float32 (about 3e-7 is typical), 4e-3 in bfloat16, 1e-3 in float16; lse 1e-5, 1e-3.
+Limits: relative L2 1e-5 in float32 (about 3e-7 is typical), 4e-3 in bfloat16, 1e-3 in float16; lse 1e-5,
+1e-3.
 Free pages, tail rows and fresh outputs hold NaN.
 """
 
@@ -15,10 +16,11 @@ import torch
 from test_frame_attention import CASES, RAGGED, Case, relative
 from triton_device import DEVICES
 
-from ardiff_engine.errors import TensorError
+from ardiff_engine.errors import PageTableError, TensorError
 from ardiff_engine.kernels.triton import frame_attention, frame_attention_backward
 from ardiff_engine.kernels.triton.frame_attention_tile import forward_tile, split_dim
 from ardiff_engine.kernels.triton.inverse_index import InverseIndexCache, invert
+from ardiff_engine.ops import check_device
 
 LIMITS = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (4e-3, 1e-3), torch.float16: (1e-3, 1e-3)}
 SMALL = ("bias", "block-causal", "out-of-order-views", "page-listed-twice", "some-empty-pages")
@@ -141,14 +143,19 @@ def test_page_ids_neighbours_and_reruns_do_not_matter(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_pages_outside_the_pool_are_skipped(device: str) -> None:
+@pytest.mark.parametrize("rows", [13, 14])
+def test_pages_and_rows_outside_the_pool_are_skipped(rows: int, device: str) -> None:
     case = Case([[4]], [[0, 1]], [[13, 13]], [[2]], heads=1, kv_heads=1)
     q, k, v = case.tensors()
+    case = replace(case, valid=[[rows, 13]])
     alone = Case([[4]], [[0]], [[13]], [[1]], heads=1, kv_heads=1)
     grads = torch.ones(4, 1, 16), torch.ones(4, 1)
     want = run(alone, device, (q, k[:1], v[:1]), grads)
+    check_device(device)
     got = run(case, device, (q, k[:1], v[:1]), grads)
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+    with pytest.raises(PageTableError, match="frame_attention: a page or row outside the pool"):
+        check_device(device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -192,5 +199,10 @@ def test_inverse_index_follows_edits_and_forgets_dead_lists() -> None:
     assert cache.get(ids, 3) is kept and cache.get(ids, 4) is not kept
     ids[0] = 1
     assert cache.get(ids, 3).offsets.tolist() == [0, 1, 2, 4]
+    with torch.inference_mode():  # such tensors do not count edits
+        edited = torch.zeros(1, dtype=torch.int32)
+        assert cache.get(edited, 2).offsets.tolist() == [0, 1, 1]
+        edited += 1
+        assert cache.get(edited, 2).offsets.tolist() == [0, 0, 1]
     del ids
     assert not cache._kept

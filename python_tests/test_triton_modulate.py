@@ -12,12 +12,15 @@ import pytest
 import torch
 from triton_device import DEVICES
 
+from ardiff_engine.errors import PageTableError
 from ardiff_engine.kernels.triton import frame_sums, gate_residual, modulate
+from ardiff_engine.ops import check_device
 from ardiff_engine.ops.gate_residual import reference_gate_residual, reference_gate_residual_backward
 from ardiff_engine.ops.modulate import reference_modulate, reference_modulate_backward
 
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
-SHAPES = [(1, 3, 1), (37, 100, 4), (3, 1152, 2), (2, 3000, 2)]
+SHAPES = [(1, 3, 1), (37, 100, 4), (3, 1152, 2)]
+WIDE = (2, 2100, 2)  # one row does not fit the usual block
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +48,7 @@ def frames(tokens: int, rows: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, WIDE], ids=str)
 def test_modulate_and_its_gradients(shape: tuple[int, int, int], norm: str, device: str) -> None:
     tokens, width, rows = shape
     x, ids = draw(0, tokens, width) * 3 + 1, frames(tokens, rows)
@@ -122,14 +125,28 @@ def test_rows_with_many_tokens_are_summed_in_parts(device: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_an_id_out_of_range_reads_nothing_and_gives_nan(device: str) -> None:
+def test_an_id_out_of_range_reads_nothing_gives_nan_and_is_reported(device: str) -> None:
     x, table = draw(0, 3, 8).to(device), draw(1, 2, 8).to(device)
     ids = torch.tensor([0, 2, -1], dtype=torch.int32, device=device)
-    for y in (
-        modulate.run(x, table, table, ids, "layer", 1e-6, False)[0],
-        gate_residual.run(x, x, table, ids, None),
+    for run in (
+        lambda: modulate.run(x, table, table, ids, "layer", 1e-6, False)[0],
+        lambda: gate_residual.run(x, x, table, ids, None),
     ):
+        y = run()
         assert torch.isfinite(y[0]).all() and y[1:].isnan().all()
+        with pytest.raises(PageTableError, match="a frame id without a row"):
+            check_device(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_without_tokens_do_not_reach_the_gradients(device: str) -> None:
+    dy, branch, gate = draw(0, 3, 8), draw(1, 3, 8), draw(2, 2, 8)
+    ids, bias = torch.zeros(3, dtype=torch.int32), draw(3, 8)
+    want = reference_gate_residual_backward(dy.double(), branch.double(), gate.double(), ids, bias.double())
+    gate[1] = torch.nan
+    there = [t.to(device) for t in (dy, branch, gate, ids, bias)]
+    for one, other in zip(gate_residual.backward(*there), want, strict=True):
+        assert relative(one, other) <= 2e-6
 
 
 @pytest.mark.parametrize("device", DEVICES)

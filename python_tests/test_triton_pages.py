@@ -11,7 +11,9 @@ import pytest
 import torch
 from triton_device import DEVICES
 
+from ardiff_engine.errors import PageTableError
 from ardiff_engine.kernels.triton import norm_rope_write, pages
+from ardiff_engine.ops import check_device
 from ardiff_engine.ops.norm_rope import norm_rope
 from ardiff_engine.ops.pages import reference_rotate_pages_
 
@@ -61,9 +63,8 @@ def check_write(
                 assert torch.equal(pool[1, page, :, row].double(), rotated[token])
             pool[1, page, :, row] = torch.nan
         assert pool.isnan().all()
-    alone = norm_rope_write.run_without_pages(qkv.to(device), positions.to(device), *rest)
-    for one, other in zip(alone, want, strict=True):
-        assert relative(one, other) <= LIMITS[dtype]
+    with pytest.raises(PageTableError, match="a slot outside the page pool"):
+        check_device(device)  # slot 100
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -100,6 +101,8 @@ def test_copies_are_bit_for_bit(dtype: torch.dtype, device: str) -> None:
     pages.copy_pages(pool[0], pool[1], src, dst)
     before[:, :, [1, 4]] = before[:, :, [3, 0]]
     assert torch.equal(before.view(torch.uint8), pool.view(torch.uint8))
+    with pytest.raises(PageTableError, match="a page outside the pool"):
+        check_device(device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -116,3 +119,13 @@ def test_rotations(dtype: torch.dtype, dim: int, device: str) -> None:
         reference_rotate_pages_(want, ids, deltas, frequencies, None if rows is None else rows.double())
         assert relative(got[:, ids.to(device)], want[:, ids]) <= LIMITS[dtype]
         assert torch.equal(got[:, [0, 2, 4]].cpu(), pool[:, [0, 2, 4]])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_pages_outside_the_pool_are_not_rotated(device: str) -> None:
+    pool = draw(0, 2, 3, 1, 4, 8).to(device)
+    inner, ids, ones = pool.clone(), torch.tensor([1, -1], device=device), torch.ones(4, device=device)
+    pages.rotate_pages(inner[:, 1:2], ids, ids, ones, None)
+    assert torch.equal(inner, pool)
+    with pytest.raises(PageTableError, match="a page outside the pool"):
+        check_device(device)

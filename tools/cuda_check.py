@@ -3,7 +3,8 @@
 
     compile    csrc/cuda/**/*.cu and the shared headers of csrc/include, warnings as errors
     ptxas      no register spills, no local memory, no note that wgmma was serialised (C7508, C7510-C7513)
-    SASS       tensor-core and bulk-copy instructions where a kernel is built around them
+    SASS       tensor-core and bulk-copy instructions where a kernel is built around them, and no access to
+               local memory there
     NVRTC      the same sources, where libnvrtc is found
 
 Prints registers, shared memory and occupancy of every kernel; --markdown FILE writes that table into the
@@ -27,11 +28,11 @@ ROOT = Path(__file__).resolve().parent.parent
 HOPPER_ONLY = "sm90"
 FLAGS = ("-std=c++17", "-fmad=false")
 SERIALISED = re.compile(r"C75(?:08|10|11|12|13)\b")
-# What the SASS of a source must hold, by architecture: the kernel would run without it, several times slower.
-REQUIRED_SASS = {
-    "frame_attention.cu": {"sm_80": ("HMMA", "LDGSTS"), "sm_90a": ("HMMA", "LDGSTS")},
-    HOPPER_ONLY: {"sm_90a": ("HGMMA", "UTMALDG")},
-}
+# What the SASS of every kernel of this name must hold: it would run without, several times slower. Hopper
+# kernels are known by their folder; a file of them must hold theirs.
+REQUIRED_SASS = {"frame_attention_kernel": ("HMMA", "LDGSTS", "LDSM")}
+REQUIRED_HOPPER_SASS = ("HGMMA", "UTMALDG")
+LOCAL_MEMORY_SASS = ("LDL", "STL")
 # Per SM: registers, threads, shared memory in bytes, blocks.
 SM_LIMITS = {"sm_80": (65536, 2048, 164 * 1024, 32), "sm_90a": (65536, 2048, 228 * 1024, 32)}
 RESERVED_SHARED = 1024  # of each block, taken by CUDA
@@ -130,8 +131,7 @@ def _check(
             problems.append(
                 f"{kernel.name}: {kernel.spills} bytes spilled, {kernel.stack} bytes of local memory"
             )
-    problems += _missing_instructions(cubin, source, architecture, nvcc)
-    return kernels, problems
+    return kernels, problems + _sass_problems(cubin, source, nvcc)
 
 
 def _block_sizes(ptx: str) -> dict[str, int]:
@@ -178,16 +178,39 @@ def _readable(symbol: str) -> str:
     return plain.removeprefix("void ").split("(")[0]
 
 
-def _missing_instructions(cubin: Path, source: Path, architecture: str, nvcc: str) -> list[str]:
-    key = HOPPER_ONLY if HOPPER_ONLY in source.parts else source.name
-    wanted = REQUIRED_SASS.get(key, {}).get(architecture, ())
-    if not wanted:
+def _sass_problems(cubin: Path, source: Path, nvcc: str) -> list[str]:
+    hopper = HOPPER_ONLY in source.parts
+    hot = [name for name in REQUIRED_SASS if name in source.read_text()]
+    if not (hopper or hot):
         return []
     tool = _cuobjdump(nvcc)
     if tool is None:
-        return [f"its SASS must hold {' and '.join(wanted)}, but there is no cuobjdump: pip install triton"]
-    sass = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=False).stdout
-    return [f"no {word} in its SASS" for word in wanted if not re.search(rf"\b{word}\b", sass)]
+        return ["its SASS must be looked at, but there is no cuobjdump: pip install triton"]
+    result = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=False)
+    functions = _functions(result.stdout)
+    problems = _missing("its SASS", result.stdout, REQUIRED_HOPPER_SASS) if hopper else []
+    for kernel in hot:
+        found = {name: text for name, text in functions.items() if name.split("<")[0] == kernel}
+        problems += [] if found else [f"no {kernel} in its SASS"]
+        for name, text in found.items():
+            problems += _missing(name, text, REQUIRED_SASS[kernel])
+    for name, text in functions.items():
+        problems += [f"{name}: local memory ({word})" for word in LOCAL_MEMORY_SASS if _holds(text, word)]
+    return problems
+
+
+def _functions(sass: str) -> dict[str, str]:
+    """The text of each function, by its readable name."""
+    parts = re.split(r"^\s*Function : (\S+)\n", sass, flags=re.MULTILINE)
+    return {_readable(symbol): text for symbol, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _missing(name: str, sass: str, words: tuple[str, ...]) -> list[str]:
+    return [f"{name}: no {word}" for word in words if not _holds(sass, word)]
+
+
+def _holds(sass: str, word: str) -> bool:
+    return re.search(rf"\b{word}\b", sass) is not None
 
 
 def _cuobjdump(nvcc: str) -> str | None:

@@ -25,35 +25,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ardiff_engine import info, ops
 from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.frame_table import FrameTable
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TOKENS, WIDTH, HEADS, DIM = 4680, 1536, 12, 128
 FRAMES, LATENTS = 3, 99_840  # a chunk of Wan 2.1 1.3B at 480x832
 REPEATS = 50
-SMALLEST = "add_noise and 3 and 7 or solver_step and 3 and 7 or bad_ or modulate and 10 or norm_rope and 10"
+# What the sanitizer runs: the smallest shapes of each kernel.
+SMALLEST = {
+    "test_cuda_ops.py": "add_noise and 3 and 7 or solver_step and 3 and 7 or bad_ or modulate and 10"
+    " or norm_rope and 10",
+    "test_cuda_frame_attention.py": "page_rows and 16 or parts_are_merged or out_of_range or causal",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One call, the bytes that it cannot avoid, and PyTorch's way to the same result."""
+    """One call of op `name`, the bytes that it cannot avoid, and PyTorch's way to the same result."""
 
     name: str
     call: Callable[[], object]
     bytes: int
     unfused: Callable[[], object] | None = None
+    flops: int = 0
+    shape: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
     name: str
+    shape: str
     backend: str
     microseconds: float
     gigabytes_per_second: float
     share_of_copy_rate: float
+    teraflops: float
     times_faster_than_pytorch: float | None
 
 
@@ -96,11 +107,12 @@ def _sanitizer() -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"failed": False, "summary": "not run: there is no compute-sanitizer here"}
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-k", SMALLEST]
     results = []
     for check in ("memcheck", "synccheck"):
-        command = [tool, "--tool", check, "--error-exitcode", "1", "--target-processes", "all", *pytest]
-        results.append(_run_checked([*command, str(ROOT / "python_tests" / "test_cuda_ops.py")]))
+        for file, smallest in SMALLEST.items():
+            command = [tool, "--tool", check, "--error-exitcode", "1", "--target-processes", "all"]
+            command += [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-k", smallest]
+            results.append(_run_checked([*command, str(ROOT / "python_tests" / file)]))
     return {"failed": any(r["failed"] for r in results), "summary": " | ".join(r["summary"] for r in results)}
 
 
@@ -154,8 +166,11 @@ def _time(case: Case, copy_rate: float) -> Timing:
     faster = None if case.unfused is None else _microseconds(case.unfused) / microseconds
     sample = torch.empty(0, device="cuda", dtype=torch.bfloat16)
     backend = choose(case.name, sample).name
-    print(f"{case.name:<18} {backend:<10} {microseconds:8.1f} us  {rate:6.0f} GB/s", flush=True)
-    return Timing(case.name, backend, microseconds, rate, rate / copy_rate, faster)
+    teraflops = case.flops / microseconds / 1e6
+    what = f"{case.name} {case.shape}".strip()
+    speed = f"{teraflops:6.0f} TFLOP/s" if case.flops else f"{rate:6.0f} GB/s"
+    print(f"{what:<36} {backend:<10} {microseconds:8.1f} us  {speed}", flush=True)
+    return Timing(case.name, case.shape, backend, microseconds, rate, rate / copy_rate, teraflops, faster)
 
 
 def _cases() -> list[Case]:
@@ -227,7 +242,37 @@ def _cases() -> list[Case]:
             lambda: ops.rotate_pages_(pool[0], frame, frame, frequencies),
             2 * frame_bytes,
         ),
+        _attention(1, TOKENS, 4 * TOKENS, HEADS, DIM, page_rows),
+        _attention(1, TOKENS, 7 * TOKENS, HEADS, DIM, page_rows),
+        _attention(1, TOKENS // FRAMES, 3 * TOKENS, HEADS, DIM, page_rows),
+        _attention(64, 32, 589, 16, 72, 32),
     ]
+
+
+def _attention(streams: int, queries: int, keys: int, heads: int, dim: int, rows: int) -> Case:
+    """`queries` of each stream over `keys` of its own, beside SDPA on contiguous keys: cuDNN's, if it can."""
+    listed = -(-keys // rows)
+    ids = torch.randperm(streams * listed).reshape(streams, listed).tolist()
+    valid = [rows] * (listed - 1) + [keys - rows * (listed - 1)]
+    table = FrameTable.build([queries] * streams, ids, [valid] * streams, device="cuda")
+    q, k, v = (
+        torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+        for shape in ((streams * queries, heads, dim), *[(streams * listed, heads, rows, dim)] * 2)
+    )
+    dense = [torch.randn(streams, heads, n, dim, device="cuda").bfloat16() for n in (queries, keys, keys)]
+
+    def sdpa() -> torch.Tensor:
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+            return torch.nn.functional.scaled_dot_product_attention(*dense)
+
+    return Case(
+        "frame_attention",
+        lambda: ops.frame_attention(q, k, v, table),
+        2 * q.nbytes + streams * 4 * keys * heads * dim,
+        sdpa,
+        4 * streams * queries * keys * heads * dim,
+        f"{streams} x {queries} x {keys}, {heads} x {dim}",
+    )
 
 
 if __name__ == "__main__":

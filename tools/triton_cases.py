@@ -37,14 +37,14 @@ def cases() -> dict[str, Callable[[], object]]:
     """A call for each name. The tensors are small and their values do not matter."""
     found: dict[str, Callable[[], object]] = {}
     for dim, rows, tokens, dtype in ATTENTION:
-        name = f"attention {_name(dtype)}, D {dim}, {rows} rows, groups of {tokens}"
+        name = f"{_name(dtype)}, D {dim}, {rows} rows, groups of {tokens}"
         found[name] = partial(_attention, dim, rows, tokens, dtype)
     for dtype in (HALF, FULL):
         for width, heads, dim in MODELS if dtype == HALF else MODELS[:1]:
             name = f"{_name(dtype)}, width {width}"
-            found[f"frame rows {name}"] = partial(_frame_rows, width, dtype)
-            found[f"pages {name}"] = partial(_pages, heads, dim, dtype)
-        found[f"noise {_name(dtype)}"] = partial(_noise, dtype)
+            found[name] = partial(_frame_rows, width, dtype)
+            found[f"{_name(dtype)}, {heads} x {dim}"] = partial(_pages, heads, dim, dtype)
+        found[_name(dtype)] = partial(_noise, dtype)
     return found
 
 
@@ -76,9 +76,9 @@ def _pages(heads: int, dim: int, dtype: torch.dtype) -> None:
     ids, frequencies = torch.arange(4), torch.ones(dim // 2, dtype=torch.float64)
     for norm, size in (("layer", dim), ("rms_full", heads * dim)):
         weights = [torch.ones(size, dtype=dtype)] * 4
-        shared = (ids, heads, heads, norm, *weights, 1e-5, frequencies, None)
-        norm_rope_write.run(qkv, pool[0], pool[0], ids, *shared)
-        norm_rope_write.run_without_pages(qkv, *shared)
+        norm_rope_write.run(
+            qkv, pool[0], pool[0], ids, ids, heads, heads, norm, *weights, 1e-5, frequencies, None
+        )
     pages.copy_pages(pool, pool, ids[:1], ids[1:2])
     pages.rotate_pages(pool, ids[:1], ids[1:2], frequencies, None)
 

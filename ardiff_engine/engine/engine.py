@@ -10,8 +10,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from os import PathLike
+from typing import TypeVar
 
 import torch
 
@@ -19,20 +21,20 @@ from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.admission import admit, check_memory
 from ardiff_engine.engine.batch import Packer, Work
+from ardiff_engine.engine.changes import STALL_SECONDS, Changes
 from ardiff_engine.engine.conditions import condition_rows
 from ardiff_engine.engine.feed import Feed, Feeder
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
-from ardiff_engine.engine.passes import Outcome, Passes
+from ardiff_engine.engine.passes import Outcome, Passes, out_of_memory
 from ardiff_engine.engine.recorder import Recorder, TickRecord, stream_tick
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stats import EngineStats
-from ardiff_engine.engine.stream import Holdings, Stream
+from ardiff_engine.engine.stream import CleanFrame, Holdings, Stream
 from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
 from ardiff_engine.errors import (
     EngineBusyError,
-    NumericalError,
     OutOfPagesError,
     explain,
     wrapped,
@@ -41,7 +43,7 @@ from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 from ardiff_engine.ranges import annotate
 
-STALL_SECONDS = 60.0
+T = TypeVar("T")
 
 
 class Engine:
@@ -70,12 +72,11 @@ class Engine:
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
         check_memory(self.memory)
         self.lock = threading.RLock()
+        self.changes = Changes()
+        self.ticks = 0
         self.dropped: deque[Holdings] = deque()
         """Holdings of streams that were garbage before they had ended. Closed before the next pass."""
-        self.ticks = 0
-        self.changes = 0
-        """Rises whenever something happens that a waiting reader may have waited for."""
-        self._changed = threading.Condition()
+        self._left: deque[Stream] = deque()
         self._stepping = False
         self._max_batch_tokens = max_batch_tokens
         self._max_waiting = max_waiting
@@ -143,6 +144,7 @@ class Engine:
             )
             self._waiting.append(stream.number)
             self._start_waiting()
+        self.changes.notify()
         return stream
 
     def step(self) -> bool:
@@ -161,11 +163,15 @@ class Engine:
                     )
                 )
             self._stepping = True
+            ran = True
             try:
-                return self._step()
+                ran = self._step()
             finally:
                 self._stepping = False
-                self.notify()
+                # Only if something happened: readers with nothing to run would wake each other for ever.
+                if ran:
+                    self.changes.notify()
+            return ran
 
     def stats(self) -> EngineStats:
         with self.lock:
@@ -238,29 +244,32 @@ class Engine:
         stream.place = self._places
         self._places += 1
 
-    def notify(self) -> None:
-        """Wake readers that wait. Never waits for a pass: an event loop may call it."""
-        with self._changed:
-            self.changes += 1
-            self._changed.notify_all()
+    def leave(self, stream: Stream) -> None:
+        """Cancel without waiting for a pass of another thread; then it takes effect before the next one.
 
-    def wait_for_others(self, stream: Stream, before: int) -> None:
-        """Nothing can run: wait until another thread reads, cancels, resumes or submits (`changes` !=
-        before).
+        The collector may call this in a thread whose locks others need: waiting here could be for ever.
         """
-        with self._changed:
-            changed = self._changed.wait_for(lambda: self.changes != before, STALL_SECONDS)
-        if not changed:
-            with self.lock:
-                paused = [s.number for s in self._alive() if s.state == "running" and s is not stream]
-            raise EngineBusyError(
-                explain(
-                    f"reading stream {stream.number}, which is {stream.state}",
-                    got=f"nothing to run for {STALL_SECONDS:.0f} s; streams {paused} wait for their readers",
-                    expected="a stream that can go on",
-                    fix="Read or cancel the others, or resume this one.",
-                )
+        if self.lock.acquire(blocking=False):
+            try:
+                stream.cancel()
+            finally:
+                self.lock.release()
+        else:
+            self._left.append(stream)
+            self.changes.notify()
+
+    def stalled(self, stream: Stream) -> EngineBusyError:
+        """What a reader raises when nothing has been able to run for too long."""
+        with self.lock:
+            paused = [s.number for s in self._alive() if s.state == "running" and s is not stream]
+        return EngineBusyError(
+            explain(
+                f"reading stream {stream.number}, which is {stream.state}",
+                got=f"nothing to run for {STALL_SECONDS:.0f} s; streams {paused} wait for their readers",
+                expected="a stream that can go on",
+                fix="Read or cancel the others, or resume this one.",
             )
+        )
 
     # --- private
 
@@ -269,27 +278,35 @@ class Engine:
         with annotate("ardiff.plan"):
             self._reap()
             self._start_waiting()
+            ended = sum(self._ended.values())
             work = self._turn()
         if not work:
-            return False
+            # Whoever failed in its turn has given its pages back: one that waits for them may run next.
+            return sum(self._ended.values()) > ended
         planned = time.perf_counter()
         outcomes = self._passes.run(work)
         computed = time.perf_counter()
         # First every stream gets what this pass computed, then callbacks run: one that cancels, fails or is
         # interrupted finds all streams at the same tick.
         ticks = [stream.ticks_done for stream, _ in work]
-        for outcome in outcomes:
-            self._apply(outcome)
+        self._hand_over(outcomes)
         self.ticks += 1
         finished = time.perf_counter()
         self._seconds += finished - started
         self._planning_seconds += planned - started + finished - computed + self._passes.packing_seconds
+        interrupt: BaseException | None = None
         for (stream, _), tick in zip(work, ticks, strict=True):
-            if not stream.done and stream.ticks_done > tick:
-                self._call_back(stream)
+            try:
+                if not stream.done and stream.ticks_done > tick:
+                    self._call_back(stream)
+            except BaseException as error:
+                # Not before the others had their callbacks: nobody would call those again.
+                interrupt = interrupt or error
             self._finish_if_done(stream)
         if self._recorders:
             self._record(work, started, planned)
+        if interrupt is not None:
+            raise interrupt
         return True
 
     def _record(self, work: Work, started: float, planned: float) -> None:
@@ -318,7 +335,7 @@ class Engine:
         costs: list[int] = []
         for stream in longest_waiting_first([s for s in self._alive() if s.runnable]):
             try:
-                feed = stream.feeder.next()
+                feed = self._tried_again(stream.feeder.next)
             except Exception as error:
                 stream.fail(wrapped(error))
                 continue
@@ -331,45 +348,52 @@ class Engine:
         # In the order of submission: streams that go on together keep the layout of their last pass.
         for stream, feed in sorted(turn, key=lambda part: part[0].number):
             try:
-                stream.prepare(feed, spec)
+                self._tried_again(partial(stream.prepare, feed, spec))
             except Exception as error:
                 stream.fail(wrapped(error))
                 continue
             work.append((stream, feed))
-        return work
+        # The collector may end a forgotten reader at any line, here too; packing one that has no latents any
+        # more would break the pass for all.
+        return [(stream, feed) for stream, feed in work if not stream.done]
 
-    def _apply(self, outcome: Outcome) -> None:
-        """Hand out the new latents of one pass, then move its streams on."""
-        for (stream, frame), latent, ok in zip(
-            outcome.updates, outcome.latents.unbind(0), outcome.finite, strict=True
-        ):
+    def _hand_over(self, outcomes: list[Outcome]) -> None:
+        """Give every stream what was computed for it. All that can fail comes before anything changes: a
+        stream moved on by half would go on as another video.
+        """
+        moves: list[tuple[Stream, Feed, dict[int, torch.Tensor], list[CleanFrame]]] = []
+        for outcome in outcomes:
+            latents = outcome.finite_latents()
+            for stream, feed in outcome.work:
+                own = latents.get(stream.number, {})
+                if stream.done:
+                    continue
+                try:
+                    clean = self._tried_again(partial(stream.clean_copies, feed, own))
+                except Exception as error:
+                    stream.fail(wrapped(error))
+                else:
+                    moves.append((stream, feed, own, clean))
+        for stream, feed, own, clean in moves:
             if stream.done:
                 continue
-            if ok:
-                stream.latents[frame] = latent
-            else:
-                stream.fail(
-                    NumericalError(
-                        explain(
-                            f"latents of frame {frame} at tick {stream.ticks_done}",
-                            got="NaN or infinity",
-                            expected="finite numbers",
-                            fix="Check the weights and the condition.",
-                        )
-                    )
-                )
-        for stream, feed in outcome.work:
-            if not stream.done:
-                self._advance(stream, feed)
-        self._cells += outcome.cells
-        self._updates += len(outcome.updates)
+            stream.take_over(feed, own, clean)
+            self._frames += len(clean)
+            if self._first_frame_seconds is None:
+                self._first_frame_seconds = stream.first_frame_seconds
+        for outcome in outcomes:
+            self._cells += outcome.cells
+            self._updates += len(outcome.updates)
 
-    def _advance(self, stream: Stream, feed: Feed) -> None:
-        clean = stream.feeder.advance(feed)
-        stream.deliver(clean)
-        self._frames += len(clean)
-        if self._first_frame_seconds is None:
-            self._first_frame_seconds = stream.first_frame_seconds
+    def _tried_again(self, call: Callable[[], T]) -> T:
+        """What `call` returns; where memory is short, workspace is freed and it is called once more."""
+        try:
+            return call()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self._passes.free_workspace()
+        return call()
 
     def _finish_if_done(self, stream: Stream) -> None:
         if stream.done or not stream.feeder.done:
@@ -425,9 +449,11 @@ class Engine:
         return alive
 
     def _reap(self) -> None:
-        """Take back what streams held whose handles are gone."""
+        """Take back what streams held whose handles are gone, or whose readers are."""
         while self.dropped:
             self.release(self.dropped.popleft())
+        while self._left:
+            self._left.popleft().cancel()
 
     def _start_waiting(self) -> None:
         """Give pages to videos that wait for them, first come, first served."""

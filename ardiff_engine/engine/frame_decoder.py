@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from ardiff_engine.errors import NumericalError, explain
 from ardiff_engine.models.latents import from_tokens, regroup
 from ardiff_engine.models.titok import TiTok
 
@@ -48,7 +49,16 @@ class FrameDecoder:
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """[n, 3, H, W] in [0, 1] -> uint8 [n, H, W, 3]."""
+    """[n, 3, H, W] in [0, 1] -> uint8 [n, H, W, 3]. NumericalError: NaN or infinity, which have no colour."""
+    if not bool(torch.isfinite(images).all()):
+        raise NumericalError(
+            explain(
+                "decoded pictures",
+                got="NaN or infinity",
+                expected="finite numbers",
+                fix="Check the autoencoder's weights.",
+            )
+        )
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 

@@ -19,7 +19,7 @@ from ardiff_engine import ops
 from ardiff_engine.engine.batch import Batch, Packer, Work
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stream import Stream
-from ardiff_engine.errors import wrapped
+from ardiff_engine.errors import NumericalError, explain, wrapped
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 from ardiff_engine.ranges import annotate
 
@@ -33,6 +33,27 @@ class Outcome:
     updates: list[tuple[Stream, int]]
     latents: torch.Tensor
     finite: list[bool]
+
+    def finite_latents(self) -> dict[int, dict[int, torch.Tensor]]:
+        """The latents by stream number and frame. A stream with one that is not finite fails."""
+        found: dict[int, dict[int, torch.Tensor]] = {}
+        for (stream, frame), latent, ok in zip(
+            self.updates, self.latents.unbind(0), self.finite, strict=True
+        ):
+            if ok:
+                found.setdefault(stream.number, {})[frame] = latent
+                continue
+            stream.fail(
+                NumericalError(
+                    explain(
+                        f"latents of frame {frame} at tick {stream.ticks_done}",
+                        got="NaN or infinity",
+                        expected="finite numbers",
+                        fix="Check the weights and the condition.",
+                    )
+                )
+            )
+        return found
 
 
 class Passes:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +15,8 @@ import torch
 from ardiff_engine import ops
 from ardiff_engine.diffusion.noise import PURPOSE_INITIAL, noise_keys
 from ardiff_engine.engine import stream_edits
+from ardiff_engine.engine.async_frames import AsyncFrames
+from ardiff_engine.engine.changes import Changes
 from ardiff_engine.engine.feed import Feed, Feeder
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import ScheduleRows
@@ -108,7 +109,7 @@ class Stream:
             self.latents.update(enumerate(prefix.unbind(0)))
             if self.kept is not None:
                 self.kept.extend(prefix.unbind(0))
-        self._finalizer = weakref.finalize(self, engine.dropped.append, holdings)
+        self._finalizer = weakref.finalize(self, _forgotten, engine.dropped, engine.changes, holdings)
         self._finalizer.atexit = False
 
     # --- for users
@@ -136,7 +137,7 @@ class Stream:
         """The frames that are ready now, without running anything."""
         # One by one: another thread may be adding frames meanwhile.
         frames = [self.ready.popleft() for _ in range(len(self.ready))]
-        self.engine.notify()
+        self.engine.changes.notify()
         return frames
 
     def cancel(self) -> None:
@@ -182,18 +183,10 @@ class Stream:
             while (frame := self._next_ready()) is not None:
                 yield frame
         finally:
-            self.cancel()
+            self.engine.leave(self)
 
-    async def __aiter__(self) -> AsyncIterator[LatentFrame]:
-        try:
-            while True:
-                # A pass takes long compared with a thread hop, and the event loop must stay free meanwhile.
-                frame = self._pop() if self.ready else await asyncio.to_thread(self._next_ready)
-                if frame is None:
-                    return
-                yield frame
-        finally:
-            self.cancel()
+    def __aiter__(self) -> AsyncFrames:
+        return AsyncFrames(self)
 
     def set_condition(
         self,
@@ -314,6 +307,11 @@ class Stream:
             self._error = error
             self._end("failed")
 
+    def pop(self) -> LatentFrame:
+        frame = self.ready.popleft()
+        self.engine.changes.notify()
+        return frame
+
     # --- private
 
     def _end(self, state: State) -> None:
@@ -324,7 +322,7 @@ class Stream:
         self.latents.clear()
         if self._finalizer.detach() is not None:
             self.engine.release(self.holdings, state)
-        self.engine.notify()
+        self.engine.changes.notify()
 
     def _initial_noise(self, frame: int, spec: ModelSpec) -> torch.Tensor:
         request, device = self.request, self.engine.device
@@ -338,20 +336,24 @@ class Stream:
         keys = noise_keys(request.seed, request.noise_stream, frame, PURPOSE_INITIAL, 0).to(device)
         return ops.philox_normal(keys, shape[0] * shape[1]).reshape(shape)
 
-    def _pop(self) -> LatentFrame:
-        frame = self.ready.popleft()
-        self.engine.notify()
-        return frame
-
     def _next_ready(self) -> LatentFrame | None:
         self._run_until(lambda: bool(self.ready) or self.done)
         if self.ready:
-            return self._pop()
+            return self.pop()
         self.raise_if_failed()
         return None
 
     def _run_until(self, reached: Callable[[], bool]) -> None:
+        engine = self.engine
         while not reached():
-            before = self.engine.changes
-            if not self.engine.step() and not reached():
-                self.engine.wait_for_others(self, before)
+            before = engine.changes.count
+            if not engine.step() and not reached() and not engine.changes.wait(before):
+                raise engine.stalled(self)
+
+
+def _forgotten(dropped: deque[Holdings], changes: Changes, holdings: Holdings) -> None:
+    """Called by the collector, so it only makes a note. It must not refer to the engine: that may be garbage
+    with its streams, which a finalizer that holds it would keep alive.
+    """
+    dropped.append(holdings)
+    changes.notify()

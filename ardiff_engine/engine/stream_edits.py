@@ -182,7 +182,7 @@ def suspend(stream: Stream) -> None:
         stream.saved = stream.pages.save(stream.engine.pool)
     stream.latents = {frame: latent.cpu() for frame, latent in stream.latents.items()}
     stream.state = "suspended"
-    stream.engine.notify()
+    stream.engine.changes.notify()
 
 
 def resume(stream: Stream) -> None:
@@ -199,7 +199,7 @@ def resume(stream: Stream) -> None:
     stream.latents = {frame: latent.to(engine.device) for frame, latent in stream.latents.items()}
     stream.state = "running"
     engine.queue_up(stream)
-    engine.notify()
+    engine.changes.notify()
 
 
 def _go_on(stream: Stream, plan: Plan, *, from_scratch: bool) -> None:

@@ -33,7 +33,7 @@ _FINDINGS = {
 }
 
 
-def launch(kernel: str, device: torch.device, *arguments: int | float) -> None:
+def launch(kernel: str, device: torch.device, *arguments: int | float | tuple[int, ...]) -> None:
     """Launches `kernel` on the current stream of `device`.
 
     Raises:
@@ -46,7 +46,7 @@ def launch(kernel: str, device: torch.device, *arguments: int | float) -> None:
         raise cuda_error(kernel, status)
 
 
-def launch_for(op: str, like: torch.Tensor, *arguments: int | float) -> None:
+def launch_for(op: str, like: torch.Tensor, *arguments: int | float | tuple[int, ...]) -> None:
     """`launch` of the instance of `op` for the dtype of `like`, on its device."""
     if like.dtype not in DTYPES:
         raise TensorError(

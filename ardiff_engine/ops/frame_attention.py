@@ -20,6 +20,7 @@ from ardiff_engine._native import native
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose, triton_kernel
+from ardiff_engine.ops.frame_attention_cuda import frame_attention_cuda
 from ardiff_engine.ops.frame_table import FrameTable
 
 Tensor = torch.Tensor
@@ -136,6 +137,10 @@ def _forward(
     pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     backend = choose("frame_attention", q, k_pages, v_pages).name
+    if backend == "cuda":
+        return frame_attention_cuda(
+            q, k_pages, v_pages, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale
+        )
     if backend == "triton":
         o, lse = triton_kernel("frame_attention")(
             q, k_pages, v_pages, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale

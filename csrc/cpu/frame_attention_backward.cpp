@@ -192,7 +192,7 @@ void key_tile(const FrameAttentionBackwardParams& b, const PagesInverted& invert
     const std::int64_t row = first_row + i;
     k_rows[i] = p.k + page * p.k_page + kv_head * p.k_head + row * p.k_row;
     v_rows[i] = p.v + page * p.v_page + kv_head * p.v_head + row * p.v_row;
-    const std::int64_t out = ((page * p.kv_heads + kv_head) * b.page_rows + row) * p.dim;
+    const std::int64_t out = ((page * p.kv_heads + kv_head) * p.page_rows + row) * p.dim;
     dk_rows[i] = b.dk + out;
     dv_rows[i] = b.dv + out;
   }

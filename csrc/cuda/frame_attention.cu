@@ -31,10 +31,7 @@
 #include "cuda/frame_attention_float.cuh"
 #include "cuda/frame_attention_merge.cuh"
 #include "cuda/frame_attention_warp.cuh"
-
-#ifndef __CUDACC_RTC__
-#include <cuda_runtime.h>
-#endif
+#include "launch.cuh"
 
 namespace ardiff::cuda {
 
@@ -181,90 +178,90 @@ __global__ void __launch_bounds__(kThreads, 2)
   write_rows<T, kTiles, kDim>(p, work, first_row, lane, shared.q + first_row * kDim * 2, state);
 }
 
-#ifndef __CUDACC_RTC__
+#define ARDIFF_FRAME_ATTENTION(T, kDim)                                                              \
+  template __global__ void frame_attention_kernel<T, kDim, 64>(FrameAttentionParams, AttentionWork); \
+  template __global__ void frame_attention_kernel<T, kDim, 128>(FrameAttentionParams, AttentionWork);
+ARDIFF_FRAME_ATTENTION(BFloat16, 64)
+ARDIFF_FRAME_ATTENTION(BFloat16, 80)
+ARDIFF_FRAME_ATTENTION(BFloat16, 96)
+ARDIFF_FRAME_ATTENTION(BFloat16, 128)
+ARDIFF_FRAME_ATTENTION(Float16, 64)
+ARDIFF_FRAME_ATTENTION(Float16, 80)
+ARDIFF_FRAME_ATTENTION(Float16, 96)
+ARDIFF_FRAME_ATTENTION(Float16, 128)
+#undef ARDIFF_FRAME_ATTENTION
+template __global__ void frame_attention_merge_kernel<float>(FrameAttentionParams, AttentionWork);
+template __global__ void frame_attention_merge_kernel<BFloat16>(FrameAttentionParams, AttentionWork);
+template __global__ void frame_attention_merge_kernel<Float16>(FrameAttentionParams, AttentionWork);
+
+#if !defined(__CUDACC_RTC__)
 namespace {
 
-template <class Kernel>
-cudaError_t start(Kernel kernel, std::int32_t tiles, std::int64_t kv_heads, int shared_bytes,
-                  cudaStream_t stream, const FrameAttentionParams& p, const AttentionWork& work) {
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(kv_heads));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, p, work);
+constexpr std::int64_t kMaxGridY = 65535;  // the hardware's limit of blocks in y: kv heads
+
+bool launchable(const FrameAttentionParams& p, const AttentionWork& work) {
+  return (work.tile_rows == 64 || work.tile_rows == 128) && work.error != nullptr && p.kv_heads >= 1 &&
+         p.kv_heads <= kMaxGridY && p.heads % p.kv_heads == 0 && p.dim >= 1;
+}
+
+dim3 attention_grid(std::int32_t items, const FrameAttentionParams& p) {
+  return dim3(static_cast<unsigned>(items), static_cast<unsigned>(p.kv_heads));
 }
 
 template <class T, int kDim>
-cudaError_t start_tiles(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
+cudaError_t launch_tiles(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
+  const dim3 grid = attention_grid(work.num_tiles, p);
   if (work.tile_rows == 128) {
-    return start(&frame_attention_kernel<T, kDim, 128>, work.num_tiles, p.kv_heads,
-                 SharedMemory<kDim, 128>::kBytes, stream, p, work);
+    return launch_with_shared(frame_attention_kernel<T, kDim, 128>, grid, dim3(kThreads),
+                              SharedMemory<kDim, 128>::kBytes, stream, p, work);
   }
-  return start(&frame_attention_kernel<T, kDim, 64>, work.num_tiles, p.kv_heads,
-               SharedMemory<kDim, 64>::kBytes, stream, p, work);
+  return launch_with_shared(frame_attention_kernel<T, kDim, 64>, grid, dim3(kThreads),
+                            SharedMemory<kDim, 64>::kBytes, stream, p, work);
 }
 
+// The tiles of a storage type; float by its own kernel.
 template <class T>
-cudaError_t start_half(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
-  if (p.dim <= 64) return start_tiles<T, 64>(p, work, stream);
-  if (p.dim <= 80) return start_tiles<T, 80>(p, work, stream);
-  if (p.dim <= 96) return start_tiles<T, 96>(p, work, stream);
-  return start_tiles<T, 128>(p, work, stream);
-}
+struct Tiles {
+  static cudaError_t launch(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
+    const auto address = [](const float* x) { return reinterpret_cast<std::uintptr_t>(x); };
+    const std::uintptr_t addresses = address(p.q) | address(p.k) | address(p.v) | address(p.o);
+    const std::int64_t strides =
+        p.dim | p.q_token | p.q_head | p.k_page | p.k_head | p.k_row | p.v_page | p.v_head | p.v_row;
+    if (p.dim > kMostColumns || addresses % 16 != 0 || strides % 8 != 0) return cudaErrorInvalidValue;
+    if (p.dim <= 64) return launch_tiles<T, 64>(p, work, stream);
+    if (p.dim <= 80) return launch_tiles<T, 80>(p, work, stream);
+    if (p.dim <= 96) return launch_tiles<T, 96>(p, work, stream);
+    return launch_tiles<T, 128>(p, work, stream);
+  }
+};
 
-bool supported(const FrameAttentionParams& p, Storage storage, const AttentionWork& work) {
-  if (work.tile_rows != 64 && work.tile_rows != 128) return false;
-  if (p.kv_heads > 65535 || p.heads % p.kv_heads || work.error == nullptr) return false;
-  if (storage == Storage::float32) return p.dim <= 32 * kFloatColumns;
-  const auto address = [](const float* x) { return reinterpret_cast<std::uintptr_t>(x); };
-  const std::uintptr_t addresses = address(p.q) | address(p.k) | address(p.v) | address(p.o);
-  const std::int64_t strides =
-      p.dim | p.q_token | p.q_head | p.k_page | p.k_head | p.k_row | p.v_page | p.v_head | p.v_row;
-  return p.dim <= 128 && addresses % 16 == 0 && strides % 8 == 0;
-}
-
-template <class T>
-cudaError_t start_merge(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
-  return start(&frame_attention_merge_kernel<T>, work.num_merges, p.kv_heads, 0, stream, p, work);
-}
+template <>
+struct Tiles<float> {
+  static cudaError_t launch(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
+    if (p.dim > 32 * kFloatColumns) return cudaErrorInvalidValue;
+    return cuda::launch(frame_attention_float_kernel, attention_grid(work.num_tiles, p), dim3(kThreads),
+                        stream, p, work);
+  }
+};
 
 }  // namespace
 
-// The pointers of p are to values of `storage`. cudaErrorInvalidValue where the assumptions above do not
-// hold.
-cudaError_t frame_attention(const FrameAttentionParams& p, Storage storage, const AttentionWork& work,
-                            cudaStream_t stream) {
-  if (!supported(p, storage, work)) return cudaErrorInvalidValue;
-  if (work.num_tiles == 0 || p.kv_heads == 0) return cudaSuccess;
-  cudaError_t error = cudaSuccess;
-  switch (storage) {
-    case Storage::float32:
-      error = start(&frame_attention_float_kernel, work.num_tiles, p.kv_heads, 0, stream, p, work);
-      break;
-    case Storage::bfloat16:
-      error = start_half<BFloat16>(p, work, stream);
-      break;
-    case Storage::float16:
-      error = start_half<Float16>(p, work, stream);
-      break;
-  }
-  if (error != cudaSuccess || work.num_merges == 0) return error;
-  switch (storage) {
-    case Storage::float32:
-      return start_merge<float>(p, work, stream);
-    case Storage::bfloat16:
-      return start_merge<BFloat16>(p, work, stream);
-    case Storage::float16:
-      return start_merge<Float16>(p, work, stream);
-  }
-  return cudaErrorInvalidValue;
+// The pointers of p are to values of type T. cudaErrorInvalidValue where the assumptions above do not hold.
+template <class T>
+cudaError_t frame_attention(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
+  if (!launchable(p, work)) return cudaErrorInvalidValue;
+  if (work.num_tiles == 0) return cudaSuccess;
+  const cudaError_t status = Tiles<T>::launch(p, work, stream);
+  if (status != cudaSuccess || work.num_merges == 0) return status;
+  return launch(frame_attention_merge_kernel<T>, attention_grid(work.num_merges, p), dim3(kThreads), stream,
+                p, work);
 }
+
+template cudaError_t frame_attention<float>(const FrameAttentionParams&, const AttentionWork&, cudaStream_t);
+template cudaError_t frame_attention<BFloat16>(const FrameAttentionParams&, const AttentionWork&,
+                                               cudaStream_t);
+template cudaError_t frame_attention<Float16>(const FrameAttentionParams&, const AttentionWork&,
+                                              cudaStream_t);
 #endif
 
 }  // namespace ardiff::cuda

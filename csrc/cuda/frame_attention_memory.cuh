@@ -20,6 +20,7 @@ namespace ardiff::cuda {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
+constexpr int kMostColumns = 128;  // of the tensor-core kernel
 constexpr int kStepKeys = kStepBlocks * kKeyBlock;
 constexpr int kKeyLists = 3;  // steps whose key blocks are known at a time: computed, arriving, to be loaded
 
@@ -87,8 +88,8 @@ __device__ inline Keys resolve(const FrameAttentionParams& p, const AttentionWor
   Keys keys{0, 0, 0.0f, 0};
   if (block >= tile.last) return keys;
   const KeyBlock at = work.blocks[tile.block + block];
-  const std::int32_t page = p.pages[at.entry], left = p.valid[at.entry] - at.row;
-  if (page < 0 || page >= p.num_pages) {
+  const std::int32_t page = p.pages[at.entry], valid = p.valid[at.entry], left = valid - at.row;
+  if (page < 0 || page >= p.num_pages || valid > p.page_rows) {
     set_bits(work.error, kBadView);
     return keys;
   }

@@ -6,14 +6,14 @@
 | `frame_attention`, `frame_attention_backward` | `run` each |
 | `modulate` | `run`, `backward` |
 | `gate_residual` | `run`, `run_in_place`, `backward` |
-| `norm_rope_write` | `run`; `run_without_pages` is `norm_rope` without a gradient |
-| `add_noise`, `solver_step`, `philox_normal`, `sample_timesteps` | `run` each |
+| `norm_rope_write`, `add_noise`, `solver_step`, `philox_normal`, `sample_timesteps` | `run` each |
 | `pages` | `copy_pages`, `rotate_pages` |
 
 Each takes what the runner of its op in `ardiff_engine.ops` takes, after that op's checks, and returns what it
-returns. No function reads a tensor's values on the host, so a call can be captured in a CUDA graph. Sums have
-a fixed order: the same call gives the same bits. Shared parts: `frame_attention_tile` (tiles and views),
-`frame_sums` (gradients of per-frame rows), `inverse_index`, `turns` (sine and cosine), `launch`.
+returns. Ids out of range are skipped, and `ops.check_device` reports them, as with the CUDA kernels. No
+function reads a tensor's values on the host, so a call can be captured in a CUDA graph. Sums have a fixed
+order: the same call gives the same bits. Shared parts: `frame_attention_tile` (tiles and views), `frame_sums`
+(gradients of per-frame rows), `inverse_index`, `turns` (sine and cosine), `launch`.
 
 Importing a file imports Triton. With TRITON_INTERPRET=1 in the environment by then, its kernels run on CPU
 tensors in Triton's interpreter; `tools/triton_check.py` compiles them without a GPU.

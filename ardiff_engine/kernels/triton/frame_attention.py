@@ -8,11 +8,11 @@ Who runs what: program (slot, head) owns `queries` tokens of one group (`query_t
 entries in table order, `keys` rows of a page per step, with an online softmax in base 2. Entries that all its
 tokens see come first and need no visibility mask; entries that only some see follow.
 
-Cost: 4 D FLOPs per query-key pair and head, K and V once per query tile. 4680 x 18720 keys, 12 heads, D = 128:
-0.54 TFLOP, 0.55 ms at 989 TFLOP/s (H100, bf16). Not yet run on a GPU.
+Cost: 4 D FLOPs per query-key pair and head, K and V once per query tile. 4680 x 18720 keys, 12 heads,
+D = 128: 0.54 TFLOP, 0.55 ms at 989 TFLOP/s (H100, bf16). Not yet run on a GPU.
 
 Assumes: the last dimension dense; D <= 256; int32 tables of one device. Never read: rows beyond `valid`,
-pages that no list names, pages out of range (they count as empty).
+pages that no list names, pages out of range (they count as empty and set the device's error bit).
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from ardiff_engine.kernels.triton.frame_attention_tile import (
     product,
     query_slots,
     query_tile,
+    report_bad_entries,
     store_rows,
 )
 from ardiff_engine.kernels.triton.launch import dense_rows, on
+from ardiff_engine.ops.cuda_launch import error_bits
 
 Tensor = torch.Tensor
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -56,7 +58,7 @@ def run(
     with on(q):
         _forward[query_slots(tokens, groups, tile.queries), heads](
             q, k_pages, v_pages, o, lse, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias,
-            groups, k_pages.shape[0], scale * LOG2E,
+            error_bits(q.device), groups, k_pages.shape[0], scale * LOG2E,
             Q_TOKEN=q.stride(0), Q_HEAD=q.stride(1),
             K_PAGE=k_pages.stride(0), K_HEAD=k_pages.stride(1), K_ROW=k_pages.stride(2),
             V_PAGE=v_pages.stride(0), V_HEAD=v_pages.stride(1), V_ROW=v_pages.stride(2),
@@ -72,8 +74,8 @@ def run(
 # without that every load would be 2 bytes wide.
 @triton.jit
 def _forward(
-    q, k, v, o, lse, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, num_groups, num_pages, scale,
-    Q_TOKEN: tl.constexpr, Q_HEAD: tl.constexpr, K_PAGE: tl.constexpr, K_HEAD: tl.constexpr,
+    q, k, v, o, lse, frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, errors, num_groups, num_pages,
+    scale, Q_TOKEN: tl.constexpr, Q_HEAD: tl.constexpr, K_PAGE: tl.constexpr, K_HEAD: tl.constexpr,
     K_ROW: tl.constexpr, V_PAGE: tl.constexpr, V_HEAD: tl.constexpr, V_ROW: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, DIM: tl.constexpr, PAGE_ROWS: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PAGE_TILES: tl.constexpr, MAIN: tl.constexpr,
@@ -94,7 +96,7 @@ def _forward(
     shared = tl.min(tl.where(exists, count, most), 0)
 
     wide = tokens.to(tl.int64)
-    q += head * Q_HEAD
+    q += head.to(tl.int64) * Q_HEAD  # may exceed 2^31, as the offsets of pages may
     queries = load_rows(q, wide, exists, Q_TOKEN, 0, MAIN, DIM)
     queries_rest = queries
     total_rest = tl.zeros([QUERIES, 16], tl.float32)
@@ -104,8 +106,8 @@ def _forward(
     total = tl.zeros([QUERIES, MAIN], tl.float32)
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
     weight = tl.zeros([QUERIES], tl.float32)
-    k += (head // SHARE) * K_HEAD
-    v += (head // SHARE) * V_HEAD
+    k += (head // SHARE).to(tl.int64) * K_HEAD
+    v += (head // SHARE).to(tl.int64) * V_HEAD
     for step in range(0, shared * PAGE_TILES):
         total, total_rest, largest, weight = _absorb(
             total, total_rest, largest, weight, queries, queries_rest, count, step, entries,
@@ -126,6 +128,8 @@ def _forward(
     if REST > 0:
         store_rows(o, wide, exists, total_rest * inverse[:, None], HEADS * DIM, MAIN, REST, DIM)
     tl.store(lse + wide * HEADS + head, (largest + tl.log2(weight)) * _LN2, mask=exists)
+    if head == 0:
+        report_bad_entries(pages, valid, entries, most, num_pages, errors, PAGE_ROWS)
 
 
 @triton.jit

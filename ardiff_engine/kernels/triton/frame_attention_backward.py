@@ -71,14 +71,16 @@ def run(
             q, k_pages, v_pages, o, lse, dout, dlse, dq, delta, count,
             frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias,
             groups, num_pages, scale * LOG2E, scale, HAS_DLSE=dlse is not None,
-            HAS_BIAS=bias is not None, **_layout(q, k_pages, v_pages, tile), num_warps=tile.warps, num_stages=tile.stages,
+            HAS_BIAS=bias is not None, **_layout(q, k_pages, v_pages, tile),
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         tile = page_gradient_tile(page_rows, dim, q.dtype)
         _page_gradients[num_pages * tile.page_tiles, kv_heads](
             q, k_pages, v_pages, lse, dout, dk, dv, delta, count, users.order, users.offsets,
             frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias,
             groups, num_pages, scale * LOG2E, scale, KV_HEADS=kv_heads,
-            HAS_BIAS=bias is not None, **_layout(q, k_pages, v_pages, tile), num_warps=tile.warps, num_stages=tile.stages,
+            HAS_BIAS=bias is not None, **_layout(q, k_pages, v_pages, tile),
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return dq, dk, dv
 
@@ -120,7 +122,7 @@ def _query_gradients(
         tl.store(token_count + tokens, count, mask=exists)
 
     wide = tokens.to(tl.int64)
-    q += head * Q_HEAD
+    q += head.to(tl.int64) * Q_HEAD  # may exceed 2^31, as the offsets of pages may
     o += head * DIM
     dout += head * DIM
     dq += head * DIM
@@ -144,8 +146,8 @@ def _query_gradients(
 
     sums = _finite(tl.load(lse + at, mask=exists, other=0.0)) * _LOG2E
     total = tl.zeros([QUERIES, MAIN], tl.float32)
-    k += (head // SHARE) * K_HEAD
-    v += (head // SHARE) * V_HEAD
+    k += (head // SHARE).to(tl.int64) * K_HEAD
+    v += (head // SHARE).to(tl.int64) * V_HEAD
     for step in range(0, tl.max(count, 0) * PAGE_TILES):
         page, rows, extra = entry_page(
             pages, valid, bias, entries + step // PAGE_TILES, num_pages, PAGE_ROWS, HAS_BIAS
@@ -192,7 +194,7 @@ def _page_gradients(
     MAIN: tl.constexpr, REST: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     page = (tl.program_id(0) // PAGE_TILES).to(tl.int64)
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(1).to(tl.int64)
     row = (tl.program_id(0) % PAGE_TILES) * KEYS + tl.arange(0, KEYS)
     inside = row < PAGE_ROWS
     first_user = tl.load(user_ptr + page)

@@ -14,12 +14,15 @@ import triton
 import triton.language as tl
 
 from ardiff_engine.errors import TensorError, explain
+from ardiff_engine.kernels.triton.launch import BAD_VIEW, report
 
 LOG2E = 1.4426950408889634
-MAX_DIM = 256
+MAX_DIM = 256  # above 128, which no model of this family has, registers spill: correct, but slow
 _LOG2E = tl.constexpr(LOG2E)
 _GROUPS_AT_ONCE = tl.constexpr(128)
 _FRAMES_AT_ONCE = tl.constexpr(16)
+_ENTRIES_AT_ONCE = tl.constexpr(32)
+_MOST_32_BIT_STRIDE = tl.constexpr(2**16)
 _NEVER = tl.constexpr(2**31 - 1)
 
 
@@ -47,8 +50,8 @@ class Tile:
 def forward_tile(tokens: int, groups: int, page_rows: int, dim: int, dtype: torch.dtype) -> Tile:
     """Query tiles never cross groups, so they are as large as an average group, up to 128 tokens."""
     if dtype == torch.float32:
-        keys, warps = (32, 4) if dim <= 80 else (16, 8)
-        return _tile(_fit(tokens, groups, 32), keys, page_rows, dim, warps, stages=2)
+        queries, keys, warps = (32, 32, 4) if dim <= 64 else (16, 16, 4) if dim <= 80 else (32, 16, 8)
+        return _tile(_fit(tokens, groups, queries), keys, page_rows, dim, warps, stages=2)
     queries = _fit(tokens, groups, 128 if dim <= 128 else 32)
     return _tile(queries, 64 if dim <= 96 else 32, page_rows, dim, queries // 16, stages=2)
 
@@ -63,7 +66,7 @@ def query_gradient_tile(tokens: int, groups: int, page_rows: int, dim: int, dtyp
 def page_gradient_tile(page_rows: int, dim: int, dtype: torch.dtype) -> Tile:
     """Two sums of [keys, dim] stay in registers, which leaves room for few queries at a time."""
     if dtype == torch.float32:
-        queries, warps = (16, 4) if dim <= 64 else (32 if dim <= 96 else 16, 8)
+        queries, warps = (16, 4) if dim <= 64 else (32 if dim <= 80 else 16, 8)
         return _tile(queries, 32, page_rows, dim, warps, stages=1)
     keys = _keys(page_rows, 64)
     return _tile(32 if dim <= 64 and keys == 64 else 16, keys, page_rows, dim, keys // 16, stages=1)
@@ -179,10 +182,23 @@ def entry_page(pages, valid, bias, entry, num_pages, PAGE_ROWS: tl.constexpr, HA
 
 
 @triton.jit
+def report_bad_entries(pages, valid, first, count, num_pages, errors, PAGE_ROWS: tl.constexpr):
+    """Reports pages and rows outside the pool. Not in `entry_page`: the loop over entries is the hot one."""
+    for base in range(0, count, _ENTRIES_AT_ONCE):
+        entry = base + tl.arange(0, _ENTRIES_AT_ONCE)
+        listed = entry < count
+        page = tl.load(pages + first + entry, mask=listed, other=0)
+        rows = tl.load(valid + first + entry, mask=listed, other=0)
+        report(errors, (page < 0) | (page >= num_pages) | (rows < 0) | (rows > PAGE_ROWS), BAD_VIEW)
+
+
+@triton.jit
 def load_rows(
     base, rows, exists, STRIDE: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr
 ):
     """Columns FIRST .. FIRST + WIDTH of [rows, DIM]; 0 where a row does not exist or a column is padding."""
+    if STRIDE > _MOST_32_BIT_STRIDE:
+        rows = rows.to(tl.int64)
     column = FIRST + tl.arange(0, WIDTH)
     mask = exists[:, None]
     if FIRST + WIDTH > DIM:

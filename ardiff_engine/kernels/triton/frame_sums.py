@@ -30,34 +30,36 @@ def frame_sums(
     tokens, width = dy.shape
     # The number of parts follows from the shapes alone: how tokens are spread over rows is not known here.
     parts = max(1, min(_MOST_PARTS, tokens // (max(rows, 1) * _TOKENS_PER_PART)))
-    sums = torch.zeros(2, parts, rows, width, dtype=torch.float32, device=dy.device)
-    if sums.numel() and tokens:
+    # Two tensors, not halves of one: an op may not return two views of the same memory.
+    first, second = (torch.empty(parts, rows, width, dtype=torch.float32, device=dy.device) for _ in range(2))
+    if tokens == 0:
+        return first.zero_()[0], second.zero_()[0]
+    if first.numel():
         users = _frame_tokens.get(frame_ids, rows)
         with on(dy):
             _sum[rows * parts, ceil_div(width, _COLUMNS)](
-                dy, x, statistics, users.order, users.offsets, sums, rows,
+                dy, x, statistics, users.order, users.offsets, first, second, rows,
                 PARTS=parts, WIDTH=width, TOKENS=_TOKENS, COLUMNS=_COLUMNS,
             )  # fmt: skip
-    first, second = sums.sum(1) if parts > 1 else sums[:, 0]
-    return first, second
+    return (first.sum(0), second.sum(0)) if parts > 1 else (first[0], second[0])
 
 
 @triton.jit
 def _sum(
-    dy, x, statistics, order, offsets, sums, rows,
+    dy, x, statistics, order, offsets, sum_dy, sum_product, rows,
     PARTS: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) // PARTS
     part = tl.program_id(0) % PARTS
-    first = tl.load(offsets + row)
-    count = tl.load(offsets + row + 1) - first
+    start = tl.load(offsets + row)
+    count = tl.load(offsets + row + 1) - start
     size = tl.cdiv(count, PARTS)
-    end = first + tl.minimum((part + 1) * size, count)
+    end = start + tl.minimum((part + 1) * size, count)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wanted = column < WIDTH
     total = tl.zeros([COLUMNS], tl.float32)
-    total_n = tl.zeros([COLUMNS], tl.float32)
-    for base in range(first + part * size, end, TOKENS):
+    product = tl.zeros([COLUMNS], tl.float32)
+    for base in range(start + part * size, end, TOKENS):
         place = base + tl.arange(0, TOKENS)
         exists = place < end
         token = tl.load(order + place, mask=exists, other=0).to(tl.int64)
@@ -70,7 +72,7 @@ def _sum(
             reciprocal = tl.load(statistics + token * 2 + 1, mask=exists, other=0.0)
             n = (n - mean[:, None]) * reciprocal[:, None]
         total += tl.sum(grad, 0)
-        total_n += tl.sum(grad * n, 0)
-    to = sums + (part.to(tl.int64) * rows + row) * WIDTH + column
-    tl.store(to, total, mask=wanted)
-    tl.store(to + tl.cast(PARTS, tl.int64) * rows * WIDTH, total_n, mask=wanted)
+        product += tl.sum(grad * n, 0)
+    to = (part.to(tl.int64) * rows + row) * WIDTH + column
+    tl.store(sum_dy + to, total, mask=wanted)
+    tl.store(sum_product + to, product, mask=wanted)

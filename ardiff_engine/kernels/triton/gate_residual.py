@@ -2,12 +2,12 @@
 """A gated residual with a gate row per frame, forward, in place and backward.
 
     out = residual + gate[id] (branch + bias)
-    dbranch = dy gate[id];  dgate = sum of dy (branch + bias) over the tokens of a row;  dbias = sum of dbranch
+    dbranch = dy gate[id];  dbias = sum of dbranch;  dgate = sum of dy (branch + bias) over a row's tokens
 
 residual, branch [T, D] in float32, bfloat16 or float16; gate [M, D], rows may be strided; bias [D];
 arithmetic in float32. A program owns 8 tokens x 128 columns. Reads both and writes one: 43.1 MB for
 4680 x 1536 in bfloat16, 12.9 us at 3.35 TB/s (H100). Not yet run on a GPU.
-Ids outside 0..M-1 are not checked on a GPU; such tokens get NaN.
+Tokens with an id outside 0..M-1 get NaN and set the device's error bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 
 from ardiff_engine.kernels.triton.frame_sums import frame_sums
-from ardiff_engine.kernels.triton.launch import ceil_div, dense_rows, on
+from ardiff_engine.kernels.triton.launch import BAD_FRAME_ID, ceil_div, dense_rows, on, report
+from ardiff_engine.ops.cuda_launch import error_bits
 
 Tensor = torch.Tensor
 _TOKENS, _COLUMNS = 8, 128
@@ -49,7 +50,9 @@ def backward(
     if bias is None:
         return dbranch, of_product.to(gate.dtype), gate.new_empty(0)
     dgate = of_product + of_dy * bias.float()
-    return dbranch, dgate.to(gate.dtype), (of_dy * gate.float()).sum(0).to(bias.dtype)
+    # Rows without tokens may hold anything, and 0 * NaN is NaN.
+    of_branch = torch.where(of_dy == 0, 0, of_dy * gate.float())
+    return dbranch, dgate.to(gate.dtype), of_branch.sum(0).to(bias.dtype)
 
 
 def _launch(
@@ -61,14 +64,14 @@ def _launch(
     if branch.numel():
         with on(branch):
             _gate[ceil_div(tokens, _TOKENS), ceil_div(width, _COLUMNS)](
-                residual, branch, gate, frame_ids, bias, out, tokens, gate.shape[0],
+                residual, branch, gate, frame_ids, bias, out, error_bits(out.device), tokens, gate.shape[0],
                 WIDTH=width, STRIDE=gate.stride(0), TOKENS=_TOKENS, COLUMNS=_COLUMNS,
             )  # fmt: skip
 
 
 @triton.jit
 def _gate(
-    residual, branch, gate, frame_ids, bias, out, tokens, rows,
+    residual, branch, gate, frame_ids, bias, out, errors, tokens, rows,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -77,6 +80,7 @@ def _gate(
     at = token.to(tl.int64)[:, None] * WIDTH + column[None, :]
     ids = tl.load(frame_ids + token, mask=token < tokens, other=0)
     known = (ids >= 0) & (ids < rows)
+    report(errors, (token < tokens) & (known == 0), BAD_FRAME_ID)
     row = ids.to(tl.int64)[:, None] * STRIDE + column[None, :]
     factor = tl.load(gate + row, mask=inside & known[:, None], other=float("nan")).to(tl.float32)
     value = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)

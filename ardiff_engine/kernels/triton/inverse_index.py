@@ -21,23 +21,26 @@ class InverseIndex:
 class InverseIndexCache:
     """One inverse per list and size, kept as long as the list: a table is shared by all layers of a model.
 
-    Built on the list's device, without a synchronisation.
+    Built on the list's device, without a synchronisation, and again for another stream: what was queued on
+    one stream need not have run yet when another one reads it.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[weakref.ref[torch.Tensor], int, int, InverseIndex]] = {}
+        self._kept: dict[int, tuple[weakref.ref[torch.Tensor], tuple[int, int, int], InverseIndex]] = {}
 
     def get(self, ids: torch.Tensor, size: int) -> InverseIndex:
         """The inverse of `ids` with values in 0 .. size - 1; other values are in no list."""
-        if ids.is_cuda and torch.cuda.is_current_stream_capturing():
-            return invert(ids, size)  # a replayed graph must see the list's values of its own time
-        key = id(ids)
+        # A replayed graph must see the list's values of its own time; inference tensors do not count edits.
+        if ids.is_inference() or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return invert(ids, size)
+        stream = torch.cuda.current_stream(ids.device).cuda_stream if ids.is_cuda else 0
+        key, state = id(ids), (ids._version, size, stream)
         kept = self._kept.get(key)
-        if kept is not None and kept[0]() is ids and kept[1:3] == (ids._version, size):
-            return kept[3]
+        if kept is not None and kept[0]() is ids and kept[1] == state:
+            return kept[2]
         inverse = invert(ids, size)
         forget = weakref.ref(ids, lambda _: self._kept.pop(key, None))
-        self._kept[key] = (forget, ids._version, size, inverse)
+        self._kept[key] = (forget, state, inverse)
         return inverse
 
 

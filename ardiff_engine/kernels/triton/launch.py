@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a Triton kernel is launched: on its tensors' device, or in Triton's interpreter for CPU tensors."""
+"""Where a Triton kernel is launched: on its tensors' device, or in Triton's interpreter for CPU tensors. And
+what it does about ids that are out of range: it skips them and sets a bit of its device."""
 
 from __future__ import annotations
 
@@ -7,6 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
+import triton.language as tl
+
+# csrc/include/ardiff/device_error.h; `ardiff_engine.ops.check_device` raises for them.
+BAD_FRAME_ID = tl.constexpr(1)
+BAD_SLOT = tl.constexpr(2)
+BAD_PAGE = tl.constexpr(4)
+BAD_VIEW = tl.constexpr(8)
 
 
 def on(tensor: torch.Tensor) -> AbstractContextManager[object]:
@@ -17,6 +25,12 @@ def on(tensor: torch.Tensor) -> AbstractContextManager[object]:
 def dense_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The same values with a last stride of 1; the other dimensions may stay strided."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+@triton.jit
+def report(errors, bad, BIT: tl.constexpr):
+    """Sets BIT of `errors`, the device's int32, where `bad` (a scalar or a block) holds."""
+    tl.atomic_or(errors + bad.to(tl.int32) * 0, BIT, mask=bad, sem="relaxed")
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -9,7 +9,7 @@
 x [T, D] in float32, bfloat16 or float16; shift, scale [M, D], rows may be strided; arithmetic in float32.
 A program owns whole rows, 2048 elements or one row. Reads x and writes y once: 28.8 MB for 4680 x 1536 in
 bfloat16, 8.6 us at 3.35 TB/s (H100); backward reads dy and x twice: 72 MB, 21 us. Not yet run on a GPU.
-Ids outside 0..M-1 are not checked on a GPU; such tokens get NaN.
+Tokens with an id outside 0..M-1 get NaN and set the device's error bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 
 from ardiff_engine.kernels.triton.frame_sums import frame_sums
-from ardiff_engine.kernels.triton.launch import ceil_div, dense_rows, on, power_of_2
+from ardiff_engine.kernels.triton.launch import BAD_FRAME_ID, ceil_div, dense_rows, on, power_of_2, report
+from ardiff_engine.ops.cuda_launch import error_bits
 
 Tensor = torch.Tensor
 _BLOCK = 2048
@@ -37,7 +38,7 @@ def run(
         columns, rows, warps = _block(width)
         with on(x):
             _modulate[(ceil_div(tokens, rows),)](
-                x, shift, scale, frame_ids, y, normed if return_normed else None,
+                x, shift, scale, frame_ids, y, normed if return_normed else None, error_bits(x.device),
                 tokens, scale.shape[0], float(eps), WIDTH=width, SHIFT_STRIDE=shift.stride(0),
                 SCALE_STRIDE=scale.stride(0), NORM=norm, ROWS=rows, COLUMNS=columns, num_warps=warps,
             )  # fmt: skip
@@ -95,7 +96,7 @@ def _frame_rows(table, ids, column, inside, rows_of_table, STRIDE: tl.constexpr)
 
 @triton.jit
 def _modulate(
-    x, shift, scale, frame_ids, y, normed, tokens, rows_of_table, eps,
+    x, shift, scale, frame_ids, y, normed, errors, tokens, rows_of_table, eps,
     WIDTH: tl.constexpr, SHIFT_STRIDE: tl.constexpr, SCALE_STRIDE: tl.constexpr, NORM: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -104,6 +105,7 @@ def _modulate(
     inside = (token < tokens)[:, None] & (column < WIDTH)[None, :]
     at = token.to(tl.int64)[:, None] * WIDTH + column[None, :]
     ids = tl.load(frame_ids + token, mask=token < tokens, other=0)
+    report(errors, (token < tokens) & ((ids < 0) | (ids >= rows_of_table)), BAD_FRAME_ID)
     n, _, _ = _normalise(
         tl.load(x + at, mask=inside, other=0.0).to(tl.float32), inside, eps, WIDTH, NORM, ROWS
     )

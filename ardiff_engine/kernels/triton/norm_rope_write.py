@@ -8,8 +8,8 @@ arithmetic in float32, the rotary angle in float64, reduced before it is rounded
 holds the heads of q, k and v one after the other, so that full-width RMS needs no second pass.
 Reads and writes every element once: 86.3 MB for 4680 tokens x 3 x 1536 in bfloat16, 25.7 us at 3.35 TB/s
 (H100). Not yet run on a GPU.
-Slots outside the pool are skipped like -1: on a GPU nobody checks them. V keeps its bits where the dtypes
-agree and there is no bias.
+Slots outside the pool are skipped and set the device's error bit; -1 is skipped. V keeps its bits where the
+dtypes agree and there is no bias.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ardiff_engine.kernels.triton.launch import on, power_of_2
+from ardiff_engine.kernels.triton.launch import BAD_SLOT, on, power_of_2, report
 from ardiff_engine.kernels.triton.turns import cos_sin_turns, rope_turns, rotate_pairs
+from ardiff_engine.ops.cuda_launch import error_bits
 
 Tensor = torch.Tensor
 
@@ -30,57 +31,31 @@ def run(
     k_bias: Tensor | None, eps: float, frequencies: Tensor | None, qkv_bias: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """q; K and V are in the pages. See `ardiff_engine.ops.norm_rope_write_`."""
-    q = qkv.new_empty(qkv.shape[0], heads, k_pages.shape[3])
-    affine = (q_weight, q_bias, k_weight, k_bias)
-    _launch(qkv, k_pages, v_pages, slots, positions, q, kv_heads, norm, affine, eps, frequencies, qkv_bias)
-    return q
-
-
-def run_without_pages(
-    qkv: Tensor, positions: Tensor, heads: int, kv_heads: int, norm: str, q_weight: Tensor | None,
-    q_bias: Tensor | None, k_weight: Tensor | None, k_bias: Tensor | None, eps: float,
-    frequencies: Tensor | None, qkv_bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(q, k, v), each [T, heads, D]: `ardiff_engine.ops.norm_rope` where no gradient is wanted."""
-    tokens, dim = qkv.shape[0], qkv.shape[1] // (heads + 2 * kv_heads)
-    q = qkv.new_empty(tokens, heads, dim)
-    k, v = (qkv.new_empty(tokens, kv_heads, dim) for _ in range(2))
-    # One page that holds every token: [1, kv_heads, tokens, dim].
-    k_page, v_page = (t.transpose(0, 1).unsqueeze(0) for t in (k, v))
-    affine = (q_weight, q_bias, k_weight, k_bias)
-    _launch(qkv, k_page, v_page, None, positions, q, kv_heads, norm, affine, eps, frequencies, qkv_bias)
-    return q, k, v
-
-
-def _launch(
-    qkv: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor | None, positions: Tensor, q: Tensor,
-    kv_heads: int, norm: str, affine: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    eps: float, frequencies: Tensor | None, qkv_bias: Tensor | None,
-) -> None:  # fmt: skip
-    """slots None: token t goes to row t of page 0."""
-    qkv, positions = qkv.contiguous(), positions.contiguous()
-    slots = None if slots is None else slots.contiguous()
+    qkv, positions, slots = qkv.contiguous(), positions.contiguous(), slots.contiguous()
     frequencies = None if frequencies is None else frequencies.to(torch.float64).contiguous()
-    tokens, heads, dim = q.shape
+    tokens, (pages, _, page_rows, dim) = qkv.shape[0], k_pages.shape
+    q = qkv.new_empty(tokens, heads, dim)
     if qkv.numel() == 0:
-        return
-    dense = [None if value is None else value.contiguous() for value in (*affine, qkv_bias)]
+        return q
+    affine = (q_weight, q_bias, k_weight, k_bias, qkv_bias)
+    dense = [None if value is None else value.contiguous() for value in affine]
     with on(qkv):
         _norm_rope_write[(tokens,)](
-            qkv, k_pages, v_pages, slots, positions, q, *dense, frequencies,
-            k_pages.shape[0] * k_pages.shape[2], float(eps), PAGE_ROWS=k_pages.shape[2],
+            qkv, k_pages, v_pages, slots, positions, q, *dense, frequencies, error_bits(qkv.device),
+            pages * page_rows, float(eps), PAGE_ROWS=page_rows,
             PAGE=k_pages.stride(0), HEAD=k_pages.stride(1), ROW=k_pages.stride(2), HEADS=heads,
             KV_HEADS=kv_heads, DIM=dim, NORM=norm, Q_ROWS=power_of_2(heads), KV_ROWS=power_of_2(kv_heads),
             COLUMNS=max(2, power_of_2(dim)), enable_fp_fusion=False,
         )  # fmt: skip
+    return q
 
 
 @triton.jit
 def _norm_rope_write(
     qkv, k_pages, v_pages, slots, positions, q, q_weight, q_bias, k_weight, k_bias, qkv_bias, frequencies,
-    num_slots, eps, PAGE_ROWS: tl.constexpr, PAGE: tl.constexpr, HEAD: tl.constexpr, ROW: tl.constexpr,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, NORM: tl.constexpr, Q_ROWS: tl.constexpr,
-    KV_ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    errors, num_slots, eps, PAGE_ROWS: tl.constexpr, PAGE: tl.constexpr, HEAD: tl.constexpr,
+    ROW: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, NORM: tl.constexpr,
+    Q_ROWS: tl.constexpr, KV_ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     qkv += token * (HEADS + 2 * KV_HEADS) * DIM
@@ -102,9 +77,8 @@ def _norm_rope_write(
         z = rotate_pairs(z, cosine, sine, Q_ROWS, COLUMNS // 2)
     tl.store(q + token * HEADS * DIM + at, z.to(dtype), mask=inside)
 
-    slot = token
-    if slots is not None:
-        slot = tl.load(slots + token)
+    slot = tl.load(slots + token)
+    report(errors, (slot < -1) | (slot >= num_slots), BAD_SLOT)
     if (slot >= 0) & (slot < num_slots):
         kv_head = tl.arange(0, KV_ROWS)
         kv_at, kv_inside = _heads(kv_head, KV_HEADS, DIM, COLUMNS)

@@ -32,22 +32,20 @@ def run(
     """int64 [batch, num_frames] on `device`; seed as a signed 64-bit integer."""
     out = torch.empty(batch, num_frames, dtype=torch.int64, device=device)
     if batch:
-        # Tensors, because Triton compiles a kernel anew for arguments that are 1 or divisible by 16.
-        start = torch.tensor([seed, first_sample], dtype=torch.int64).to(device, non_blocking=True)
         kernel = _walk if rule in ("fopp", "uniform") else _independent
         with on(out):
             kernel[(ceil_div(batch, LANES),)](
-                out, start, batch, num_frames, num_timesteps,
+                out, seed, first_sample, batch, num_frames, num_timesteps,
                 FIRST_RULE=rule in ("fopp", "iid"), LANES=LANES, num_warps=1,
             )  # fmt: skip
     return out
 
 
 @triton.jit
-def _words(start, sample, block):
+def _words(seed, first_sample, sample, block):
     """Words 4 block .. 4 block + 3 of every sample, as int64."""
-    seed = tl.load(start)
-    number = tl.load(start + 1) + sample
+    seed = seed.to(tl.int64)  # Triton's interpreter passes small numbers as int32
+    number = first_sample.to(tl.int64) + sample
     low = number.to(tl.uint32)
     counter = low * 0 + block.to(tl.uint32)
     purpose = low * 0 + _PURPOSE
@@ -56,15 +54,19 @@ def _words(start, sample, block):
     return w0.to(tl.int64), w1.to(tl.int64), w2.to(tl.int64), w3.to(tl.int64)
 
 
-@triton.jit
-def _independent(out, start, batch, frames, timesteps, FIRST_RULE: tl.constexpr, LANES: tl.constexpr):
+# Other seeds and samples must not compile the kernel anew, as numbers that are 1 or divisible by 16 would.
+@triton.jit(do_not_specialize=["seed", "first_sample"])
+def _independent(
+    out, seed: tl.int64, first_sample: tl.int64, batch, frames, timesteps, FIRST_RULE: tl.constexpr,
+    LANES: tl.constexpr,
+):  # fmt: skip
     """ "iid" (FIRST_RULE): word f for frame f; "shared": word 0 for all."""
     sample = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = sample < batch
     row = out + sample.to(tl.int64) * frames
-    shared, _, _, _ = _words(start, sample, sample * 0)
+    shared, _, _, _ = _words(seed, first_sample, sample, sample * 0)
     for block in range(0, tl.cdiv(frames, 4)):
-        w0, w1, w2, w3 = _words(start, sample, sample * 0 + block)
+        w0, w1, w2, w3 = _words(seed, first_sample, sample, sample * 0 + block)
         for j in tl.static_range(4):
             if FIRST_RULE:
                 word = w0 if j == 0 else w1 if j == 1 else w2 if j == 2 else w3
@@ -74,13 +76,16 @@ def _independent(out, start, batch, frames, timesteps, FIRST_RULE: tl.constexpr,
             tl.store(row + frame, (word * timesteps) >> 32, mask=inside & (frame < frames))
 
 
-@triton.jit
-def _walk(out, start, batch, frames, timesteps, FIRST_RULE: tl.constexpr, LANES: tl.constexpr):
-    """ "fopp" (FIRST_RULE): to the pivot of words 0 and 1, then from it; "uniform": one walk over all frames."""
+@triton.jit(do_not_specialize=["seed", "first_sample"])
+def _walk(
+    out, seed: tl.int64, first_sample: tl.int64, batch, frames, timesteps, FIRST_RULE: tl.constexpr,
+    LANES: tl.constexpr,
+):  # fmt: skip
+    """ "fopp" (FIRST_RULE): to the pivot of words 0 and 1, then from it; "uniform": one walk over all."""
     sample = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = sample < batch
     row = out + sample.to(tl.int64) * frames
-    w0, w1, _, _ = _words(start, sample, sample * 0)
+    w0, w1, _, _ = _words(seed, first_sample, sample, sample * 0)
     pivot_frame = (w0 * frames) >> 32
     pivot_level = (w1 * timesteps) >> 32
     if FIRST_RULE:
@@ -96,7 +101,7 @@ def _walk(out, start, batch, frames, timesteps, FIRST_RULE: tl.constexpr, LANES:
     level = w0 * 0
     before_pivot = inside & FIRST_RULE
     for block in range(0, tl.cdiv(positions + 2, 4)):
-        w0, w1, w2, w3 = _words(start, sample, sample * 0 + block)
+        w0, w1, w2, w3 = _words(seed, first_sample, sample, sample * 0 + block)
         for j in tl.static_range(4):
             word = w0 if j == 0 else w1 if j == 1 else w2 if j == 2 else w3
             position = block * 4 + j - 2

@@ -2,10 +2,11 @@
 """One step of a linear solver: x0 = clamp(p x + q out), x' = a x + b x0 + e eps + c1 h1 + c2 h2, with
 out = sum of weights[branch] outs[branch].
 
-x [N, elements] and outs [B, N, elements] in float32, bfloat16 or float16; weights float32 [B, N]; coefficients
-float32 [N, 7]. A program owns 1024 elements of a row. A term whose coefficient is 0 is not read; one that
-is needed and was not given makes its row NaN. (B + 3) elements of traffic per element without noise and
-history: 16 bytes in float32 at B = 1, 4.8 ns per 1000 elements at 3.35 TB/s (H100). Not yet run on a GPU.
+x [N, elements] and outs [B, N, elements] in float32, bfloat16 or float16; weights float32 [B, N];
+coefficients float32 [N, 7]. A program owns 1024 elements of a row. A term whose coefficient is 0 is not
+read; one that is needed and was not given makes its row NaN. (B + 3) elements of traffic per element without
+noise and history: 16 bytes in float32 at B = 1, 4.8 ns per 1000 elements at 3.35 TB/s (H100). Not yet run on
+a GPU.
 """
 
 from __future__ import annotations

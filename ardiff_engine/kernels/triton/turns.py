@@ -51,7 +51,7 @@ def rope_turns(position, frequency):
 
 @triton.jit
 def rotate_pairs(z, cosine, sine, ROWS: tl.constexpr, PAIRS: tl.constexpr):
-    """(z[2j], z[2j+1]) -> (z[2j] cos - z[2j+1] sin, z[2j+1] cos + z[2j] sin) in every row of [ROWS, 2 PAIRS]."""
+    """Rotates the pairs (z[2j], z[2j+1]) of every row of [ROWS, 2 PAIRS]."""
     even, odd = tl.split(tl.reshape(z, [ROWS, PAIRS, 2]))
     turned = tl.join(even * cosine - odd * sine, odd * cosine + even * sine)
     return tl.reshape(turned, [ROWS, 2 * PAIRS])

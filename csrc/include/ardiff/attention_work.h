@@ -17,9 +17,6 @@
 
 namespace ardiff {
 
-// What the tensors of a launch are stored as; their pointers are passed as float*.
-enum class Storage : std::int32_t { float32, bfloat16, float16 };
-
 constexpr int kKeyBlock = 16;   // keys of a key block
 constexpr int kStepBlocks = 4;  // key blocks that a thread block computes between two softmax updates
 

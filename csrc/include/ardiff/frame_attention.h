@@ -12,7 +12,8 @@
 
 namespace ardiff {
 
-// Strides are in elements; the head dimension is dense everywhere.
+// Strides are in elements; the head dimension is dense everywhere. Tensors of another storage type
+// (ardiff/storage.h) are passed as float*, with strides in elements of that type.
 struct FrameAttentionParams {
   const float* q;  // [T, H, D]
   const float* k;  // [P, Hkv, R, D]
@@ -21,7 +22,7 @@ struct FrameAttentionParams {
   float* lse;      // [T, H], dense; natural log; -infinity for an empty view
   const std::int32_t *frame_ptr, *group_ptr, *page_ptr, *pages, *valid, *seen;
   const float* bias;  // [E] or null
-  std::int64_t groups, heads, kv_heads, dim, num_pages;
+  std::int64_t groups, heads, kv_heads, dim, num_pages, page_rows;
   std::int64_t q_token, q_head;
   std::int64_t k_page, k_head, k_row;
   std::int64_t v_page, v_head, v_row;
@@ -37,7 +38,7 @@ struct FrameAttentionBackwardParams {
   float* delta;       // [T, H], dense; workspace
   float* dq;          // [T, H, D], dense
   float *dk, *dv;     // [P, Hkv, R, D], dense, zero on entry
-  std::int64_t tokens, page_rows;
+  std::int64_t tokens;
 };
 
 constexpr float kLog2E = 1.44269504088896341f;

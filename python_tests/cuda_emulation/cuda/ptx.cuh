@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// csrc/cuda/ptx.cuh for the machine of cuda_runtime.h: the same functions, after the PTX ISA's text.
+// csrc/cuda/ptx.cuh for the machine of ../machine.h: the same functions, after the PTX ISA's text.
 //
 // Asynchronous copies are as late as they may be: the target is NaN from the start of the copy until its
 // thread waits for it. So a read that is not ordered after the wait, and a copy into memory that another warp
@@ -41,7 +41,7 @@ inline unsigned char* shared_row(std::uint32_t address) {
 
 inline void copy_async(std::uint32_t shared, const void* global, int bytes) {
   const auto* from = static_cast<const unsigned char*>(global);
-  bool known = bytes == 0;
+  bool known = bytes == 0 || machine().readable.empty();
   for (const auto& [begin, size] : machine().readable) known |= from >= begin && from + bytes <= begin + size;
   if (!known) machine().fail("cp.async reads memory that is not the caller's");
   if (reinterpret_cast<std::uintptr_t>(from) % 16 || (bytes != 0 && bytes != 16))

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA runtime of the emulated module (module.cpp): the machine of ../cuda_runtime.h, with blocks of two
-// dimensions, grids of three, static shared memory and the built-in functions that the element-wise and norm
-// kernels use.
+// The CUDA runtime of the emulated module (module.cpp), on the machine of ../machine.h: launches with blocks
+// of two dimensions, grids of three, static and dynamic shared memory, and the built-in functions that the
+// element-wise and norm kernels use. Found before the real header when this folder is the first include
+// folder.
 #pragma once
 
-#define cudaLaunchKernelEx cudaLaunchKernelEx_one_dimensional
-#include "../cuda_runtime.h"
-#undef cudaLaunchKernelEx
-
 #include <algorithm>
+#include <map>
+
+#include "../machine.h"
 
 // Blocks run one after the other, so one instance per kernel is enough. It is not cleared in between.
 #define __shared__ static
@@ -40,6 +40,31 @@ inline void sincospif(float x, float* sine, float* cosine) {
   *cosine = static_cast<float>(std::cos(M_PI * static_cast<double>(x)));
 }
 
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+using cudaStream_t = void*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+namespace emulation {
+
+// Dynamic shared memory that each kernel may have; 48 KB for one that did not ask.
+inline std::map<const void*, int>& allowed_shared() {
+  static std::map<const void*, int> bytes;
+  return bytes;
+}
+
+}  // namespace emulation
+
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  if (value > 99 * 1024) return cudaErrorInvalidValue;  // the limit of sm_86 and sm_89
+  emulation::allowed_shared()[kernel] = value;
+  return cudaSuccess;
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
@@ -47,10 +72,15 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   gridDim = config->gridDim;
   blockDim = config->blockDim;
   const int threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
-  if (threads % emulation::kLanes || threads > 1024 || gridDim.y > 65535 || gridDim.z > 65535) {
+  const auto allowed = emulation::allowed_shared().find(reinterpret_cast<const void*>(kernel));
+  const int most = allowed == emulation::allowed_shared().end() ? 48 * 1024 : allowed->second;
+  if (threads % emulation::kLanes || threads > 1024 || gridDim.y > 65535 || gridDim.z > 65535 ||
+      static_cast<int>(config->dynamicSmemBytes) > most) {
     return cudaErrorInvalidValue;
   }
-  machine.error.clear();
+  machine.reset();
+  machine.shared_bytes = config->dynamicSmemBytes;
+  machine.largest_shared = std::max(machine.largest_shared, machine.shared_bytes);
   machine.kernel = [&] {
     // The machine numbers threads in one dimension, anew after every wait: only one-dimensional blocks may
     // wait.

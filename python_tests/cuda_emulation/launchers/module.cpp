@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The submodule `cuda` of the native module, kernels and bindings unchanged, for a CPU: one file, so that it compiles in
-// one go. frame_attention has an emulation of its own (../frame_attention.cpp).
+// The CUDA kernels but frame_attention, and their bindings, for a CPU: one file, so that it compiles in one
+// go.
 #include "bindings/add_noise.cpp"
 #include "bindings/gate_residual.cpp"
 #include "bindings/modulate.cpp"
@@ -17,14 +17,6 @@
 #include "cuda/philox_normal.cu"
 #include "cuda/sample_timesteps.cu"
 #include "cuda/solver_step.cu"
+#include "emulated_module.h"
 
-namespace py = pybind11;
-
-PYBIND11_MODULE(emulated_cuda, m) {
-  ardiff::bindings::Registration::run_all(m);
-  py::module_ cuda = ardiff::bindings::cuda_module(m);
-  cuda.def("describe", [](int status) {
-    return py::make_tuple(cudaGetErrorName(static_cast<cudaError_t>(status)),
-                          emulation::Machine::get().error, false);
-  });
-}
+PYBIND11_MODULE(module, m) { emulation::define_module(m); }

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs CUDA kernels on a CPU, for tests: what the attention kernels use of the CUDA runtime, and the machine
-// that executes a thread block. Found before the real header when python_tests/cuda_emulation is the first
-// include folder.
+// The machine that executes a thread block of a CUDA kernel on a CPU, for tests.
 //
 // Every thread of a block is a fiber with a stack of its own. A fiber runs until it needs others (an
 // instruction of a whole warp, a barrier); the last to arrive does the work for all. So nothing is faster or
@@ -95,6 +93,9 @@ struct Machine {
   Thread& thread() { return threads[static_cast<std::size_t>(current)]; }
   int warp() const { return current / kLanes; }
   int lane() const { return current % kLanes; }
+
+  // What a launch starts with; the counters go on.
+  void reset() { error.clear(), shared_bytes = 0; }
 
   // Gives up the whole grid. Called from a fiber; does not return.
   [[noreturn]] void fail(const std::string& why) {
@@ -208,41 +209,6 @@ struct Machine {
       }
     }
   }
-
-  void run_grid(dim3 grid, dim3 threads_per_block, std::size_t bytes, std::function<void()> body) {
-    kernel = std::move(body);
-    shared_bytes = bytes;
-    largest_shared = bytes > largest_shared ? bytes : largest_shared;
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
-        blockIdx = dim3(x, y, 0);
-        run_block(static_cast<int>(threads_per_block.x));
-      }
-    }
-  }
 };
 
 }  // namespace emulation
-
-// The runtime's own calls.
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-using cudaStream_t = void*;
-struct cudaLaunchConfig_t {
-  dim3 gridDim, blockDim;
-  std::size_t dynamicSmemBytes = 0;
-  cudaStream_t stream = nullptr;
-};
-
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
-  return value <= 99 * 1024 ? cudaSuccess : cudaErrorInvalidValue;  // the limit of sm_86 and sm_89
-}
-
-template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
-                               Arguments... arguments) {
-  auto& machine = emulation::Machine::get();
-  machine.run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                   [&] { kernel(arguments...); });
-  return machine.error.empty() ? cudaSuccess : cudaErrorLaunchFailure;
-}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// An emulated module: the submodule `cuda` of the native module, from bindings and kernels that the including
+// file names, and `emulation`, the machine itself: what a test may choose and look at.
+// Its name is that of its file: Python would share submodules between two modules of one name.
+#pragma once
+
+#include "bindings/cuda.h"
+
+namespace emulation {
+
+namespace py = pybind11;
+
+inline void define_module(py::module_& m) {
+  ardiff::bindings::Registration::run_all(m);
+  py::module_ cuda = ardiff::bindings::cuda_module(m);
+  cuda.def("describe", [](int status) {
+    return py::make_tuple(cudaGetErrorName(static_cast<cudaError_t>(status)), Machine::get().error, false);
+  });
+  py::module_ machine = m.def_submodule("emulation");
+  machine.def("reset", [] { Machine::get() = Machine(); });
+  machine.def("set_order", [](int order) { Machine::get().order = static_cast<Order>(order); });
+  machine.def("add_readable", [](std::uintptr_t begin, std::size_t bytes) {
+    Machine::get().readable.emplace_back(reinterpret_cast<const unsigned char*>(begin), bytes);
+  });
+  machine.def("bank_conflicts", [] { return Machine::get().bank_conflicts; });
+  machine.def("largest_shared", [] { return Machine::get().largest_shared; });
+}
+
+}  // namespace emulation

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fault matrix: what is put where, what must come of it, and one function that runs a case and checks it.
+
+A case is eight streams of different lengths, lags, conditions, guidance, windows and solvers in one engine
+with not a page to spare. One of them, the victim, is struck. `run` raises AssertionError unless: the victim
+ends as `OUTCOMES` says; every other stream delivers the frames of the run without a fault, bit for bit; all
+pages are back; and a new stream in the same engine gives its own result, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from dense_oracle import randomise
+from fault_injection import Fault, installed
+
+from ardiff_engine.diffusion import NoiseSchedule, solvers
+from ardiff_engine.engine import Engine, Request, Stream
+from ardiff_engine.errors import ArdiffError, NumericalError, StreamClosedError
+from ardiff_engine.memory import RecomputedWindow, Window
+from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
+
+PLACES = ("plan", "pages", "pack", "layer k", "commit", "solver", "hand-over", "decode", "callback")
+OUTCOMES = {
+    "exception": "fails",
+    "nan": "fails",
+    "out of memory": "fails",
+    "out of memory, once": "goes on",
+    "slow reader": "goes on",
+    "cancel": "is cancelled",
+    "dead worker": "goes on",
+}
+STREAMS = 8
+LAYERS = 2
+PATIENCE = 30.0
+"""Seconds after which a lock is taken to be lost. A run that passes never waits that long."""
+
+_NO_NUMBERS = "only whole numbers here"
+_READS_LATER = "readers act between passes: to this part of one, a slow reader is a stream that is not there"
+_NOT_AGAIN = "has effects of its own, so it is not called a second time"
+NOT_APPLICABLE = {
+    ("nan", "plan"): _NO_NUMBERS,
+    ("nan", "pages"): _NO_NUMBERS,
+    ("nan", "hand-over"): "copies numbers that the line before has checked",
+    ("out of memory, once", "decode"): _NOT_AGAIN,
+    ("out of memory, once", "callback"): _NOT_AGAIN,
+} | {("slow reader", place): _READS_LATER for place in PLACES if place not in ("hand-over", "decode")}
+PAIRS = [(kind, place) for kind in OUTCOMES for place in PLACES if (kind, place) not in NOT_APPLICABLE]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run. victim: which of the eight streams; seed: of all noise, and of where the fault strikes."""
+
+    kind: str
+    place: str
+    victim: int
+    seed: int
+
+    @property
+    def chance(self) -> random.Random:
+        return random.Random(f"{self.kind} {self.place} {self.victim} {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """The run without a fault: frames and ticks of each stream; pages they can hold; a stream after it."""
+
+    frames: list[list[torch.Tensor]]
+    ticks: list[int]
+    pages: int
+    after: torch.Tensor
+
+
+@cache
+def model() -> ARDiffusionTransformer:
+    sizes = {"num_frames": 4, "tokens_per_frame": 3, "width": 16, "depth": LAYERS, "heads": 2}
+    made = ARDiffusionTransformer(
+        ARDiffusionConfig(
+            **sizes, context_tokens=2, context_dim=4, mask="temporal_causal", merge="separate_norm"
+        )
+    )
+    randomise(made)
+    return made.eval()
+
+
+@cache
+def solver(steps: int, eta: float) -> solvers.DDIM:
+    schedule = NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)
+    return solvers.DDIM(schedule, num_inference_steps=steps, eta=eta)
+
+
+def requests(seed: int) -> list[dict[str, Any]]:
+    prefix = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(seed))
+    kinds: list[dict[str, Any]] = [
+        {"num_frames": 3, "lag": 0, "prefix": prefix},
+        {"num_frames": 4, "lag": 1},
+        {"num_frames": 4, "lag": 2, "guidance_scale": 2.0},
+        {"num_frames": 3, "lag": 3},
+        {"num_frames": 4, "lag": 2, "memory": Window(2)},
+        {"num_frames": 4, "lag": 1, "solver": solver(2, 0.7)},
+        {"num_frames": 3, "lag": 2, "condition": torch.ones(2, 4)},
+        {"num_frames": 4, "lag": 2, "memory": Window(2, sink=1), "solver": solver(4, 0.0)},
+    ]
+    return [kind | {"seed": STREAMS * seed + number} for number, kind in enumerate(kinds)]
+
+
+AFTER: dict[str, Any] = {"num_frames": 2, "lag": 1, "seed": 2**40}
+
+
+def engine_for(pages: int) -> Engine:
+    return Engine(model(), solver=solver(3, 0.0), memory=RecomputedWindow(3), max_pages=pages)
+
+
+@cache
+def reference(seed: int) -> Reference:
+    engine = engine_for(400)
+    streams = [engine.submit(Request(**options)) for options in requests(seed)]
+    pages = sum(stream.pages.most for stream in streams)
+    while engine.step():
+        pass
+    frames = [[frame.latent for frame in stream.take_ready()] for stream in streams]
+    after = engine_for(400).submit(Request(**AFTER)).result()
+    return Reference(frames, [stream.ticks_done for stream in streams], pages, after)
+
+
+def run(case: Case) -> None:
+    """Raise AssertionError, or whatever came out of the engine, unless the case goes as it must."""
+    if case.place == "decode":
+        from fault_decoding import run_decode
+
+        run_decode(case)
+        return
+    expected, chance = reference(case.seed), case.chance
+    tick = _tick(case, expected.ticks[case.victim], chance)
+    fault = Fault(case.kind, case.place, tick, LAYERS, chance)
+    engine = engine_for(expected.pages)
+    slow = case.kind == "slow reader"
+    streams = []
+    for number, options in enumerate(requests(case.seed)):
+        ahead = 1 if slow and number == case.victim else None
+        on_step = fault.call_back if case.place == "callback" else None
+        streams.append(engine.submit(Request(**options, max_ahead=ahead, on_step=on_step)))
+    victim = fault.victim = streams[case.victim]
+    # A cancel may strike in the part of any stream that is still there at that tick.
+    others = [stream for stream, ticks in zip(streams, expected.ticks, strict=True) if ticks > tick + 1]
+    fault.host = chance.choice([victim, *others]) if case.kind == "cancel" else victim
+    with installed(fault, engine):
+        _drive(engine, fault, streams)
+    if slow:
+        _check_that_only_this_one_waits(victim, streams)
+        victim.result()
+    else:
+        assert fault.struck, "the fault never struck"
+    _check_victim(case.kind, victim)
+    for number, stream in enumerate(streams):
+        frames = [frame.latent for frame in stream.take_ready()]
+        whole = number != case.victim or OUTCOMES[case.kind] == "goes on"
+        check_frames(frames, expected.frames[number], whole=whole, name=f"stream {number}")
+        assert whole <= (stream.state == "finished"), f"stream {number} is {stream.state}"
+    check_engine(engine, OUTCOMES[case.kind], expected)
+
+
+def check_frames(frames: list[torch.Tensor], expected: list[torch.Tensor], *, whole: bool, name: str) -> None:
+    """All of them, or where a stream has ended early the first ones, bit for bit."""
+    assert len(frames) == len(expected) if whole else len(frames) <= len(expected), f"{name}: {len(frames)}"
+    assert all(torch.equal(*pair) for pair in zip(frames, expected, strict=False)), f"{name} is another video"
+
+
+def check_engine(engine: Engine, outcome: str, expected: Reference) -> None:
+    stats = engine.stats()
+    assert stats.streams_running == stats.pages_held == stats.pages_promised == 0, stats
+    assert stats.pages_free == engine.pool.manager.unpromised == stats.pages_total, stats
+    assert stats.streams_failed == (outcome == "fails"), stats
+    assert stats.streams_cancelled == (outcome == "is cancelled"), stats
+    result = engine.submit(Request(**AFTER)).result()
+    assert torch.equal(result, expected.after), "a new stream gives another video"
+    assert engine.stats().pages_held == 0
+
+
+def _tick(case: Case, ticks: int, chance: random.Random) -> int:
+    """From which tick of the victim on the fault strikes; late enough and early enough to strike at all."""
+    if case.place == "commit":  # the prefix of stream 0 is committed at once; the others after some frames
+        return 0 if case.victim == 0 else chance.randint(0, 2)
+    if case.place == "callback":  # after a tick, the last one included, where it is not too late then
+        return chance.randint(1, ticks - (case.kind in ("nan", "cancel")))
+    return chance.randrange(ticks - (case.kind == "cancel"))
+
+
+def _drive(engine: Engine, fault: Fault, streams: list[Stream]) -> None:
+    if fault.kind == "dead worker":
+
+        def until_dead() -> None:
+            with contextlib.suppress(SystemExit):
+                while engine.step():
+                    pass
+
+        thread = threading.Thread(target=until_dead)
+        thread.start()
+        thread.join()
+        assert engine.lock.acquire(timeout=PATIENCE), "the thread took the engine's lock with it"
+        engine.lock.release()
+    while engine.step():
+        fault.wait()
+        assert all(not stream.pages.held for stream in streams if stream.done), "pages of an ended stream"
+
+
+def _check_that_only_this_one_waits(victim: Stream, streams: list[Stream]) -> None:
+    assert all(stream.state == "finished" for stream in streams if stream is not victim)
+    if victim.request.lag:  # with lag 0 all frames come in the last tick, so nothing is left to wait for
+        assert victim.state == "running" and victim.frames_ready == 1
+
+
+def _check_victim(kind: str, victim: Stream) -> None:
+    if OUTCOMES[kind] == "goes on":
+        victim.result()
+        return
+    if OUTCOMES[kind] == "is cancelled":
+        assert victim.state == "cancelled"
+        victim.raise_if_failed()
+        with pytest.raises(StreamClosedError):
+            victim.result()
+        return
+    assert victim.state == "failed", f"the victim is {victim.state}"
+    with pytest.raises(NumericalError if kind == "nan" else ArdiffError) as first:
+        victim.raise_if_failed()
+    with pytest.raises(ArdiffError) as again:
+        victim.result()
+    assert again.value is first.value, "one stream, one error"
