@@ -68,7 +68,8 @@ def test_license_and_type_marker_are_there() -> None:
 
 def test_links_in_the_documents_lead_somewhere() -> None:
     for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)  # a C++ lambda looks like a link
+        # In C++ code a lambda looks like a link.
+        text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
