@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -124,6 +125,8 @@ def test_ctrl_c_ends_an_endless_stream_and_keeps_its_frames(tiny_model: Path, tm
         text=True,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
@@ -220,7 +223,8 @@ def test_training_commands_hand_their_options_on(
     ]
 
 
-def test_bench_runs_what_matches_and_writes_json(tmp_path: Path) -> None:
+def test_bench_runs_what_matches_and_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # beside other tests nothing is timed
     (tmp_path / "bench_sum.py").write_text("def test_sum(benchmark):\n    benchmark(sum, range(9))\n")
     (tmp_path / "bench_max.py").write_text("def test_max(benchmark):\n    benchmark(max, range(9))\n")
     target = tmp_path / "results.json"
