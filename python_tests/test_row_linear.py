@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -17,7 +21,10 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("inner", "outer"), [(192, 576), (768, 192), (1536, 384), (4, 96), (192, 4)])
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [(192, 576), (768, 192), (1536, 384), (4, 96), (192, 4), (192, 16), (100, 30), (1000, 77), (1152, 640)],
+)
 def test_a_row_is_the_same_in_any_batch(threads, inner, outer):
     torch.manual_seed(0)
     layer = RowLinear(inner, outer)
@@ -38,3 +45,13 @@ def test_values_shapes_and_gradients_are_those_of_a_linear_layer():
         assert layer(x[:, :0]).shape == (2, 0, 40)
         assert RowLinear(24, 3, bias=False, dtype=torch.float64)(x).shape == (2, 7, 3)
     assert torch.autograd.gradcheck(lambda t: layer(t), x.requires_grad_(True))
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512"])
+def test_also_with_the_other_kernels_of_mkl(instructions):
+    """MKL picks its kernels once per process; the setting never asks for more than the processor has."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "in_any_batch"]
+    environment = os.environ | {"MKL_ENABLE_INSTRUCTIONS": instructions}
+    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
