@@ -43,6 +43,7 @@ def test_values_shapes_and_gradients_are_those_of_a_linear_layer():
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
         assert layer(x[:, :0]).shape == (2, 0, 40)
+        assert all(RowLinear(24, n)(torch.randn(7, 24)).is_contiguous() for n in (5, 40, 96, 100, 192))
         assert RowLinear(24, 3, bias=False, dtype=torch.float64)(x).shape == (2, 7, 3)
     assert torch.autograd.gradcheck(lambda t: layer(t), x.requires_grad_(True))
 

@@ -41,10 +41,10 @@ class RowLinear(nn.Linear):
         if rest := self.out_features - whole:
             weight = pad(self.weight[whole:], (0, 0, 0, OUTPUTS - rest))
             parts.append(_product(shares, weight)[:count, :rest])
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        out = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()
         if self.bias is not None:
             out += self.bias
-        return out.reshape(*input.shape[:-1], self.out_features)
+        return out.view(*input.shape[:-1], self.out_features)
 
 
 def _product(shares: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
