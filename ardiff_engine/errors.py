@@ -38,9 +38,7 @@ class CheckpointError(ArdiffError, ValueError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A pickle-based weights file. These can run code when they are opened, so they must be converted
-    first.
-    """
+    """A pickle-based weights file: it can run code when it is opened, so it must be converted first."""
 
 
 class BackendNotAvailableError(ArdiffError, RuntimeError):

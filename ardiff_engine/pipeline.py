@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformer, autoencoder and noise schedule together: one call for a video, or frames as they become
-clean.
-"""
+"""Transformer, autoencoder and noise schedule: one call for a video, or frames as they become clean."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ Video = torch.Tensor | np.ndarray | str | Path
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoOutput:
-    """frames: uint8 [B, T, H, W, 3]; latents: float32 [B, T, tokens, channels]; seconds: wall time of the
-    whole call.
-    """
+    """frames: uint8 [B, T, H, W, 3]; latents: fp32 [B, T, tokens, channels]; seconds: of the call."""
 
     frames: torch.Tensor
     latents: torch.Tensor
@@ -94,9 +90,7 @@ class Pipeline:
     def from_pretrained(
         cls, name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> Pipeline:
-        """A bundled model by name, or a folder with transformer/, vae/ and scheduler.json. The autoencoder
-        stays fp32.
-        """
+        """A bundled model, or a folder with transformer/, vae/, scheduler.json. The VAE stays fp32."""
         folder = ASSETS / name if (ASSETS / name / SCHEDULER_FILE).is_file() else Path(name)
         if not (folder / SCHEDULER_FILE).is_file():
             bundled = sorted(path.parent.name for path in ASSETS.glob(f"*/{SCHEDULER_FILE}"))
@@ -332,9 +326,7 @@ class Pipeline:
         videos: int,
         frames: int,
     ) -> torch.Tensor | None:
-        """[videos, frames, tokens, channels] that were given or are drawn, video after video; None: by
-        seed.
-        """
+        """[videos, frames, tokens, channels], given or drawn video after video; None: by seed."""
         if latents is not None:
             if latents.ndim != 4 or latents.shape[0] != videos:
                 raise TensorError(

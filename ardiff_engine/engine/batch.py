@@ -2,9 +2,8 @@
 """One pass over all running streams: their feeds, packed into the tensors that the model and the solver take.
 
 Token order: the contexts that are fed, then the frames, stream by stream and branch by branch. Frames whose
-views
-start at the same frame form one group: each sees a prefix of the group's page list. From tick to tick mostly
-levels change, so everything else is kept in a `Layout` and used again.
+views start at the same frame form one group: each sees a prefix of the group's page list. From tick to tick
+mostly levels change, so everything else is kept in a `Layout` and used again.
 """
 
 from __future__ import annotations
@@ -214,9 +213,7 @@ class Packer:
         views.add([self._spec.context_tokens], pages, valid, [len(pages)])
 
     def _add_frame_views(self, views: _Views, stream: Stream, feed: Feed, branch: int) -> None:
-        """Groups of frames whose views start alike; `seen` counts pages, so that each frame ends at its
-        own.
-        """
+        """Groups of frames whose views start alike; `seen` counts the pages up to each frame's own end."""
         per_frame, context = len(self._frame_valid), stream.pages.context[branch]
         frames = [cell.frame for cell in feed.frames]
         begin = 0

@@ -11,9 +11,7 @@ from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 
 @torch.no_grad()
 def condition_rows(model: ARDiffusionTransformer, condition: torch.Tensor | int | None) -> torch.Tensor:
-    """[context_tokens, context_dim] on the model's device: of a class id, given rows, or None: the model's
-    own.
-    """
+    """[context_tokens, context_dim] on the model's device, of a class id, given rows, or None (its own)."""
     if condition is None:
         return model.context()[0]
     if isinstance(condition, int):

@@ -113,9 +113,7 @@ class DecodeWorker(Generic[Piece, Picture]):
         )
 
     def close(self) -> None:
-        """Drop all that waits and end the thread; returns once it has, after the piece in hand.
-        Idempotent.
-        """
+        """Drop all that waits; return once the thread has ended, after the piece in hand. Idempotent."""
         self._stop()
         _join(self._thread)  # the line above does nothing where another thread is in it already
 

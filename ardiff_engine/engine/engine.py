@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many streams, one model, one page pool: every `step()` runs one forward pass over the cells of running
-streams.
-"""
+"""Many streams, one model, one page pool: every `step()` is one pass over the cells of all that run."""
 
 from __future__ import annotations
 
@@ -49,13 +47,15 @@ T = TypeVar("T")
 class Engine:
     """Serves a model. Not tied to a thread: `step()` may be called from any; calls wait for each other.
 
-    memory: RecomputedWindow(model's num_frames) if not given. max_pages: size of the page pool, allocated
-        here: max_pages * layers * 2 * heads * page_rows * head_dim numbers; a fraction is a share of the
-            memory that is free now. max_batch_tokens: tokens that one pass takes at most; streams then take
-            turns, longest wait first, and one that needs more runs alone. max_waiting: videos that may wait
-            for pages; beyond that, and by default, `submit` refuses. The model's weights are read when the
-            engine is built (modulation table) and at
-        every pass: after changing them, build a new engine.
+    memory: RecomputedWindow(model's num_frames) if not given.
+    max_pages: size of the page pool, allocated here: max_pages * layers * 2 * heads * page_rows * head_dim
+        numbers; a fraction is a share of the memory that is free now.
+    max_batch_tokens: tokens that one pass takes at most; streams then take turns, longest wait first, and one
+        that needs more runs alone.
+    max_waiting: videos that may wait for pages; beyond that, and by default, `submit` refuses.
+
+    The model's weights are read when the engine is built (modulation table) and at every pass: after changing
+    them, build a new engine.
     """
 
     def __init__(

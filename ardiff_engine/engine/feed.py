@@ -150,9 +150,7 @@ class Feeder:
         return self.floor
 
     def missing(self, frame: int) -> list[int]:
-        """Frames before `frame` whose K/V or clean latents a video that goes on from there would need
-        anew.
-        """
+        """Frames before `frame` whose K/V or clean latents going on from there would need anew."""
         if not self._cacheable:
             needed = range(self._policy.origin(frame), frame)
         else:

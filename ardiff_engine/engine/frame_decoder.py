@@ -19,9 +19,7 @@ class FrameDecoder:
     """
 
     def __init__(self, vae: TiTok, given: torch.Tensor | None = None) -> None:
-        """given: latents [P, tokens, channels] of frames that the video starts with and that are not
-        decoded.
-        """
+        """given: latents [P, tokens, channels] of the frames before the first one to decode."""
         self._vae = vae
         self._tokens = vae.config.num_latent_tokens
         self._chunk: list[torch.Tensor] = []
@@ -63,9 +61,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_images(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 [T, H, W, 3] -> [T, 3, size, size] in [0, 1]: shorter side resized (bicubic, antialiased), centre
-    crop.
-    """
+    """uint8 [T, H, W, 3] -> [T, 3, size, size] in [0, 1]: shorter side resized (bicubic), centre crop."""
     images = frames.permute(0, 3, 1, 2).float() / 255
     height, width = images.shape[-2:]
     if (height, width) == (size, size):

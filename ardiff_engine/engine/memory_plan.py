@@ -21,9 +21,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes for `streams` videos at a time. workspace_bytes: activations of the largest pass, an upper
-    estimate.
-    """
+    """Bytes for `streams` videos at a time. workspace_bytes: of the largest pass, estimated from above."""
 
     streams: int
     pages_per_stream: int

@@ -68,9 +68,7 @@ class Passes:
         self.packing_seconds = self.model_seconds = self.solver_seconds = 0.0
 
     def run(self, work: Work) -> list[Outcome]:
-        """One pass, or where that fails one per stream. Streams that fail alone have their error and no
-        outcome.
-        """
+        """One pass, or where that fails one per stream. Who fails alone has an error and no outcome."""
         self.packing_seconds = self.model_seconds = self.solver_seconds = 0.0
         return self._run(work, may_free=True)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ardiff_engine.engine.stream import Stream
 
 CAPACITY = 20_000
-"""Ticks that a recorder keeps; eight streams make that about 30 MB."""
+"""Ticks that a recorder keeps; eight streams make that about 46 MB."""
 
 
 @dataclass(frozen=True, slots=True)

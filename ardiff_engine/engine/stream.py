@@ -249,9 +249,7 @@ class Stream:
             stream_edits.suspend(self)
 
     def resume(self) -> None:
-        """Go on after `suspend`, bit for bit; OutOfPagesError, and nothing changes, while the pool is
-        full.
-        """
+        """Go on after `suspend`, bit for bit. While the pool is full: OutOfPagesError, no change."""
         with self.engine.lock:
             stream_edits.resume(self)
 

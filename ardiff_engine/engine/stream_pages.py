@@ -15,9 +15,7 @@ from ardiff_engine.memory.page_pool import PagePool
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedPages:
-    """K/V on the host: k, v [layers, pages, heads, page_rows, head_dim], in the order of
-    `StreamPages.ids`.
-    """
+    """K/V on the host, in the order of `ids`: k, v [layers, pages, heads, page_rows, head_dim]."""
 
     k: torch.Tensor
     v: torch.Tensor

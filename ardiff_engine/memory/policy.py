@@ -35,9 +35,7 @@ class MemoryPolicy(Protocol):
         """The frame that stands at position 0. When it moves, all stored K/V are stale."""
 
     def prefill(self, prefix: int) -> list[range]:
-        """Chunks of given frames to commit, in order, before the first tick; none if the first tick does
-        it.
-        """
+        """Chunks of given frames to commit before the first tick, in order; none if that tick does it."""
 
 
 def require_rope(policy: str, spec: ModelSpec) -> None:

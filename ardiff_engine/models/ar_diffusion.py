@@ -31,9 +31,7 @@ Attend = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class ARDiffusionTransformer(nn.Module):
-    """Predicts clean latents (or noise, or v: what it was trained for) from noisy frames, each at its own
-    timestep.
-    """
+    """Predicts clean latents (or noise, or v, as trained) from noisy frames, each at its own timestep."""
 
     pos_embed: torch.Tensor
     frequencies: torch.Tensor
@@ -91,9 +89,7 @@ class ARDiffusionTransformer(nn.Module):
     # --- conditions
 
     def context(self, class_ids: torch.Tensor | None = None, batch: int = 1) -> torch.Tensor:
-        """The trained context [B, context_tokens, context_dim]: of the given classes, or the only one there
-        is.
-        """
+        """The trained context [B, context_tokens, context_dim]: of the given classes, or the only one."""
         if self.config.num_classes is None:
             if class_ids is not None:
                 raise TensorError(
@@ -147,15 +143,11 @@ class ARDiffusionTransformer(nn.Module):
         return torch.cat([neutral, rows, ungated], dim=1)
 
     def frame_row(self, index: int, first: int) -> int:
-        """Row of `modulation_table` for a frame with timestep t[index] in a sequence whose first frame has
-        t[first].
-        """
+        """Row of `modulation_table` for a frame at t[index], where the first frame is at t[first]."""
         return 1 + (first if self.config.merge == "reproduce" else index)
 
     def context_row(self, first: int, timesteps: int) -> int:
-        """Row for the context tokens of a sequence whose first frame has t[first], in a table of M =
-        timesteps.
-        """
+        """Row for the context of a sequence whose first frame is at t[first]; timesteps: M of the table."""
         if self.config.merge == "reproduce":
             return 1 + first
         return 1 + timesteps + first if self.config.merge == "sharenorm_shift_first_t" else 0

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one forward pass needs besides the latents: where K/V go, who sees what, which modulation row is
-whose.
-"""
+"""What a pass needs besides the latents: where K/V go, who sees what, whose modulation is which row."""
 
 from __future__ import annotations
 

@@ -9,9 +9,7 @@ BASE = 10000.0
 
 
 def sincos_positions(count: int, width: int) -> torch.Tensor:
-    """Frozen table [count, width]: row p = [sin(p w_j), cos(p w_j)], w_j = 10000^(-j / (width/2)), in
-    float64.
-    """
+    """float64 table [count, width]: row p = [sin(p w_j), cos(p w_j)], w_j = 10000^(-j / (width/2))."""
     omega = BASE ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angle = torch.arange(count, dtype=torch.float64)[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -43,9 +43,7 @@ def training_timesteps(
 
 
 def is_teacher_forced(micro_batch: int, loss: DiffusionLossConfig, seed: int) -> bool:
-    """The same on all processes: a pass with history takes twice as long, and the slowest process sets the
-    pace.
-    """
+    """The same on all processes: a pass with history takes twice as long, and the slowest sets the pace."""
     return float(uniform(seed, PURPOSE_TEACHER, micro_batch, 1)[0]) < loss.teacher_forcing
 
 
