@@ -15,6 +15,9 @@ import torch
 from ardiff_engine import ops
 from ardiff_engine.engine import Engine, Stream
 from ardiff_engine.engine.batch import Work
+from ardiff_engine.models import native_block
+from ardiff_engine.models.ar_diffusion_block import Block
+from ardiff_engine.models.paged_attention import PagedAttention
 
 ONCE = ("out of memory, once", "cancel", "dead worker")
 SHORT_MEMORY = (
@@ -114,9 +117,10 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
             wrap(host, "prepare", fault.around(host.prepare))
         elif fault.place == "layer k":
             block = engine.model.layers[fault.layer]
-            stack.callback(block.mlp.register_forward_hook(pass_.layer).remove)
+            stack.callback(block.register_forward_hook(pass_.layer).remove)
         elif fault.place == "commit":
             wrap(ops, "norm_rope_write_", pass_.write)
+            wrap(native_block, "run", pass_.block)
         elif fault.place == "solver":
             wrap(ops, "solver_step", pass_.solve)
         elif fault.place == "hand-over":
@@ -130,6 +134,7 @@ class _Pass:
     def __init__(self, fault: Fault, engine: Engine) -> None:
         self._fault, self._spec = fault, engine.model.spec
         self._pack, self._write, self._solve = engine._packer.pack, ops.norm_rope_write_, ops.solver_step
+        self._block = native_block.run
         self._work: Work = []
         self._updates: list[tuple[Stream, int]] = []
         self._layer = 0
@@ -162,18 +167,29 @@ class _Pass:
     def write(
         self, qkv: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, *rest, **options
     ):
+        return self._committing(k, v, slots, lambda: self._write(qkv, k, v, slots, *rest, **options))
+
+    def block(self, block: Block, h, rows, frame_ids, attend: PagedAttention, eps: float) -> None:
+        def run() -> None:
+            self._block(block, h, rows, frame_ids, attend, eps)
+
+        self._committing(attend.k_pages, attend.v_pages, attend.batch.slots, run)
+
+    def _committing(
+        self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, write: Callable[[], Any]
+    ) -> Any:
         here, self._layer = self._layer == self._fault.layer, self._layer + 1
         rows = self._rows(commits_only=True) if here and self._due() else torch.zeros(1, dtype=torch.bool)
         if rows.any() and self._fault.early and self._fault.kind != "nan":
             self._fault.strike()
-        q = self._write(qkv, k, v, slots, *rest, **options)
+        written = write()
         if rows.any() and self._due():
             if self._fault.kind == "nan":
                 page, row = slots[rows] // k.shape[2], slots[rows] % k.shape[2]
                 k[page, :, row] = v[page, :, row] = torch.nan
             if not self._fault.early or self._fault.kind == "nan":
                 self._fault.strike()
-        return q
+        return written
 
     def solve(self, *arguments: Any, **options: Any) -> Any:
         here = self._due()

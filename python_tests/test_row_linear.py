@@ -1,58 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a linear layer do not depend on their neighbours, and are those of nn.Linear."""
+"""RowLinear is nn.Linear, packs its weight when it may, and notices when that changes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import copy
+import pickle
 
 import pytest
 import torch
 
+from ardiff_engine import ops
 from ardiff_engine.models.row_linear import RowLinear
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("inner", "outer"),
-    [(192, 576), (768, 192), (1536, 384), (4, 96), (192, 4), (192, 16), (100, 30), (1000, 77), (1152, 640)],
-)
-def test_a_row_is_the_same_in_any_batch(threads, inner, outer):
+@pytest.fixture
+def layer() -> RowLinear:
     torch.manual_seed(0)
-    layer = RowLinear(inner, outer)
-    x = torch.randn(700, inner)
-    with torch.no_grad():
-        whole = layer(x)
-        for count in (*range(1, 40), 64, 72, 81, 96, 128, 256, 520):
-            for first in (0, 5, 32):
-                assert torch.equal(layer(x[first : first + count]), whole[first : first + count]), count
+    return RowLinear(24, 40)
 
 
-def test_values_shapes_and_gradients_are_those_of_a_linear_layer():
+def as_linear(layer: RowLinear, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+
+
+@torch.no_grad()
+def test_rows_do_not_depend_on_their_neighbours(layer: RowLinear) -> None:
+    x = torch.randn(100, 24)
+    whole = layer(x)
+    assert torch.allclose(whole.double(), as_linear(layer, x), atol=1e-6)
+    assert all(torch.equal(layer(x[i : i + n]), whole[i : i + n]) for n in range(1, 20) for i in (0, 3, 50))
+
+
+def test_values_shapes_and_gradients_are_those_of_a_linear_layer() -> None:
     torch.manual_seed(0)
     layer, x = RowLinear(24, 40, dtype=torch.float64), torch.randn(2, 7, 24, dtype=torch.float64)
     expected = x @ layer.weight.t() + layer.bias
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
         assert layer(x[:, :0]).shape == (2, 0, 40)
-        assert all(RowLinear(24, n)(torch.randn(7, 24)).is_contiguous() for n in (5, 40, 96, 100, 192))
-        assert RowLinear(24, 3, bias=False, dtype=torch.float64)(x).shape == (2, 7, 3)
+        assert RowLinear(24, 3, bias=False)(x.float()).shape == (2, 7, 3)
     assert torch.autograd.gradcheck(lambda t: layer(t), x.requires_grad_(True))
 
 
-@pytest.mark.parametrize("instructions", ["AVX2", "AVX512"])
-def test_also_with_the_other_kernels_of_mkl(instructions):
-    """MKL picks its kernels once per process; the setting never asks for more than the processor has."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "in_any_batch"]
-    environment = os.environ | {"MKL_ENABLE_INSTRUCTIONS": instructions}
-    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
+def change_in_place(layer: RowLinear) -> None:
+    layer.weight.mul_(2)
+
+
+def change_by_loading(layer: RowLinear) -> None:
+    layer.load_state_dict({name: 3 * value for name, value in layer.state_dict().items()})
+
+
+def change_by_assigning(layer: RowLinear) -> None:
+    layer.weight = torch.nn.Parameter(torch.randn(40, 24))
+
+
+def change_storage(layer: RowLinear) -> None:
+    layer.weight.data = torch.randn(40, 24)
+
+
+def change_dtype_and_back(layer: RowLinear) -> None:
+    layer.to(torch.bfloat16).to(torch.float32)
+
+
+def change_unseen(layer: RowLinear) -> None:
+    layer.weight.data.mul_(2)
+    layer.eval()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_in_place, change_by_loading, change_by_assigning, change_storage, change_dtype_and_back,
+        change_unseen,
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_a_changed_weight_is_packed_anew(layer: RowLinear, change) -> None:
+    x = torch.randn(5, 24)
+    before = layer(x)
+    change(layer)
+    assert torch.allclose(layer(x).double(), as_linear(layer, x), atol=1e-6)
+    assert not torch.allclose(layer(x), before, atol=1e-3)
+
+
+@torch.no_grad()
+def test_an_unchanged_weight_is_packed_once(layer: RowLinear, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = []
+    pack = ops.pack_linear
+    monkeypatch.setattr(ops, "pack_linear", lambda weight: packed.append(1) or pack(weight))
+    for _ in range(3):
+        layer(torch.randn(5, 24))
+    assert len(packed) == 1
+
+
+def test_copies_and_pickles_leave_the_packed_weight_behind(layer: RowLinear) -> None:
+    x = torch.randn(5, 24)
+    with torch.inference_mode():
+        expected = layer(x)
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert "_packed" not in other.__dict__
+            assert torch.equal(other(x), expected)
+    with torch.inference_mode():
+        made_here = RowLinear(24, 40)
+        assert torch.allclose(made_here(x).double(), as_linear(made_here, x), atol=1e-6)

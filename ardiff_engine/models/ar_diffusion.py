@@ -18,16 +18,16 @@ from torch import nn
 
 from ardiff_engine import ops
 from ardiff_engine.errors import TensorError, explain
-from ardiff_engine.models.ar_diffusion_block import LAYER_NORM_EPS, QK_NORM_EPS, Block, TimestepEmbedder
+from ardiff_engine.models import native_block
+from ardiff_engine.models.ar_diffusion_block import LAYER_NORM_EPS, Block, TimestepEmbedder
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpec
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.clip_checks import check_clip, check_history
 from ardiff_engine.models.clip_views import clip_table, history_table
+from ardiff_engine.models.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
 from ardiff_engine.models.positions import rope_frequencies, sincos_positions
 from ardiff_engine.models.row_linear import RowLinear
 from ardiff_engine.ranges import annotate
-
-Attend = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class ARDiffusionTransformer(nn.Module):
@@ -180,29 +180,15 @@ class ARDiffusionTransformer(nn.Module):
             h = torch.cat([self.c_embedder(condition).reshape(skip, config.width), h])
             own = torch.arange(config.context_tokens, device=x.device).repeat(batch.num_contexts)
             positions = torch.cat([own, positions])
+        frequencies = self.frequencies if config.positions == "rope" else None
 
-        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            k_pages, v_pages = batch.k_pages[layer], batch.v_pages[layer]
-            weights = self.layers[layer].attn.qk_weights()
-            q = ops.norm_rope_write_(
-                qkv,
-                k_pages,
-                v_pages,
-                batch.slots,
-                positions,
-                heads=config.heads,
-                norm="none" if weights[0] is None else "layer",
-                q_weight=weights[0],
-                q_bias=weights[1],
-                k_weight=weights[2],
-                k_bias=weights[3],
-                eps=QK_NORM_EPS,
-                frequencies=self.frequencies if config.positions == "rope" else None,
-            )
-            return ops.frame_attention(q, k_pages, v_pages, batch.table).reshape(qkv.shape[0], config.width)
+        # One for the whole pass: half a dozen buffers per layer would be allocated and freed again.
+        workspace = native_block.workspace(h, batch, config)
 
         with annotate("ardiff.layers"):
-            h = self._blocks(h, modulation, batch.frame_ids, attend)
+            for layer, block in enumerate(self.layers):
+                attend = PagedAttention(batch, layer, config.heads, positions, frequencies, workspace)
+                h = block(h, modulation[layer], batch.frame_ids, attend)
         return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
 
     def forward_clip(
@@ -257,8 +243,7 @@ class ARDiffusionTransformer(nn.Module):
                 rows = torch.cat([head, rows.new_zeros(clips, padding, config.heads, head_dim), tail], dim=1)
             return rows.reshape(-1, length, config.heads, head_dim).transpose(1, 2).contiguous()
 
-        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
-            weights = self.layers[layer].attn.qk_weights()
+        def attend(qkv: torch.Tensor, weights: QKWeights) -> torch.Tensor:
             q, k, v = ops.norm_rope(
                 qkv,
                 positions,
@@ -273,16 +258,10 @@ class ARDiffusionTransformer(nn.Module):
             )
             return ops.frame_attention(q, pages(k), pages(v), table).reshape(qkv.shape[0], width)
 
-        h = self._blocks(h, modulation, frame_ids, attend)
+        for layer, block in enumerate(self.layers):
+            h = block(h, modulation[layer], frame_ids, attend)
         video = h.reshape(clips, sequence, width)[:, config.context_tokens + past * length :]
         return self.final_layer(video).reshape(clips, own_frames, length, config.channels)
-
-    def _blocks(
-        self, h: torch.Tensor, modulation: torch.Tensor, frame_ids: torch.Tensor, attend: Attend
-    ) -> torch.Tensor:
-        for layer, block in enumerate(self.layers):
-            h = block(h, modulation[layer], frame_ids, lambda qkv, layer=layer: attend(layer, qkv))
-        return h
 
     def _clip_rows(self, clips: int, frames: int, device: torch.device) -> torch.Tensor:
         config, count = self.config, clips * frames

@@ -10,12 +10,16 @@ import torch
 from torch import nn
 
 from ardiff_engine import ops
+from ardiff_engine.models import native_block
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
+from ardiff_engine.models.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
 from ardiff_engine.models.row_linear import RowLinear
 
 TIMESTEP_FREQUENCIES = 128
 LAYER_NORM_EPS = 1e-6
-QK_NORM_EPS = 1e-5
+
+Attend = Callable[[torch.Tensor, QKWeights], torch.Tensor]
+"""qkv [T, 3 D] and the weights of the QK-norm -> the heads' outputs [T, D]."""
 
 
 class TimestepEmbedder(nn.Module):
@@ -48,7 +52,7 @@ class Attention(nn.Module):
         self.q_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
         self.k_norm = nn.LayerNorm(head_dim, eps=QK_NORM_EPS) if qk_norm else None
 
-    def qk_weights(self) -> tuple[torch.Tensor | None, ...]:
+    def qk_weights(self) -> QKWeights:
         """(q weight, q bias, k weight, k bias) of the QK-norm; all None without it."""
         if self.q_norm is None or self.k_norm is None:
             return None, None, None, None
@@ -78,12 +82,18 @@ class Block(nn.Module):
         h: torch.Tensor,
         rows: torch.Tensor,
         frame_ids: torch.Tensor,
-        attend: Callable[[torch.Tensor], torch.Tensor],
+        attend: Attend,
     ) -> torch.Tensor:
-        """h [T, D], rows [M, 6, D] = (shift, scale, gate) of attention and of the MLP, frame_ids [T]."""
+        """h [T, D], rows [M, 6, D] = (shift, scale, gate) of attention and of the MLP, frame_ids [T].
+
+        Without gradients h is overwritten. Over pages, in float32 on the CPU, the block is one native call.
+        """
+        if isinstance(attend, PagedAttention) and native_block.fits(self, h, rows, attend):
+            native_block.run(self, h, rows, frame_ids, attend, LAYER_NORM_EPS)
+            return h
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows.unbind(1)
         u, h = self._modulate(h, shift_a, scale_a, frame_ids)
-        h = self._add(h, self.attn.proj(attend(self.attn.qkv(u))), gate_a, frame_ids)
+        h = self._add(h, self.attn.proj(attend(self.attn.qkv(u), self.attn.qk_weights())), gate_a, frame_ids)
         u, h = self._modulate(h, shift_m, scale_m, frame_ids)
         return self._add(h, self.mlp(u), gate_m, frame_ids)
 

@@ -7,6 +7,7 @@ from ardiff_engine.ops.cuda_launch import check_device
 from ardiff_engine.ops.frame_attention import frame_attention
 from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.ops.gate_residual import gate_residual, gate_residual_
+from ardiff_engine.ops.linear import PackedWeight, linear, pack_linear
 from ardiff_engine.ops.modulate import modulate
 from ardiff_engine.ops.norm_rope_write import norm_rope, norm_rope_write_
 from ardiff_engine.ops.pages import copy_pages_, rotate_pages_
@@ -16,6 +17,7 @@ from ardiff_engine.ops.solver_step import solver_step
 
 __all__ = [
     "FrameTable",
+    "PackedWeight",
     "add_noise",
     "backends",
     "check_device",
@@ -23,9 +25,11 @@ __all__ = [
     "frame_attention",
     "gate_residual",
     "gate_residual_",
+    "linear",
     "modulate",
     "norm_rope",
     "norm_rope_write_",
+    "pack_linear",
     "philox_normal",
     "rotate_pages_",
     "sample_timesteps",

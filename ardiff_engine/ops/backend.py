@@ -33,6 +33,7 @@ OPS = (
     "frame_attention",
     "frame_attention_backward",
     "norm_rope_write_",
+    "linear",
     "modulate",
     "modulate_backward",
     "gate_residual",

@@ -8,6 +8,7 @@
 #include <array>
 
 #include "ardiff/attention_work.h"
+#include "attention_table.h"
 #include "binding.h"
 #include "cpu/dispatch.h"
 #include "cuda.h"
@@ -30,21 +31,8 @@ namespace {
 
 using Integers8 = std::array<std::int64_t, 8>;
 
-// The kernels trust the table. It was validated when it was built; this catches one that was changed since,
-// before it reads memory that is not the pool's.
 void check(const FrameAttentionParams& p, std::int64_t tokens) {
-  bool good = p.frame_ptr[0] == 0 && p.group_ptr[0] == 0 && p.page_ptr[0] == 0;
-  for (std::int64_t g = 0; good && g < p.groups; ++g) {
-    const std::int64_t entries = p.page_ptr[g + 1] - p.page_ptr[g];
-    good = entries >= 0 && p.group_ptr[g] <= p.group_ptr[g + 1];
-    for (std::int64_t f = p.group_ptr[g]; good && f < p.group_ptr[g + 1]; ++f) {
-      good = p.frame_ptr[f] <= p.frame_ptr[f + 1] && p.seen[f] >= 0 && p.seen[f] <= entries;
-    }
-    for (std::int64_t e = p.page_ptr[g]; good && e < p.page_ptr[g + 1]; ++e) {
-      good = p.pages[e] >= 0 && p.pages[e] < p.num_pages && p.valid[e] >= 0 && p.valid[e] <= p.page_rows;
-    }
-  }
-  if (!good || p.frame_ptr[p.group_ptr[p.groups]] != tokens) {
+  if (!ardiff::bindings::table_fits(p, tokens)) {
     throw py::index_error("frame_attention: the table does not fit q or the page pool");
   }
 }

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// Linear layer with packed weights: x [T, K], W [N, K] in panels of 48 outputs -> y [T, N], with bias and
+// GELU or a gated residual applied in registers.
+//
+// Work 2 T N K FLOPs. Floor: at T tokens a weight is used T times, so below about 25 tokens (16 FLOPs a cycle
+// and byte of memory rate) reading the weights once, 4 N K bytes, takes longer than the arithmetic.
+//
+// A register tile holds kTileRows rows of x times one panel piece of three vectors: with AVX-512 8 x 48 (24
+// accumulators, 3 weight vectors, broadcasts from memory), with AVX2 4 x 24. One panel of up to a few hundred
+// inputs stays in L1/L2 while all rows of a block pass over it; the next panel is prefetched meanwhile. A
+// thread works on a range of (row block, panel): few rows are split by panels, so that every weight is read
+// by one thread only.
+//
+// Each output is one chain of FMAs over the inputs in ascending order, then the bias, then the epilogue: its
+// bits depend on its own row of x and on nothing else, neither the number of rows nor the threads. That is
+// why the engine does not use BLAS here.
+#include "ardiff/linear.h"
+
+#include "ardiff/gate_residual.h"
+#include "simd_math.h"
+
+namespace ardiff::cpu::ARDIFF_ISA {
+namespace {
+
+constexpr int kPieces = 3;  // vectors of a register tile
+constexpr int kPieceOutputs = kPieces * Vec::width;
+#if defined(ARDIFF_ISA_avx512)
+constexpr int kTileRows = 8;
+#else
+constexpr int kTileRows = 4;
+#endif
+constexpr std::int64_t kMostInputs = 256;  // of a range: its piece of a panel stays in the L1 cache
+constexpr std::int64_t kBlockRows = 128;   // rows of x that stay in the L2 cache while panels pass
+
+// `exp` ends at e^88.7, so a numerator without a limit would not vanish for -1e38.
+ARDIFF_SIMD Vec gelu(Vec z) {
+  z = max(set(-40.0f), z);
+  return z / (set(1.0f) + exp(gelu_exponent(z, set(kGeluCubic), set(kGeluFactor))));
+}
+
+// What a register tile works on: one piece of a panel and a range of inputs.
+struct Piece {
+  const float* weights;     // of the first input of the range
+  std::int64_t output;      // its first output
+  std::int64_t begin, end;  // inputs
+  float* sums;              // [row of the block][kPieceOutputs]: what earlier ranges gave
+  const float* ahead;       // prefetched while this one is worked on, `step` floats per input
+  std::int64_t step;
+};
+
+template <int R>
+ARDIFF_SIMD void finish(const LinearParams& p, std::int64_t row, std::int64_t output,
+                        const Vec (&acc)[R][kPieces]) {
+#pragma GCC unroll 3
+  for (int v = 0; v < kPieces; ++v) {
+    const std::int64_t column = output + v * Vec::width, left = p.outputs - column;
+    if (left <= 0) return;
+    const int n = left < Vec::width ? static_cast<int>(left) : Vec::width;
+    const Vec bias = p.bias ? load_n(p.bias + column, n) : set(0.0f);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      Vec z = acc[r][v] + bias;
+      const std::int64_t at = (row + r) * p.outputs + column;
+      if (p.epilogue == LinearEpilogue::gelu) z = gelu(z);
+      if (p.epilogue == LinearEpilogue::gated) {
+        const float* gate = p.gate + p.frame_ids[row + r] * p.gate_stride + column;
+        z = gated(load_n(p.residual + at, n), load_n(gate, n), z);
+      }
+      store_n(p.y + at, z, n);
+    }
+  }
+}
+
+template <int R>
+ARDIFF_SIMD void tile(const LinearParams& p, const Piece& piece, std::int64_t block, std::int64_t row) {
+  Vec acc[R][kPieces];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+    for (int v = 0; v < kPieces; ++v) acc[r][v] = set(0.0f);
+  }
+  // Three rows per base pointer: x86 addresses base + {0, 1, 2} * stride.
+  const float* base[(R + 2) / 3];
+#pragma GCC unroll 3
+  for (int r = 0; r < (R + 2) / 3; ++r) base[r] = p.x + (row + 3 * r) * p.inputs + piece.begin;
+  const std::int64_t stride = p.inputs, count = piece.end - piece.begin;
+  for (std::int64_t i = 0; i < count; ++i) {
+    __builtin_prefetch(piece.ahead + i * piece.step, 0, 2);
+    Vec w[kPieces];
+#pragma GCC unroll 3
+    for (int v = 0; v < kPieces; ++v) w[v] = load(piece.weights + i * kPanelOutputs + v * Vec::width);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec x = set(base[r / 3][(r % 3) * stride + i]);
+#pragma GCC unroll 3
+      for (int v = 0; v < kPieces; ++v) acc[r][v] = fma(x, w[v], acc[r][v]);
+    }
+  }
+  float* sums = piece.sums + (row - block) * kPieceOutputs;
+  const bool last = piece.end == p.inputs;
+  if (piece.begin > 0) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+      for (int v = 0; v < kPieces; ++v) {
+        acc[r][v] = load(sums + r * kPieceOutputs + v * Vec::width) + acc[r][v];
+      }
+    }
+  }
+  if (last) return finish<R>(p, row, piece.output, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 3
+    for (int v = 0; v < kPieces; ++v) store(sums + r * kPieceOutputs + v * Vec::width, acc[r][v]);
+  }
+}
+
+template <int R>
+void last_tile(int rows, const LinearParams& p, const Piece& piece, std::int64_t block, std::int64_t row) {
+  if constexpr (R > 0) {
+    if (rows == R) return tile<R>(p, piece, block, row);
+    last_tile<R - 1>(rows, p, piece, block, row);
+  }
+}
+
+}  // namespace
+
+void linear(const LinearParams& p) {
+  const std::int64_t panels = (p.outputs + kPanelOutputs - 1) / kPanelOutputs;
+  const std::int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
+  const std::int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
+  const std::int64_t block_rows = blocks == 0 ? 0 : (tiles + blocks - 1) / blocks * kTileRows;
+  const std::int64_t ranges = (p.inputs + kMostInputs - 1) / kMostInputs;
+  const std::int64_t range = ranges == 0 ? 1 : ((p.inputs + ranges - 1) / ranges + 15) / 16 * 16;
+  const std::int64_t items = blocks * panels, limit = max_threads();
+  const int threads = static_cast<int>(items < limit ? items : limit);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (std::int64_t item = 0; item < items; ++item) {
+    alignas(64) float sums[kBlockRows * kPieceOutputs];
+    const std::int64_t first = item / panels * block_rows, panel = item % panels;
+    const std::int64_t end = first + block_rows < p.rows ? first + block_rows : p.rows;
+    const std::int64_t passes = (end - first + kTileRows - 1) / kTileRows;
+    for (std::int64_t output = 0; output < kPanelOutputs; output += kPieceOutputs) {
+      for (std::int64_t begin = 0; begin < p.inputs; begin += range) {
+        Piece piece;
+        piece.weights = p.panels + (panel * p.inputs + begin) * kPanelOutputs + output;
+        piece.output = panel * kPanelOutputs + output;
+        piece.begin = begin;
+        piece.end = begin + range < p.inputs ? begin + range : p.inputs;
+        piece.sums = sums;
+        piece.ahead = piece.weights + (piece.end - begin) * kPanelOutputs;
+        piece.step = passes > 3 ? 16 : 48 / passes;
+        std::int64_t row = first;
+        for (; row + kTileRows <= end; row += kTileRows) {
+          tile<kTileRows>(p, piece, first, row);
+          piece.ahead += (piece.end - begin) * piece.step;
+        }
+        last_tile<kTileRows - 1>(static_cast<int>(end - row), p, piece, first, row);
+      }
+    }
+  }
+}
+
+void pack_linear(const PackLinearParams& p) {
+  const std::int64_t panels = (p.outputs + kPanelOutputs - 1) / kPanelOutputs;
+  const int threads = threads_for(p.outputs * p.inputs);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    float* out = p.panels + panel * p.inputs * kPanelOutputs;
+    for (std::int64_t c = 0; c < kPanelOutputs; ++c) {
+      const std::int64_t output = panel * kPanelOutputs + c;
+      const float* row = p.weight + output * p.weight_stride;
+      for (std::int64_t i = 0; i < p.inputs; ++i) {
+        out[i * kPanelOutputs + c] = output < p.outputs ? row[i] : 0.0f;
+      }
+    }
+  }
+}
+
+}  // namespace ardiff::cpu::ARDIFF_ISA

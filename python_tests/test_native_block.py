@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A block as one native call against its own modules, in float64; and when it must not be used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from native_isa import isa  # noqa: F401
+
+from ardiff_engine.errors import PageTableError
+from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, CellBatch, native_block
+from ardiff_engine.ops import FrameTable
+
+ROPE = ARDiffusionConfig(width=48, depth=2, heads=3, tokens_per_frame=5, context_tokens=7, channels=4)
+CONFIGS = {
+    "rope": ROPE,
+    "share_norm": replace(ROPE, merge="share_norm", positions="absolute"),
+    "first_t": replace(ROPE, merge="sharenorm_shift_first_t", positions="absolute", mask="none"),
+}
+PAGES, ROWS = 9, 8
+
+
+def model_of(config: ARDiffusionConfig) -> ARDiffusionTransformer:
+    torch.manual_seed(0)
+    model = ARDiffusionTransformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3 if parameter.ndim == 1 else 0.7 * parameter.shape[-1] ** -0.5)
+    return model
+
+
+def cells(model: ARDiffusionTransformer, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Context and three frames of one stream, the last two in one group; page 0 is old."""
+    config = model.config
+    generator = torch.Generator().manual_seed(1)
+    shape = (config.depth, PAGES, config.heads, ROWS, config.head_dim)
+    k, v = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(dtype)
+    pages = [3, 8, 1, 5]
+    tokens = [config.context_tokens] + [config.tokens_per_frame] * 3
+    slots = torch.cat([page * ROWS + torch.arange(n) for page, n in zip(pages, tokens, strict=True)])
+    table = FrameTable.build(
+        [[7], [5], [5, 5]],
+        [[3], [3, 0, 8], [3, 0, 8, 1, 5]],
+        [[7], [7, 5, 5], [7, 5, 5, 5, 5]],
+        [[1], [3], [4, 5]],
+    )
+    batch = CellBatch(
+        num_contexts=1,
+        slots=slots,
+        frame_positions=torch.tensor([1, 2, 3]),
+        frame_ids=torch.repeat_interleave(
+            torch.tensor([0, 2, 3, 1], dtype=torch.int32), torch.tensor(tokens)
+        ),
+        table=table,
+        k_pages=k,
+        v_pages=v,
+    )
+    x = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64).to(dtype)
+    condition = torch.randn(1, 7, config.context_dim, generator=generator, dtype=torch.float64).to(dtype)
+    with torch.no_grad():
+        modulation = model.modulation_table(torch.tensor([900.0, 400.0, 30.0], dtype=dtype))
+    return x, batch, modulation, condition
+
+
+def run(model: ARDiffusionTransformer, dtype: torch.dtype) -> tuple[torch.Tensor, CellBatch]:
+    x, batch, modulation, condition = cells(model, dtype)
+    with torch.no_grad():
+        return model(x, batch, modulation, condition), batch
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+    native = native_block.run
+    monkeypatch.setattr(native_block, "run", lambda *given: calls.append(1) or native(*given))
+    return calls
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_output_and_pages_are_those_of_the_modules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch)
+    model = model_of(CONFIGS[name])
+    out, batch = run(model, torch.float32)
+    assert len(calls) == 2
+    monkeypatch.delenv("ARDIFF_BACKEND")
+    expected, wide = run(model.double(), torch.float64)
+    assert len(calls) == 2
+    for got, want in ((out, expected), (batch.k_pages, wide.k_pages), (batch.v_pages, wide.v_pages)):
+        assert ((got - want).norm() / want.norm()).item() <= 3e-6
+
+
+def test_bits_do_not_depend_on_threads() -> None:
+    model, before = model_of(ROPE), torch.get_num_threads()
+    try:
+        outs = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outs.append(run(model, torch.float32)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+
+
+def replaced(model: ARDiffusionTransformer) -> None:
+    old = model.layers[0].mlp.fc1
+    layer = torch.nn.Linear(old.in_features, old.out_features)
+    layer.load_state_dict(old.state_dict())
+    model.layers[0].mlp.fc1 = layer
+
+
+def hooked(model: ARDiffusionTransformer) -> None:
+    model.layers[0].attn.proj.register_forward_hook(lambda *_: None)
+
+
+def observed(model: ARDiffusionTransformer) -> None:
+    model.layers[0].mlp.register_forward_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("change", [replaced, hooked, observed])
+def test_a_changed_block_runs_as_modules(change, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(ROPE)
+    expected, _ = run(model, torch.float32)
+    change(model)
+    calls = count_calls(monkeypatch)
+    out, _ = run(model, torch.float32)
+    assert len(calls) == 1
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_the_reference_can_be_insisted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch)
+    monkeypatch.setenv("ARDIFF_BACKEND", "reference")
+    run(model_of(ROPE), torch.float32)
+    assert not calls
+
+
+def test_a_changed_weight_is_seen() -> None:
+    model = model_of(ROPE)
+    before, _ = run(model, torch.float32)
+    with torch.no_grad():
+        model.layers[1].mlp.fc2.weight.mul_(1.5)
+    after, _ = run(model, torch.float32)
+    expected, _ = run(model.double(), torch.float64)
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert ((after - expected).norm() / expected.norm()).item() <= 3e-6
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("slots", PAGES * ROWS, "slot"), ("slots", -2, "slot"), ("frame_ids", 99, "frame id")],
+)
+def test_bad_numbers_are_found_before_anything_is_written(field: str, value: int, message: str) -> None:
+    model = model_of(ROPE)
+    x, batch, modulation, condition = cells(model, torch.float32)
+    getattr(batch, field)[-1] = value
+    k = batch.k_pages.clone()
+    with torch.no_grad(), pytest.raises(PageTableError, match=message):
+        model(x, batch, modulation, condition)
+    assert torch.equal(batch.k_pages, k)
+
+
+def test_a_table_of_another_batch_is_found() -> None:
+    model = model_of(ROPE)
+    x, batch, modulation, condition = cells(model, torch.float32)
+    for table in (
+        FrameTable.build([21], [[3]], [[7]]),
+        FrameTable.build([22], [[PAGES]], [[7]]),
+        FrameTable.build([22], [[3]], [[ROWS + 1]]),
+    ):
+        with torch.no_grad(), pytest.raises(PageTableError, match="table of another batch"):
+            model(x, replace(batch, table=table), modulation, condition)
