@@ -136,7 +136,7 @@ class _Pass:
         self._pack, self._write, self._solve = engine._packer.pack, ops.norm_rope_write_, ops.solver_step
         self._block = native_block.run
         self._work: Work = []
-        self._updates: list[tuple[Stream, int]] = []
+        self._updates: list[Stream] = []
         self._layer = 0
 
     def _due(self) -> bool:
@@ -151,7 +151,7 @@ class _Pass:
         if here and self._fault.early:
             self._fault.strike()
         batch = self._pack(work)
-        self._updates = batch.updates
+        self._updates = [stream for stream, feed in work for _ in feed.roster.updated]
         if here and not self._fault.early and self._fault.due():
             self._fault.strike()
         return batch
@@ -197,7 +197,7 @@ class _Pass:
             self._fault.strike()
         result = self._solve(*arguments, **options)
         if here and self._fault.kind == "nan":
-            rows = [i for i, (stream, _) in enumerate(self._updates) if stream is self._fault.victim]
+            rows = [i for i, stream in enumerate(self._updates) if stream is self._fault.victim]
             result.x[rows] = torch.nan
         if here and not self._fault.early and self._fault.due():
             self._fault.strike()
@@ -209,8 +209,8 @@ class _Pass:
         frames: list[bool] = []
         for stream, feed in self._work:
             ours, branches = stream is self._fault.victim, len(stream.weights)
-            if feed.feeds_context:
+            if feed.roster.feeds_context:
                 contexts += [ours and not commits_only] * (branches * self._spec.context_tokens)
-            for cell in list(feed.frames) * branches:
-                frames += [ours and not (commits_only and cell.updates)] * self._spec.tokens_per_frame
+            for updates in feed.roster.updates * branches:
+                frames += [ours and not (commits_only and updates)] * self._spec.tokens_per_frame
         return torch.tensor(contexts + frames)

@@ -8,15 +8,16 @@ mostly levels change, so everything else is kept in a `Layout` and used again.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
 
 from ardiff_engine.diffusion.noise import PURPOSE_STEP
-from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.memory.page_pool import PagePool
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
@@ -32,7 +33,7 @@ Work = list[tuple[Stream, Feed]]
 class Batch:
     """cells: for the model. x [N, L, C]; condition [K, context_tokens, context_dim] or None.
 
-    The U updates: `updates` names stream and frame, `branch_cells` int64 [B, U] the cell of each guidance
+    The U updates, stream by stream: `branch_cells` int64 [B, U] the cell of each guidance
         branch, `weights` float32 [B, U] its share (0 where a stream has fewer branches), `coefficients` int64
         [U] rows of the coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any.
     """
@@ -40,7 +41,6 @@ class Batch:
     cells: CellBatch
     x: torch.Tensor
     condition: torch.Tensor | None
-    updates: list[tuple[Stream, int]]
     branch_cells: torch.Tensor
     weights: torch.Tensor
     coefficients: torch.Tensor
@@ -49,18 +49,33 @@ class Batch:
 
 @dataclass(slots=True)
 class _Views:
-    """The lists that become a FrameTable."""
+    """The arrays of a FrameTable while they grow. FrameTable.build would check and flatten lists of lists."""
 
-    query_tokens: list[list[int]] = field(default_factory=list)
-    pages: list[list[int]] = field(default_factory=list)
-    valid: list[list[int]] = field(default_factory=list)
-    seen: list[list[int]] = field(default_factory=list)
+    query_tokens: list[int] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    entries: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    valid: list[int] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
 
     def add(self, query_tokens: list[int], pages: list[int], valid: list[int], seen: list[int]) -> None:
-        self.query_tokens.append(query_tokens)
-        self.pages.append(pages)
-        self.valid.append(valid)
-        self.seen.append(seen)
+        """A group: tokens and seen pages of its query frames, and its page list."""
+        self.query_tokens += query_tokens
+        self.frames.append(len(query_tokens))
+        self.entries.append(len(pages))
+        self.pages += pages
+        self.valid += valid
+        self.seen += seen
+
+    def table(self) -> FrameTable:
+        return FrameTable(
+            frame_ptr=_offsets(self.query_tokens),
+            group_ptr=_offsets(self.frames),
+            page_ptr=_offsets(self.entries),
+            pages=torch.tensor(self.pages, dtype=torch.int32),
+            valid=torch.tensor(self.valid, dtype=torch.int32),
+            seen=torch.tensor(self.seen, dtype=torch.int32),
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +107,7 @@ class Packer:
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
 
     def pack(self, work: Work) -> Batch:
-        key = tuple((stream.number, stream.pages.version, *feed.layout()) for stream, feed in work)
+        key = tuple((stream.number, stream.pages.version, feed.roster) for stream, feed in work)
         layout = self._layouts.get(key)
         if layout is None:
             layout = self._layouts[key] = self._lay_out(work)
@@ -109,27 +124,22 @@ class Packer:
             k_pages=self._pool.k,
             v_pages=self._pool.v,
         )
-        conditions = [stream.conditions for stream, feed in work if feed.feeds_context]
-        latents = [
-            stream.latents[cell.frame]
-            for stream, feed in work
-            for _ in stream.weights
-            for cell in feed.frames
-        ]
-        updates = [(stream, cell) for stream, feed in work for cell in feed.frames if cell.updates]
-        coefficients = [stream.schedule.coefficient_base + cell.level for stream, cell in updates]
+        conditions = [stream.conditions for stream, feed in work if feed.roster.feeds_context]
+        latents: list[torch.Tensor] = []
+        coefficients: list[int] = []
+        for stream, feed in work:
+            latents += [stream.latents.stacked(feed.roster.frames)] * len(stream.weights)
+            base = stream.schedule.coefficient_base
+            coefficients += [base + level for level in feed.updated_levels]
         noisy = any(stream.schedule.draws_noise for stream, _ in work)
         return Batch(
             cells=cells,
-            x=torch.stack(latents),
+            x=torch.cat(latents),
             condition=torch.cat(conditions) if conditions else None,
-            updates=[(stream, cell.frame) for stream, cell in updates],
             branch_cells=layout.branch_cells,
             weights=layout.weights,
             coefficients=torch.tensor(coefficients, dtype=torch.int64, device=device),
-            keys=self._keys([(stream, cell.frame, cell.level) for stream, cell in updates])
-            if noisy
-            else None,
+            keys=self._keys(work) if noisy else None,
         )
 
     def forget(self) -> None:
@@ -144,11 +154,11 @@ class Packer:
         contexts: list[int] = []
         frames: list[int] = []
         for stream, feed in work:
-            base, first = stream.schedule.modulation_base, feed.frames[0].level
+            base, first = stream.schedule.modulation_base, feed.levels[0]
             branches = len(stream.weights)
-            if feed.feeds_context:
+            if feed.roster.feeds_context:
                 contexts += [base + model.context_row(first, stream.schedule.timesteps)] * branches
-            frames += [base + model.frame_row(cell.level, first) for cell in feed.frames] * branches
+            frames += [base + model.frame_row(level, first) for level in feed.levels] * branches
         return np.concatenate(
             [
                 np.repeat(np.asarray(contexts, np.int32), spec.context_tokens),
@@ -156,10 +166,11 @@ class Packer:
             ]
         )
 
-    def _keys(self, updates: list[tuple[Stream, int, int]]) -> torch.Tensor:
+    def _keys(self, work: Work) -> torch.Tensor:
         rows = [
             (stream.request.seed, stream.request.noise_stream, frame, PURPOSE_STEP, level)
-            for stream, frame, level in updates
+            for stream, feed in work
+            for frame, level in zip(feed.roster.updated, feed.updated_levels, strict=True)
         ]
         return torch.tensor(rows, dtype=torch.int64, device=self._device).reshape(len(rows), 5)
 
@@ -168,10 +179,10 @@ class Packer:
         views = _Views()
         context_pages: list[list[int]] = []
         for stream, feed in work:
-            if feed.feeds_context:
+            if feed.roster.feeds_context:
                 for branch, pages in enumerate(stream.pages.context):
                     context_pages.append(pages)
-                    self._add_context_view(views, stream, feed, branch)
+                    self._add_context_view(views, stream, feed.roster, branch)
 
         frame_pages: list[list[int]] = []
         positions: list[int] = []
@@ -179,14 +190,15 @@ class Packer:
         branch_cells: list[list[int]] = [[] for _ in range(branches)]
         weights: list[list[float]] = [[] for _ in range(branches)]
         for stream, feed in work:
+            roster = feed.roster
             for branch in range(branches):
                 used = branch < len(stream.weights)
                 start = len(frame_pages) if used else 0
                 if used:
-                    self._add_frame_views(views, stream, feed, branch)
-                    frame_pages += [stream.pages.frames[branch][cell.frame] for cell in feed.frames]
-                    positions += [cell.frame - feed.origin for cell in feed.frames]
-                updated = [offset for offset, cell in enumerate(feed.frames) if cell.updates]
+                    self._add_frame_views(views, stream, roster, branch)
+                    frame_pages += [stream.pages.frames[branch][frame] for frame in roster.frames]
+                    positions += [frame - roster.origin for frame in roster.frames]
+                updated = [offset for offset, updates in enumerate(roster.updates) if updates]
                 branch_cells[branch] += [start + offset for offset in updated]
                 weights[branch] += [stream.weights[branch] if used else 0.0] * len(updated)
 
@@ -198,35 +210,40 @@ class Packer:
             num_contexts=len(context_pages),
             slots=torch.from_numpy(slots).to(device),
             positions=torch.tensor(positions, dtype=torch.int64, device=device),
-            table=FrameTable.build(views.query_tokens, views.pages, views.valid, views.seen).to(device),
+            table=views.table().to(device),
             branch_cells=torch.tensor(branch_cells, dtype=torch.int64, device=device).reshape(
                 branches, count
             ),
             weights=torch.tensor(weights, dtype=torch.float32, device=device).reshape(branches, count),
         )
 
-    def _add_context_view(self, views: _Views, stream: Stream, feed: Feed, branch: int) -> None:
+    def _add_context_view(self, views: _Views, stream: Stream, roster: Roster, branch: int) -> None:
         pages, valid = list(stream.pages.context[branch]), list(self._context_valid)
         if self._spec.mask != "temporal_causal":
-            frames = feed.visible(feed.frames[0].frame, feed.frames[-1].frame)
+            frames = roster.visible(roster.frames[0], roster.frames[-1])
             pages, valid = pages + stream.pages.view(branch, frames), valid + self._frame_valid * len(frames)
         views.add([self._spec.context_tokens], pages, valid, [len(pages)])
 
-    def _add_frame_views(self, views: _Views, stream: Stream, feed: Feed, branch: int) -> None:
+    def _add_frame_views(self, views: _Views, stream: Stream, roster: Roster, branch: int) -> None:
         """Groups of frames whose views start alike; `seen` counts the pages up to each frame's own end."""
         per_frame, context = len(self._frame_valid), stream.pages.context[branch]
-        frames = [cell.frame for cell in feed.frames]
+        frames = roster.frames
+        firsts = [stream.policy.first_seen(frame, roster.newest) for frame in frames]
+        # What any of them sees, once: views are runs of it, after the sinks that lie before the run.
+        shown = roster.visible(min(firsts), frames[-1])
+        shown_pages = stream.pages.view(branch, shown)
         begin = 0
-        while begin < len(frames):
-            first = stream.policy.first_seen(frames[begin], feed.newest)
-            end = begin + 1
-            while end < len(frames) and stream.policy.first_seen(frames[end], feed.newest) == first:
-                end += 1
+        for first, group in groupby(firsts):
+            end = begin + sum(1 for _ in group)
             members = frames[begin:end]
-            shown = feed.visible(first, members[-1])
-            pages = context + stream.pages.view(branch, shown)
-            valid = self._context_valid + self._frame_valid * len(shown)
-            seen = [len(context) + bisect_right(shown, frame) * per_frame for frame in members]
+            sinks = bisect_left(shown, min(roster.sinks.stop, first)) if roster.sinks else 0
+            start, stop = bisect_left(shown, first), bisect_right(shown, members[-1])
+            pages = (
+                context + shown_pages[: sinks * per_frame] + shown_pages[start * per_frame : stop * per_frame]
+            )
+            valid = self._context_valid + self._frame_valid * (sinks + stop - start)
+            before = len(context) + (sinks - start) * per_frame
+            seen = [before + bisect_right(shown, frame) * per_frame for frame in members]
             if self._spec.mask == "none":
                 seen = [len(pages)] * len(members)
             views.add([self._spec.tokens_per_frame] * len(members), pages, valid, seen)
@@ -244,3 +261,9 @@ class Packer:
 def _valid_rows(tokens: int, page_rows: int) -> list[int]:
     full, rest = divmod(tokens, page_rows)
     return [page_rows] * full + ([rest] if rest else [])
+
+
+def _offsets(sizes: list[int]) -> torch.Tensor:
+    offsets = np.zeros(len(sizes) + 1, np.int32)
+    np.cumsum(sizes, out=offsets[1:])
+    return torch.from_numpy(offsets)

@@ -361,11 +361,9 @@ class Engine:
         """Give every stream what was computed for it. All that can fail comes before anything changes: a
         stream moved on by half would go on as another video.
         """
-        moves: list[tuple[Stream, Feed, dict[int, torch.Tensor], list[CleanFrame]]] = []
+        moves: list[tuple[Stream, Feed, torch.Tensor, list[CleanFrame]]] = []
         for outcome in outcomes:
-            latents = outcome.finite_latents()
-            for stream, feed in outcome.work:
-                own = latents.get(stream.number, {})
+            for stream, feed, own in outcome.finite_latents():
                 if stream.done:
                     continue
                 try:
@@ -383,7 +381,7 @@ class Engine:
                 self._first_frame_seconds = stream.first_frame_seconds
         for outcome in outcomes:
             self._cells += outcome.cells
-            self._updates += len(outcome.updates)
+            self._updates += len(outcome.latents)
 
     def _tried_again(self, call: Callable[[], T]) -> T:
         """What `call` returns; where memory is short, workspace is freed and it is called once more."""

@@ -9,48 +9,76 @@ stale.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import compress
 
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.plan import Kind, Plan
 
 
-@dataclass(frozen=True, slots=True)
-class FedFrame:
-    """One frame of one pass. level: row of the timestep table, S + 1 for a frame that waits to start."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Roster:
+    """Who is fed in a pass of one stream and what they see: all but the levels.
 
-    frame: int
-    level: int
-    updates: bool
+    While frames only go from level to level it stays the same object, so that what depends on it alone
+    (pages, views, positions) is looked up and not computed again.
 
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """One pass of one stream.
-
-    frames: in ascending order. newest: the youngest started frame. first_held: frames before it, sinks apart,
-        are not needed any more. origin: the frame at position 0. floor: frames before it, sinks apart, are
-        forgotten.
+    frames: in ascending order; updates: which of them the solver moves. newest: the youngest started frame.
+    first_held: frames before it, sinks apart, are not needed any more. origin: the frame at position 0.
+    floor: frames before it, sinks apart, are forgotten.
     sinks: leading frames that everyone sees. feeds_context: whether the context is part of the pass.
     """
 
-    frames: tuple[FedFrame, ...]
+    frames: tuple[int, ...]
+    updates: tuple[bool, ...]
     newest: int
     first_held: int
     origin: int
     floor: int
     sinks: range
     feeds_context: bool
+    updated: tuple[int, ...] = field(init=False)
+    """The frames that the solver moves."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "updated", tuple(compress(self.frames, self.updates)))
 
     def visible(self, first: int, last: int) -> list[int]:
         """Frames that a view of first..last shows, sinks before it included, in order."""
         before = range(self.sinks.start, min(self.sinks.stop, first))
         return [*before, *(f for f in range(first, last + 1) if f >= self.floor or f in self.sinks)]
 
-    def layout(self) -> tuple[object, ...]:
-        """What page lists and positions depend on: all but the levels."""
-        frames = tuple((cell.frame, cell.updates) for cell in self.frames)
-        return frames, self.newest, self.origin, self.floor, self.sinks, self.feeds_context
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Feed:
+    """One pass of one stream. levels: row of the timestep table for each frame of the roster, S + 1 for one
+    that waits to start."""
+
+    roster: Roster
+    levels: tuple[int, ...]
+
+    @property
+    def updated_levels(self) -> tuple[int, ...]:
+        """Of the frames that the solver moves, before it does."""
+        return tuple(compress(self.levels, self.roster.updates))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Steady:
+    """A feed whose successors differ in their levels alone: from tick `begin` to before `end` of `plan`."""
+
+    plan: Plan
+    begin: int
+    end: int
+    feed: Feed
+
+    def at(self, tick: int) -> Feed:
+        passed = tick - self.begin
+        if passed == 0:
+            return self.feed
+        roster = self.feed.roster
+        moved = zip(self.feed.levels, roster.updates, strict=True)
+        return Feed(roster, tuple(level + passed if updates else level for level, updates in moved))
 
 
 class Feeder:
@@ -69,6 +97,8 @@ class Feeder:
         self._sink_floor = 0
         self._last_origin: int | None = None
         self._context_done = False
+        self._steady: _Steady | None = None
+        self._advanced: Roster | None = None
 
     def copy(self) -> Feeder:
         other = Feeder.__new__(Feeder)
@@ -91,6 +121,17 @@ class Feeder:
     def next(self) -> Feed:
         if self._prefill:
             return self._prefill_feed(self._prefill[0])
+        steady = self._steady
+        if steady is not None and steady.plan is self.plan and steady.begin <= self.tick < steady.end:
+            return steady.at(self.tick)
+        feed = self._planned()
+        # A pass that stores something is followed by one that need not.
+        stores = self._cacheable and (feed.roster.feeds_context or not all(feed.roster.updates))
+        end = self.tick if stores else self.plan.steady_until(self.tick)
+        self._steady = _Steady(self.plan, self.tick, end, feed)
+        return feed
+
+    def _planned(self) -> Feed:
         tick, newest = self.plan.tick(self.tick), self.plan.newest(self.tick)
         updates = {
             f: k
@@ -100,27 +141,27 @@ class Feeder:
         origin = self._origin(newest)
         if not self._cacheable:
             return self._everything(updates, newest, origin)
-        fed = [
-            *(FedFrame(f, self.plan.num_steps, False) for f in self._stale(min(updates), newest, origin)),
-            *(FedFrame(f, k, True) for f, k in updates.items()),
-        ]
-        return self._feed(fed, newest, origin)
+        stale = self._stale(min(updates), newest, origin)
+        levels = [self.plan.num_steps] * len(stale) + list(updates.values())
+        return self._feed([*stale, *updates], levels, len(stale), newest, origin)
 
     def advance(self, feed: Feed) -> None:
         """Record that `feed` has run."""
-        if feed.origin != self._last_origin:
+        roster = feed.roster
+        if roster.origin != self._last_origin:
             self._committed.clear()
-        self._context_done, self._last_origin = True, feed.origin
-        self._committed.update(cell.frame for cell in feed.frames if not cell.updates)
+        self._context_done, self._last_origin = True, roster.origin
         if self._prefill:
+            self._committed.update(roster.frames)
             self._prefill.pop(0)
             return
-        for cell in feed.frames:
-            if cell.updates:
-                self.levels[cell.frame] = cell.level + 1
-        for frame in [f for f in self.levels if f < feed.first_held and f not in feed.sinks]:
-            del self.levels[frame]
-            self._committed.discard(frame)
+        self.levels.update(zip(roster.updated, (level + 1 for level in feed.updated_levels), strict=True))
+        if roster is not self._advanced:
+            self._committed.update(set(roster.frames) - set(roster.updated))
+            for frame in [f for f in self.levels if f < roster.first_held and f not in roster.sinks]:
+                del self.levels[frame]
+                self._committed.discard(frame)
+            self._advanced = roster
         self.tick += 1
         self.ticks_total += 1
 
@@ -128,6 +169,7 @@ class Feeder:
 
     def renew_context(self) -> None:
         """The context changed: feed it again. Stored K/V of frames stay as they are."""
+        self._steady = None
         self._context_done = False
 
     def recommit(self) -> list[int]:
@@ -135,6 +177,7 @@ class Feeder:
 
         Where K/V still carry frames before those (a rolling cache), these are not seen from now on.
         """
+        self._steady = None
         oldest, newest = self.oldest_unfinished, self.plan.newest(self.tick)
         first = self._policy.first_held(oldest, newest)
         before = range(self._policy.first_seen(first, newest), first)
@@ -145,6 +188,7 @@ class Feeder:
 
     def forget(self) -> int:
         """Frames that are finished by now are seen by nobody any more; the first frame that still is."""
+        self._steady = None
         self.floor = self._sink_floor = self.oldest_unfinished
         self._prefill = []
         return self.floor
@@ -162,6 +206,7 @@ class Feeder:
 
         from_scratch: nothing that is stored can be used; commit the given frames as those of a new video.
         """
+        self._steady = None
         self.plan, self.tick = plan, 0
         self.levels = {f: k for f, k in self.levels.items() if f < plan.prefix}
         self._committed = {f for f in self._committed if f < plan.prefix}
@@ -193,16 +238,26 @@ class Feeder:
             f for f in frames if f not in committed and self._remembered(f) and self._seen_later(f, newest)
         ]
 
-    def _feed(self, fed: list[FedFrame], newest: int, origin: int) -> Feed:
-        first = next((cell.frame for cell in fed if cell.frame not in self._sinks), fed[0].frame)
-        held = self._policy.first_held(first, newest)
-        feeds_context = not self._context_done
-        return Feed(tuple(fed), newest, held, origin, self.floor, self._sinks, feeds_context)
+    def _feed(self, frames: list[int], levels: list[int], committed: int, newest: int, origin: int) -> Feed:
+        """The first `committed` frames are fed for their K/V alone."""
+        first = next((frame for frame in frames if frame not in self._sinks), frames[0])
+        roster = Roster(
+            frames=tuple(frames),
+            updates=(False,) * committed + (True,) * (len(frames) - committed),
+            newest=newest,
+            first_held=self._policy.first_held(first, newest),
+            origin=origin,
+            floor=self.floor,
+            sinks=self._sinks,
+            feeds_context=not self._context_done,
+        )
+        return Feed(roster, tuple(levels))
 
     def _prefill_feed(self, chunk: range) -> Feed:
         newest = chunk[-1]
-        fed = [FedFrame(f, self.plan.num_steps, False) for f in chunk if self._remembered(f)]
-        return self._feed(fed, newest, self._origin(newest))
+        frames = [f for f in chunk if self._remembered(f)]
+        levels = [self.plan.num_steps] * len(frames)
+        return self._feed(frames, levels, len(frames), newest, self._origin(newest))
 
     def _everything(self, updates: dict[int, int], newest: int, origin: int) -> Feed:
         """All frames of the window, waiting ones included: under these masks each one changes the others."""
@@ -210,13 +265,22 @@ class Feeder:
         if self.plan.num_frames is not None:
             end = min(end, self.plan.num_frames)
         waiting = self.plan.num_steps + 1
-        cells = []
-        for frame in range(max(origin, self.floor), end):
-            level = self.levels.get(frame, 0)
-            cells.append(
-                FedFrame(frame, waiting if level == 0 and frame not in updates else level, frame in updates)
-            )
-        return Feed(tuple(cells), newest, origin, origin, self.floor, range(0), feeds_context=True)
+        frames = range(max(origin, self.floor), end)
+        levels = {frame: self.levels.get(frame, 0) for frame in frames}
+        roster = Roster(
+            frames=tuple(frames),
+            updates=tuple(frame in updates for frame in frames),
+            newest=newest,
+            first_held=origin,
+            origin=origin,
+            floor=self.floor,
+            sinks=range(0),
+            feeds_context=True,
+        )
+        return Feed(
+            roster,
+            tuple(waiting if k == 0 and frame not in updates else k for frame, k in levels.items()),
+        )
 
     def _seen_later(self, frame: int, newest: int) -> bool:
         return frame in self._sinks or frame >= self._policy.first_seen(frame + 1, newest)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from ardiff_engine import ops
 from ardiff_engine.engine.batch import Batch, Packer, Work
+from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.errors import NumericalError, explain, wrapped
@@ -26,34 +28,33 @@ from ardiff_engine.ranges import annotate
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one pass: latents [U, L, C] of the updates at their next level, and which of them are finite."""
+    """Of one pass: latents [U, L, C] of the frames that it moved, stream by stream, at their next level; and
+    whether all of them are finite."""
 
     work: Work
     cells: int
-    updates: list[tuple[Stream, int]]
     latents: torch.Tensor
-    finite: list[bool]
+    finite: bool
 
-    def finite_latents(self) -> dict[int, dict[int, torch.Tensor]]:
-        """The latents by stream number and frame. A stream with one that is not finite fails."""
-        found: dict[int, dict[int, torch.Tensor]] = {}
-        for (stream, frame), latent, ok in zip(
-            self.updates, self.latents.unbind(0), self.finite, strict=True
-        ):
-            if ok:
-                found.setdefault(stream.number, {})[frame] = latent
+    def finite_latents(self) -> Iterator[tuple[Stream, Feed, torch.Tensor]]:
+        """Every stream with its own latents. One whose latents are not finite fails, and is left out."""
+        counts = [len(feed.roster.updated) for _, feed in self.work]
+        for (stream, feed), latents in zip(self.work, self.latents.split(counts), strict=True):
+            if self.finite or bool(torch.isfinite(latents).all()):
+                yield stream, feed, latents
                 continue
+            rows = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
+            bad = [frame for frame, ok in zip(feed.roster.updated, rows, strict=True) if not ok]
             stream.fail(
                 NumericalError(
                     explain(
-                        f"latents of frame {frame} at tick {stream.ticks_done}",
+                        f"latents of frame {bad[0]} at tick {stream.ticks_done}",
                         got="NaN or infinity",
                         expected="finite numbers",
                         fix="Check the weights and the condition.",
                     )
                 )
             )
-        return found
 
 
 class Passes:
@@ -101,11 +102,13 @@ class Passes:
         computed = time.perf_counter()
         with annotate("ardiff.solver"):
             latents = self._solve(batch, out)
-            finite = torch.isfinite(latents).flatten(1).all(dim=1).tolist() if batch.updates else []
+            # One number tells it for all: NaN and infinity survive a sum of absolute values, and nothing
+            # else makes one of them.
+            finite = bool(torch.isfinite(latents.abs().sum(dtype=torch.float64)))
         self.packing_seconds += packed - started
         self.model_seconds += computed - packed
         self.solver_seconds += time.perf_counter() - computed
-        return Outcome(work, batch.x.shape[0], batch.updates, latents, finite)
+        return Outcome(work, batch.x.shape[0], latents, finite)
 
     @torch.no_grad()
     def _forward(self, batch: Batch) -> torch.Tensor:
@@ -114,7 +117,7 @@ class Passes:
 
     @torch.no_grad()
     def _solve(self, batch: Batch, out: torch.Tensor) -> torch.Tensor:
-        if not batch.updates:
+        if not batch.branch_cells.numel():
             return batch.x[:0]
         outs = out.float().flatten(1)[batch.branch_cells.reshape(-1)]
         new = ops.solver_step(

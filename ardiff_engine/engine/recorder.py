@@ -62,9 +62,10 @@ def stream_tick(stream: Stream, feed: Feed | None) -> StreamTick:
     label = f"(seed {stream.request.seed}, lag {stream.request.lag})"
     if feed is None:
         return StreamTick(stream.number, label, 0, 0, 0, 0, stream.pages.held)
-    updates = sum(cell.updates for cell in feed.frames)
-    commits = len(feed.frames) - updates
-    first, last = feed.frames[0].frame, feed.frames[-1].frame
+    frames = feed.roster.frames
+    updates = len(feed.roster.updated)
+    commits = len(frames) - updates
+    first, last = frames[0], frames[-1]
     return StreamTick(stream.number, label, first, last, updates, commits, stream.pages.held)
 
 

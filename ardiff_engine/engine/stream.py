@@ -21,6 +21,7 @@ from ardiff_engine.engine.feed import Feed, Feeder
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import ScheduleRows
 from ardiff_engine.engine.stream_edits import ConditionReceipt, Effect
+from ardiff_engine.engine.stream_latents import StreamLatents
 from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
 from ardiff_engine.errors import ArdiffError, StreamClosedError, explain
 from ardiff_engine.memory import MemoryPolicy
@@ -85,7 +86,7 @@ class Stream:
         self.conditions = conditions
         self.weights = weights
         self.holdings = holdings
-        self.latents: dict[int, torch.Tensor] = {}
+        self.latents = StreamLatents()
         self.then: Plan | None = None
         """What follows the present plan: an extension that came too late to be part of it."""
         self.exact = True
@@ -270,25 +271,30 @@ class Stream:
 
     def prepare(self, feed: Feed, spec: ModelSpec) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
-        for frame in [f for f in self.latents if f < feed.first_held and f not in feed.sinks]:
+        roster = feed.roster
+        if self.pages.ready_for(roster):
+            return
+        for frame in [f for f in self.latents if f < roster.first_held and f not in roster.sinks]:
             del self.latents[frame]
-        self.pages.prepare(feed)
-        for cell in feed.frames:
-            if cell.frame not in self.latents:
-                self.latents[cell.frame] = self._initial_noise(cell.frame, spec)
+        for frame in roster.frames:
+            if frame not in self.latents:
+                self.latents[frame] = self._initial_noise(frame, spec)
+        self.pages.prepare(roster)
 
-    def clean_copies(self, feed: Feed, latents: dict[int, torch.Tensor]) -> list[CleanFrame]:
-        """Of the frames that a pass over `feed` made clean; latents: what it computed. Changes nothing."""
+    def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[CleanFrame]:
+        """Of the frames that a pass over `feed` made clean; latents: of those it moved. Changes nothing."""
         # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
         steps = self.schedule.num_steps
-        clean = [cell.frame for cell in feed.frames if cell.updates and cell.level + 1 == steps]
-        return [CleanFrame(frame, latents[frame].clone(), latents[frame].clone()) for frame in clean]
+        moved = zip(feed.roster.updated, feed.updated_levels, strict=True)
+        clean = [(row, frame) for row, (frame, level) in enumerate(moved) if level + 1 == steps]
+        return [CleanFrame(frame, latents[row].clone(), latents[row].clone()) for row, frame in clean]
 
-    def take_over(self, feed: Feed, latents: dict[int, torch.Tensor], clean: list[CleanFrame]) -> None:
+    def take_over(self, feed: Feed, latents: torch.Tensor, clean: list[CleanFrame]) -> None:
         """Go on to the next pass, and hand frames that became clean to the reader."""
         seconds = time.perf_counter() - self._started
         self.feeder.advance(feed)
-        self.latents.update(latents)
+        if feed.roster.updated:
+            self.latents.move(feed.roster.updated, latents)
         for frame in clean:
             self.latents[frame.index] = frame.own
             if self.first_frame_seconds is None:

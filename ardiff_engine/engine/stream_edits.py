@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from ardiff_engine.engine.admission import page_need
+from ardiff_engine.engine.stream_latents import StreamLatents
 from ardiff_engine.errors import ConfigError, PlanError, StreamClosedError, explain
 from ardiff_engine.plan import Plan
 from ardiff_engine.plan import lag as lag_plan
@@ -97,7 +98,7 @@ def fork(
     )
     request.check(stream.engine.model.spec)
     other = stream.engine.adopt(stream, request)
-    other.latents = dict(stream.latents)
+    other.latents = StreamLatents(dict(stream.latents))
     other.kept = None if stream.kept is None else list(stream.kept)
     other.then, other.exact, other.start = stream.then, stream.exact, stream.start
     return other
@@ -180,7 +181,7 @@ def suspend(stream: Stream) -> None:
         return
     if stream.state == "running":
         stream.saved = stream.pages.save(stream.engine.pool)
-    stream.latents = {frame: latent.cpu() for frame, latent in stream.latents.items()}
+    stream.latents = StreamLatents({f: latent.cpu() for f, latent in stream.latents.items()})
     stream.state = "suspended"
     stream.engine.changes.notify()
 
@@ -196,7 +197,7 @@ def resume(stream: Stream) -> None:
     else:
         stream.pages.restore(engine.pool, stream.saved, lease)
         stream.saved = None
-    stream.latents = {frame: latent.to(engine.device) for frame, latent in stream.latents.items()}
+    stream.latents = StreamLatents({f: latent.to(engine.device) for f, latent in stream.latents.items()})
     stream.state = "running"
     engine.queue_up(stream)
     engine.changes.notify()
@@ -206,10 +207,10 @@ def _go_on(stream: Stream, plan: Plan, *, from_scratch: bool) -> None:
     if from_scratch:
         assert stream.kept is not None, "finite streams keep their clean frames"
         stream.pages.drop_from(0)
-        stream.latents = dict(enumerate(stream.kept[: plan.prefix]))
+        stream.latents = StreamLatents(dict(enumerate(stream.kept[: plan.prefix])))
     else:
         stream.pages.drop_from(plan.prefix)
-        stream.latents = {f: latent for f, latent in stream.latents.items() if f < plan.prefix}
+        stream.latents = StreamLatents({f: latent for f, latent in stream.latents.items() if f < plan.prefix})
     stream.feeder.restart(plan, from_scratch=from_scratch)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.feed import Roster
 from ardiff_engine.errors import PageTableError, explain
 from ardiff_engine.memory.page_manager import Lease
 from ardiff_engine.memory.page_pool import PagePool
@@ -28,7 +28,7 @@ class StreamPages:
     most: pages that the stream can ever hold. context, frames: page ids per branch, and per branch and frame.
     """
 
-    __slots__ = ("_per_context", "_per_frame", "context", "frames", "lease", "most", "version")
+    __slots__ = ("_per_context", "_per_frame", "_prepared", "context", "frames", "lease", "most", "version")
 
     def __init__(self, branches: int, per_context: int, per_frame: int, most: int) -> None:
         self._per_context = per_context
@@ -38,6 +38,7 @@ class StreamPages:
         self.context: list[list[int]] = [[] for _ in range(branches)]
         self.frames: list[dict[int, list[int]]] = [{} for _ in range(branches)]
         self.version = 0
+        self._prepared: Roster | None = None
 
     @property
     def held(self) -> int:
@@ -49,24 +50,31 @@ class StreamPages:
         contexts = [page for pages in self.context for page in pages]
         return contexts + [page for frames in self.frames for pages in frames.values() for page in pages]
 
-    def prepare(self, feed: Feed) -> None:
+    def ready_for(self, roster: Roster) -> bool:
+        """Whether `prepare` has nothing to do: it was done for this roster, and no page was shared since."""
+        return self._prepared is roster and self.lease is not None
+
+    def prepare(self, roster: Roster) -> None:
         """Give back pages that nobody sees any more; make sure that what is fed has pages of its own."""
+        self._prepared = None
         lease = self._open()
         for frames in self.frames:
-            for frame in [f for f in frames if f < feed.first_held and f not in feed.sinks]:
+            for frame in [f for f in frames if f < roster.first_held and f not in roster.sinks]:
                 lease.give_back(frames.pop(frame))
                 self.version += 1
-        if feed.feeds_context:
+        if roster.feeds_context:
             self.context = [self._own(pages, self._per_context) for pages in self.context]
         for frames in self.frames:
-            for cell in feed.frames:
-                frames[cell.frame] = self._own(frames.get(cell.frame, []), self._per_frame)
+            for frame in roster.frames:
+                frames[frame] = self._own(frames.get(frame, []), self._per_frame)
+        self._prepared = roster
 
     def view(self, branch: int, frames: list[int]) -> list[int]:
         return [page for frame in frames for page in self.frames[branch][frame]]
 
     def drop_from(self, frame: int) -> None:
         """Give back the pages of `frame` and of all later ones."""
+        self._prepared = None
         lease = self._open()
         for frames in self.frames:
             for later in [f for f in frames if f >= frame]:
@@ -75,6 +83,7 @@ class StreamPages:
 
     def fork(self, lease: Lease) -> StreamPages:
         """The same pages under another lease. Whoever feeds a shared page next takes a fresh one for it."""
+        self._prepared = None
         other = StreamPages(len(self.context), self._per_context, self._per_frame, self.most)
         lease.share(self._open(), self.ids)
         other.lease = lease
@@ -105,6 +114,7 @@ class StreamPages:
 
     def close(self) -> None:
         """Return everything. The maps stay, for `restore`."""
+        self._prepared = None
         if self.lease is not None:
             self.lease.close()
             self.lease = None

@@ -11,7 +11,7 @@ from ardiff_engine.engine.stream import Stream
 
 def tokens_of(stream: Stream, feed: Feed, tokens_per_frame: int, context_tokens: int) -> int:
     """Tokens that this feed adds to a pass."""
-    fed = len(feed.frames) * tokens_per_frame + (context_tokens if feed.feeds_context else 0)
+    fed = len(feed.levels) * tokens_per_frame + (context_tokens if feed.roster.feeds_context else 0)
     return len(stream.weights) * fed
 
 

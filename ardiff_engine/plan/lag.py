@@ -112,6 +112,13 @@ class LagPlan(Plan):
             return self.num_frames
         return min(self.prefix + (n - self.num_steps) // self.lag + 1, self.num_frames)
 
+    def steady_until(self, n: int) -> int:
+        newest, oldest = self.newest(n), self.oldest_unfinished(n)
+        ends = [(oldest - self.prefix) * self.lag + self.num_steps]
+        if self.num_frames is None or newest < self.num_frames - 1:
+            ends.append((newest + 1 - self.prefix) * self.lag)
+        return max(n + 1, min(ends))
+
     def check_window(self, window: int, *, keep_given: bool = True) -> None:
         """`Plan.check_window` in closed form.
 

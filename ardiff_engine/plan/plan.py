@@ -66,6 +66,14 @@ class Plan(ABC):
     def oldest_unfinished(self, n: int) -> int:
         """The lowest frame that is not finished before tick n; num_frames when all are."""
 
+    def steady_until(self, n: int) -> int:
+        """A tick m > n such that ticks n .. m − 1 update the same frames, and none of them starts another.
+
+        Every level then rises by one from tick to tick. The larger m is, the less there is to plan; n + 1 is
+        always true.
+        """
+        return n + 1
+
     def ticks(self, start: int = 0) -> Iterator[Tick]:
         """All ticks in order from tick `start`; endless for an endless plan."""
         end = self.num_ticks
