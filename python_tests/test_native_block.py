@@ -171,3 +171,37 @@ def test_a_table_of_another_batch_is_found() -> None:
     ):
         with torch.no_grad(), pytest.raises(PageTableError, match="table of another batch"):
             model(x, replace(batch, table=table), modulation, condition)
+
+
+def test_more_tokens_than_a_chunk_change_no_bits() -> None:
+    """The block goes over chunks of 128 rows per thread: each frame gives what it gives alone."""
+    model, frames, length = model_of(ROPE), 90, ROPE.tokens_per_frame
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(frames, length, ROPE.channels, generator=generator)
+    with torch.no_grad():
+        modulation = model.modulation_table(torch.linspace(0, 999, 7))
+
+    def run(chosen: range) -> torch.Tensor:
+        count, pages = len(chosen), torch.zeros(2, ROPE.depth, frames, ROPE.heads, ROWS, ROPE.head_dim)
+        own = [[frame] for frame in chosen]
+        batch = CellBatch(
+            num_contexts=0,
+            slots=(torch.tensor(own) * ROWS + torch.arange(length)).reshape(-1),
+            frame_positions=torch.tensor(chosen),
+            frame_ids=(torch.tensor(chosen, dtype=torch.int32) % 8).repeat_interleave(length),
+            table=FrameTable.build([length] * count, own, [[length]] * count),
+            k_pages=pages[0],
+            v_pages=pages[1],
+        )
+        with torch.no_grad():
+            return model(x[chosen.start : chosen.stop], batch, modulation)
+
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            whole = run(range(frames))
+            for first in (0, 25, 51, 77, 89):
+                assert torch.equal(run(range(first, first + 1)), whole[first : first + 1]), (threads, first)
+    finally:
+        torch.set_num_threads(before)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ardiff_engine._native import native
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.request import Request
@@ -15,13 +16,18 @@ from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.memory import MemoryPolicy, choose_page_rows
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.row_linear import RowLinear
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes for `streams` videos at a time. workspace_bytes: of the largest pass, estimated from above."""
+    """Bytes for `streams` videos at a time.
+
+    weights_bytes: on the CPU with the packed copies of the linear layers. workspace_bytes: of the largest
+        pass, estimated from above.
+    """
 
     streams: int
     pages_per_stream: int
@@ -66,18 +72,26 @@ def memory_plan(
     width = spec.heads * spec.head_dim
     live = memory.max_frames(admission.plan) if not spec.cacheable else admission.plan.max_live + 1
     tokens = streams * branches * (live * spec.tokens_per_frame + spec.context_tokens)
-    # At its widest a block holds the residual, its normed copy, the hidden layer twice (before and after
-    # GELU).
+    # Block by block of modules, at its widest: the residual, its normed copy, the hidden layer twice (before
+    # and after GELU). One native call per block takes less.
     workspace = tokens * (2 * width + 2 * model.config.mlp_width) * item
     rows = 1 + (solver.num_steps + 2) * (2 if spec.merge == "sharenorm_shift_first_t" else 1)
     return MemoryPlan(
         streams=streams,
         pages_per_stream=admission.need.most,
         bytes_per_page=bytes_per_page(spec, item),
-        weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()) + _packed_bytes(model),
         tables_bytes=spec.layers * rows * 6 * width * item,
         workspace_bytes=workspace,
     )
+
+
+def _packed_bytes(model: ARDiffusionTransformer) -> int:
+    """Of the copies that `RowLinear` packs for the CPU."""
+    weight = model.x_embedder.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or native() is None:
+        return 0
+    return sum(layer.packed_bytes for layer in model.modules() if isinstance(layer, RowLinear))
 
 
 def bytes_per_page(spec: ModelSpec, item: int) -> int:

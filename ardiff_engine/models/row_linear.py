@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from ardiff_engine import ops
 from ardiff_engine._native import native
+from ardiff_engine.ops.linear import PANEL_OUTPUTS
 
 
 class RowLinear(nn.Linear):
@@ -33,6 +34,11 @@ class RowLinear(nn.Linear):
         if self._packed is None or self._packed[0] != state:
             self._packed = (state, ops.pack_linear(weight))
         return self._packed[1]
+
+    @property
+    def packed_bytes(self) -> int:
+        """Size of the packed copy, made or not."""
+        return 4 * self.in_features * (-(-self.out_features // PANEL_OUTPUTS) * PANEL_OUTPUTS)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if _packs(input) and self.weight.dtype == torch.float32:

@@ -6,6 +6,9 @@
 //
 //   u = modulate(h);  q = norm_rope_write(linear(u));  h += gate linear(frame_attention(q))
 //   u = modulate(h);  h += gate linear(gelu(linear(u)))
+//
+// All but attention goes over chunks of the tokens, so that qkv and the hidden layer, the widest rows, stay
+// in the caches however many cells a batch has. Rows do not depend on each other: chunks change no bits.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -19,6 +22,7 @@
 #include "attention_table.h"
 #include "binding.h"
 #include "cpu/dispatch.h"
+#include "cpu/threads.h"
 #include "frame_ids.h"
 
 ARDIFF_DISPATCH(void, modulate, const ardiff::ModulateParams& p)
@@ -43,16 +47,26 @@ struct Shape {
   std::int64_t page_stride, head_stride, row_stride;
 };
 
-// Scratch, in floats: the longest of qkv and the hidden layer; u, which attention then overwrites; q; lse;
-// angles.
+constexpr std::int64_t kChunkRows = 128;  // per thread; csrc/cpu/linear.cpp works on blocks of as many
+
+struct Range {
+  std::int64_t first, count;
+};
+
+std::int64_t chunk_rows(const Shape& s) {
+  return std::min(s.tokens, kChunkRows * ardiff::cpu::max_threads());
+}
+
+// Scratch, in floats: the longer of qkv and the hidden layer, for a chunk; u, which attention then
+// overwrites; q; lse; angles.
 struct Workspace {
+  std::int64_t chunk;
   float *wide, *u, *q, *lse, *angles;
   static std::int64_t floats(const Shape& s) {
-    return s.tokens * (std::max(3 * s.width, s.hidden) + 2 * s.width + s.heads + 2 * s.dim);
+    return chunk_rows(s) * std::max(3 * s.width, s.hidden) + s.tokens * (2 * s.width + s.heads + 2 * s.dim);
   }
-  Workspace(float* data, const Shape& s) {
-    wide = data;
-    u = wide + s.tokens * std::max(3 * s.width, s.hidden);
+  Workspace(float* data, const Shape& s) : chunk(chunk_rows(s)), wide(data) {
+    u = wide + chunk * std::max(3 * s.width, s.hidden);
     q = u + s.tokens * s.width;
     lse = q + s.tokens * s.width;
     angles = lse + s.tokens * s.heads;
@@ -90,7 +104,6 @@ class Block {
     write_.k_bias = at<const float>(weights, 11);
     write_.frequencies = at<const double>(tensors, 5);
     write_.angles = work_.angles;
-    write_.tokens = s_.tokens;
     write_.heads = write_.kv_heads = s_.heads;
     write_.dim = s_.dim;
     write_.pages = s_.pages;
@@ -141,27 +154,41 @@ class Block {
 
   void run() const {
     using ardiff::LinearEpilogue;
-    modulate(0);
-    linear(0, work_.u, s_.width, work_.wide, 3 * s_.width, LinearEpilogue::none, 0);
-    ardiff::cpu::norm_rope_write(write_);
+    const std::int64_t width = s_.width, hidden = s_.hidden;
+    for (Range rows{0, 0}; next(&rows);) {
+      float* u = work_.u + rows.first * width;
+      modulate(rows, 0);
+      linear(rows, 0, u, width, work_.wide, 3 * width, LinearEpilogue::none, 0);
+      norm_rope_write(rows);
+    }
     ardiff::cpu::frame_attention(attend_);
-    linear(1, work_.u, s_.width, h_, s_.width, LinearEpilogue::gated, 2);
-    modulate(3);
-    linear(2, work_.u, s_.width, work_.wide, s_.hidden, LinearEpilogue::gelu, 0);
-    linear(3, work_.wide, s_.hidden, h_, s_.width, LinearEpilogue::gated, 5);
+    for (Range rows{0, 0}; next(&rows);) {
+      float *u = work_.u + rows.first * width, *h = h_ + rows.first * width;
+      linear(rows, 1, u, width, h, width, LinearEpilogue::gated, 2);
+      modulate(rows, 3);
+      linear(rows, 2, u, width, work_.wide, hidden, LinearEpilogue::gelu, 0);
+      linear(rows, 3, work_.wide, hidden, h, width, LinearEpilogue::gated, 5);
+    }
   }
 
  private:
+  bool next(Range* rows) const {
+    rows->first += rows->count;
+    rows->count = std::min(work_.chunk, s_.tokens - rows->first);
+    return rows->count > 0;
+  }
+
   // Row `first` of the six of a frame is the shift, the next one the scale.
-  void modulate(int first) const {
+  void modulate(Range rows, int first) const {
     ardiff::ModulateParams p{};
-    p.x = h_;
+    float* h = h_ + rows.first * s_.width;
+    p.x = h;
     p.shift = modulation_ + first * s_.width;
     p.scale = p.shift + s_.width;
-    p.frame_ids = frame_ids_;
-    p.y = work_.u;
-    p.normed = replaces_residual_ ? h_ : nullptr;
-    p.tokens = s_.tokens;
+    p.frame_ids = frame_ids_ + rows.first;
+    p.y = work_.u + rows.first * s_.width;
+    p.normed = replaces_residual_ ? h : nullptr;
+    p.tokens = rows.count;
     p.width = s_.width;
     p.rows = s_.rows;
     p.shift_stride = p.scale_stride = 6 * s_.width;
@@ -170,20 +197,30 @@ class Block {
     ardiff::cpu::modulate(p);
   }
 
-  void linear(int layer, const float* x, std::int64_t inputs, float* y, std::int64_t outputs,
+  void norm_rope_write(Range rows) const {
+    ardiff::NormRopeWriteParams p = write_;
+    p.slots += rows.first;
+    p.positions += rows.first;
+    p.q += rows.first * s_.width;
+    p.angles += rows.first * 2 * s_.dim;
+    p.tokens = rows.count;
+    ardiff::cpu::norm_rope_write(p);
+  }
+
+  void linear(Range rows, int layer, const float* x, std::int64_t inputs, float* y, std::int64_t outputs,
               ardiff::LinearEpilogue epilogue, int gate) const {
     ardiff::LinearParams p{};
     p.x = x;
     p.panels = at<const float>(weights_, 2 * layer);
     p.bias = at<const float>(weights_, 2 * layer + 1);
     p.y = y;
-    p.rows = s_.tokens;
+    p.rows = rows.count;
     p.inputs = inputs;
     p.outputs = outputs;
     p.epilogue = epilogue;
-    p.residual = h_;
+    p.residual = y;
     p.gate = modulation_ + gate * s_.width;
-    p.frame_ids = frame_ids_;
+    p.frame_ids = frame_ids_ + rows.first;
     p.gate_stride = 6 * s_.width;
     ardiff::cpu::linear(p);
   }
