@@ -95,6 +95,6 @@ def test_training_step(benchmark: BenchmarkFixture, threads: int) -> None:
 
 
 def contiguous(pages: torch.Tensor, order: torch.Tensor, valid: list[int]) -> torch.Tensor:
-    """[layers, pages, heads, rows, head_dim] -> [layers, heads, tokens, head_dim], in the order of the views."""
+    """[layers, pages, heads, rows, head_dim] -> [layers, heads, tokens, head_dim], in the views' order."""
     rows = [pages[:, page, :, :count] for page, count in zip(order.tolist(), valid, strict=True)]
     return torch.cat(rows, dim=2).contiguous()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The opponent of bench_transformer.py: the AR-Diffusion network in plain PyTorch, with the engine's weights.
+"""The opponent of bench_transformer.py: the AR-Diffusion network in plain PyTorch, with the same weights.
 
-What a good PyTorch programmer writes: torch.nn.functional and scaled_dot_product_attention on contiguous K and
-V, modulation rows computed beforehand, RoPE as one complex product with a table, views in place of copies.
-`temporal_causal`, `separate_norm`, RoPE positions. It shares weights with `ARDiffusionTransformer`, and no code.
+What a good PyTorch programmer writes: torch.nn.functional and scaled_dot_product_attention on contiguous K
+and V, modulation rows computed beforehand, RoPE as one complex product with a table, views in place of
+copies. `temporal_causal`, `separate_norm`, RoPE positions. It shares weights with `ARDiffusionTransformer`,
+and no code.
 """
 
 from __future__ import annotations

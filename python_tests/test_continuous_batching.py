@@ -15,6 +15,7 @@ from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.errors import ConfigError, OutOfPagesError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
+from ardiff_engine.models.row_linear import RowLinear
 
 PREFIX = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(7))
 SIX_STEPS = solvers.DDIM(SCHEDULE, num_inference_steps=6, eta=0.5)
@@ -172,7 +173,9 @@ def test_the_memory_plan_is_what_is_then_allocated():
     with pytest.raises(OutOfPagesError):
         engine.submit(Request(num_frames=1, lag=0))
     assert plan.pages_bytes == 2 * engine.pool.k.nbytes
-    assert plan.weights_bytes == sum(p.nbytes for p in model.parameters())
+    layers = [module for module in model.modules() if isinstance(module, RowLinear)]
+    packed = sum(layer.packed().panels.nbytes for layer in layers)
+    assert plan.weights_bytes == packed + sum(p.nbytes for p in model.parameters())
     assert plan.tables_bytes == engine._schedules.modulation.nbytes
     assert "3 streams x 10 pages" in str(plan) and plan.total_bytes > plan.pages_bytes
     del streams
