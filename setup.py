@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent
 
 
 class PackageWithSources(build_py):
-    """Puts the sources of the CUDA kernels beside ardiff_engine/kernels/nvrtc.py, which compiles them on machines
-    without nvcc. An editable install reads them from the source tree."""
+    """Puts the sources of the CUDA kernels beside ardiff_engine/kernels/nvrtc.py, which compiles them where
+    nvcc was missing. An editable install reads them from the source tree."""
 
     def run(self) -> None:
         super().run()

@@ -8,8 +8,18 @@ name (cuda_emulation/launchers/start_by_name.h) with the parameters that it is g
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import pytest
+import torch
+
+from ardiff_engine import ops
+from ardiff_engine.kernels import nvrtc
+from ardiff_engine.ops import attention_work, backend, cuda_launch
+
+CPU = torch.device("cpu")
 
 
 class EmulatedNvrtc:
@@ -116,3 +126,50 @@ class EmulatedCupy:
         self.streams.append(stream)
         if self.gpu.start(self.loaded[function], (gx, gy, gz), (bx, by, bz), shared, parameters):
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(name="cupy")
+def through_nvrtc(
+    emulated_modules: Callable[[str], ModuleType],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[EmulatedCupy]:
+    """Ops launch through NVRTC, on the emulated GPU; the cache on disk is empty."""
+    module = emulated_modules(getattr(request.module, "EMULATED", "module"))
+    module.emulation.reset()
+    emulated = EmulatedCupy(module, EmulatedNvrtc())
+    for cached in (nvrtc.why_no_nvrtc, nvrtc._launchers, nvrtc._function, nvrtc.route):
+        cached.cache_clear()
+    monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(nvrtc, "_cupy", lambda: emulated)
+    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cuda_launch, "cuda", nvrtc.launchers)
+    monkeypatch.setattr(cuda_launch, "_place", lambda device: (0, 77))
+    monkeypatch.setattr(attention_work, "native", lambda: module)
+    monkeypatch.setattr(attention_work, "_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(backend, "_choice", lambda op, tensors: backend.Choice("cuda", "emulated"))
+    cuda_launch.error_bits(CPU).zero_()
+    yield emulated
+    for cached in (nvrtc.why_no_nvrtc, nvrtc._launchers, nvrtc._function, nvrtc.route):
+        cached.cache_clear()
+
+
+def same_as_ahead_of_time(cupy: EmulatedCupy, run: Callable[[], list[torch.Tensor]]) -> None:
+    """`run` launches the same grids and gives the same bits through NVRTC as through `_C.cuda`."""
+    got, launches = run(), cupy.gpu.launches()
+    assert launches and len(launches) == len(cupy.streams)
+    assert set(cupy.streams) == {77} and set(cupy.devices) == {0}
+    cupy.gpu.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda_launch, "cuda", lambda: cupy.module.cuda)
+        want = run()
+    assert cupy.gpu.launches() == launches and len(cupy.streams) == len(launches)
+    for number, (one, other) in enumerate(zip(got, want, strict=True)):
+        assert torch.equal(one, other), number
+    ops.check_device(CPU)

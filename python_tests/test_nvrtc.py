@@ -4,55 +4,22 @@ the launchers built ahead of time; and everything that can be missing or go wron
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
-from emulated_cupy import EmulatedCupy, EmulatedNvrtc
+from emulated_cupy import EmulatedCupy, draw, same_as_ahead_of_time, through_nvrtc  # noqa: F401
 
 from ardiff_engine import ops
 from ardiff_engine._native import native
 from ardiff_engine.errors import BackendNotAvailableError, KernelError
-from ardiff_engine.kernels import nvrtc, nvrtc_compiler
-from ardiff_engine.ops import attention_work, backend, cuda_launch, cuda_route
+from ardiff_engine.kernels import nvrtc
+from ardiff_engine.ops import backend, cuda_launch, cuda_route
 
 pytest_plugins = ["cuda_machine"]
-EMULATED = "module"
 CPU = torch.device("cpu")
-
-
-def draw(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture
-def cupy(
-    emulated_modules: Callable[[str], ModuleType],
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[EmulatedCupy]:
-    """Ops launch through NVRTC, on the emulated GPU; the cache on disk is empty."""
-    module = emulated_modules(getattr(request, "param", "module"))
-    module.emulation.reset()
-    emulated = EmulatedCupy(module, EmulatedNvrtc())
-    for cached in (nvrtc.why_no_nvrtc, nvrtc._launchers, nvrtc._function, nvrtc.route):
-        cached.cache_clear()
-    monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(nvrtc, "_cupy", lambda: emulated)
-    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda name: SimpleNamespace(name=name))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(cuda_launch, "cuda", nvrtc.launchers)
-    monkeypatch.setattr(cuda_launch, "_place", lambda device: (0, 77))
-    monkeypatch.setattr(attention_work, "native", lambda: module)
-    monkeypatch.setattr(attention_work, "_multiprocessors", lambda device: 2)
-    monkeypatch.setattr(backend, "_choice", lambda op, tensors: backend.Choice("cuda", "emulated"))
-    cuda_launch.error_bits(CPU).zero_()
-    yield emulated
-    for cached in (nvrtc.why_no_nvrtc, nvrtc._launchers, nvrtc._function, nvrtc.route):
-        cached.cache_clear()
 
 
 def elementwise(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -94,51 +61,18 @@ def elementwise(dtype: torch.dtype) -> list[torch.Tensor]:
     return [*results, pool]
 
 
-def attention(dtype: torch.dtype) -> list[torch.Tensor]:
-    """Dimensions of every instance, one of them with parts that are merged."""
-    results: list[torch.Tensor] = []
-    for dim in (64, 72, 96, 128) if dtype != torch.float32 else (40,):
-        table = ops.FrameTable.build([9, 3], [[2, 0], [1]], [[16, 7], [12]])
-        q, k, v = (draw(seed, *shape) for seed, shape in enumerate([(12, 2, dim), *2 * [(3, 1, 16, dim)]]))
-        results += ops.frame_attention(q.to(dtype), k.to(dtype), v.to(dtype), table, return_lse=True)
-    pages = list(range(6))
-    table = ops.FrameTable.build([70], [pages], [[64] * 6])
-    q, k = draw(8, 70, 1, 64).to(dtype), draw(9, 6, 1, 64, 64).to(dtype)
-    results += ops.frame_attention(q, k, k, table, return_lse=True)
-    return results
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    ("cupy", "run"), [("module", elementwise), ("attention_module", attention)], indirect=["cupy"]
-)
-def test_launches_and_results_are_those_of_the_launchers(
-    cupy: EmulatedCupy, run: Callable, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    got = run(dtype)
-    launches = cupy.gpu.launches()
-    assert len(launches) == len(cupy.streams) >= 5 and set(cupy.streams) == {77} and set(cupy.devices) == {0}
-    cupy.gpu.reset()
-    monkeypatch.setattr(cuda_launch, "cuda", lambda: cupy.module.cuda)
-    want = run(dtype)
-    assert cupy.gpu.launches() == launches and len(cupy.streams) == len(launches)
-    for number, (one, other) in enumerate(zip(got, want, strict=True)):
-        assert torch.equal(one, other), number
-    ops.check_device(CPU)
+def test_launches_and_results_are_those_of_the_launchers(cupy: EmulatedCupy, dtype: torch.dtype) -> None:
+    same_as_ahead_of_time(cupy, lambda: elementwise(dtype))
 
 
 def test_every_kernel_that_a_launcher_starts_is_listed_by_its_name(
     emulated_modules: Callable[[str], ModuleType],
 ) -> None:
-    emulated = [emulated_modules(stem).emulation.kernels() for stem in ("module", "attention_module")]
-    listed = native().launches.kernels()  # type: ignore[union-attr]
-    assert sorted(listed) == sorted(emulated[0] + emulated[1])
-    assert all(name.startswith("ardiff::cuda::") and min(sizes) > 0 for name, sizes in listed.items())
-    csrc = nvrtc.source_folder()
-    assert csrc is not None
-    for name in listed:
-        source = (csrc / "cuda" / nvrtc_compiler._source_of(name, csrc)).read_text()
-        assert f"{name.split('::')[-1].split('<')[0]}(" in source
+    kernels = native().launches.kernels()  # type: ignore[union-attr]
+    listed = [name for name in kernels if "frame_attention" not in name]
+    assert sorted(listed) == emulated_modules("module").emulation.kernels()
+    assert len(kernels) > len(listed) and all(min(sizes) > 0 for sizes in kernels.values())
 
 
 def modulate() -> torch.Tensor:
