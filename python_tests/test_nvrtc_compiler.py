@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -148,6 +150,63 @@ def test_parameter_sizes_are_read_from_ptx(nvrtc_check: ModuleType) -> None:
 {"""
     assert list(nvrtc_check.parameter_sizes(ptx, "_Z1k")) == [184, 4, 8]
     assert list(nvrtc_check.parameter_sizes(ptx, "_Z1l")) == []
+
+
+def layouts() -> dict[str, list[str]]:
+    """The parameter structs of the shared headers, and the names of their fields."""
+    found = {}
+    for header in sorted((ROOT / "csrc" / "include" / "ardiff").glob("*.h")):
+        text = re.sub(r"//.*", "", header.read_text())
+        for name, of, body in re.findall(
+            r"struct (\w*(?:Params|Work|Tile|Merge|Block|Row))(Of)? \{(.*?)\n\};", text, re.DOTALL
+        ):
+            if "Backward" not in name:  # those stay on the CPU
+                fields = [
+                    re.findall(r"\w+", part)[-1]
+                    for line in body.split(";")
+                    for part in line.split(",")
+                    if part.strip()
+                ]
+                found[f"ardiff::{name}{of}<ardiff::BFloat16>" if of else f"ardiff::{name}"] = fields
+    return found
+
+
+def test_structs_have_one_layout_for_the_host_and_for_nvrtc(nvrtc_check: ModuleType, tmp_path: Path) -> None:
+    library, compiler = nvrtc_check.find_library(), shutil.which("g++")
+    if library is None or compiler is None:
+        pytest.skip("needs g++ and libnvrtc (pip install nvidia-cuda-nvrtc; no GPU)")
+    structs = layouts()
+    assert len(structs) == 15 and sum(map(len, structs.values())) > 100
+    headers = sorted(file.name for file in (ROOT / "csrc" / "include" / "ardiff").glob("*.h"))
+    includes = "".join(f'#include "ardiff/{name}"\n' for name in headers)
+    fields = [(name, field) for name, fields in structs.items() for field in fields]
+    sizes = [f"sizeof({name})" for name in structs]
+    here = [f"__builtin_offsetof({name}, {field})" for name, field in fields]
+    there = [f"__INTADDR__(&(({name}*)0)->{field})" for name, field in fields]  # NVRTC has no offsetof
+    prints = "".join(f'printf("%zu\\n", {place});' for place in sizes + here)
+    (tmp_path / "host.cpp").write_text(f"{includes}#include <cstdio>\nint main() {{ {prints} }}\n")
+    command = [compiler, "-w", "-std=c++17", f"-I{ROOT / 'csrc' / 'include'}", str(tmp_path / "host.cpp")]
+    subprocess.run([*command, "-o", str(tmp_path / "host")], check=True)
+    numbers = subprocess.run(
+        [str(tmp_path / "host")], check=True, capture_output=True, text=True
+    ).stdout.split()
+    nvrtc = nvrtc_check.Nvrtc(library)
+
+    def problems(numbers: list[str]) -> str:
+        same = "".join(
+            f"static_assert({place} == {n});" for place, n in zip(sizes + there, numbers, strict=True)
+        )
+        program = nvrtc.createProgram(f"{includes}{same}", "layout.cu")
+        try:
+            nvrtc.compileProgram(program, ["-std=c++17", "-arch=sm_80", f"-I{ROOT / 'csrc' / 'include'}"])
+        except RuntimeError:
+            return nvrtc.getProgramLog(program)
+        finally:
+            nvrtc.destroyProgram(program)
+        return ""
+
+    assert problems(numbers) == ""
+    assert "static assertion failed" in problems([*numbers[:-1], "1"])
 
 
 def test_the_real_nvrtc(nvrtc_check: ModuleType, csrc: Path) -> None:

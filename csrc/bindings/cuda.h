@@ -134,13 +134,13 @@ void def_cuda(py::module_& m, const char* name, Params (*make)(Arguments...),
   ARDIFF_LIST_ONLY(ListStatus op(__VA_ARGS__, LaunchList*);)   \
   }
 // One per storage type.
-#define ARDIFF_LAUNCHERS(op, ...)                                                 \
+#define ARDIFF_TYPED_LAUNCHERS(op, ...)                                           \
   namespace ardiff::cuda {                                                        \
   ARDIFF_CUDA_ONLY(template <class T> cudaError_t op(__VA_ARGS__, cudaStream_t);) \
   ARDIFF_LIST_ONLY(template <class T> ListStatus op(__VA_ARGS__, LaunchList*);)   \
   }
-#define ARDIFF_LAUNCHER(op, Params) ARDIFF_LAUNCHERS(op, const Params<T>&)
-#define ARDIFF_CHECKED_LAUNCHER(op, Params) ARDIFF_LAUNCHERS(op, const Params<T>&, std::int32_t*)
+#define ARDIFF_LAUNCHER(op, Params) ARDIFF_TYPED_LAUNCHERS(op, const Params<T>&)
+#define ARDIFF_CHECKED_LAUNCHER(op, Params) ARDIFF_TYPED_LAUNCHERS(op, const Params<T>&, std::int32_t*)
 
 #define ARDIFF_DEF_ONE(m, name, params, launcher)                                              \
   ARDIFF_CUDA_ONLY(::ardiff::bindings::def_cuda(m, name, &params, &::ardiff::cuda::launcher);) \

@@ -15,7 +15,7 @@
 ARDIFF_DISPATCH(void, frame_attention, const ardiff::FrameAttentionParams& p)
 ARDIFF_DISPATCH(void, frame_attention_backward, const ardiff::FrameAttentionBackwardParams& p)
 
-ARDIFF_LAUNCHERS(frame_attention, const FrameAttentionParams&, const AttentionWork&)
+ARDIFF_TYPED_LAUNCHERS(frame_attention, const FrameAttentionParams&, const AttentionWork&)
 
 namespace py = pybind11;
 using ardiff::FrameAttentionParams;

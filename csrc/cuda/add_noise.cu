@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(kRowGridThreads) add_noise_kernel(AddNoisePara
     store_pack(p.target + offset, n, value);
   });
 }
-
 #endif
 
 #if ARDIFF_LAUNCHERS

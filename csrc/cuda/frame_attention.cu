@@ -190,7 +190,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   write_rows<T, kTiles, kDim>(p, work, first_row, lane, shared.q + first_row * kDim * 2, state);
 }
-
 #endif
 
 #if ARDIFF_LAUNCHERS

@@ -45,7 +45,6 @@ __global__ void __launch_bounds__(kRowGridThreads)
     store_pack(p.out + offset, n, residual);
   });
 }
-
 #endif
 
 #if ARDIFF_LAUNCHERS

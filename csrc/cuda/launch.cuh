@@ -73,7 +73,6 @@ Status launch_with_shared(Extent grid, Extent block, int shared_bytes, Stream st
 }
 
 }  // namespace ardiff::cuda
-
 #endif
 
 namespace ardiff::cuda {

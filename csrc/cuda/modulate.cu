@@ -87,7 +87,6 @@ __global__ void __launch_bounds__(kModulateThreads)
     store_pack(p.y + offset + begin, n, x[k]);
   }
 }
-
 #endif
 
 #if ARDIFF_LAUNCHERS

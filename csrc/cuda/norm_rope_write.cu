@@ -196,7 +196,6 @@ __global__ void __launch_bounds__(kNormRopeThreads, packs == 1 ? 5 : 3)
   norm_rope<T, packs>(p, k, l, k_full, angles, p.k_pages + offset, p.head_stride);
   write_values(p, l, row + q_width + kv_width, v_bias, p.v_pages + offset);
 }
-
 #endif
 
 #if ARDIFF_LAUNCHERS

@@ -78,7 +78,6 @@ __global__ void __launch_bounds__(kPageThreads)
     }
   }
 }
-
 #endif
 
 #if ARDIFF_LAUNCHERS

@@ -70,7 +70,6 @@ __global__ void __launch_bounds__(kRowGridThreads) solver_step_kernel(SolverStep
     store_pack(p.result + offset, n, y);
   });
 }
-
 #endif
 
 #if ARDIFF_LAUNCHERS
