@@ -47,9 +47,11 @@ format: $(READY)  ## rewrite Python and C++ files in the project's style
 build: $(READY)  ## rebuild the native module in place, keeping object files (for work on csrc/)
 	$(BIN)/python setup.py build_ext --inplace
 
-cuda-check:  ## compile all CUDA and Triton kernels for sm_80 and sm_90; needs nvcc and .venv, no GPU
+cuda-check:  ## compile all CUDA and Triton kernels for sm_80 and sm_90, with nvcc and NVRTC; needs nvcc and .venv, no GPU
 	$(PYTHON) tools/cuda_check.py --nvcc $(NVCC)
 	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); \
+	if $$python -c 'import torch, ardiff_engine._C' 2>/dev/null; then echo "$$python tools/nvrtc_check.py"; $$python tools/nvrtc_check.py || exit 1; \
+	else echo "cuda-check: NVRTC LEFT OUT: $$python has no torch or no native module; make venv builds it"; fi; \
 	if $$python -c 'import torch, triton' 2>/dev/null; then echo "$$python tools/triton_check.py"; $$python tools/triton_check.py; \
 	else echo "cuda-check: Triton kernels LEFT OUT: $$python has no torch and triton; make venv installs them"; fi
 

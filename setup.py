@@ -16,8 +16,25 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+
+
+class PackageWithSources(build_py):
+    """Puts the sources of the CUDA kernels beside ardiff_engine/kernels/nvrtc.py, which compiles them where
+    nvcc was missing. An editable install reads them from the source tree."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "ardiff_engine" / "kernels" / "csrc"
+        shutil.rmtree(
+            target, ignore_errors=True
+        )  # of an earlier build: its files must not outlive their removal
+        for folder in ("include", "cuda"):
+            shutil.copytree(ROOT / "csrc" / folder, target / folder, ignore=shutil.ignore_patterns("sm90"))
 
 
 class CMakeBuild(build_ext):
@@ -65,5 +82,5 @@ class CMakeBuild(build_ext):
 
 setup(
     ext_modules=[Extension("ardiff_engine._C", sources=[], optional=True)],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": PackageWithSources},
 )

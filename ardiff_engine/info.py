@@ -17,6 +17,7 @@ import torch
 
 from ardiff_engine import ops
 from ardiff_engine._native import cuda, native, why_not
+from ardiff_engine.ops.cuda_route import why_cuda
 from ardiff_engine.version import __version__
 
 PACKAGES = (
@@ -108,6 +109,7 @@ def _native() -> dict[str, Any]:
         "compiler": build["compiler"],
         "openmp": build["openmp"],
         "cuda": build["cuda"],
+        "cuda_kernels": why_cuda(),
         **_cuda_versions(),
     }
 

@@ -90,6 +90,17 @@ def test_a_gpu_takes_cuda_then_triton_then_the_reference(gpu: SimpleNamespace) -
     assert last.name == "reference" and "no such kernel" in last.reason
 
 
+def test_the_reason_names_where_the_cuda_kernels_come_from(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "why_cuda", lambda: "NVRTC 13.0 compiles them")
+    assert choose("modulate", Elsewhere()) == Choice("cuda", "NVRTC 13.0 compiles them")
+    monkeypatch.setattr(backend, "cuda", lambda: None)
+    monkeypatch.setattr(backend, "why_no_cuda", lambda: "no nvcc, and CuPy is not installed")
+    portable = choose("add_noise", Elsewhere())
+    assert portable == Choice("triton", "not cuda: no nvcc, and CuPy is not installed; Triton is installed")
+
+
 def test_what_a_gpu_cannot_run_is_named(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(RuntimeWarning, match="float64"):
         assert choose("modulate", Elsewhere(torch.float64)).name == "reference"

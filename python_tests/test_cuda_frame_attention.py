@@ -389,9 +389,9 @@ def count_schedules(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     built: list[tuple[int, int]] = []
     build = schedules._build
 
-    def counted(offsets: tuple[Tensor, ...], heads: int, kv_heads: int) -> AttentionWork:
+    def counted(host: tuple[Tensor, ...], heads: int, kv_heads: int, device: torch.device) -> AttentionWork:
         built.append((heads, kv_heads))
-        return build(offsets, heads, kv_heads)
+        return build(host, heads, kv_heads, device)
 
     monkeypatch.setattr(schedules, "_build", counted)
     return built
@@ -421,6 +421,22 @@ def test_a_table_is_scheduled_once(machine: torch.device, monkeypatch: pytest.Mo
     assert len(built) == 4, "another table that shares one tensor"
 
 
+def test_the_offsets_of_a_moved_table_are_not_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device whose memory cannot be read at all; the schedule is that of the table on the CPU."""
+    monkeypatch.setattr(schedules, "_multiprocessors", lambda device: 132)
+    table = SMALL.table()
+    moved = table.to("meta")
+    work = work_of(SMALL, torch.device("meta"), moved)
+    assert work.buffer.device.type == "meta"
+    here = work_of(SMALL, torch.device("cpu"), table)
+    assert work.sizes == here.sizes and work.buffer.shape == here.buffer.shape
+    strangers = [
+        getattr(moved, name).clone() for name in ("frame_ptr", "group_ptr", "page_ptr", "valid", "seen")
+    ]
+    with pytest.raises(NotImplementedError, match="meta"):
+        attention_work(*strangers, 1, 1)
+
+
 def test_a_schedule_goes_with_its_table(machine: torch.device) -> None:
     before = len(schedules._kept())
     table = SMALL.table().to(machine)
@@ -432,7 +448,9 @@ def test_a_schedule_goes_with_its_table(machine: torch.device) -> None:
 
 
 def test_an_edited_table_is_a_typed_error(machine: torch.device) -> None:
+    """Where its offsets are read from the device; those that a FrameTable left on the host cannot change."""
     tensors, table = given(SMALL, torch.float32, machine), SMALL.table().to(machine)
+    schedules._kept().clear()
     table.seen[0] = 99
     with pytest.raises(PageTableError, match="Do not edit a FrameTable"):
         attend(tensors, table, machine)

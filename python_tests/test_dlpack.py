@@ -95,7 +95,63 @@ def every_op(wrap: Any) -> list[torch.Tensor]:
     return [*results, k, v, x, pool_k, pool_v]
 
 
+def in_place(pool: Any, ids: Any) -> list[Any]:
+    """Each in-place op, with `pool` [1, 2, 1, 4, 8] or a part of it as what it writes to."""
+    row, frequencies = draw(1, 4, 8), torch.ones(4, dtype=torch.float64)
+    zero = torch.zeros(4, dtype=torch.int32)
+    other = draw(2, 1, 2, 1, 4, 8)
+    return [
+        lambda: ops.gate_residual_(pool[0, 0, 0], row, row[:1], zero),
+        lambda: ops.copy_pages_(pool, other, ids[:1], ids[1:]),
+        lambda: ops.copy_pages_(other, pool, ids[:1], ids[1:]),
+        lambda: ops.rotate_pages_(pool, ids[:1], ids[:1], frequencies),
+        lambda: ops.norm_rope_write_(
+            row[:2, :3], pool[0, :, :, :, :1], other[0, :, :, :, :1], ids, ids, heads=1
+        ),
+        lambda: ops.norm_rope_write_(
+            row[:2, :3], other[0, :, :, :, :1], pool[0, :, :, :, :1], ids, ids, heads=1
+        ),
+    ]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_in_place_ops_refuse_read_only_arrays_before_they_write(number: int) -> None:
+    memory, ids = draw(0, 1, 2, 1, 4, 8), torch.tensor([0, 1])
+    frozen = memory.numpy().copy()
+    frozen.flags.writeable = False
+    in_place(memory.clone(), ids)[number]()  # the call itself is sound
+    before = frozen.copy()
+    with pytest.raises(TensorError, match="written in place: got .*read-only.*Pass a torch tensor"):
+        in_place(frozen, ids)[number]()
+    assert np.array_equal(frozen, before)
+
+
+@pytest.mark.parametrize("convert", [checks.tensor, checks.writable])
+def test_memory_that_is_not_aligned_to_its_values_is_refused(convert: Any) -> None:
+    shifted = np.frombuffer(bytearray(17), np.uint8)[1:].view(np.float32)
+    assert shifted.ctypes.data % 4 == 1
+    with pytest.raises(TensorError, match="address of x: got 1 bytes beyond a multiple of 4, .*float32"):
+        convert("x", shifted)
+
+
 @pytest.mark.parametrize("wrap", [Array, lambda tensor: tensor.numpy()], ids=["dlpack", "numpy"])
 def test_every_op_takes_arrays_and_writes_into_them(wrap: Any) -> None:
     for got, want in zip(every_op(wrap), every_op(lambda tensor: tensor), strict=True):
         assert isinstance(got, torch.Tensor) and torch.equal(got, want)
+
+
+def test_every_array_on_another_device_is_refused() -> None:
+    """One argument after the other goes to the device "meta". Only the keys of philox_normal stand alone."""
+    calls: list[torch.Tensor] = []
+    every_op(lambda tensor: calls.append(tensor) or tensor)
+    alone = []
+    for number in range(len(calls)):
+        left = iter(range(len(calls)))
+        wrap = lambda tensor, left=left, number=number: tensor.to("meta") if next(left) == number else tensor  # noqa: E731
+        try:
+            every_op(wrap)
+        except TensorError as error:
+            assert "meta" in str(error)
+        else:
+            alone.append(number)
+    assert len(calls) > 40 and [tuple(calls[number].shape) for number in alone] == [(3, 5)]

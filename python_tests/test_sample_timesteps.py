@@ -143,6 +143,8 @@ def test_edges() -> None:
         {"batch": -1},
         {"seed": 2**64},
         {"first_sample": -1},
+        {"device": "warp9"},
+        {"device": "cuda:99"},
     ],
 )
 def test_wrong_settings(changes: dict[str, object]) -> None:

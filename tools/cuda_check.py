@@ -5,16 +5,15 @@
     ptxas      no register spills, no local memory, no note that wgmma was serialised (C7508, C7510-C7513)
     SASS       tensor-core and bulk-copy instructions where a kernel is built around them, and no access to
                local memory there
-    NVRTC      the same sources, where libnvrtc is found
 
 Prints registers, shared memory and occupancy of every kernel; --markdown FILE writes that table into the
-marked part of a document. Exit code 0 only if all of it holds.
+marked part of a document. Exit code 0 only if all of it holds. tools/nvrtc_check.py compiles the same sources
+with NVRTC.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import re
 import shutil
 import subprocess
@@ -68,7 +67,6 @@ def main() -> int:
     parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--root", type=Path, default=ROOT, help="the source tree (default: this one)")
     parser.add_argument("--markdown", type=Path, help="write the table of kernels into this document")
-    parser.add_argument("--nvrtc", type=Path, help="libnvrtc.so, where it is not found by itself")
     options = parser.parse_args()
     nvcc = shutil.which(options.nvcc)
     if nvcc is None:
@@ -91,7 +89,6 @@ def main() -> int:
                 print("".join(f"  {line}\n" for line in problems), end="")
     if not sources:
         print("cuda-check: csrc/cuda has no .cu files yet: only the headers that CPU and GPU share compiled")
-    failures += _check_nvrtc(options.nvrtc or _find_nvrtc(nvcc), sources, csrc)
     print("\n".join(["", *_table(kernels)]))
     if options.markdown is not None and not failures:
         _write(options.markdown, _table(kernels))
@@ -227,51 +224,6 @@ def _cuobjdump(nvcc: str) -> str | None:
             if tool.exists():
                 return str(tool)
     return shutil.which("cuobjdump")
-
-
-def _find_nvrtc(nvcc: str) -> Path | None:
-    """Of the toolkit, or of NVIDIA's wheel."""
-    folders = [Path(nvcc).resolve().parent.parent / "lib64", Path("/usr/local/cuda/lib64")]
-    folders += [site for path in sys.path for site in Path(path).glob("nvidia/c*/lib")]
-    for folder in folders:
-        for library in sorted(folder.glob("libnvrtc.so*")):
-            return library
-    return None
-
-
-def _check_nvrtc(library: Path | None, sources: list[Path], csrc: Path) -> int:
-    """Compiles every source with NVRTC, as machines without nvcc will; returns the number of failures."""
-    if library is None:
-        print("cuda-check: NVRTC skipped: no libnvrtc here (pip install nvidia-cuda-nvrtc, or --nvrtc FILE)")
-        return 0
-    for builtins in sorted(library.parent.glob("libnvrtc-builtins.so*")):
-        ctypes.CDLL(str(builtins))  # NVRTC opens it by name alone, and finds it once it is loaded
-    nvrtc = ctypes.CDLL(str(library))
-    failures = 0
-    for source in sources:
-        for architecture in _architectures(source):
-            log = _nvrtc_compile(nvrtc, source, architecture, csrc)
-            failures += log is not None
-            verdict = "FAILED" if log else "compiles"
-            print(f"cuda-check: NVRTC: {source.name} for {architecture} {verdict}", flush=True)
-            print(log or "", end="")
-    return failures
-
-
-def _nvrtc_compile(nvrtc: ctypes.CDLL, source: Path, architecture: str, csrc: Path) -> str | None:
-    """None, or the compiler's log."""
-    program = ctypes.c_void_p()
-    text, name = source.read_bytes(), source.name.encode()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None)
-    includes = (f"-I{csrc / 'include'}", f"-I{csrc}", f"-I{source.parent}")
-    flags = [flag.encode() for flag in (*FLAGS, f"-arch={architecture}", *includes)]
-    status = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
-    size = ctypes.c_size_t()
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return None if status == 0 else log.value.decode(errors="replace") + "\n"
 
 
 def _table(kernels: list[Kernel]) -> list[str]:

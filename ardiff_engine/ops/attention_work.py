@@ -3,7 +3,8 @@
 
 Built on the host by csrc/cpu/common/attention_work.cpp from the offsets of a FrameTable, copied to the device
 once, and kept for as long as the table's tensors. It holds no page ids and no biases: the kernel reads those.
-The first call with a table waits for the device, since its offsets are read back; later ones do not.
+A FrameTable leaves its offsets in host memory here (`keep_host_copies`), so not even the first call with a
+table waits for the device.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ class AttentionWork:
 
 @dataclass(frozen=True, slots=True)
 class _Schedules:
-    """Of one table: what they were built from besides `seen`, and the schedules by (heads, kv_heads)."""
+    """Of one table: what they were built from besides `seen`, all of it in host memory (None: to be read back
+    from the device), and the schedules by (heads, kv_heads)."""
 
     offsets: tuple[Tensor, ...]
+    host: tuple[Tensor, ...] | None = None
     works: dict[tuple[int, int], AttentionWork] = field(default_factory=dict)
 
 
@@ -66,8 +69,21 @@ def attention_work(
         schedules = kept[seen] = _Schedules(offsets)
     work = schedules.works.get((heads, kv_heads))
     if work is None:
-        work = schedules.works[heads, kv_heads] = _build((*offsets, seen), heads, kv_heads)
+        host = schedules.host or _read_back((*offsets, seen))
+        work = schedules.works[heads, kv_heads] = _build(host, heads, kv_heads, seen.device)
     return work
+
+
+def keep_host_copies(offsets: tuple[Tensor, ...], host: tuple[Tensor, ...]) -> None:
+    """Host copies of a table's frame_ptr, group_ptr, page_ptr, valid and seen, for its schedules."""
+    *others, seen = offsets
+    _kept()[seen] = _Schedules(tuple(others), host)
+
+
+def host_copies(seen: Tensor) -> tuple[Tensor, ...] | None:
+    """What `keep_host_copies` was given for the table of this `seen`."""
+    schedules = _kept().get(seen)
+    return None if schedules is None else schedules.host
 
 
 @cache
@@ -76,8 +92,12 @@ def _kept() -> WeakTensorKeyDictionary:
     return WeakTensorKeyDictionary()
 
 
-def _build(offsets: Sequence[Tensor], heads: int, kv_heads: int) -> AttentionWork:
-    device = offsets[0].device
+def _read_back(offsets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Waits for the device: only for tensors that no FrameTable has had in its hands."""
+    return torch.cat(tuple(offsets)).cpu().split([tensor.numel() for tensor in offsets])
+
+
+def _build(host: Sequence[Tensor], heads: int, kv_heads: int, device: torch.device) -> AttentionWork:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise KernelError(
             explain(
@@ -87,9 +107,8 @@ def _build(offsets: Sequence[Tensor], heads: int, kv_heads: int) -> AttentionWor
                 fix="Call it once with this table before the capture.",
             )
         )
-    host = torch.cat(tuple(offsets)).cpu().split([tensor.numel() for tensor in offsets])
     addresses = [tensor.data_ptr() for tensor in host]
-    groups, multiprocessors = offsets[1].numel() - 1, _multiprocessors(device)
+    groups, multiprocessors = host[1].numel() - 1, _multiprocessors(device)
     try:
         buffer, sizes = native().attention_work(  # type: ignore[union-attr]
             addresses, groups, heads, kv_heads, multiprocessors

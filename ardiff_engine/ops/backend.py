@@ -2,13 +2,14 @@
 """Which implementation an op call runs on, and why.
 
     cpu        C++ kernels                   float32 tensors on the CPU
-    cuda       CUDA kernels, ahead of time   float32, bfloat16, float16 tensors on an NVIDIA GPU since Ampere
+    cuda       CUDA kernels                  float32, bfloat16, float16 tensors on an NVIDIA GPU since Ampere
     triton     Triton kernels                the same dtypes on a GPU; the backward passes
     reference  PyTorch                       everything else; the specification
 
 Unset, the first of cuda, triton, reference (on the CPU: cpu, reference) that can run the call is taken, and
 the reference on a GPU warns once per op with the reason. `ARDIFF_BACKEND` names one to insist on: it raises
-where that one cannot run the call.
+where that one cannot run the call. The CUDA kernels are built ahead of time, or compiled by NVRTC at first
+use (`cuda_route`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from typing import Any
 
 import torch
 
-from ardiff_engine._native import cuda, native, why_no_cuda, why_not
+from ardiff_engine._native import native, why_not
 from ardiff_engine.errors import BackendNotAvailableError, ConfigError, explain
 from ardiff_engine.ops.cuda_launch import DTYPES
+from ardiff_engine.ops.cuda_route import cuda, why_cuda, why_no_cuda
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 OPS = (
@@ -113,7 +115,8 @@ def _choice(op: str, tensors: tuple[torch.Tensor | None, ...]) -> Choice:
         for name in ("cuda", "triton"):
             misfit = _MISFIT[name](op, given)
             if misfit is None:
-                return Choice(name, "; ".join([*why, _GPU_REASONS[name]]))
+                why.append(why_cuda() if name == "cuda" else "Triton is installed")
+                return Choice(name, "; ".join(why))
             why.append(f"not {name}: {misfit}")
         return Choice("reference", "; ".join(why))
     return Choice("reference", _elsewhere(given))
@@ -195,11 +198,10 @@ def _why_no_triton(op: str) -> str | None:
 
 
 _CPU = Choice("cpu", "float32 on the CPU, native kernels are built")
-_GPU_REASONS = {"cuda": "the CUDA kernels are built", "triton": "Triton is installed"}
 _MISFIT = {"cpu": _cpu_misfit, "cuda": _cuda_misfit, "triton": _triton_misfit}
 _EXPECTED = {
     "cpu": "float32 tensors on the CPU and a built native module",
-    "cuda": "float32, bfloat16 or float16 tensors on an NVIDIA GPU and a native module built with CUDA",
+    "cuda": "float32, bfloat16 or float16 tensors on an NVIDIA GPU; nvcc at install time, or CuPy and NVRTC",
     "triton": "float32, bfloat16 or float16 tensors on a GPU (or TRITON_INTERPRET=1), and Triton",
 }
 

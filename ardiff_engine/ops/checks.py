@@ -21,7 +21,7 @@ def tensor(name: str, value: object) -> torch.Tensor:
         return value
     if hasattr(value, "__dlpack__"):
         try:
-            return torch.from_dlpack(value)
+            shared = torch.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise TensorError(
                 explain(
@@ -31,6 +31,7 @@ def tensor(name: str, value: object) -> torch.Tensor:
                     fix="Pass a copy of it.",
                 )
             ) from error
+        return _aligned(name, shared)
     raise TensorError(
         explain(
             name,
@@ -57,6 +58,21 @@ def writable(name: str, value: object) -> torch.Tensor:
         raise _not_shared(name, str(error)) from error
     if frozen:
         raise _not_shared(name, "it is read-only")
+    return _aligned(name, shared)
+
+
+def _aligned(name: str, shared: torch.Tensor) -> torch.Tensor:
+    """Memory of other libraries may start anywhere; a GPU stops for good at a value that lies across two."""
+    beyond = shared.data_ptr() % shared.element_size()
+    if beyond:
+        raise TensorError(
+            explain(
+                f"address of {name}",
+                got=f"{beyond} bytes beyond a multiple of {shared.element_size()}",
+                expected=f"one that is aligned to {str(shared.dtype).removeprefix('torch.')} values",
+                fix="Pass a copy of it.",
+            )
+        )
     return shared
 
 

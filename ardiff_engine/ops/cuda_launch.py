@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launching the CUDA kernels of the native module, and asking a device what its kernels found wrong.
+"""Launching the CUDA kernels, and asking a device what its kernels found wrong.
 
 A kernel cannot raise. It skips an id that is out of range, sets a bit in one int32 of its device, and the bit
 stays until `check_device` looks: at the end of a batch or a test, not in a hot loop, because it waits for
@@ -9,11 +9,10 @@ the device.
 from __future__ import annotations
 
 from functools import cache
-from types import ModuleType
+from typing import Any
 
 import torch
 
-from ardiff_engine._native import cuda, why_no_cuda
 from ardiff_engine.errors import (
     ArdiffError,
     BackendNotAvailableError,
@@ -22,6 +21,7 @@ from ardiff_engine.errors import (
     TensorError,
     explain,
 )
+from ardiff_engine.ops.cuda_route import cuda, why_no_cuda
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # csrc/include/ardiff/device_error.h
@@ -113,7 +113,7 @@ def address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _module() -> ModuleType:
+def _module() -> Any:
     module = cuda()
     if module is None:
         raise BackendNotAvailableError(why_no_cuda())

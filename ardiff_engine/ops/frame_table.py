@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ardiff_engine.errors import ConfigError, PageTableError, explain
+from ardiff_engine.ops.attention_work import host_copies, keep_host_copies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +91,9 @@ class FrameTable:
         object.__setattr__(self, "num_groups", len(group_ptr) - 1)
         object.__setattr__(self, "pool_pages", int(pages.max(initial=-1)) + 1)
         object.__setattr__(self, "page_rows", int(valid.max(initial=0)))
+        if self.device.type != "cpu":
+            copies = (frame_ptr, group_ptr, page_ptr, valid, seen)
+            keep_host_copies(_offset_tensors(self), tuple(map(torch.from_numpy, copies)))
 
     @classmethod
     def build(
@@ -149,15 +153,23 @@ class FrameTable:
         return self.pages.device
 
     def to(self, device: str | torch.device) -> FrameTable:
-        """The same table on another device. Not validated again."""
+        """The same table on another device. Not validated again, and its offsets stay in host memory too."""
         if torch.device(device) == self.device:
             return self
+        host = _offset_tensors(self) if self.device.type == "cpu" else host_copies(self.seen)
         moved = copy.copy(self)
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, torch.Tensor):
                 object.__setattr__(moved, item.name, value.to(device))
+        if host is not None and moved.device.type != "cpu":
+            keep_host_copies(_offset_tensors(moved), host)
         return moved
+
+
+def _offset_tensors(table: FrameTable) -> tuple[torch.Tensor, ...]:
+    """What the schedule of frame_attention is made from."""
+    return table.frame_ptr, table.group_ptr, table.page_ptr, table.valid, table.seen
 
 
 def _one_or_more(name: str, given: int | Sequence[int]) -> Sequence[int]:

@@ -75,12 +75,13 @@ def rotate_pages_(
     check_frequencies(frequencies, k_pages.shape[4], k_pages.device)
     if source is not None:
         layers, _, *page = k_pages.shape
-        if source.shape != (layers, pages.shape[0], *page) or source.dtype != k_pages.dtype:
+        fits = source.shape == (layers, pages.shape[0], *page) and source.dtype == k_pages.dtype
+        if not fits or source.device != k_pages.device:
             raise TensorError(
                 explain(
                     "source",
-                    got=f"{source.dtype} {list(source.shape)}",
-                    expected=f"{k_pages.dtype} {[layers, pages.shape[0], *page]}",
+                    got=f"{source.dtype} {list(source.shape)} on {source.device}",
+                    expected=f"{k_pages.dtype} {[layers, pages.shape[0], *page]} on {k_pages.device}",
                     fix="Pass the unrotated K of the pages, in their order.",
                 )
             )
@@ -106,12 +107,13 @@ def reference_rotate_pages_(
 
 def _check_pool(name: str, pages: torch.Tensor, like: torch.Tensor) -> None:
     dense = pages.dim() == 5 and pages[0:1, 0:1].is_contiguous()
-    if not dense or pages.shape != like.shape or pages.stride() != like.stride() or pages.dtype != like.dtype:
+    alike = pages.shape == like.shape and pages.stride() == like.stride() and pages.dtype == like.dtype
+    if not dense or not alike or pages.device != like.device:
         raise TensorError(
             explain(
                 name,
-                got=f"{pages.dtype} {list(pages.shape)}, strides {pages.stride()}",
-                expected="[layers, P, H, R, d] with dense pages, k_pages and v_pages alike",
+                got=f"{pages.dtype} {list(pages.shape)} on {pages.device}, strides {pages.stride()}",
+                expected=f"[layers, P, H, R, d] with dense pages on {like.device}, k_pages and v_pages alike",
                 fix="Pass the tensors of the page pool.",
             )
         )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import torch
 
+from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import launch
@@ -46,7 +47,7 @@ def sample_timesteps(
     The same values on every device. Without a kernel for the device they are drawn on the CPU.
 
     Raises:
-        ConfigError: an unknown rule, or a size, seed or sample number out of range.
+        ConfigError: an unknown rule or device, or a size, seed or sample number out of range.
     """
     if rule not in RULES:
         raise ConfigError(
@@ -65,10 +66,10 @@ def sample_timesteps(
                 explain(name, got=value, expected=f"{low}..{high}", fix="Choose a value in this range.")
             )
     signed = seed - 2**64 if seed >= 2**63 else seed
-    run = torch.ops.ardiff.sample_timesteps if torch.compiler.is_compiling() else _run
-    timesteps: torch.Tensor = run(
-        batch, num_frames, num_timesteps, rule, signed, first_sample, torch.device(device)
-    )
+    compiling = torch.compiler.is_compiling()
+    run = torch.ops.ardiff.sample_timesteps if compiling else _run
+    on = torch.device(device) if compiling else usable_device(device)
+    timesteps: torch.Tensor = run(batch, num_frames, num_timesteps, rule, signed, first_sample, on)
     return timesteps
 
 

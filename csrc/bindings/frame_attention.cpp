@@ -16,12 +16,7 @@
 ARDIFF_DISPATCH(void, frame_attention, const ardiff::FrameAttentionParams& p)
 ARDIFF_DISPATCH(void, frame_attention_backward, const ardiff::FrameAttentionBackwardParams& p)
 
-#if defined(ARDIFF_WITH_CUDA)
-namespace ardiff::cuda {
-template <class T>
-cudaError_t frame_attention(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream);
-}
-#endif
+ARDIFF_TYPED_LAUNCHERS(frame_attention, const FrameAttentionParams&, const AttentionWork&)
 
 namespace py = pybind11;
 using ardiff::FrameAttentionParams;
@@ -103,24 +98,40 @@ void backward(const std::array<std::int64_t, 5>& tensors, const std::array<std::
   ardiff::cpu::frame_attention_backward(b);
 }
 
+// Of the schedule: its buffer and its workspace (0: none), the sizes that attention_work returned.
+ardiff::AttentionWork work_of(const FrameAttentionParams& p, std::uintptr_t plan, std::uintptr_t workspace,
+                              const std::array<std::int32_t, 6>& s, std::uintptr_t error) {
+  return ardiff::attention_work({s[0], s[1], s[2], s[3], s[4], s[5]}, pointer<const std::int32_t>(plan),
+                                pointer<float>(workspace), pointer<std::int32_t>(error), p.kv_heads, p.dim);
+}
+
 #if defined(ARDIFF_WITH_CUDA)
-// As `forward`, with a table on the device, and of the schedule: its buffer and its workspace (0: none), the
-// sizes that attention_work returned. Returns a CUDA status.
+// As `forward`, with a table on the device. Returns a CUDA status.
 template <class T>
 int launch(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
            const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale,
            std::uintptr_t plan, std::uintptr_t workspace, const std::array<std::int32_t, 6>& plan_sizes,
            std::uintptr_t error, int device, std::uintptr_t stream) {
   const FrameAttentionParams p = params(tensors, table, sizes, strides, scale);
-  const ardiff::AttentionPlanSizes work_sizes{plan_sizes[0], plan_sizes[1], plan_sizes[2],
-                                              plan_sizes[3], plan_sizes[4], plan_sizes[5]};
-  const ardiff::AttentionWork work =
-      ardiff::attention_work(work_sizes, pointer<const std::int32_t>(plan), pointer<float>(workspace),
-                             pointer<std::int32_t>(error), p.kv_heads, p.dim);
+  const ardiff::AttentionWork work = work_of(p, plan, workspace, plan_sizes, error);
   py::gil_scoped_release release;
   return ardiff::bindings::on_device(device, [&] {
     return ardiff::cuda::frame_attention<T>(p, work, reinterpret_cast<cudaStream_t>(stream));
   });
+}
+#endif
+
+#if defined(ARDIFF_WITH_LAUNCH_LIST)
+template <class T>
+py::tuple launches(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
+                   const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale,
+                   std::uintptr_t plan, std::uintptr_t workspace,
+                   const std::array<std::int32_t, 6>& plan_sizes, std::uintptr_t error) {
+  const FrameAttentionParams p = params(tensors, table, sizes, strides, scale);
+  ardiff::cuda::LaunchList list;
+  const auto status =
+      ardiff::cuda::frame_attention<T>(p, work_of(p, plan, workspace, plan_sizes, error), &list);
+  return ardiff::bindings::python_launches(status, list);
 }
 #endif
 
@@ -134,5 +145,11 @@ ARDIFF_BINDING(frame_attention) {
   cuda.def("frame_attention_float32", &launch<float>);
   cuda.def("frame_attention_bfloat16", &launch<ardiff::BFloat16>);
   cuda.def("frame_attention_float16", &launch<ardiff::Float16>);
+#endif
+#if defined(ARDIFF_WITH_LAUNCH_LIST)
+  py::module_ listed = ardiff::bindings::launches_module(m);
+  listed.def("frame_attention_float32", &launches<float>);
+  listed.def("frame_attention_bfloat16", &launches<ardiff::BFloat16>);
+  listed.def("frame_attention_float16", &launches<ardiff::Float16>);
 #endif
 }

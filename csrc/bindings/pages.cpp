@@ -8,11 +8,7 @@
 ARDIFF_DISPATCH(void, copy_pages, const ardiff::CopyPagesParams& p)
 ARDIFF_DISPATCH(void, rotate_pages, const ardiff::RotatePagesParams& p)
 ARDIFF_CHECKED_LAUNCHER(rotate_pages, ardiff::RotatePagesParamsOf)
-#if defined(ARDIFF_WITH_CUDA)
-namespace ardiff::cuda {
-cudaError_t copy_pages(const CopyPagesParamsOf<std::uint8_t>& p, std::int32_t* error, cudaStream_t stream);
-}
-#endif
+ARDIFF_ONE_LAUNCHER(copy_pages, const CopyPagesParamsOf<std::uint8_t>&, std::int32_t*)
 
 using ardiff::bindings::pointer;
 
@@ -67,9 +63,7 @@ ardiff::RotatePagesParamsOf<T> rotate_params(std::uintptr_t k_pages, std::uintpt
 ARDIFF_BINDING(pages) {
   ardiff::bindings::def(m, "copy_pages", &copy_params<float>, &ardiff::cpu::copy_pages);
   ardiff::bindings::def(m, "rotate_pages", &rotate_params<float>, &ardiff::cpu::rotate_pages);
-#if defined(ARDIFF_WITH_CUDA)
   // Sizes and strides in bytes: one function for every dtype.
-  ardiff::bindings::def_cuda(m, "copy_pages", &copy_params<std::uint8_t>, &ardiff::cuda::copy_pages);
-#endif
-  ARDIFF_DEF_CUDA(m, rotate_pages, rotate_params);
+  ARDIFF_DEF_ONE(m, "copy_pages", copy_params<std::uint8_t>, copy_pages)
+  ARDIFF_DEF_CUDA(m, rotate_pages, rotate_params)
 }

@@ -6,11 +6,7 @@
 #include "cuda.h"
 
 ARDIFF_DISPATCH(void, philox_normal, const ardiff::PhiloxNormalParams& p)
-#if defined(ARDIFF_WITH_CUDA)
-namespace ardiff::cuda {
-cudaError_t philox_normal(const PhiloxNormalParams& p, cudaStream_t stream);
-}
-#endif
+ARDIFF_ONE_LAUNCHER(philox_normal, const PhiloxNormalParams&)
 
 using ardiff::bindings::pointer;
 
@@ -25,7 +21,5 @@ ardiff::PhiloxNormalParams philox_normal_params(std::uintptr_t keys, std::uintpt
 
 ARDIFF_BINDING(philox_normal) {
   ardiff::bindings::def(m, "philox_normal", &philox_normal_params, &ardiff::cpu::philox_normal);
-#if defined(ARDIFF_WITH_CUDA)
-  ardiff::bindings::def_cuda(m, "philox_normal", &philox_normal_params, &ardiff::cuda::philox_normal);
-#endif
+  ARDIFF_DEF_ONE(m, "philox_normal", philox_normal_params, philox_normal)
 }

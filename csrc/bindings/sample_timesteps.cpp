@@ -6,11 +6,7 @@
 #include "cuda.h"
 
 ARDIFF_DISPATCH(void, sample_timesteps, const ardiff::SampleTimestepsParams& p)
-#if defined(ARDIFF_WITH_CUDA)
-namespace ardiff::cuda {
-cudaError_t sample_timesteps(const SampleTimestepsParams& p, cudaStream_t stream);
-}
-#endif
+ARDIFF_ONE_LAUNCHER(sample_timesteps, const SampleTimestepsParams&)
 
 using ardiff::bindings::pointer;
 
@@ -32,8 +28,5 @@ ardiff::SampleTimestepsParams sample_timesteps_params(std::uintptr_t out, std::i
 
 ARDIFF_BINDING(sample_timesteps) {
   ardiff::bindings::def(m, "sample_timesteps", &sample_timesteps_params, &ardiff::cpu::sample_timesteps);
-#if defined(ARDIFF_WITH_CUDA)
-  ardiff::bindings::def_cuda(m, "sample_timesteps", &sample_timesteps_params,
-                             &ardiff::cuda::sample_timesteps);
-#endif
+  ARDIFF_DEF_ONE(m, "sample_timesteps", sample_timesteps_params, sample_timesteps)
 }

@@ -12,11 +12,17 @@
 // made of whole Philox blocks. Assumes nothing about alignment or sizes.
 #include "ardiff/add_noise.h"
 #include "launch.cuh"
-#include "noise.cuh"
 #include "row_grid.cuh"
+#if ARDIFF_KERNELS
+#include "noise.cuh"
+#endif
 
 namespace ardiff::cuda {
 
+template <class T>
+__global__ void add_noise_kernel(AddNoiseParamsOf<T> p);
+
+#if ARDIFF_KERNELS
 __device__ inline float target_value(NoiseTarget kind, float signal, float x0, float sigma, float eps) {
   switch (kind) {
     case NoiseTarget::v:
@@ -49,22 +55,19 @@ __global__ void __launch_bounds__(kRowGridThreads) add_noise_kernel(AddNoisePara
     store_pack(p.target + offset, n, value);
   });
 }
+#endif
 
-template __global__ void add_noise_kernel<float>(AddNoiseParamsOf<float>);
-template __global__ void add_noise_kernel<BFloat16>(AddNoiseParamsOf<BFloat16>);
-template __global__ void add_noise_kernel<Float16>(AddNoiseParamsOf<Float16>);
-
-#if !defined(__CUDACC_RTC__)
+#if ARDIFF_LAUNCHERS
 template <class T>
-cudaError_t add_noise(const AddNoiseParamsOf<T>& p, cudaStream_t stream) {
-  if (p.rows == 0 || p.elements == 0) return cudaSuccess;
+Status add_noise(const AddNoiseParamsOf<T>& p, Stream stream) {
+  if (p.rows == 0 || p.elements == 0) return kSuccess;
   const RowGrid g = row_grid<T>(p.rows, p.elements);
-  return launch(add_noise_kernel<T>, g.grid, g.block, stream, p);
+  return launch<add_noise_kernel<T>>(g.grid, g.block, stream, p);
 }
 
-template cudaError_t add_noise(const AddNoiseParamsOf<float>&, cudaStream_t);
-template cudaError_t add_noise(const AddNoiseParamsOf<BFloat16>&, cudaStream_t);
-template cudaError_t add_noise(const AddNoiseParamsOf<Float16>&, cudaStream_t);
+template Status add_noise(const AddNoiseParamsOf<float>&, Stream);
+template Status add_noise(const AddNoiseParamsOf<BFloat16>&, Stream);
+template Status add_noise(const AddNoiseParamsOf<Float16>&, Stream);
 #endif
 
 }  // namespace ardiff::cuda

@@ -28,12 +28,25 @@
 // Assumes: D, and all strides, are multiples of 8; q, k, v, o are 16-byte aligned (checked by the launcher);
 // the schedule was built for this table. Page ids are checked here: one out of range is not seen and sets
 // kBadView.
+#include "ardiff/frame_attention.h"
+#include "ardiff/storage.h"
+#include "cuda/frame_attention_sizes.h"
+#include "launch.cuh"
+#if ARDIFF_KERNELS
 #include "cuda/frame_attention_float.cuh"
 #include "cuda/frame_attention_merge.cuh"
 #include "cuda/frame_attention_warp.cuh"
-#include "launch.cuh"
+#endif
 
 namespace ardiff::cuda {
+
+template <class T, int kDim, int kRows>
+__global__ void frame_attention_kernel(const FrameAttentionParams p, const AttentionWork work);
+__global__ void frame_attention_float_kernel(const FrameAttentionParams p, const AttentionWork work);
+template <class T>
+__global__ void frame_attention_merge_kernel(const FrameAttentionParams p, const AttentionWork work);
+
+#if ARDIFF_KERNELS
 
 // Writes the rows of a warp: to o and lse, or, for one part of several, to the workspace.
 template <class T, int kTiles, int kDim>
@@ -177,24 +190,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   write_rows<T, kTiles, kDim>(p, work, first_row, lane, shared.q + first_row * kDim * 2, state);
 }
+#endif
 
-#define ARDIFF_FRAME_ATTENTION(T, kDim)                                                              \
-  template __global__ void frame_attention_kernel<T, kDim, 64>(FrameAttentionParams, AttentionWork); \
-  template __global__ void frame_attention_kernel<T, kDim, 128>(FrameAttentionParams, AttentionWork);
-ARDIFF_FRAME_ATTENTION(BFloat16, 64)
-ARDIFF_FRAME_ATTENTION(BFloat16, 80)
-ARDIFF_FRAME_ATTENTION(BFloat16, 96)
-ARDIFF_FRAME_ATTENTION(BFloat16, 128)
-ARDIFF_FRAME_ATTENTION(Float16, 64)
-ARDIFF_FRAME_ATTENTION(Float16, 80)
-ARDIFF_FRAME_ATTENTION(Float16, 96)
-ARDIFF_FRAME_ATTENTION(Float16, 128)
-#undef ARDIFF_FRAME_ATTENTION
-template __global__ void frame_attention_merge_kernel<float>(FrameAttentionParams, AttentionWork);
-template __global__ void frame_attention_merge_kernel<BFloat16>(FrameAttentionParams, AttentionWork);
-template __global__ void frame_attention_merge_kernel<Float16>(FrameAttentionParams, AttentionWork);
-
-#if !defined(__CUDACC_RTC__)
+#if ARDIFF_LAUNCHERS
 namespace {
 
 constexpr std::int64_t kMaxGridY = 65535;  // the hardware's limit of blocks in y: kv heads
@@ -204,30 +202,30 @@ bool launchable(const FrameAttentionParams& p, const AttentionWork& work) {
          p.kv_heads <= kMaxGridY && p.heads % p.kv_heads == 0 && p.dim >= 1;
 }
 
-dim3 attention_grid(std::int32_t items, const FrameAttentionParams& p) {
-  return dim3(static_cast<unsigned>(items), static_cast<unsigned>(p.kv_heads));
+Extent attention_grid(std::int32_t items, const FrameAttentionParams& p) {
+  return {static_cast<unsigned>(items), static_cast<unsigned>(p.kv_heads)};
 }
 
 template <class T, int kDim>
-cudaError_t launch_tiles(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
-  const dim3 grid = attention_grid(work.num_tiles, p);
+Status launch_tiles(const FrameAttentionParams& p, const AttentionWork& work, Stream stream) {
+  const Extent grid = attention_grid(work.num_tiles, p);
   if (work.tile_rows == 128) {
-    return launch_with_shared(frame_attention_kernel<T, kDim, 128>, grid, dim3(kThreads),
-                              SharedMemory<kDim, 128>::kBytes, stream, p, work);
+    return launch_with_shared<frame_attention_kernel<T, kDim, 128>>(
+        grid, {kThreads}, SharedBytes<kDim, 128>::kAll, stream, p, work);
   }
-  return launch_with_shared(frame_attention_kernel<T, kDim, 64>, grid, dim3(kThreads),
-                            SharedMemory<kDim, 64>::kBytes, stream, p, work);
+  return launch_with_shared<frame_attention_kernel<T, kDim, 64>>(
+      grid, {kThreads}, SharedBytes<kDim, 64>::kAll, stream, p, work);
 }
 
 // The tiles of a storage type; float by its own kernel.
 template <class T>
 struct Tiles {
-  static cudaError_t launch(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
+  static Status launch(const FrameAttentionParams& p, const AttentionWork& work, Stream stream) {
     const auto address = [](const float* x) { return reinterpret_cast<std::uintptr_t>(x); };
     const std::uintptr_t addresses = address(p.q) | address(p.k) | address(p.v) | address(p.o);
     const std::int64_t strides =
         p.dim | p.q_token | p.q_head | p.k_page | p.k_head | p.k_row | p.v_page | p.v_head | p.v_row;
-    if (p.dim > kMostColumns || addresses % 16 != 0 || strides % 8 != 0) return cudaErrorInvalidValue;
+    if (p.dim > kMostColumns || addresses % 16 != 0 || strides % 8 != 0) return kInvalidValue;
     if (p.dim <= 64) return launch_tiles<T, 64>(p, work, stream);
     if (p.dim <= 80) return launch_tiles<T, 80>(p, work, stream);
     if (p.dim <= 96) return launch_tiles<T, 96>(p, work, stream);
@@ -237,31 +235,29 @@ struct Tiles {
 
 template <>
 struct Tiles<float> {
-  static cudaError_t launch(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
-    if (p.dim > 32 * kFloatColumns) return cudaErrorInvalidValue;
-    return cuda::launch(frame_attention_float_kernel, attention_grid(work.num_tiles, p), dim3(kThreads),
-                        stream, p, work);
+  static Status launch(const FrameAttentionParams& p, const AttentionWork& work, Stream stream) {
+    if (p.dim > 32 * kFloatColumns) return kInvalidValue;
+    return cuda::launch<frame_attention_float_kernel>(attention_grid(work.num_tiles, p), {kThreads}, stream,
+                                                      p, work);
   }
 };
 
 }  // namespace
 
-// The pointers of p are to values of type T. cudaErrorInvalidValue where the assumptions above do not hold.
+// The pointers of p are to values of type T. kInvalidValue where the assumptions above do not hold.
 template <class T>
-cudaError_t frame_attention(const FrameAttentionParams& p, const AttentionWork& work, cudaStream_t stream) {
-  if (!launchable(p, work)) return cudaErrorInvalidValue;
-  if (work.num_tiles == 0) return cudaSuccess;
-  const cudaError_t status = Tiles<T>::launch(p, work, stream);
-  if (status != cudaSuccess || work.num_merges == 0) return status;
-  return launch(frame_attention_merge_kernel<T>, attention_grid(work.num_merges, p), dim3(kThreads), stream,
-                p, work);
+Status frame_attention(const FrameAttentionParams& p, const AttentionWork& work, Stream stream) {
+  if (!launchable(p, work)) return kInvalidValue;
+  if (work.num_tiles == 0) return kSuccess;
+  const Status status = Tiles<T>::launch(p, work, stream);
+  if (status != kSuccess || work.num_merges == 0) return status;
+  return launch<frame_attention_merge_kernel<T>>(attention_grid(work.num_merges, p), {kThreads}, stream, p,
+                                                 work);
 }
 
-template cudaError_t frame_attention<float>(const FrameAttentionParams&, const AttentionWork&, cudaStream_t);
-template cudaError_t frame_attention<BFloat16>(const FrameAttentionParams&, const AttentionWork&,
-                                               cudaStream_t);
-template cudaError_t frame_attention<Float16>(const FrameAttentionParams&, const AttentionWork&,
-                                              cudaStream_t);
+template Status frame_attention<float>(const FrameAttentionParams&, const AttentionWork&, Stream);
+template Status frame_attention<BFloat16>(const FrameAttentionParams&, const AttentionWork&, Stream);
+template Status frame_attention<Float16>(const FrameAttentionParams&, const AttentionWork&, Stream);
 #endif
 
 }  // namespace ardiff::cuda

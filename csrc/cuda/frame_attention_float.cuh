@@ -11,8 +11,6 @@
 
 namespace ardiff::cuda {
 
-constexpr int kFloatColumns = 8;  // per lane
-
 __global__ void __launch_bounds__(kThreads)
     frame_attention_float_kernel(const FrameAttentionParams p, const AttentionWork work) {
   const AttentionTile tile = work.tiles[blockIdx.x];

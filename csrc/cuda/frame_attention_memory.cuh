@@ -10,37 +10,16 @@
 // mod g: the g rows that would collide take the g columns of their aligned group of g.
 #pragma once
 
-#include "ardiff/attention_work.h"
 #include "ardiff/device_error.h"
 #include "ardiff/frame_attention.h"
 #include "ardiff/scalar.h"
+#include "cuda/frame_attention_sizes.h"
 #include "cuda/ptx.cuh"
 
 namespace ardiff::cuda {
 
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / 32;
-constexpr int kMostColumns = 128;  // of the tensor-core kernel
-constexpr int kStepKeys = kStepBlocks * kKeyBlock;
-constexpr int kKeyLists = 3;  // steps whose key blocks are known at a time: computed, arriving, to be loaded
-
 __device__ inline float infinity() { return float_of_bits(0x7F800000u); }
 __device__ inline float not_a_number() { return float_of_bits(0x7FC00000u); }
-
-// A key block, resolved: what loads and softmax need of it.
-struct Keys {
-  std::int64_t k, v;  // element offset of its first row
-  float bias;         // in units of log 2
-  std::int32_t rows;  // that exist: 0 .. kKeyBlock
-};
-
-// K and V of a step arrive separately, in a ring of slots of kStepKeys rows, so that three slots already keep
-// two loads in flight. Limits per block of 128 rows: 80 KB at 128 lets an A100 (164 KB) hold two; sm_86 has
-// 99 KB.
-template <int kDim>
-struct Ring {
-  static constexpr int kSlots = kDim > 96 ? 3 : 4;
-};
 
 template <int kDim>
 struct Swizzle {
@@ -57,18 +36,12 @@ struct Swizzle {
 
 template <int kDim, int kRows>
 struct SharedMemory {
-  static constexpr int kRowBytes = kDim * 2;
-  static constexpr int kSlotBytes = kStepKeys * kRowBytes;
-  static constexpr int kQueryBytes = kRows * kRowBytes;
-  static constexpr int kListBytes = kKeyLists * kStepBlocks * static_cast<int>(sizeof(Keys));
-  static constexpr int kLimitBytes = kRows * static_cast<int>(sizeof(std::int32_t));
-  static constexpr int kBytes = kQueryBytes + Ring<kDim>::kSlots * kSlotBytes + kListBytes + kLimitBytes;
-  static_assert(kBytes <= 99 * 1024, "the most that a block of sm_86 and sm_89 can have");
+  using Bytes = SharedBytes<kDim, kRows>;
 
   __device__ explicit SharedMemory(unsigned char* memory)
       : q(memory),
-        ring(memory + kQueryBytes),
-        keys(reinterpret_cast<Keys*>(ring + Ring<kDim>::kSlots * kSlotBytes)),
+        ring(memory + Bytes::kQueries),
+        keys(reinterpret_cast<Keys*>(ring + Bytes::kRing)),
         limits(reinterpret_cast<std::int32_t*>(keys + kKeyLists * kStepBlocks)) {}
 
   unsigned char *q, *ring;
@@ -78,7 +51,7 @@ struct SharedMemory {
   __device__ Keys* list(int step) const { return keys + step % kKeyLists * kStepBlocks; }
   // Loads are numbered K of step 0, V of step 0, K of step 1, ...
   __device__ std::uint32_t slot(int load) const {
-    return shared_address(ring) + static_cast<std::uint32_t>(load % Ring<kDim>::kSlots * kSlotBytes);
+    return shared_address(ring) + static_cast<std::uint32_t>(load % Ring<kDim>::kSlots * Bytes::kSlot);
   }
 };
 

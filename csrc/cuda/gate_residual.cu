@@ -16,6 +16,10 @@
 namespace ardiff::cuda {
 
 template <class T>
+__global__ void gate_residual_kernel(GateResidualParamsOf<T> p, std::int32_t* error);
+
+#if ARDIFF_KERNELS
+template <class T>
 __global__ void __launch_bounds__(kRowGridThreads)
     gate_residual_kernel(GateResidualParamsOf<T> p, std::int32_t* error) {
   for_packs<T>(p.tokens, p.width, [&p, error](std::int64_t token, std::int64_t begin, int n) {
@@ -41,22 +45,19 @@ __global__ void __launch_bounds__(kRowGridThreads)
     store_pack(p.out + offset, n, residual);
   });
 }
+#endif
 
-template __global__ void gate_residual_kernel<float>(GateResidualParamsOf<float>, std::int32_t*);
-template __global__ void gate_residual_kernel<BFloat16>(GateResidualParamsOf<BFloat16>, std::int32_t*);
-template __global__ void gate_residual_kernel<Float16>(GateResidualParamsOf<Float16>, std::int32_t*);
-
-#if !defined(__CUDACC_RTC__)
+#if ARDIFF_LAUNCHERS
 template <class T>
-cudaError_t gate_residual(const GateResidualParamsOf<T>& p, std::int32_t* error, cudaStream_t stream) {
-  if (p.tokens == 0 || p.width == 0) return cudaSuccess;
+Status gate_residual(const GateResidualParamsOf<T>& p, std::int32_t* error, Stream stream) {
+  if (p.tokens == 0 || p.width == 0) return kSuccess;
   const RowGrid g = row_grid<T>(p.tokens, p.width);
-  return launch(gate_residual_kernel<T>, g.grid, g.block, stream, p, error);
+  return launch<gate_residual_kernel<T>>(g.grid, g.block, stream, p, error);
 }
 
-template cudaError_t gate_residual(const GateResidualParamsOf<float>&, std::int32_t*, cudaStream_t);
-template cudaError_t gate_residual(const GateResidualParamsOf<BFloat16>&, std::int32_t*, cudaStream_t);
-template cudaError_t gate_residual(const GateResidualParamsOf<Float16>&, std::int32_t*, cudaStream_t);
+template Status gate_residual(const GateResidualParamsOf<float>&, std::int32_t*, Stream);
+template Status gate_residual(const GateResidualParamsOf<BFloat16>&, std::int32_t*, Stream);
+template Status gate_residual(const GateResidualParamsOf<Float16>&, std::int32_t*, Stream);
 #endif
 
 }  // namespace ardiff::cuda

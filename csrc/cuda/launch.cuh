@@ -1,42 +1,85 @@
 // SPDX-License-Identifier: Apache-2.0
-// How launchers start a kernel. Everything here is plain C++ for the host; NVRTC sees none of it.
+// How launchers start a kernel, or list it (compilers.h). Everything here is plain C++ for the host; NVRTC
+// sees none of it.
 #pragma once
 
-#if !defined(__CUDACC_RTC__)
+#include "cuda/compilers.h"
+
+#if ARDIFF_LAUNCHERS
+#include "cuda/extent.h"
+
+#if defined(ARDIFF_LAUNCH_LIST)
+
+#include "cuda/launch_list.h"
+
+#define __global__
+
+namespace ardiff::cuda {
+
+using Stream = LaunchList*;
+using Status = ListStatus;
+constexpr Status kSuccess = Status::success, kInvalidValue = Status::invalid_value;
+
+template <auto kernel, class... Arguments>
+Status launch_with_shared(Extent grid, Extent block, int shared_bytes, Stream stream,
+                          const Arguments&... arguments) {
+  static_assert(std::is_same_v<decltype(kernel), void (*)(Arguments...)>, "arguments are not converted");
+  stream->push_back({ListedKernel<kernel>::name, grid, block, shared_bytes, {bytes_of(arguments)...}});
+  return kSuccess;
+}
+
+}  // namespace ardiff::cuda
+
+#else
+
 #include <cuda_runtime.h>
 
 #include <cstddef>
 
 namespace ardiff::cuda {
 
+using Stream = cudaStream_t;
+using Status = cudaError_t;
+constexpr Status kSuccess = cudaSuccess, kInvalidValue = cudaErrorInvalidValue;
 constexpr int kSharedWithoutAsking = 48 * 1024;  // bytes that any kernel may have per block
 
-// cudaSuccess, or why the launch was refused. Errors of the running kernel show up at a later call.
+// kSuccess, or why the launch was refused. Errors of the running kernel show up at a later call.
 // shared_bytes: of dynamic shared memory. More than any kernel may have is asked for first, at every launch:
 // what a kernel may have is kept per device, and asking is a call of well under a microsecond.
 template <class... Parameters, class... Arguments>
-cudaError_t launch_with_shared(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
-                               cudaStream_t stream, Arguments... arguments) {
+Status launch_with_shared(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
+                          Stream stream, Arguments... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
   config.stream = stream;
-  cudaError_t status = cudaSuccess;
+  Status status = kSuccess;
   if (shared_bytes > kSharedWithoutAsking) {
     status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   }
-  if (status == cudaSuccess) status = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (status == kSuccess) status = cudaLaunchKernelEx(&config, kernel, arguments...);
   // A refused launch leaves its error behind for the next caller of cudaGetLastError: take it away.
-  if (status != cudaSuccess) (void)cudaGetLastError();
+  if (status != kSuccess) (void)cudaGetLastError();
   return status;
 }
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
-                   Arguments... arguments) {
-  return launch_with_shared(kernel, grid, block, 0, stream, arguments...);
+template <auto kernel, class... Arguments>
+Status launch_with_shared(Extent grid, Extent block, int shared_bytes, Stream stream,
+                          const Arguments&... arguments) {
+  return launch_with_shared(kernel, dim3(grid.x, grid.y, grid.z), dim3(block.x, block.y, block.z),
+                            shared_bytes, stream, arguments...);
+}
+
+}  // namespace ardiff::cuda
+#endif
+
+namespace ardiff::cuda {
+
+template <auto kernel, class... Arguments>
+Status launch(Extent grid, Extent block, Stream stream, const Arguments&... arguments) {
+  return launch_with_shared<kernel>(grid, block, 0, stream, arguments...);
 }
 
 }  // namespace ardiff::cuda

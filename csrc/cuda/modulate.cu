@@ -23,6 +23,10 @@ constexpr int kModulateMaxBytes = kModulateThreads * kLongRowPacks * 16;
 
 // packs: of a row, per thread. 1 needs half the registers of 4, and so keeps twice the rows in flight.
 template <class T, int packs>
+__global__ void modulate_kernel(ModulateParamsOf<T> p, std::int32_t* error);
+
+#if ARDIFF_KERNELS
+template <class T, int packs>
 __global__ void __launch_bounds__(kModulateThreads)
     modulate_kernel(ModulateParamsOf<T> p, std::int32_t* error) {
   __shared__ float sums[kMaxWarps], squares[kMaxWarps];
@@ -83,31 +87,25 @@ __global__ void __launch_bounds__(kModulateThreads)
     store_pack(p.y + offset + begin, n, x[k]);
   }
 }
+#endif
 
-template __global__ void modulate_kernel<float, 1>(ModulateParamsOf<float>, std::int32_t*);
-template __global__ void modulate_kernel<float, kLongRowPacks>(ModulateParamsOf<float>, std::int32_t*);
-template __global__ void modulate_kernel<BFloat16, 1>(ModulateParamsOf<BFloat16>, std::int32_t*);
-template __global__ void modulate_kernel<BFloat16, kLongRowPacks>(ModulateParamsOf<BFloat16>, std::int32_t*);
-template __global__ void modulate_kernel<Float16, 1>(ModulateParamsOf<Float16>, std::int32_t*);
-template __global__ void modulate_kernel<Float16, kLongRowPacks>(ModulateParamsOf<Float16>, std::int32_t*);
-
-#if !defined(__CUDACC_RTC__)
+#if ARDIFF_LAUNCHERS
 template <class T>
-cudaError_t modulate(const ModulateParamsOf<T>& p, std::int32_t* error, cudaStream_t stream) {
-  if (p.tokens == 0 || p.width == 0) return cudaSuccess;
-  if (p.width * static_cast<std::int64_t>(sizeof(T)) > kModulateMaxBytes) return cudaErrorInvalidValue;
+Status modulate(const ModulateParamsOf<T>& p, std::int32_t* error, Stream stream) {
+  if (p.tokens == 0 || p.width == 0) return kSuccess;
+  if (p.width * static_cast<std::int64_t>(sizeof(T)) > kModulateMaxBytes) return kInvalidValue;
   const std::int64_t packs = (p.width + kPack<T> - 1) / kPack<T>;
   const bool long_row = packs > kModulateThreads;
   const std::int64_t wanted = long_row ? (packs + kLongRowPacks - 1) / kLongRowPacks : packs;
-  const dim3 grid(static_cast<unsigned>(p.tokens));
-  const dim3 block(static_cast<unsigned>((wanted + kWarp - 1) / kWarp * kWarp));
-  return long_row ? launch(modulate_kernel<T, kLongRowPacks>, grid, block, stream, p, error)
-                  : launch(modulate_kernel<T, 1>, grid, block, stream, p, error);
+  const Extent grid{static_cast<unsigned>(p.tokens)};
+  const Extent block{static_cast<unsigned>((wanted + kWarp - 1) / kWarp * kWarp)};
+  return long_row ? launch<modulate_kernel<T, kLongRowPacks>>(grid, block, stream, p, error)
+                  : launch<modulate_kernel<T, 1>>(grid, block, stream, p, error);
 }
 
-template cudaError_t modulate(const ModulateParamsOf<float>&, std::int32_t*, cudaStream_t);
-template cudaError_t modulate(const ModulateParamsOf<BFloat16>&, std::int32_t*, cudaStream_t);
-template cudaError_t modulate(const ModulateParamsOf<Float16>&, std::int32_t*, cudaStream_t);
+template Status modulate(const ModulateParamsOf<float>&, std::int32_t*, Stream);
+template Status modulate(const ModulateParamsOf<BFloat16>&, std::int32_t*, Stream);
+template Status modulate(const ModulateParamsOf<Float16>&, std::int32_t*, Stream);
 #endif
 
 }  // namespace ardiff::cuda

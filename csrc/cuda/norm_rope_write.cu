@@ -25,6 +25,10 @@ namespace ardiff::cuda {
 constexpr int kNormRopeThreads = 256;
 constexpr int kLongHeadPacks = 2;  // of one head, per lane: dimensions up to 256 in float, 512 in half
 
+template <class T, int packs>
+__global__ void norm_rope_write_kernel(NormRopeWriteParamsOf<T> p, int lanes, std::int32_t* error);
+
+#if ARDIFF_KERNELS
 // The lanes that share a head, and what one thread is among them.
 struct HeadLanes {
   int lane, lanes, group, groups;
@@ -192,35 +196,24 @@ __global__ void __launch_bounds__(kNormRopeThreads, packs == 1 ? 5 : 3)
   norm_rope<T, packs>(p, k, l, k_full, angles, p.k_pages + offset, p.head_stride);
   write_values(p, l, row + q_width + kv_width, v_bias, p.v_pages + offset);
 }
+#endif
 
-template __global__ void norm_rope_write_kernel<float, 1>(NormRopeWriteParamsOf<float>, int, std::int32_t*);
-template __global__ void norm_rope_write_kernel<float, kLongHeadPacks>(NormRopeWriteParamsOf<float>, int,
-                                                                       std::int32_t*);
-template __global__ void norm_rope_write_kernel<BFloat16, 1>(NormRopeWriteParamsOf<BFloat16>, int,
-                                                             std::int32_t*);
-template __global__ void norm_rope_write_kernel<BFloat16, kLongHeadPacks>(NormRopeWriteParamsOf<BFloat16>,
-                                                                          int, std::int32_t*);
-template __global__ void norm_rope_write_kernel<Float16, 1>(NormRopeWriteParamsOf<Float16>, int,
-                                                            std::int32_t*);
-template __global__ void norm_rope_write_kernel<Float16, kLongHeadPacks>(NormRopeWriteParamsOf<Float16>, int,
-                                                                         std::int32_t*);
-
-#if !defined(__CUDACC_RTC__)
+#if ARDIFF_LAUNCHERS
 template <class T>
-cudaError_t norm_rope_write(const NormRopeWriteParamsOf<T>& p, std::int32_t* error, cudaStream_t stream) {
-  if (p.tokens == 0) return cudaSuccess;
-  if (p.dim > kLongHeadPacks * kWarp * kPack<T>) return cudaErrorInvalidValue;
+Status norm_rope_write(const NormRopeWriteParamsOf<T>& p, std::int32_t* error, Stream stream) {
+  if (p.tokens == 0) return kSuccess;
+  if (p.dim > kLongHeadPacks * kWarp * kPack<T>) return kInvalidValue;
   int lanes = 1;
   while (lanes < kWarp && lanes * kPack<T> < p.dim) lanes *= 2;
-  const dim3 grid(static_cast<unsigned>(p.tokens)), block(kNormRopeThreads);
+  const Extent grid{static_cast<unsigned>(p.tokens)}, block{kNormRopeThreads};
   return lanes * kPack<T> < p.dim
-             ? launch(norm_rope_write_kernel<T, kLongHeadPacks>, grid, block, stream, p, lanes, error)
-             : launch(norm_rope_write_kernel<T, 1>, grid, block, stream, p, lanes, error);
+             ? launch<norm_rope_write_kernel<T, kLongHeadPacks>>(grid, block, stream, p, lanes, error)
+             : launch<norm_rope_write_kernel<T, 1>>(grid, block, stream, p, lanes, error);
 }
 
-template cudaError_t norm_rope_write(const NormRopeWriteParamsOf<float>&, std::int32_t*, cudaStream_t);
-template cudaError_t norm_rope_write(const NormRopeWriteParamsOf<BFloat16>&, std::int32_t*, cudaStream_t);
-template cudaError_t norm_rope_write(const NormRopeWriteParamsOf<Float16>&, std::int32_t*, cudaStream_t);
+template Status norm_rope_write(const NormRopeWriteParamsOf<float>&, std::int32_t*, Stream);
+template Status norm_rope_write(const NormRopeWriteParamsOf<BFloat16>&, std::int32_t*, Stream);
+template Status norm_rope_write(const NormRopeWriteParamsOf<Float16>&, std::int32_t*, Stream);
 #endif
 
 }  // namespace ardiff::cuda

@@ -7,12 +7,14 @@
 #pragma once
 
 #include "ardiff/storage.h"
+#include "compilers.h"
 
 namespace ardiff::cuda {
 
 template <class T>
 constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 
+#if ARDIFF_KERNELS
 __device__ inline bool aligned(const void* p) { return (reinterpret_cast<std::uintptr_t>(p) & 15u) == 0; }
 
 __device__ inline int values_left(std::int64_t begin, std::int64_t end, int at_most) {
@@ -72,5 +74,6 @@ __device__ inline void copy_pack(const T* from, T* to, int n) {
     if (i < n) to[i] = from[i];
   }
 }
+#endif
 
 }  // namespace ardiff::cuda

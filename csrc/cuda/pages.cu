@@ -22,6 +22,11 @@ constexpr int kPageThreads = 256;
 constexpr int kPacksPerThread = 8;
 constexpr std::int64_t kMaxPages = 65535;  // in y; more are walked in a loop
 
+__global__ void copy_pages_kernel(CopyPagesParamsOf<std::uint8_t> p, std::int32_t* error);
+template <class T>
+__global__ void rotate_pages_kernel(RotatePagesParamsOf<T> p, std::int32_t* error);
+
+#if ARDIFF_KERNELS
 __global__ void __launch_bounds__(kPageThreads)
     copy_pages_kernel(CopyPagesParamsOf<std::uint8_t> p, std::int32_t* error) {
   constexpr int bytes = kPack<std::uint8_t>;
@@ -73,36 +78,33 @@ __global__ void __launch_bounds__(kPageThreads)
     }
   }
 }
+#endif
 
-template __global__ void rotate_pages_kernel<float>(RotatePagesParamsOf<float>, std::int32_t*);
-template __global__ void rotate_pages_kernel<BFloat16>(RotatePagesParamsOf<BFloat16>, std::int32_t*);
-template __global__ void rotate_pages_kernel<Float16>(RotatePagesParamsOf<Float16>, std::int32_t*);
-
-#if !defined(__CUDACC_RTC__)
-inline dim3 page_grid(std::int64_t packs, std::int64_t count, std::int64_t layers) {
+#if ARDIFF_LAUNCHERS
+inline Extent page_grid(std::int64_t packs, std::int64_t count, std::int64_t layers) {
   const std::int64_t per_block = kPageThreads * kPacksPerThread;
-  return dim3(static_cast<unsigned>((packs + per_block - 1) / per_block),
-              static_cast<unsigned>(count < kMaxPages ? count : kMaxPages), static_cast<unsigned>(layers));
+  return {static_cast<unsigned>((packs + per_block - 1) / per_block),
+          static_cast<unsigned>(count < kMaxPages ? count : kMaxPages), static_cast<unsigned>(layers)};
 }
 
-cudaError_t copy_pages(const CopyPagesParamsOf<std::uint8_t>& p, std::int32_t* error, cudaStream_t stream) {
-  if (p.count == 0 || p.layers == 0 || p.page_elements == 0) return cudaSuccess;
+Status copy_pages(const CopyPagesParamsOf<std::uint8_t>& p, std::int32_t* error, Stream stream) {
+  if (p.count == 0 || p.layers == 0 || p.page_elements == 0) return kSuccess;
   const std::int64_t packs = (p.page_elements + kPack<std::uint8_t> - 1) / kPack<std::uint8_t>;
-  return launch(copy_pages_kernel, page_grid(packs, p.count, p.layers), dim3(kPageThreads), stream, p, error);
+  return launch<copy_pages_kernel>(page_grid(packs, p.count, p.layers), {kPageThreads}, stream, p, error);
 }
 
 template <class T>
-cudaError_t rotate_pages(const RotatePagesParamsOf<T>& p, std::int32_t* error, cudaStream_t stream) {
-  if (p.count == 0 || p.layers == 0 || p.rows == 0) return cudaSuccess;
-  if (p.dim > kMaxHeadDim) return cudaErrorInvalidValue;
+Status rotate_pages(const RotatePagesParamsOf<T>& p, std::int32_t* error, Stream stream) {
+  if (p.count == 0 || p.layers == 0 || p.rows == 0) return kSuccess;
+  if (p.dim > kMaxHeadDim) return kInvalidValue;
   const std::int64_t packs = p.rows * ((p.dim + kPack<T> - 1) / kPack<T>);
-  return launch(rotate_pages_kernel<T>, page_grid(packs, p.count, p.layers), dim3(kPageThreads), stream, p,
-                error);
+  return launch<rotate_pages_kernel<T>>(page_grid(packs, p.count, p.layers), {kPageThreads}, stream, p,
+                                        error);
 }
 
-template cudaError_t rotate_pages(const RotatePagesParamsOf<float>&, std::int32_t*, cudaStream_t);
-template cudaError_t rotate_pages(const RotatePagesParamsOf<BFloat16>&, std::int32_t*, cudaStream_t);
-template cudaError_t rotate_pages(const RotatePagesParamsOf<Float16>&, std::int32_t*, cudaStream_t);
+template Status rotate_pages(const RotatePagesParamsOf<float>&, std::int32_t*, Stream);
+template Status rotate_pages(const RotatePagesParamsOf<BFloat16>&, std::int32_t*, Stream);
+template Status rotate_pages(const RotatePagesParamsOf<Float16>&, std::int32_t*, Stream);
 #endif
 
 }  // namespace ardiff::cuda

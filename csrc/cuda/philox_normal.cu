@@ -7,11 +7,16 @@
 // One thread per Philox block of four elements, which is one 16-byte store (row_grid.cuh).
 #include "ardiff/philox_normal.h"
 #include "launch.cuh"
-#include "noise.cuh"
 #include "row_grid.cuh"
+#if ARDIFF_KERNELS
+#include "noise.cuh"
+#endif
 
 namespace ardiff::cuda {
 
+__global__ void philox_normal_kernel(PhiloxNormalParams p);
+
+#if ARDIFF_KERNELS
 __global__ void __launch_bounds__(kRowGridThreads) philox_normal_kernel(PhiloxNormalParams p) {
   for_packs<float>(p.rows, p.elements, [&p](std::int64_t row, std::int64_t begin, int n) {
     float z[kPack<float>];
@@ -19,12 +24,13 @@ __global__ void __launch_bounds__(kRowGridThreads) philox_normal_kernel(PhiloxNo
     store_pack(p.out + row * p.elements + begin, n, z);
   });
 }
+#endif
 
-#if !defined(__CUDACC_RTC__)
-cudaError_t philox_normal(const PhiloxNormalParams& p, cudaStream_t stream) {
-  if (p.rows == 0 || p.elements == 0) return cudaSuccess;
+#if ARDIFF_LAUNCHERS
+Status philox_normal(const PhiloxNormalParams& p, Stream stream) {
+  if (p.rows == 0 || p.elements == 0) return kSuccess;
   const RowGrid g = row_grid<float>(p.rows, p.elements);
-  return launch(philox_normal_kernel, g.grid, g.block, stream, p);
+  return launch<philox_normal_kernel>(g.grid, g.block, stream, p);
 }
 #endif
 

@@ -9,6 +9,7 @@ namespace ardiff::cuda {
 
 constexpr int kMaxHeadDim = 512;
 
+#if ARDIFF_KERNELS
 struct Angles {
   float cosine[kMaxHeadDim / 2], sine[kMaxHeadDim / 2];
 };
@@ -34,5 +35,6 @@ __device__ inline void rotate_pack(float (&z)[count], int begin, int dim, const 
     }
   }
 }
+#endif
 
 }  // namespace ardiff::cuda

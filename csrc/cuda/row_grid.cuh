@@ -3,6 +3,7 @@
 // pack of one row per thread. Short rows share a block.
 #pragma once
 
+#include "extent.h"
 #include "packed.cuh"
 
 namespace ardiff::cuda {
@@ -10,6 +11,7 @@ namespace ardiff::cuda {
 constexpr int kRowGridThreads = 256;
 constexpr std::int64_t kMaxGridY = 65535;  // the hardware's limit; more rows are walked in a loop
 
+#if ARDIFF_KERNELS
 // body(row, begin, n): the n values from `begin` on
 template <class T, class Body>
 __device__ inline void for_packs(std::int64_t rows, std::int64_t elements, Body body) {
@@ -22,10 +24,11 @@ __device__ inline void for_packs(std::int64_t rows, std::int64_t elements, Body 
     body(row, begin, n);
   }
 }
+#endif
 
-#if !defined(__CUDACC_RTC__)
+#if ARDIFF_LAUNCHERS
 struct RowGrid {
-  dim3 grid, block;
+  Extent grid, block;
 };
 
 template <class T>
@@ -35,9 +38,9 @@ RowGrid row_grid(std::int64_t rows, std::int64_t elements) {
   while (x < packs && x < kRowGridThreads) x *= 2;
   const int y = kRowGridThreads / x;
   const std::int64_t row_blocks = (rows + y - 1) / y;
-  return {dim3(static_cast<unsigned>((packs + x - 1) / x),
-               static_cast<unsigned>(row_blocks < kMaxGridY ? row_blocks : kMaxGridY)),
-          dim3(static_cast<unsigned>(x), static_cast<unsigned>(y))};
+  return {{static_cast<unsigned>((packs + x - 1) / x),
+           static_cast<unsigned>(row_blocks < kMaxGridY ? row_blocks : kMaxGridY)},
+          {static_cast<unsigned>(x), static_cast<unsigned>(y)}};
 }
 #endif
 

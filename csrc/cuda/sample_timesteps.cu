@@ -13,6 +13,9 @@ namespace ardiff::cuda {
 
 constexpr int kSampleThreads = 32;
 
+__global__ void sample_timesteps_kernel(SampleTimestepsParams p);
+
+#if ARDIFF_KERNELS
 // Word i of one sample; the four words of a block are kept, since positions ask for them in order.
 class WordStream {
  public:
@@ -39,12 +42,13 @@ __global__ void __launch_bounds__(kSampleThreads) sample_timesteps_kernel(Sample
   WordStream stream(timesteps_key(p.seed, p.first_sample + row));
   draw_timesteps(stream, p, p.out + row * p.frames);
 }
+#endif
 
-#if !defined(__CUDACC_RTC__)
-cudaError_t sample_timesteps(const SampleTimestepsParams& p, cudaStream_t stream) {
-  if (p.batch == 0) return cudaSuccess;
+#if ARDIFF_LAUNCHERS
+Status sample_timesteps(const SampleTimestepsParams& p, Stream stream) {
+  if (p.batch == 0) return kSuccess;
   const auto blocks = static_cast<unsigned>((p.batch + kSampleThreads - 1) / kSampleThreads);
-  return launch(sample_timesteps_kernel, dim3(blocks), dim3(kSampleThreads), stream, p);
+  return launch<sample_timesteps_kernel>({blocks}, {kSampleThreads}, stream, p);
 }
 #endif
 

@@ -12,11 +12,17 @@
 // look at coefficients on the device without a stall.
 #include "ardiff/solver_step.h"
 #include "launch.cuh"
-#include "noise.cuh"
 #include "row_grid.cuh"
+#if ARDIFF_KERNELS
+#include "noise.cuh"
+#endif
 
 namespace ardiff::cuda {
 
+template <class T>
+__global__ void solver_step_kernel(SolverStepParamsOf<T> p);
+
+#if ARDIFF_KERNELS
 // y += coefficient * source[0 .. n); NaN where there is no source.
 template <class T>
 __device__ inline void add_term(float coefficient, const T* source, std::int64_t offset, int n,
@@ -64,22 +70,19 @@ __global__ void __launch_bounds__(kRowGridThreads) solver_step_kernel(SolverStep
     store_pack(p.result + offset, n, y);
   });
 }
+#endif
 
-template __global__ void solver_step_kernel<float>(SolverStepParamsOf<float>);
-template __global__ void solver_step_kernel<BFloat16>(SolverStepParamsOf<BFloat16>);
-template __global__ void solver_step_kernel<Float16>(SolverStepParamsOf<Float16>);
-
-#if !defined(__CUDACC_RTC__)
+#if ARDIFF_LAUNCHERS
 template <class T>
-cudaError_t solver_step(const SolverStepParamsOf<T>& p, cudaStream_t stream) {
-  if (p.rows == 0 || p.elements == 0) return cudaSuccess;
+Status solver_step(const SolverStepParamsOf<T>& p, Stream stream) {
+  if (p.rows == 0 || p.elements == 0) return kSuccess;
   const RowGrid g = row_grid<T>(p.rows, p.elements);
-  return launch(solver_step_kernel<T>, g.grid, g.block, stream, p);
+  return launch<solver_step_kernel<T>>(g.grid, g.block, stream, p);
 }
 
-template cudaError_t solver_step(const SolverStepParamsOf<float>&, cudaStream_t);
-template cudaError_t solver_step(const SolverStepParamsOf<BFloat16>&, cudaStream_t);
-template cudaError_t solver_step(const SolverStepParamsOf<Float16>&, cudaStream_t);
+template Status solver_step(const SolverStepParamsOf<float>&, Stream);
+template Status solver_step(const SolverStepParamsOf<BFloat16>&, Stream);
+template Status solver_step(const SolverStepParamsOf<Float16>&, Stream);
 #endif
 
 }  // namespace ardiff::cuda

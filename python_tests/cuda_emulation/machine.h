@@ -10,6 +10,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -73,6 +74,7 @@ struct Machine {
   std::string error;
   std::int64_t bank_conflicts = 0, mma = 0, copies = 0;
   std::size_t largest_shared = 0;
+  std::vector<std::array<unsigned, 7>> launches;  // grid, block, bytes of dynamic shared memory
 
   std::vector<Thread> threads;
   std::vector<Rendezvous> warps;

@@ -72,6 +72,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   gridDim = config->gridDim;
   blockDim = config->blockDim;
   const int threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+  machine.launches.push_back({gridDim.x, gridDim.y, gridDim.z, blockDim.x, blockDim.y, blockDim.z,
+                              static_cast<unsigned>(config->dynamicSmemBytes)});
   const auto allowed = emulation::allowed_shared().find(reinterpret_cast<const void*>(kernel));
   const int most = allowed == emulation::allowed_shared().end() ? 48 * 1024 : allowed->second;
   if (threads % emulation::kLanes || threads > 1024 || gridDim.y > 65535 || gridDim.z > 65535 ||

@@ -19,4 +19,16 @@
 #include "cuda/solver_step.cu"
 #include "emulated_module.h"
 
-PYBIND11_MODULE(module, m) { emulation::define_module(m); }
+PYBIND11_MODULE(module, m) {
+  emulation::define_module(m);
+  NAME_KERNELS(add_noise_kernel);
+  NAME_KERNELS(gate_residual_kernel);
+  NAME_KERNELS(modulate_kernel, COMMA 1);
+  NAME_KERNELS(modulate_kernel, COMMA ardiff::cuda::kLongRowPacks);
+  NAME_KERNELS(norm_rope_write_kernel, COMMA 1);
+  NAME_KERNELS(norm_rope_write_kernel, COMMA ardiff::cuda::kLongHeadPacks);
+  NAME_KERNELS(rotate_pages_kernel);
+  NAME_KERNELS(solver_step_kernel);
+  emulation::name_kernels<ardiff::cuda::copy_pages_kernel, ardiff::cuda::philox_normal_kernel,
+                          ardiff::cuda::sample_timesteps_kernel>();
+}
