@@ -25,7 +25,7 @@ import pybind11
 import pytest
 import torch
 
-from ardiff_engine.ops import attention_work, backend, cuda_launch
+from ardiff_engine.ops import attention_work, backend, cuda_launch, frame_attention_cuda
 from ardiff_engine.ops.backend import Choice
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +85,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(cuda_launch, "_place", lambda device: (0, 0))
         monkeypatch.setattr(attention_work, "native", lambda: module)
         monkeypatch.setattr(attention_work, "_multiprocessors", lambda device: 1)
+        monkeypatch.setattr(frame_attention_cuda, "_capability", lambda device: (8, 0))
         monkeypatch.setattr(backend, "_choice", lambda op, tensors: Choice("cuda", "emulated"))
         device = torch.device("cpu")
     before = torch.are_deterministic_algorithms_enabled()

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schedule of `frame_attention` on a GPU: which thread block computes which queries and keys.
+"""The schedules of `frame_attention` on a GPU: which thread block computes which queries and keys.
 
-Built on the host by csrc/cpu/common/attention_work.cpp from the offsets of a FrameTable, copied to the device
-once, and kept for as long as the table's tensors. It holds no page ids and no biases: the kernel reads those.
+Built on the host by csrc/cpu/common/attention_work.cpp (attention_stream_k.cpp for the Hopper kernel) from the
+offsets of a FrameTable, copied to the device once, and kept for as long as the table's tensors. They hold no
+page ids and no biases: the kernels read those.
 The first call with a table waits for the device, since its offsets are read back; later ones do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -38,11 +39,30 @@ class AttentionWork:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamKWork:
+    """`StreamKPlan` of csrc/include/ardiff/attention_stream_k.h, with its buffer on the device.
+
+    sizes: items, merges, boxes, frames, workers, parts.
+    """
+
+    buffer: Tensor
+    sizes: tuple[int, ...]
+    block_rows: int
+
+    def workspace(self, dim: int) -> Tensor | None:
+        """Where the parts of this launch go; None without parts."""
+        floats = native().attention_stream_k_floats(self.sizes, dim)  # type: ignore[union-attr]
+        return torch.empty(floats, dtype=torch.float32, device=self.buffer.device) if floats else None
+
+
+@dataclass(frozen=True, slots=True)
 class _Schedules:
-    """Of one table: what they were built from besides `seen`, and the schedules by (heads, kv_heads)."""
+    """Of one table: what they were built from besides `seen`, and the schedules by (heads, kv_heads), those
+    of the Hopper kernel by (heads, kv_heads, block_rows)."""
 
     offsets: tuple[Tensor, ...]
     works: dict[tuple[int, int], AttentionWork] = field(default_factory=dict)
+    stream_k: dict[tuple[int, int, int], StreamKWork] = field(default_factory=dict)
 
 
 def attention_work(
@@ -60,14 +80,40 @@ def attention_work(
         PageTableError: the tensors were edited and no longer fit one another.
         KernelError: a CUDA graph is being captured, and this table has no schedule yet.
     """
+    schedules = _schedules(frame_ptr, group_ptr, page_ptr, valid, seen)
+    work = schedules.works.get((heads, kv_heads))
+    if work is None:
+        work = schedules.works[heads, kv_heads] = _build((*schedules.offsets, seen), heads, kv_heads)
+    return work
+
+
+def stream_k_work(
+    frame_ptr: Tensor,
+    group_ptr: Tensor,
+    page_ptr: Tensor,
+    valid: Tensor,
+    seen: Tensor,
+    heads: int,
+    kv_heads: int,
+    block_rows: int,
+) -> StreamKWork:
+    """As `attention_work`, for the Hopper kernel, with boxes of block_rows rows."""
+    schedules = _schedules(frame_ptr, group_ptr, page_ptr, valid, seen)
+    key = (heads, kv_heads, block_rows)
+    work = schedules.stream_k.get(key)
+    if work is None:
+        work = schedules.stream_k[key] = _build_stream_k((*schedules.offsets, seen), *key)
+    return work
+
+
+def _schedules(
+    frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, valid: Tensor, seen: Tensor
+) -> _Schedules:
     kept, offsets = _kept(), (frame_ptr, group_ptr, page_ptr, valid)
     schedules = kept.get(seen)
     if schedules is None or any(a is not b for a, b in zip(schedules.offsets, offsets, strict=True)):
         schedules = kept[seen] = _Schedules(offsets)
-    work = schedules.works.get((heads, kv_heads))
-    if work is None:
-        work = schedules.works[heads, kv_heads] = _build((*offsets, seen), heads, kv_heads)
-    return work
+    return schedules
 
 
 @cache
@@ -77,6 +123,29 @@ def _kept() -> WeakTensorKeyDictionary:
 
 
 def _build(offsets: Sequence[Tensor], heads: int, kv_heads: int) -> AttentionWork:
+    module = native()
+    return AttentionWork(*_planned(offsets, module.attention_work, heads, kv_heads))  # type: ignore[union-attr]
+
+
+def _build_stream_k(
+    offsets: Sequence[Tensor], heads: int, kv_heads: int, block_rows: int
+) -> StreamKWork:
+    def plan(*arguments: object) -> tuple[bytearray, Sequence[int]]:
+        made: tuple[bytearray, Sequence[int]] = native().attention_stream_k(  # type: ignore[union-attr]
+            *arguments, block_rows
+        )
+        return made
+
+    return StreamKWork(*_planned(offsets, plan, heads, kv_heads), block_rows)
+
+
+def _planned(
+    offsets: Sequence[Tensor],
+    plan: Callable[..., tuple[bytearray, Sequence[int]]],
+    heads: int,
+    kv_heads: int,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """What `plan` makes of the offsets: its buffer, on the device, and its sizes."""
     device = offsets[0].device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise KernelError(
@@ -91,9 +160,7 @@ def _build(offsets: Sequence[Tensor], heads: int, kv_heads: int) -> AttentionWor
     addresses = [tensor.data_ptr() for tensor in host]
     groups, multiprocessors = offsets[1].numel() - 1, _multiprocessors(device)
     try:
-        buffer, sizes = native().attention_work(  # type: ignore[union-attr]
-            addresses, groups, heads, kv_heads, multiprocessors
-        )
+        buffer, sizes = plan(addresses, groups, heads, kv_heads, multiprocessors)
     except IndexError as error:
         raise PageTableError(
             explain(
@@ -103,8 +170,7 @@ def _build(offsets: Sequence[Tensor], heads: int, kv_heads: int) -> AttentionWor
                 fix="Do not edit a FrameTable: build another one.",
             )
         ) from error
-    work = torch.frombuffer(buffer, dtype=torch.int32).to(device, non_blocking=True)
-    return AttentionWork(work, tuple(sizes))
+    return torch.frombuffer(buffer, dtype=torch.int32).to(device, non_blocking=True), tuple(sizes)
 
 
 def _multiprocessors(device: torch.device) -> int:

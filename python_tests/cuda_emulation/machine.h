@@ -13,7 +13,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,6 +24,8 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __forceinline__ inline
+#define __grid_constant__
 
 struct dim3 {
   unsigned x, y, z;
@@ -38,6 +42,14 @@ inline dim3 threadIdx, blockIdx;
 namespace emulation {
 
 constexpr int kLanes = 32;
+constexpr int kGroupThreads = 128;  // a warpgroup
+// Where dynamic shared memory begins: not at a multiple of more than 128, which is all that is promised.
+constexpr std::uint32_t kSharedBase = 1152;
+#if defined(EMULATED_HOPPER)
+constexpr int kMostShared = 227 * 1024;  // bytes that a kernel may ask for
+#else
+constexpr int kMostShared = 99 * 1024;  // the limit of sm_86 and sm_89
+#endif
 constexpr std::size_t kStackBytes = 256 * 1024;
 
 // What a warp, or all warps of a block, are waiting for together.
@@ -61,6 +73,20 @@ struct Thread {
   const Rendezvous* waits_for;
   unsigned round;
   std::vector<std::vector<Copy>> groups;  // cp.async: closed ones, then the open one
+  bool fenced;                            // wgmma.fence since the last wait
+};
+
+// An mbarrier of shared memory. `phases.rounds` counts completed phases.
+struct Mbarrier {
+  int arrivals, pending;
+  std::int64_t bytes;  // announced and not yet there
+  Rendezvous phases;
+};
+
+// wgmma of a warpgroup: operations since the last commit, and committed groups of them, not yet carried out.
+struct Products {
+  std::vector<std::function<void()>> open;
+  std::deque<std::vector<std::function<void()>>> groups;
 };
 
 enum class Order { forward, backward, random };
@@ -71,13 +97,19 @@ struct Machine {
   std::vector<std::pair<const unsigned char*, std::size_t>> readable;  // what cp.async may read
   // What the test may look at.
   std::string error;
-  std::int64_t bank_conflicts = 0, mma = 0, copies = 0;
+  std::int64_t bank_conflicts = 0, mma = 0, copies = 0, wgmma = 0, boxes = 0;
   std::size_t largest_shared = 0;
 
   std::vector<Thread> threads;
   std::vector<Rendezvous> warps;
   std::vector<std::vector<unsigned char>> inputs, outputs;  // of the instruction of a warp, 64 bytes per lane
   Rendezvous block;
+  std::vector<Rendezvous> groups;      // warpgroups
+  std::map<int, Rendezvous> barriers;  // named ones
+  std::map<std::uint32_t, Mbarrier> mbarriers;
+  std::vector<std::function<void()>> bulk_copies;  // under way
+  std::vector<Products> products;                  // of each warpgroup
+  std::map<std::uint32_t, int> unfenced;           // 16 bytes that a thread stored and did not fence since
   std::vector<unsigned char> memory;
   unsigned char* shared = nullptr;
   std::size_t shared_bytes = 0;
@@ -90,6 +122,7 @@ struct Machine {
     static Machine machine;
     return machine;
   }
+  std::size_t group() const { return static_cast<std::size_t>(current / kGroupThreads); }
   Thread& thread() { return threads[static_cast<std::size_t>(current)]; }
   int warp() const { return current / kLanes; }
   int lane() const { return current % kLanes; }
@@ -103,13 +136,34 @@ struct Machine {
     _longjmp(scheduler, 2);
   }
 
+  // Waits until `event` has had another round than `round`.
+  void wait(const Rendezvous& event, unsigned round) {
+    Thread& mine = thread();
+    mine.waits_for = &event;
+    mine.round = round;
+    if (_setjmp(mine.at) == 0) _longjmp(scheduler, 1);
+  }
+
+  // Lets one bulk copy arrive: the one that the test's order picks. False if none is under way.
+  bool deliver() {
+    if (bulk_copies.empty()) return false;
+    const std::size_t count = bulk_copies.size();
+    random = random * 1664525u + 1013904223u;
+    const std::size_t chosen = order == Order::forward    ? 0
+                               : order == Order::backward ? count - 1
+                                                          : (random >> 16) % count;
+    const std::function<void()> copy = bulk_copies[chosen];
+    bulk_copies.erase(bulk_copies.begin() + static_cast<std::ptrdiff_t>(chosen));
+    copy();
+    return true;
+  }
+
   // Waits until `count` threads are here; the last one runs `work`.
   template <class Work>
   void meet(Rendezvous& meeting, int kind, int count, Work work) {
     if (meeting.arrived && meeting.kind != kind)
       fail("threads of a warp or block are at different instructions");
     meeting.kind = kind;
-    Thread& mine = thread();
     const unsigned round = meeting.rounds;
     if (++meeting.arrived == count) {
       work();
@@ -117,9 +171,7 @@ struct Machine {
       ++meeting.rounds;
       return;
     }
-    mine.waits_for = &meeting;
-    mine.round = round;
-    if (_setjmp(mine.at) == 0) _longjmp(scheduler, 1);
+    wait(meeting, round);
   }
 
   // An instruction of a whole warp: `work(in, out)` maps the lanes' inputs to their outputs.
@@ -174,11 +226,15 @@ struct Machine {
     inputs.assign(warps.size(), std::vector<unsigned char>(64 * kLanes));
     outputs = inputs;
     block = {};
+    const auto warpgroups = static_cast<std::size_t>((thread_count + kGroupThreads - 1) / kGroupThreads);
+    groups.assign(warpgroups, {});
+    products.assign(warpgroups, {});
+    barriers.clear(), mbarriers.clear(), bulk_copies.clear(), unfenced.clear();
     current = 0;
     memory.assign(shared_bytes + 128, 0xFF);  // NaN to any kernel that reads what nobody wrote
     shared = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128) % 128;
     for (Thread& t : threads) {
-      t.started = t.done = false;
+      t.started = t.done = t.fenced = false;
       t.waits_for = nullptr;
       t.groups.assign(1, {});
       t.stack.resize(kStackBytes);
@@ -190,7 +246,10 @@ struct Machine {
     }
     while (error.empty()) {
       const int chosen = next();
-      if (chosen < 0) break;
+      if (chosen < 0) {
+        if (deliver()) continue;  // bulk copies arrive as late as they may
+        break;
+      }
       current = chosen;
       threadIdx = dim3(static_cast<unsigned>(chosen), 0, 0);
       Thread& t = thread();
@@ -207,6 +266,10 @@ struct Machine {
       for (const auto& group : t.groups) {
         if (!group.empty() && error.empty()) error = "a block ended while its copies were under way";
       }
+    }
+    for (const Products& group : products) {
+      if (!(group.open.empty() && group.groups.empty()) && error.empty())
+        error = "a block ended while its products were under way";
     }
   }
 };

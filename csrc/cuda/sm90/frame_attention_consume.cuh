@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a consumer warpgroup of the Hopper frame attention kernel does with its 64 query rows: scores
+// S = q K^T, online softmax, O += P V, and the store of the result.
+//
+// Lane 4 g + t of warp w holds rows 16 w + g and 16 w + g + 8 ("halves") of S and O, columns 8 n + 2 t and + 1
+// of them; two neighbouring 8-column pieces of S are, packed to 16 bits, the A fragment of P for 16 keys.
+#pragma once
+
+#include "cuda/sm90/frame_attention_memory.cuh"
+#include "cuda/sm90/wgmma.cuh"
+
+namespace ardiff::cuda {
+
+template <int kDim>
+struct Rows64 {
+  static constexpr int kSecond = kDim > kSlabColumns ? (kDim - kSlabColumns) / 2 : 1;
+  float o[kSlabColumns / 2], o2[kSecond];  // columns of the first slab, and of the second if there is one
+  float top[2];                            // running maximum of a row, in units of log 2
+  float sum[2];                            // this lane's part of the denominator
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kSlabColumns / 2; ++i) o[i] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kSecond; ++i) o2[i] = 0.0f;
+    top[0] = top[1] = -infinity();
+    sum[0] = sum[1] = 0.0f;
+  }
+  __device__ __forceinline__ void rescale(const float (&alpha)[2]) {
+#pragma unroll
+    for (int i = 0; i < kSlabColumns / 2; ++i) o[i] *= alpha[i / 2 % 2];
+#pragma unroll
+    for (int i = 0; i < kSecond; ++i) o2[i] *= alpha[i / 2 % 2];
+  }
+  // Columns 8 n + 2 t and + 1.
+  __device__ __forceinline__ float2 pair(int n, int half) const {
+    const float* at = n < 8 ? o + 4 * n : o2 + 4 * (n - 8);
+    return float2{at[2 * half], at[2 * half + 1]};
+  }
+};
+
+template <int kKeys>
+using StreamScores = float[kKeys / 2];
+template <int kKeys>
+using StreamWeights = std::uint32_t[kKeys / 16][4];
+
+// Starts S = q K^T; one group of wgmma.
+template <class T, int kDim, int kKeys>
+__device__ __forceinline__ void start_scores(std::uint32_t q, std::uint32_t k, StreamScores<kKeys>& s) {
+  using Memory = StreamMemory<kDim, kKeys>;
+  wgmma_fence();
+#pragma unroll
+  for (int c = 0; c < kDim / 16; ++c) {
+    const int slab = c / 4, bytes = c % 4 * 32;
+    wgmma_scores<T>(s, slab_descriptor(q + slab * Memory::kQuerySlabBytes + bytes),
+                    slab_descriptor(k + slab * Memory::kSlotSlabBytes + bytes), c > 0);
+  }
+  wgmma_commit();
+}
+
+// Starts O += P V; one group of wgmma.
+template <class T, int kDim, int kKeys>
+__device__ __forceinline__ void start_values(std::uint32_t v, const StreamWeights<kKeys>& weights,
+                                             Rows64<kDim>& rows) {
+  using Memory = StreamMemory<kDim, kKeys>;
+  wgmma_fence();
+#pragma unroll
+  for (int j = 0; j < kKeys / 16; ++j) {
+    wgmma_values<T>(rows.o, weights[j], slab_descriptor(v + j * 16 * kSlabRowBytes));
+    if constexpr (Memory::kSlabs > 1) {
+      wgmma_values<T>(rows.o2, weights[j],
+                      slab_descriptor(v + Memory::kSlotSlabBytes + j * 16 * kSlabRowBytes));
+    }
+  }
+  wgmma_commit();
+}
+
+// Scales and biases the logits of a step; -infinity where the key does not exist or its row does not see it.
+template <int kKeys>
+__device__ __forceinline__ void mask_scores(StreamScores<kKeys>& s, const StepList<kKeys>& list,
+                                            const int (&limits)[2], float scale, int lane) {
+#pragma unroll
+  for (int j = 0; j < kKeys / 16; ++j) {
+    const StepKeys keys = list.keys[j];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int half = i / 2 % 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      float& logit = s[8 * j + i];
+      logit = keys.box < limits[half] && column < keys.rows ? fma(logit, scale, keys.bias) : -infinity();
+    }
+  }
+}
+
+// Turns logits, times a positive factor, into weights exp2(logit - top). alpha: what is left of everything
+// summed before.
+template <int kKeys>
+__device__ __forceinline__ void softmax(StreamScores<kKeys>& s, float factor, float (&top)[2], float (&sum)[2],
+                                        float (&alpha)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float most = -infinity();
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+      most = max(most, max(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
+    }
+    most = max(most, shuffle_xor(most, 1));
+    most = max(most, shuffle_xor(most, 2));
+    most = max(top[half], most * factor);
+    // A row that has seen nothing yet keeps top = -infinity; shift by 0 then, so that weights are 0 and not
+    // NaN.
+    const float shift = most == -infinity() ? 0.0f : most;
+    alpha[half] = exp2_fast(top[half] - shift);
+    top[half] = most;
+    float even = 0.0f, odd = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+      float* logits = s + 4 * n + 2 * half;
+      logits[0] = exp2_fast(fma(logits[0], factor, -shift));
+      logits[1] = exp2_fast(fma(logits[1], factor, -shift));
+      even += logits[0];
+      odd += logits[1];
+    }
+    sum[half] = fma(sum[half], alpha[half], even + odd);
+  }
+}
+
+template <class T, int kKeys>
+__device__ __forceinline__ void pack_weights(const StreamScores<kKeys>& s, StreamWeights<kKeys>& weights) {
+#pragma unroll
+  for (int j = 0; j < kKeys / 16; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) weights[j][i] = pack<T>(s[8 * j + 2 * i], s[8 * j + 2 * i + 1]);
+  }
+}
+
+// Rows that see a value that is not finite become NaN.
+template <int kKeys>
+__device__ __forceinline__ void spoil_rows(const StepList<kKeys>& list, const int (&limits)[2], float (&sum)[2]) {
+#pragma unroll
+  for (int j = 0; j < kKeys / 16; ++j) {
+    const StepKeys keys = list.keys[j];
+    if (keys.spoilt == 0) continue;
+    if (keys.box < limits[0]) sum[0] = not_a_number();
+    if (keys.box < limits[1]) sum[1] = not_a_number();
+  }
+}
+
+// The group's rows of q, and how many boxes each of them sees.
+template <int kDim, int kKeys>
+__device__ void load_queries(const StreamMemory<kDim, kKeys>& shared, const FrameAttentionParams& p,
+                             const StreamKWork& work, const StreamKItem& item, int first_row, int thread) {
+  constexpr int kChunks = kDim / 8;
+  const AttentionTile tile = item.tile;
+  if (thread < kGroupRows) {
+    const int row = first_row + thread;
+    shared.limits[row] = row < tile.rows ? row_limit(p, work.limits, tile, row) : 0;
+  }
+  const auto* q = reinterpret_cast<const std::uint16_t*>(p.q);
+#pragma unroll 4
+  for (int index = thread; index < kGroupRows * kChunks; index += kGroupThreads) {
+    const int row = first_row + index / kChunks, chunk = index % kChunks;
+    uint4 x{0, 0, 0, 0};
+    if (row < tile.rows && chunk * 8 < p.dim) {
+      const QueryRow at(p, tile.token, tile.row + row, item.kv_head);
+      x = *reinterpret_cast<const uint4*>(q + at.token * p.q_token + at.head * p.q_head + chunk * 8);
+    }
+    store_shared(shared.q + chunk_offset(StreamMemory<kDim, kKeys>::kQuerySlabBytes, row, chunk), x);
+  }
+  fence_async();
+}
+
+// Stores a warp's 16 rows: to o and lse, or, for one part of several, to the workspace.
+template <class T, int kDim, int kKeys>
+__device__ void write_rows(const StreamMemory<kDim, kKeys>& shared, const FrameAttentionParams& p,
+                           const StreamKWork& work, const StreamKItem& item, int first_row, int lane,
+                           const Rows64<kDim>& rows) {
+  constexpr int kSlabBytes = StreamMemory<kDim, kKeys>::kQuerySlabBytes;
+  const AttentionTile tile = item.tile;
+  const int dim = static_cast<int>(p.dim);
+  const std::int64_t partial = std::int64_t{tile.part} * kStreamRows;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float sum = rows.sum[half];
+    sum += shuffle_xor(sum, 1);
+    sum += shuffle_xor(sum, 2);
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    const float lse = sum == 0.0f ? -infinity() : (rows.top[half] + log2_exact(sum)) * kLn2;
+    const int row = first_row + half * 8 + lane / 4;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      const float2 o = rows.pair(n, half);
+      const int column = n * 8 + lane % 4 * 2;
+      if (tile.part < 0) {
+        *reinterpret_cast<std::uint32_t*>(shared.q_bytes + chunk_offset(kSlabBytes, row, n) + lane % 4 * 4) =
+            pack<T>(o.x * inverse, o.y * inverse);
+      } else if (row < tile.rows && column < dim) {
+        *reinterpret_cast<float2*>(work.partial_o + (partial + row) * dim + column) =
+            float2{o.x * inverse, o.y * inverse};
+      }
+    }
+    if (lane % 4 == 0 && row < tile.rows) {
+      if (tile.part < 0) {
+        const QueryRow at(p, tile.token, tile.row + row, item.kv_head);
+        p.lse[at.token * p.heads + at.head] = lse;
+      } else {
+        work.partial_lse[partial + row] = lse;
+      }
+    }
+  }
+  if (tile.part >= 0) return;
+  // Through the rows of q, which are no longer needed, so that a row of o leaves in 16-byte pieces.
+  warp_barrier();
+  auto* o = reinterpret_cast<std::uint16_t*>(p.o);
+  for (int index = lane; index < 16 * (kDim / 8); index += 32) {
+    const int row = first_row + index / (kDim / 8), chunk = index % (kDim / 8);
+    if (row >= tile.rows || chunk * 8 >= dim) continue;
+    const QueryRow at(p, tile.token, tile.row + row, item.kv_head);
+    *reinterpret_cast<uint4*>(o + (at.token * p.heads + at.head) * dim + chunk * 8) =
+        *reinterpret_cast<const uint4*>(shared.q_bytes + chunk_offset(kSlabBytes, row, chunk));
+  }
+}
+
+template <class T, int kDim, int kKeys>
+__device__ __forceinline__ void consume(const StreamMemory<kDim, kKeys>& shared, const FrameAttentionParams& p,
+                                        const StreamKWork& work) {
+  using Memory = StreamMemory<kDim, kKeys>;
+  const int thread = static_cast<int>(threadIdx.x) % kGroupThreads, lane = thread % 32;
+  const int group = static_cast<int>(threadIdx.x) / kGroupThreads - 1, worker = static_cast<int>(blockIdx.x);
+  const int first_row = group * kGroupRows, warp_row = first_row + thread / 32 * 16;
+  const int boxes = step_boxes(work.block_rows), barrier = 1 + group;
+  const std::uint32_t q = shared.q + first_row * kSlabRowBytes;
+  const float scale = p.scale * kLog2E;
+  // This warp is done with a load.
+  const auto release = [&](int load) {
+    warp_barrier();
+    if (lane == 0) mbarrier_arrive(shared.empty(load));
+  };
+  int step = 0;
+  for (int i = work.begins[worker]; i < work.begins[worker + 1]; ++i) {
+    const StreamKItem& item = work.items[i];
+    named_barrier(barrier, kGroupThreads);  // the stores of the item before have left the rows of q
+    load_queries(shared, p, work, item, first_row, thread);
+    named_barrier(barrier, kGroupThreads);
+
+    int most = max(shared.limits[first_row + lane], shared.limits[first_row + lane + 32]);
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) most = max(most, shuffle_xor(most, distance));
+    const int limits[2] = {shared.limits[warp_row + lane / 4], shared.limits[warp_row + lane / 4 + 8]};
+    const int steps = steps_of(item.tile, boxes);
+    const int end = step + steps;
+    // Steps that a row of this group sees come first.
+    const int seen = most > item.tile.first ? (most - item.tile.first + boxes - 1) / boxes : 0;
+    const int last = step + (seen < steps ? seen : steps);
+
+    Rows64<kDim> rows;
+    rows.clear();
+    for (; step < last; ++step) {
+      const int k = 2 * step, v = k + 1;
+      const StepList<kKeys>& list = shared.list(step);
+      StreamScores<kKeys> s;
+      StreamWeights<kKeys> weights;
+      float alpha[2];
+
+      mbarrier_wait(shared.full(k), Memory::parity(k));
+      const bool plain = list.plain && scale > 0.0f;
+      start_scores<T, kDim, kKeys>(q, shared.slot(k), s);
+      wgmma_wait<0>();
+      release(k);
+      if (!plain) mask_scores<kKeys>(s, list, limits, scale, lane);
+      softmax<kKeys>(s, plain ? scale : 1.0f, rows.top, rows.sum, alpha);
+      pack_weights<T, kKeys>(s, weights);
+      rows.rescale(alpha);
+
+      mbarrier_wait(shared.full(v), Memory::parity(v));
+      if (!plain) spoil_rows<kKeys>(list, limits, rows.sum);
+      start_values<T, kDim, kKeys>(shared.slot(v), weights, rows);
+      wgmma_wait<0>();
+      release(v);
+    }
+    for (int load = 2 * step; load < 2 * end; ++load) {
+      mbarrier_wait(shared.full(load), Memory::parity(load));
+      release(load);
+    }
+    step = end;
+    named_barrier(barrier, kGroupThreads);  // the group's products have read the rows of q
+    write_rows<T, kDim, kKeys>(shared, p, work, item, warp_row, lane, rows);
+  }
+}
+
+}  // namespace ardiff::cuda
