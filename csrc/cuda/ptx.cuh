@@ -109,7 +109,8 @@ __device__ inline float exp2_fast(float x) {
 
 // The same value, unknown to the compiler: what is computed from it inside a loop is not kept in registers
 // outside.
-__device__ inline int opaque(int value) {
+template <class Integer>
+__device__ inline Integer opaque(Integer value) {
   asm volatile("" : "+r"(value));
   return value;
 }

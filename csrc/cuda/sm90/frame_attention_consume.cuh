@@ -32,6 +32,10 @@ struct Rows64 {
 #pragma unroll
     for (int i = 0; i < kSecond; ++i) o2[i] *= alpha[i / 2 % 2];
   }
+  __device__ __forceinline__ void pin_sums() {
+    pin(o);
+    pin(o2);
+  }
   // Columns 8 n + 2 t and + 1.
   __device__ __forceinline__ float2 pair(int n, int half) const {
     const float* at = n < 8 ? o + 4 * n : o2 + 4 * (n - 8);
@@ -63,6 +67,7 @@ template <class T, int kDim, int kKeys>
 __device__ __forceinline__ void start_values(std::uint32_t v, const StreamWeights<kKeys>& weights,
                                              Rows64<kDim>& rows) {
   using Memory = StreamMemory<kDim, kKeys>;
+  rows.pin_sums();
   wgmma_fence();
 #pragma unroll
   for (int j = 0; j < kKeys / 16; ++j) {
@@ -83,10 +88,15 @@ __device__ __forceinline__ void mask_scores(StreamScores<kKeys>& s, const StepLi
   for (int j = 0; j < kKeys / 16; ++j) {
     const StepKeys keys = list.keys[j];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int half = i / 2 % 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      float& logit = s[8 * j + i];
-      logit = keys.box < limits[half] && column < keys.rows ? fma(logit, scale, keys.bias) : -infinity();
+    for (int half = 0; half < 2; ++half) {
+      // Columns of this lane that the row sees: those below `rows`, counted from the lane's first.
+      const int rows = (keys.box < limits[half] ? keys.rows : 0) - lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& logit = s[8 * j + i / 2 * 4 + 2 * half + i % 2];
+        const float biased = fma(logit, scale, keys.bias);
+        logit = i / 2 * 8 + i % 2 < rows ? biased : -infinity();
+      }
     }
   }
 }
@@ -156,7 +166,6 @@ __device__ void load_queries(const StreamMemory<kDim, kKeys>& shared, const Fram
     shared.limits[row] = row < tile.rows ? row_limit(p, work.limits, tile, row) : 0;
   }
   const auto* q = reinterpret_cast<const std::uint16_t*>(p.q);
-#pragma unroll 4
   for (int index = thread; index < kGroupRows * kChunks; index += kGroupThreads) {
     const int row = first_row + index / kChunks, chunk = index % kChunks;
     uint4 x{0, 0, 0, 0};
@@ -237,9 +246,10 @@ __device__ __forceinline__ void consume(const StreamMemory<kDim, kKeys>& shared,
   };
   int step = 0;
   for (int i = work.begins[worker]; i < work.begins[worker + 1]; ++i) {
+    // Every use below goes through opaque numbers: what can be computed again is not kept in registers.
     const StreamKItem& item = work.items[i];
     named_barrier(barrier, kGroupThreads);  // the stores of the item before have left the rows of q
-    load_queries(shared, p, work, item, first_row, thread);
+    load_queries(shared, p, work, item, opaque(first_row), opaque(thread));
     named_barrier(barrier, kGroupThreads);
 
     int most = max(shared.limits[first_row + lane], shared.limits[first_row + lane + 32]);
@@ -254,28 +264,57 @@ __device__ __forceinline__ void consume(const StreamMemory<kDim, kKeys>& shared,
 
     Rows64<kDim> rows;
     rows.clear();
-    for (; step < last; ++step) {
-      const int k = 2 * step, v = k + 1;
-      const StepList<kKeys>& list = shared.list(step);
-      StreamScores<kKeys> s;
-      StreamWeights<kKeys> weights;
-      float alpha[2];
-
-      mbarrier_wait(shared.full(k), Memory::parity(k));
+    StreamScores<kKeys> s;
+    StreamWeights<kKeys> weights;
+    float alpha[2];
+    const auto wait_keys = [&](int of) { mbarrier_wait(shared.full(2 * of), Memory::parity(2 * of)); };
+    const auto start_step = [&](int of) { start_scores<T, kDim, kKeys>(opaque(q), shared.slot(2 * of), s); };
+    // Leaves the weights in s. The products of P and V may still be under way: o is not touched.
+    const auto weigh = [&](int of) {
+      release(2 * of);
+      const StepList<kKeys>& list = shared.list(of);
       const bool plain = list.plain && scale > 0.0f;
-      start_scores<T, kDim, kKeys>(q, shared.slot(k), s);
-      wgmma_wait<0>();
-      release(k);
-      if (!plain) mask_scores<kKeys>(s, list, limits, scale, lane);
+      if (!plain) mask_scores<kKeys>(s, list, limits, scale, opaque(lane));
       softmax<kKeys>(s, plain ? scale : 1.0f, rows.top, rows.sum, alpha);
-      pack_weights<T, kKeys>(s, weights);
-      rows.rescale(alpha);
+      pin(s);
+    };
+    const auto start_adding = [&](int of) {
+      const StepList<kKeys>& list = shared.list(of);
+      mbarrier_wait(shared.full(2 * of + 1), Memory::parity(2 * of + 1));
+      if (!list.plain) spoil_rows<kKeys>(list, limits, rows.sum);
+      start_values<T, kDim, kKeys>(shared.slot(2 * of + 1), weights, rows);
+    };
 
-      mbarrier_wait(shared.full(v), Memory::parity(v));
-      if (!plain) spoil_rows<kKeys>(list, limits, rows.sum);
-      start_values<T, kDim, kKeys>(shared.slot(v), weights, rows);
+    // S of a step is computed before O of the step before, so that softmax runs under the product P V.
+    if (step < last) {
+      wait_keys(step);
+      start_step(step);
       wgmma_wait<0>();
-      release(v);
+      pin(s);
+      weigh(step);
+      pack_weights<T, kKeys>(s, weights);
+      if (step + 1 < last) wait_keys(step + 1);
+      for (; step + 1 < last; ++step) {
+        start_step(step + 1);
+        start_adding(step);
+        wgmma_wait<1>();
+        pin(s);
+        weigh(step + 1);
+        // Of the next round. It stands here because ptxas moves no wait for products across a loop: without
+        // one, it waits for P V first and computes all weights afterwards.
+        if (step + 2 < last) wait_keys(step + 2);
+        wgmma_wait<0>();
+        rows.pin_sums();
+        release(2 * step + 1);
+        rows.rescale(alpha);
+        // Not earlier: the registers of P are read until the wait, and wgmma would be made serial (C7513).
+        pack_weights<T, kKeys>(s, weights);
+      }
+      start_adding(step);
+      wgmma_wait<0>();
+      rows.pin_sums();
+      release(2 * step + 1);
+      ++step;
     }
     for (int load = 2 * step; load < 2 * end; ++load) {
       mbarrier_wait(shared.full(load), Memory::parity(load));
@@ -283,7 +322,7 @@ __device__ __forceinline__ void consume(const StreamMemory<kDim, kKeys>& shared,
     }
     step = end;
     named_barrier(barrier, kGroupThreads);  // the group's products have read the rows of q
-    write_rows<T, kDim, kKeys>(shared, p, work, item, warp_row, lane, rows);
+    write_rows<T, kDim, kKeys>(shared, p, work, item, opaque(warp_row), opaque(lane), rows);
   }
 }
 

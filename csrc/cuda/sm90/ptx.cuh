@@ -106,4 +106,13 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+
+// Values are computed before this point, and used after it: the compiler moves arithmetic on registers across
+// the waits above, which to it have nothing to do with them.
+template <int kValues>
+__device__ __forceinline__ void pin(float (&values)[kValues]) {
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+
 }  // namespace ardiff::cuda

@@ -163,7 +163,10 @@ inline std::uint32_t pack(float low, float high) {
   return stored<T>(low).bits | static_cast<std::uint32_t>(stored<T>(high).bits) << 16;
 }
 
-inline int opaque(int value) { return value; }
+template <class Integer>
+inline Integer opaque(Integer value) {
+  return value;
+}
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float exp2_exact(float x) { return std::exp2(x); }
 inline float log2_exact(float x) { return std::log2(x); }

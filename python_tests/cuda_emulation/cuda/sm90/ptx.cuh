@@ -141,4 +141,7 @@ inline void take_registers() {
   give_registers<kRegisters>();
 }
 
+template <int kValues>
+inline void pin(float (&)[kValues]) {}
+
 }  // namespace ardiff::cuda
