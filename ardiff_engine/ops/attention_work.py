@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schedules of `frame_attention` on a GPU: which thread block computes which queries and keys.
 
-Built on the host by csrc/cpu/common/attention_work.cpp (attention_stream_k.cpp for the Hopper kernel) from the
+Built on the host by csrc/cpu/common/attention_work.cpp and attention_stream_k.cpp (Hopper) from the
 offsets of a FrameTable, copied to the device once, and kept for as long as the table's tensors. They hold no
 page ids and no biases: the kernels read those.
 The first call with a table waits for the device, since its offsets are read back; later ones do not.
@@ -127,9 +127,7 @@ def _build(offsets: Sequence[Tensor], heads: int, kv_heads: int) -> AttentionWor
     return AttentionWork(*_planned(offsets, module.attention_work, heads, kv_heads))  # type: ignore[union-attr]
 
 
-def _build_stream_k(
-    offsets: Sequence[Tensor], heads: int, kv_heads: int, block_rows: int
-) -> StreamKWork:
+def _build_stream_k(offsets: Sequence[Tensor], heads: int, kv_heads: int, block_rows: int) -> StreamKWork:
     def plan(*arguments: object) -> tuple[bytearray, Sequence[int]]:
         made: tuple[bytearray, Sequence[int]] = native().attention_stream_k(  # type: ignore[union-attr]
             *arguments, block_rows

@@ -2,7 +2,7 @@
 """`frame_attention` on the CUDA kernels: what they take, which of them runs, and its launch.
 
     sm_80   csrc/cuda/frame_attention.cu       every GPU since Ampere; float32, bfloat16, float16
-    sm_90a  csrc/cuda/sm90/frame_attention.cu  Hopper; bfloat16, float16, where `why_not_sm90` has no objection
+    sm_90a  csrc/cuda/sm90/frame_attention.cu  Hopper; bfloat16, float16; see `why_not_sm90`
 
 float32 runs on a simple kernel, bfloat16 and float16 on tensor cores. These read 16 bytes at a time: head
 dimension and strides must be multiples of 8, and tensors start at multiples of 16 bytes. Anything else is
@@ -36,9 +36,11 @@ _OTHERS = "or set ARDIFF_BACKEND=triton or reference."
 
 def frame_attention_cuda(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor,
-    pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
+    pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float, kernel: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(o, lse), lse in float32; see `ardiff_engine.ops.frame_attention`.
+
+    kernel: "sm_80" or "sm_90a", for benchmarks and tests; None: `which_kernel` decides.
 
     Raises:
         TensorError: a head dimension, stride or address that the kernel does not take.
@@ -59,7 +61,7 @@ def frame_attention_cuda(
         scale,
     )
     error = error_bits(q.device).data_ptr()
-    if which_kernel(q, k_pages, v_pages).name == "sm_90a":
+    if (kernel or which_kernel(q, k_pages, v_pages).name) == "sm_90a":
         boxes = stream_k_work(*offsets, block_rows(rows))
         partial = boxes.workspace(dim)
         launch_for(
@@ -92,7 +94,8 @@ def why_not_sm90(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> str | None:
         return f"head dimension is {q.shape[2]}; it takes {LEAST_SM90_COLUMNS} to {MOST_COLUMNS}"
     if k_pages.shape[2] % _BOX_ROWS[-1]:
         return f"pages have {k_pages.shape[2]} rows; it takes multiples of {_BOX_ROWS[-1]}"
-    if any(step * q.element_size() >= MOST_TENSOR_MAP_STRIDE for t in (k_pages, v_pages) for step in _steps(t)):
+    steps = (*_steps(k_pages), *_steps(v_pages))
+    if max(steps) * q.element_size() >= MOST_TENSOR_MAP_STRIDE:
         return "pages are too far apart for a tensor map; their strides must be below 2^40 bytes"
     if not has_kernel(f"frame_attention_sm90_{DTYPES[q.dtype]}"):
         return "this build has no kernels for sm_90a"

@@ -16,7 +16,8 @@ using Integers8 = std::array<std::int64_t, 8>;
 // tensors: q, k, v, o, lse. table: frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number
 // of groups. sizes: T, P, H, Hkv, D, R. strides: q token, head; k page, head, row; v page, head, row.
 inline FrameAttentionParams params(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
-                            const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale) {
+                                   const std::array<std::int64_t, 6>& sizes, const Integers8& strides,
+                                   float scale) {
   const auto integers = [&](int i) {
     return pointer<const std::int32_t>(static_cast<std::uintptr_t>(table[i]));
   };

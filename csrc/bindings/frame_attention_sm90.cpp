@@ -23,9 +23,9 @@ int launch(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
            std::uintptr_t plan, std::uintptr_t workspace, const std::array<std::int32_t, 6>& s,
            std::int32_t block_rows, std::uintptr_t error, int device, std::uintptr_t stream) {
   const ardiff::FrameAttentionParams p = ardiff::bindings::params(tensors, table, sizes, strides, scale);
-  const ardiff::StreamKWork work = ardiff::stream_k_work(
-      {s[0], s[1], s[2], s[3], s[4], s[5]}, pointer<const std::int32_t>(plan), pointer<float>(workspace),
-      pointer<std::int32_t>(error), p.dim, block_rows);
+  const ardiff::StreamKWork work =
+      ardiff::stream_k_work({s[0], s[1], s[2], s[3], s[4], s[5]}, pointer<const std::int32_t>(plan),
+                            pointer<float>(workspace), pointer<std::int32_t>(error), p.dim, block_rows);
   py::gil_scoped_release release;
   return ardiff::bindings::on_device(device, [&] {
     return ardiff::cuda::frame_attention_sm90<T>(p, work, reinterpret_cast<cudaStream_t>(stream));

@@ -87,6 +87,7 @@ struct Mbarrier {
 struct Products {
   std::vector<std::function<void()>> open;
   std::deque<std::vector<std::function<void()>>> groups;
+  Rendezvous waits;  // that have ended
 };
 
 enum class Order { forward, backward, random };
@@ -107,9 +108,9 @@ struct Machine {
   std::vector<Rendezvous> groups;      // warpgroups
   std::map<int, Rendezvous> barriers;  // named ones
   std::map<std::uint32_t, Mbarrier> mbarriers;
-  std::vector<std::function<void()>> bulk_copies;  // under way
-  std::vector<Products> products;                  // of each warpgroup
-  std::map<std::uint32_t, int> unfenced;           // 16 bytes that a thread stored and did not fence since
+  std::vector<std::function<void()>> late;  // bulk copies, and products that are waited for
+  std::vector<Products> products;           // of each warpgroup
+  std::map<std::uint32_t, int> unfenced;    // 16 bytes that a thread stored and did not fence since
   std::vector<unsigned char> memory;
   unsigned char* shared = nullptr;
   std::size_t shared_bytes = 0;
@@ -130,7 +131,7 @@ struct Machine {
   // What a launch starts with; the counters go on.
   void reset() { error.clear(), shared_bytes = 0; }
 
-  // Gives up the whole grid. Called from a fiber; does not return.
+  // Gives up the whole grid. Does not return.
   [[noreturn]] void fail(const std::string& why) {
     if (error.empty()) error = why + " (thread " + std::to_string(current) + ")";
     _longjmp(scheduler, 2);
@@ -144,17 +145,17 @@ struct Machine {
     if (_setjmp(mine.at) == 0) _longjmp(scheduler, 1);
   }
 
-  // Lets one bulk copy arrive: the one that the test's order picks. False if none is under way.
+  // Lets one of what is late happen: the one that the test's order picks. False if there is nothing.
   bool deliver() {
-    if (bulk_copies.empty()) return false;
-    const std::size_t count = bulk_copies.size();
+    if (late.empty()) return false;
+    const std::size_t count = late.size();
     random = random * 1664525u + 1013904223u;
     const std::size_t chosen = order == Order::forward    ? 0
                                : order == Order::backward ? count - 1
                                                           : (random >> 16) % count;
-    const std::function<void()> copy = bulk_copies[chosen];
-    bulk_copies.erase(bulk_copies.begin() + static_cast<std::ptrdiff_t>(chosen));
-    copy();
+    const std::function<void()> happen = late[chosen];
+    late.erase(late.begin() + static_cast<std::ptrdiff_t>(chosen));
+    happen();
     return true;
   }
 
@@ -229,7 +230,7 @@ struct Machine {
     const auto warpgroups = static_cast<std::size_t>((thread_count + kGroupThreads - 1) / kGroupThreads);
     groups.assign(warpgroups, {});
     products.assign(warpgroups, {});
-    barriers.clear(), mbarriers.clear(), bulk_copies.clear(), unfenced.clear();
+    barriers.clear(), mbarriers.clear(), late.clear(), unfenced.clear();
     current = 0;
     memory.assign(shared_bytes + 128, 0xFF);  // NaN to any kernel that reads what nobody wrote
     shared = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128) % 128;
@@ -247,7 +248,7 @@ struct Machine {
     while (error.empty()) {
       const int chosen = next();
       if (chosen < 0) {
-        if (deliver()) continue;  // bulk copies arrive as late as they may
+        if (deliver()) continue;  // no thread can go on without it
         break;
       }
       current = chosen;

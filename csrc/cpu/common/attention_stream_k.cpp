@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Builds the schedule of ardiff/attention_stream_k.h.
 //
-// Policy. Whole tiles first, longest first, each to the worker with the least to do: tiles of one group and kv
-// head stand together, so workers that run side by side walk the same pages at the same time, and K and V come
-// from the L2 cache. (Cutting the line of all steps into equal ranges, the plainest stream-K, starts every
-// worker at another page: 132 streams of keys, more than the cache holds.) Only what does not fit into equal
-// shares is cut.
+// Policy. Whole tiles first, longest first, each to the worker with the least to do: tiles of one group and
+// kv head stand together, so workers that run side by side walk the same pages at the same time, and K and V
+// come from the L2 cache. (Cutting the line of all steps into equal ranges, the plainest stream-K, starts
+// every worker at another page: 132 streams of keys, more than the cache holds.) Only what does not fit into
+// equal shares is cut.
 #include "ardiff/attention_stream_k.h"
 
 #include <functional>
@@ -141,9 +141,10 @@ StreamKPlan plan_stream_k(const HostFrameTable& table, std::int64_t heads, std::
       const auto edge = [&](std::int64_t step) {
         return static_cast<std::int32_t>(std::min<std::int64_t>(rows.last, step * boxes));
       };
-      items.push_back({{rows.token, rows.row, rows.rows, rows.frame, rows.frames, rows.block,
-                        edge(piece.first), edge(piece.last), pieces[piece.unit] < 2 ? -1 : parts[piece.unit]++},
-                       units[piece.unit].kv_head});
+      items.push_back(
+          {{rows.token, rows.row, rows.rows, rows.frame, rows.frames, rows.block, edge(piece.first),
+            edge(piece.last), pieces[piece.unit] < 2 ? -1 : parts[piece.unit]++},
+           units[piece.unit].kv_head});
     }
     begins.push_back(static_cast<std::int32_t>(items.size()));
   }

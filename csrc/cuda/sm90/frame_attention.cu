@@ -5,8 +5,8 @@
 //   q [T, H, D], k and v pages [P, Hkv, R, D] -> o [T, H, D], lse [T, H]; bfloat16 or float16, D <= 128
 //
 // Cost: 4 T H K D FLOPs for K visible keys and one exp2 per logit. Bytes: q and o once; K and V once per tile
-// of 128 rows and kv head, from the L2 cache (4.7 TB/s at 600 TFLOP/s). Floor on an H100 SXM (990 TFLOP/s dense
-// bfloat16), 12 heads, D = 128, 4680 queries, 32760 keys: 942 GFLOP, 0.95 ms. Not yet run on a GPU.
+// of 128 rows and kv head, from the L2 cache (4.7 TB/s at 600 TFLOP/s). Floor on an H100 SXM (990 TFLOP/s
+// dense bfloat16), 12 heads, D = 128, 4680 queries, 32760 keys: 942 GFLOP, 0.95 ms. Not yet run on a GPU.
 //
 // Grid: one block per multiprocessor ("worker"), which walks its items. Three warpgroups of four warps:
 //
@@ -23,10 +23,10 @@
 // page rows and is 112 or a divisor of 128 (checked by the launcher); the schedule was built for this table.
 // Page ids are checked here: one out of range is not seen and sets kBadView.
 #include "cuda/frame_attention_merge.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/sm90/frame_attention_consume.cuh"
 #include "cuda/sm90/frame_attention_load.cuh"
 #include "cuda/sm90/tensor_map.cuh"
-#include "cuda/launch.cuh"
 
 namespace ardiff::cuda {
 
@@ -68,11 +68,13 @@ __global__ void __launch_bounds__(kThreads)
                 std::int64_t{at.merge.part} * kStreamRows, kStreamRows);
 }
 
-#define ARDIFF_FRAME_ATTENTION(T, kDim)                                                                      \
-  template __global__ void frame_attention_sm90_kernel<T, kDim, 112>(                                        \
-      const __grid_constant__ TensorMap, const __grid_constant__ TensorMap, FrameAttentionParams, StreamKWork); \
-  template __global__ void frame_attention_sm90_kernel<T, kDim, 128>(                                        \
-      const __grid_constant__ TensorMap, const __grid_constant__ TensorMap, FrameAttentionParams, StreamKWork);
+#define ARDIFF_FRAME_ATTENTION(T, kDim)                                                                  \
+  template __global__ void frame_attention_sm90_kernel<T, kDim, 112>(const __grid_constant__ TensorMap,  \
+                                                                     const __grid_constant__ TensorMap,  \
+                                                                     FrameAttentionParams, StreamKWork); \
+  template __global__ void frame_attention_sm90_kernel<T, kDim, 128>(const __grid_constant__ TensorMap,  \
+                                                                     const __grid_constant__ TensorMap,  \
+                                                                     FrameAttentionParams, StreamKWork);
 ARDIFF_FRAME_ATTENTION(BFloat16, 64)
 ARDIFF_FRAME_ATTENTION(BFloat16, 80)
 ARDIFF_FRAME_ATTENTION(BFloat16, 96)
@@ -135,7 +137,8 @@ cudaError_t launch_dim(const FrameAttentionParams& p, const StreamKWork& work, c
 
 // The pointers of p are to values of type T. cudaErrorInvalidValue where the assumptions above do not hold.
 template <class T>
-cudaError_t frame_attention_sm90(const FrameAttentionParams& p, const StreamKWork& work, cudaStream_t stream) {
+cudaError_t frame_attention_sm90(const FrameAttentionParams& p, const StreamKWork& work,
+                                 cudaStream_t stream) {
   if (!launchable(p, work)) return cudaErrorInvalidValue;
   const cudaError_t status = launch_dim<T>(p, work, stream);
   if (status != cudaSuccess || work.num_merges == 0) return status;

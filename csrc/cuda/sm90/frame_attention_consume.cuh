@@ -2,8 +2,8 @@
 // What a consumer warpgroup of the Hopper frame attention kernel does with its 64 query rows: scores
 // S = q K^T, online softmax, O += P V, and the store of the result.
 //
-// Lane 4 g + t of warp w holds rows 16 w + g and 16 w + g + 8 ("halves") of S and O, columns 8 n + 2 t and + 1
-// of them; two neighbouring 8-column pieces of S are, packed to 16 bits, the A fragment of P for 16 keys.
+// Lane 4 g + t of warp w holds rows 16 w + g and 16 w + g + 8 ("halves") of S and O, columns 8 n + 2 t and +
+// 1 of them; two neighbouring 8-column pieces of S are, packed to 16 bits, the A fragment of P for 16 keys.
 #pragma once
 
 #include "cuda/sm90/frame_attention_memory.cuh"
@@ -13,10 +13,12 @@ namespace ardiff::cuda {
 
 template <int kDim>
 struct Rows64 {
-  static constexpr int kSecond = kDim > kSlabColumns ? (kDim - kSlabColumns) / 2 : 1;
-  float o[kSlabColumns / 2], o2[kSecond];  // columns of the first slab, and of the second if there is one
-  float top[2];                            // running maximum of a row, in units of log 2
-  float sum[2];                            // this lane's part of the denominator
+  // Columns of the first slab, and of the second if there is one: all 64, of which a head dimension below 128
+  // leaves some zero.
+  static constexpr int kSecond = kDim > kSlabColumns ? kSlabColumns / 2 : 1;
+  float o[kSlabColumns / 2], o2[kSecond];
+  float top[2];  // running maximum of a row, in units of log 2
+  float sum[2];  // this lane's part of the denominator
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -104,8 +106,8 @@ __device__ __forceinline__ void mask_scores(StreamScores<kKeys>& s, const StepLi
 // Turns logits, times a positive factor, into weights exp2(logit - top). alpha: what is left of everything
 // summed before.
 template <int kKeys>
-__device__ __forceinline__ void softmax(StreamScores<kKeys>& s, float factor, float (&top)[2], float (&sum)[2],
-                                        float (&alpha)[2]) {
+__device__ __forceinline__ void softmax(StreamScores<kKeys>& s, float factor, float (&top)[2],
+                                        float (&sum)[2], float (&alpha)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float most = -infinity();
@@ -145,7 +147,8 @@ __device__ __forceinline__ void pack_weights(const StreamScores<kKeys>& s, Strea
 
 // Rows that see a value that is not finite become NaN.
 template <int kKeys>
-__device__ __forceinline__ void spoil_rows(const StepList<kKeys>& list, const int (&limits)[2], float (&sum)[2]) {
+__device__ __forceinline__ void spoil_rows(const StepList<kKeys>& list, const int (&limits)[2],
+                                           float (&sum)[2]) {
 #pragma unroll
   for (int j = 0; j < kKeys / 16; ++j) {
     const StepKeys keys = list.keys[j];
@@ -230,8 +233,8 @@ __device__ void write_rows(const StreamMemory<kDim, kKeys>& shared, const FrameA
 }
 
 template <class T, int kDim, int kKeys>
-__device__ __forceinline__ void consume(const StreamMemory<kDim, kKeys>& shared, const FrameAttentionParams& p,
-                                        const StreamKWork& work) {
+__device__ __forceinline__ void consume(const StreamMemory<kDim, kKeys>& shared,
+                                        const FrameAttentionParams& p, const StreamKWork& work) {
   using Memory = StreamMemory<kDim, kKeys>;
   const int thread = static_cast<int>(threadIdx.x) % kGroupThreads, lane = thread % 32;
   const int group = static_cast<int>(threadIdx.x) / kGroupThreads - 1, worker = static_cast<int>(blockIdx.x);

@@ -6,9 +6,9 @@
 //
 // The *scrubber* makes V safe to multiply. Rows of a page that do not exist may hold anything, and so may
 // pages that only some query rows of a tile see: a weight of 0 would not save a product from a NaN there. So,
-// where a step is not `plain`, the scrubber waits for V, zeroes what does not exist, takes out values that are
-// not finite, and only then lets the consumers have it. Rows that do see such a value become NaN as a whole: a
-// failing frame fails alone.
+// where a step is not `plain`, the scrubber waits for V, zeroes what does not exist, takes out values that
+// are not finite, and only then lets the consumers have it. Rows that do see such a value become NaN as a
+// whole: a failing frame fails alone.
 #pragma once
 
 #include "cuda/frame_attention_finite.cuh"
@@ -79,7 +79,8 @@ __device__ void produce(const StreamMemory<kDim, kKeys>& shared, const TensorMap
 #pragma unroll
         for (int slab = 0; slab < Memory::kSlabs; ++slab) {
           const auto to = static_cast<std::uint32_t>(slab * Memory::kSlotSlabBytes + key * kSlabRowBytes);
-          copy_box(shared.slot(number) + to, map, slab * kSlabColumns, box.row, item.kv_head, box.page, arrival);
+          copy_box(shared.slot(number) + to, map, slab * kSlabColumns, box.row, item.kv_head, box.page,
+                   arrival);
         }
       };
       const int k = 2 * step, v = k + 1;

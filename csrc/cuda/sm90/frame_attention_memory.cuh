@@ -2,9 +2,9 @@
 // Shared memory of the Hopper frame attention kernel: the ring of K and V, the rows of q, and what is known
 // of each step.
 //
-// q, K and V lie in slabs of 64 columns (slab.cuh), kSlabs of them side by side; a column beyond the head
-// dimension is zero, by the copy engine for K and V. So all head dimensions from 64 to 128 take the same
-// copies, and products skip the 16-column pieces that no head dimension of the kernel needs.
+// q, K and V lie in slabs of 64 columns (slab.cuh), kSlabs of them side by side; columns beyond the head
+// dimension are zero, by the copy engine for K and V. S takes the 16-column pieces that a head dimension has,
+// O takes whole slabs: for 72 to 96 columns, O is computed 128 wide.
 #pragma once
 
 #include "ardiff/attention_stream_k.h"
@@ -25,10 +25,10 @@ constexpr int kMostShared = 227 * 1024;  // what a block of sm_90 can have
 
 // 16 keys of a step.
 struct StepKeys {
-  float bias;          // in units of log 2
-  std::int32_t rows;   // that exist: 0 .. 16
-  std::int32_t box;    // a query row sees it if its limit is above this
-  std::int32_t spoilt; // values that are not finite were taken out: rows that see them become NaN
+  float bias;           // in units of log 2
+  std::int32_t rows;    // that exist: 0 .. 16
+  std::int32_t box;     // a query row sees it if its limit is above this
+  std::int32_t spoilt;  // values that are not finite were taken out: rows that see them become NaN
 };
 
 template <int kKeys>
@@ -58,7 +58,8 @@ struct StreamMemory {
 
   // Dynamic shared memory need not start where a slab may.
   __device__ explicit StreamMemory(unsigned char* memory) {
-    const std::uint32_t start = shared_address(memory), pad = (kSlabAlignment - start % kSlabAlignment) % kSlabAlignment;
+    const std::uint32_t start = shared_address(memory),
+                        pad = (kSlabAlignment - start % kSlabAlignment) % kSlabAlignment;
     q = start + pad;
     q_bytes = memory + pad;
     ring = q + kQueryBytes;

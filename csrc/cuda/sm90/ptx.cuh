@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The instructions of sm_90a that CUDA C++ has no name for, one function each, beside those of cuda/ptx.cuh:
-// mbarriers, bulk tensor copies, proxies, registers, and the bookkeeping of wgmma (the products themselves are
-// in wgmma.cuh). python_tests/cuda_emulation has the same functions for a CPU.
+// mbarriers, bulk tensor copies, proxies, registers, and the bookkeeping of wgmma (the products themselves
+// are in wgmma.cuh). python_tests/cuda_emulation has the same functions for a CPU.
 //
-// Two proxies reach shared memory: ordinary loads and stores (generic), and the copy engine and wgmma (async).
-// What the one wrote, the other sees after a fence (`fence_async`), except that waiting for a copy's mbarrier
-// shows its data to ordinary loads too.
+// Two proxies reach shared memory: ordinary loads and stores (generic), and the copy engine and wgmma
+// (async). What the one wrote, the other sees after a fence (`fence_async`), except that waiting for a copy's
+// mbarrier shows its data to ordinary loads too.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -33,7 +33,8 @@ __device__ inline void mbarrier_arrive(std::uint32_t barrier) {
 
 // Arrives, and announces bytes that copies will bring in this phase.
 __device__ inline void mbarrier_arrive_expect(std::uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
 }
 
 // Waits until the phase of this parity is complete. Phases are numbered from 0; of a fresh mbarrier, the one
@@ -53,8 +54,8 @@ __device__ inline void mbarrier_wait(std::uint32_t barrier, int parity) {
   }
 }
 
-// Starts the copy of one box of a 4-D tensor to shared memory; its bytes count towards the mbarrier. What lies
-// outside of the tensor becomes zero, and counts as well. One thread calls it.
+// Starts the copy of one box of a 4-D tensor to shared memory; its bytes count towards the mbarrier. What
+// lies outside of the tensor becomes zero, and counts as well. One thread calls it.
 __device__ inline void copy_box(std::uint32_t shared, const TensorMap& map, int column, int row, int head,
                                 int page, std::uint32_t barrier) {
   asm volatile(
@@ -74,7 +75,8 @@ __device__ inline uint4 load_shared(std::uint32_t shared) {
   return x;
 }
 __device__ inline void store_shared(std::uint32_t shared, const uint4& x) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
                : "memory");
 }
 
@@ -105,7 +107,6 @@ template <int kPending>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-
 
 // Values are computed before this point, and used after it: the compiler moves arithmetic on registers across
 // the waits above, which to it have nothing to do with them.

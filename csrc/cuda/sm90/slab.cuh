@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Slabs: how q, K and V lie in shared memory for wgmma. A slab is rows of 128 bytes (64 values of 16 bits), the
-// 16-byte chunk c of row r at chunk c ^ (r % 8). That is the 128-byte swizzle of the copy engine and of wgmma;
-// it acts on address bits (4 to 6 ^= 7 to 9), so slabs start at multiples of 1024 bytes.
+// Slabs: how q, K and V lie in shared memory for wgmma. A slab is rows of 128 bytes (64 values of 16 bits),
+// the 16-byte chunk c of row r at chunk c ^ (r % 8). That is the 128-byte swizzle of the copy engine and of
+// wgmma; it acts on address bits (4 to 6 ^= 7 to 9), so slabs start at multiples of 1024 bytes.
 #pragma once
 
 #include "ardiff/hd.h"
@@ -17,9 +17,9 @@ ARDIFF_HD inline std::uint32_t chunk_offset(int slab_bytes, int row, int chunk) 
                                     ((chunk % 8) ^ (row % 8)) * 16);
 }
 
-// The operand of wgmma that begins at `address`: 64 or more rows by 16 values of them, K-major (a slab's row is
-// a row of A or a column of B; the next 16 values begin 32 bytes on), or 16 rows by up to 64 columns, N-major
-// (a slab's row is a row of B). PTX ISA, "Matrix Descriptor Format" and "Canonical Layouts":
+// The operand of wgmma that begins at `address`: 64 or more rows by 16 values of them, K-major (a slab's row
+// is a row of A or a column of B; the next 16 values begin 32 bytes on), or 16 rows by 64 columns, N-major (a
+// slab's row is a row of B). PTX ISA, "Matrix Descriptor Format" and "Canonical Layouts":
 //   bits 0-13   address / 16
 //   bits 16-29  bytes / 16 between slabs, N-major; not used, as no operand is wider than a slab
 //   bits 32-45  bytes / 16 between groups of 8 rows: 64

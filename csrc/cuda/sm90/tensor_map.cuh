@@ -25,7 +25,8 @@ struct PageStrides {
   std::int64_t page, head, row;  // in elements of 2 bytes
 };
 
-// Pages [P, H, R, D] as (column, row, head, page), in boxes of 64 columns x box_rows, with the 128-byte swizzle.
+// Pages [P, H, R, D] as (column, row, head, page), in boxes of 64 columns x box_rows, with the 128-byte
+// swizzle.
 inline cudaError_t encode_pages(TensorMap& map, CUtensorMapDataType type, const void* pages,
                                 const FrameAttentionParams& p, const PageStrides& strides, int box_rows) {
   const auto encode = tensor_map_encoder();
@@ -40,9 +41,9 @@ inline cudaError_t encode_pages(TensorMap& map, CUtensorMapDataType type, const 
                                step(p.num_pages, strides.page)};
   const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1}, every[4] = {1, 1, 1, 1};
   const CUresult result =
-      encode(reinterpret_cast<CUtensorMap*>(&map), type, 4, const_cast<void*>(pages), sizes, steps, box, every,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode(reinterpret_cast<CUtensorMap*>(&map), type, 4, const_cast<void*>(pages), sizes, steps, box,
+             every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -8,10 +8,10 @@
 // is the 112 or 128 keys that a worker computes between two softmax updates: 128 / block_rows boxes, or one
 // of 112.
 //
-// A worker takes whole tiles while its share of all steps lasts; what is left over is cut into parts that fill
-// the shares up. So every multiprocessor gets the same number of steps, and few results are partial: at most
-// about two per worker. Who computes what, and the order in which parts are added, is fixed here: no counters,
-// no atomics, the same bits every time.
+// A worker takes whole tiles while its share of all steps lasts; what is left over is cut into parts that
+// fill the shares up. So every multiprocessor gets the same number of steps, and few results are partial: at
+// most about two per worker. Who computes what, and the order in which parts are added, is fixed here: no
+// counters, no atomics, the same bits every time.
 #pragma once
 
 #include "attention_work.h"
@@ -36,7 +36,8 @@ struct StreamKMerge {
 
 // Device pointers.
 struct StreamKWork {
-  const std::int32_t* begins;  // [workers + 1]: worker w takes items begins[w] .. begins[w + 1], in this order
+  const std::int32_t*
+      begins;  // [workers + 1]: worker w takes items begins[w] .. begins[w + 1], in this order
   const StreamKItem* items;
   const StreamKMerge* merges;
   const KeyBlock* blocks;      // boxes

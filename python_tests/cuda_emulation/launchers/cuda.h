@@ -32,13 +32,14 @@ static_assert(sizeof(EncodedMap) <= sizeof(CUtensorMap), "fits into a tensor map
 }  // namespace emulation
 
 inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* address,
-                                       const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
-                                       const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                       CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-  emulation::EncodedMap encoded{emulation::EncodedMap::kEncoded, static_cast<const unsigned char*>(address),
-                                {}, {}, {}};
+                                       const cuuint64_t* sizes, const cuuint64_t* strides,
+                                       const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave,
+                                       CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  emulation::EncodedMap encoded{
+      emulation::EncodedMap::kEncoded, static_cast<const unsigned char*>(address), {}, {}, {}};
   bool good = rank == 4 && reinterpret_cast<std::uintptr_t>(map) % 64 == 0 &&
-              reinterpret_cast<std::uintptr_t>(address) % 16 == 0 && box[0] * 2 <= 128 && box[0] * 2 % 16 == 0;
+              reinterpret_cast<std::uintptr_t>(address) % 16 == 0 && box[0] * 2 <= 128 &&
+              box[0] * 2 % 16 == 0;
   for (int i = 0; good && i < 4; ++i) {
     good = sizes[i] >= 1 && sizes[i] <= cuuint64_t{1} << 32 && box[i] >= 1 && box[i] <= 256 && steps[i] == 1;
     encoded.sizes[i] = sizes[i];
@@ -53,7 +54,10 @@ inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cu
 }
 
 enum { cudaEnableDefault = 0 };
-enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess = 0,
+  cudaDriverEntryPointSymbolNotFound = 1
+};
 
 inline cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, int,
                                                     cudaDriverEntryPointQueryResult* found) {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // csrc/cuda/sm90/ptx.cuh for the machine of ../../machine.h: mbarriers, bulk tensor copies, proxies.
 //
-// A bulk copy makes its target NaN when it starts, and brings its data when no thread can go on without it, in
-// the order that the test picks: a read before the wait, and a copy into a slot that somebody still reads, both
-// show. What ordinary stores wrote is known until their thread fences it: wgmma and copies that meet such bytes
-// fail. Not covered: a fence without a barrier after it, and what setmaxnreg does.
+// A bulk copy makes its target NaN when it starts, and brings its data when no thread can go on without it,
+// in the order that the test picks: a read before the wait, and a copy into a slot that somebody still reads,
+// both show. What ordinary stores wrote is known until their thread fences it: wgmma and copies that meet
+// such bytes fail. Not covered: a fence without a barrier after it, and what setmaxnreg does.
 #pragma once
 
 #include <cuda.h>
@@ -89,7 +89,8 @@ inline void copy_box(std::uint32_t shared, const TensorMap& encoded, int column,
         global += static_cast<std::ptrdiff_t>(map.strides[i - 1]) * from[i];
       }
       bool known = !inside || machine().readable.empty();
-      for (const auto& [begin, size] : machine().readable) known |= global >= begin && global + 16 <= begin + size;
+      for (const auto& [begin, size] : machine().readable)
+        known |= global >= begin && global + 16 <= begin + size;
       if (!known) machine().fail("a bulk copy reads memory that is not the caller's");
       expect_fenced(to);
       std::memset(shared_row(to), 0xFF, 16);
@@ -97,7 +98,7 @@ inline void copy_box(std::uint32_t shared, const TensorMap& encoded, int column,
     }
   }
   ++machine().boxes;
-  machine().bulk_copies.push_back([all, barrier] {
+  machine().late.push_back([all, barrier] {
     for (const Row& piece : all) {
       unsigned char* to = machine().shared + (piece.shared - emulation::kSharedBase);
       if (piece.global) {

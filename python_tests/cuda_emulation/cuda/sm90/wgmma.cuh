@@ -2,9 +2,10 @@
 // csrc/cuda/sm90/wgmma.cuh for the machine of ../../machine.h, after the PTX ISA's text: descriptors are
 // decoded, swizzles undone, fragments laid out as "Register Fragments" prints them.
 //
-// A product is carried out when it is waited for and not before: until then its accumulators are NaN, and its
-// operands must stay. Touching accumulators or A registers in between fails; so does a product whose registers
-// no wgmma.fence covers, and one over memory that an ordinary store wrote and nobody fenced.
+// A product is carried out when its warpgroup waits for it and no thread can go on without it: until then its
+// accumulators are NaN, and its operands must stay. Touching accumulators or A registers in between fails; so
+// does a product whose registers no wgmma.fence covers, and one over memory that an ordinary store wrote and
+// nobody fenced.
 #pragma once
 
 #include <array>
@@ -152,9 +153,9 @@ template <class T, int kValues>
 inline void wgmma_scores(float (&s)[kValues], std::uint64_t a, std::uint64_t b, bool add) {
   start_product<T, 2 * kValues>({s, nullptr, a, b, add});
 }
-template <class T, int kValues>
-inline void wgmma_values(float (&o)[kValues], const std::uint32_t (&p)[4], std::uint64_t v) {
-  start_product<T, 2 * kValues>({o, p, 0, v, true});
+template <class T>
+inline void wgmma_values(float (&o)[32], const std::uint32_t (&p)[4], std::uint64_t v) {
+  start_product<T, 64>({o, p, 0, v, true});
 }
 
 inline void wgmma_fence() { machine().thread().fenced = true; }
@@ -169,13 +170,20 @@ inline void wgmma_commit() {
 
 template <int kPending>
 inline void wgmma_wait() {
-  machine().meet(machine().groups[machine().group()], kProductWait, emulation::kGroupThreads, [] {
-    auto& groups = machine().products[machine().group()].groups;
-    while (groups.size() > kPending) {
-      for (const auto& product : groups.front()) product();
-      groups.pop_front();
-    }
+  const std::size_t group = machine().group();
+  emulation::Rendezvous& waits = machine().products[group].waits;
+  const unsigned round = waits.rounds;
+  machine().meet(machine().groups[group], kProductWait, emulation::kGroupThreads, [group] {
+    machine().late.push_back([group] {
+      emulation::Products& products = machine().products[group];
+      while (products.groups.size() > kPending) {
+        for (const auto& product : products.groups.front()) product();
+        products.groups.pop_front();
+      }
+      ++products.waits.rounds;
+    });
   });
+  if (waits.rounds == round) machine().wait(waits, round);
   machine().thread().fenced = false;
 }
 
