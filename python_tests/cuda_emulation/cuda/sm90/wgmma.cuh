@@ -28,6 +28,9 @@ struct Accumulators {
   int products;
 };
 
+// What accumulators hold until then: a signalling NaN, which any arithmetic turns into another one.
+constexpr std::uint32_t kUnderWay = 0x7FA00001u;
+
 inline std::map<float*, Accumulators>& accumulators() {
   static std::map<float*, Accumulators> all;
   return all;
@@ -118,7 +121,7 @@ void carry_out(const GroupOperands& threads, const std::vector<std::array<std::u
     for (int i = 0; i < kColumns / 2; ++i) {
       std::uint32_t bits;
       std::memcpy(&bits, mine.d + i, 4);
-      if (bits != 0xFFFFFFFFu) machine().fail("accumulators were touched before the product was waited for");
+      if (bits != kUnderWay) machine().fail("accumulators were touched before the product was waited for");
       mine.d[i] = d.values[static_cast<std::size_t>(i)];
     }
     accumulators().erase(mine.d);
@@ -141,7 +144,7 @@ void start_product(const ProductOperands& mine) {
       Accumulators& d = accumulators()[given.d];
       if (d.values.empty()) d.values.assign(given.d, given.d + kColumns / 2);
       ++d.products;
-      std::memset(given.d, 0xFF, sizeof(float) * kColumns / 2);
+      for (int column = 0; column < kColumns / 2; ++column) std::memcpy(given.d + column, &kUnderWay, 4);
     }
     machine().products[machine().group()].open.push_back(
         [threads = operands, a_before] { carry_out<T, kColumns>(threads, a_before); });
