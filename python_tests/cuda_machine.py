@@ -2,10 +2,10 @@
 """The fixture `machine`: a test of CUDA kernels runs on a GPU, and on a CPU that emulates one.
 
 "emulated" compiles csrc/cuda and csrc/bindings, unchanged, against cuda_emulation/launchers/cuda_runtime.h
-and cuda_emulation/cuda/ptx.cuh, and makes the ops launch those kernels on CPU tensors. It covers indices,
-barriers, shuffles, asynchronous copies, fragments, bindings and the Python side; what it cannot cover is what
-a GPU does differently: memory order, its own sines, the driver. A test file may name another module of
-cuda_emulation/launchers in `EMULATED`.
+and the headers of cuda_emulation/cuda, and makes the ops launch those kernels on CPU tensors. It covers
+indices, barriers, shuffles, asynchronous copies and products, fragments, bindings and the Python side; what
+it cannot cover is what a GPU does differently: memory order, its own sines, the driver. A test file may name
+another module of cuda_emulation/launchers in `EMULATED`.
 
 Uninitialised tensors are filled with NaN (torch's deterministic mode): a value that no thread writes shows.
 """

@@ -11,6 +11,8 @@ refused: a copy of a page pool per call would be slower than any other backend.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from ardiff_engine.errors import TensorError, explain
@@ -131,6 +133,7 @@ def check_supported(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
             raise _unsupported(f"address of {name}", got, expected, "Copy it to a tensor of its own,")
 
 
+@cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 

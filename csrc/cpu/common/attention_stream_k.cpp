@@ -12,7 +12,7 @@
 #include <queue>
 #include <utility>
 
-#include "attention_tiles.h"
+#include "cpu/attention_tiles.h"
 
 namespace ardiff {
 namespace {

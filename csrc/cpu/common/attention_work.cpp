@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "attention_tiles.h"
+#include "cpu/attention_tiles.h"
 
 namespace ardiff {
 namespace {

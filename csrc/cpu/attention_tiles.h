@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both schedules of frame attention (attention_work.cpp, attention_stream_k.cpp) begin with: the blocks
-// of keys of a table, and the tiles of query rows.
+// What both schedules of frame attention (common/attention_work.cpp, common/attention_stream_k.cpp) begin
+// with: the blocks of keys of a table, and the tiles of query rows.
 #pragma once
 
 #include <algorithm>
