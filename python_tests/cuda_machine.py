@@ -2,10 +2,10 @@
 """The fixture `machine`: a test of CUDA kernels runs on a GPU, and on a CPU that emulates one.
 
 "emulated" compiles csrc/cuda and csrc/bindings, unchanged, against cuda_emulation/launchers/cuda_runtime.h
-and cuda_emulation/cuda/ptx.cuh, and makes the ops launch those kernels on CPU tensors. It covers indices,
-barriers, shuffles, asynchronous copies, fragments, bindings and the Python side; what it cannot cover is what
-a GPU does differently: memory order, its own sines, the driver. A test file may name another module of
-cuda_emulation/launchers in `EMULATED`.
+and the headers of cuda_emulation/cuda, and makes the ops launch those kernels on CPU tensors. It covers
+indices, barriers, shuffles, asynchronous copies and products, fragments, bindings and the Python side; what
+it cannot cover is what a GPU does differently: memory order, its own sines, the driver. A test file may name
+another module of cuda_emulation/launchers in `EMULATED`.
 
 Uninitialised tensors are filled with NaN (torch's deterministic mode): a value that no thread writes shows.
 """
@@ -25,7 +25,7 @@ import pybind11
 import pytest
 import torch
 
-from ardiff_engine.ops import attention_work, backend, cuda_launch
+from ardiff_engine.ops import attention_work, backend, cuda_launch, frame_attention_cuda
 from ardiff_engine.ops.backend import Choice
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +85,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(cuda_launch, "_place", lambda device: (0, 0))
         monkeypatch.setattr(attention_work, "native", lambda: module)
         monkeypatch.setattr(attention_work, "_multiprocessors", lambda device: 1)
+        monkeypatch.setattr(frame_attention_cuda, "_capability", lambda device: (8, 0))
         monkeypatch.setattr(backend, "_choice", lambda op, tensors: Choice("cuda", "emulated"))
         device = torch.device("cpu")
     before = torch.are_deterministic_algorithms_enabled()

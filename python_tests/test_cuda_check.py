@@ -89,6 +89,16 @@ def test_instructions_are_looked_for_kernel_by_kernel(cuda_check: ModuleType) ->
     assert held == {"good": False, "other": True}
 
 
+def test_weights_are_looked_for_between_the_waits_of_wgmma(cuda_check: ModuleType) -> None:
+    def sass(*between: str) -> str:
+        one, none = (f"WARPGROUP.DEPBAR.LE gsb0, 0x{pending} ;\n" for pending in (1, 0))
+        return "MUFU.EX2 R1, R2 ;\n" + one + "".join(between) + none + "MUFU.EX2 R1, R2 ;\n"
+
+    assert cuda_check._overlaps(sass("MUFU.EX2 R1, R2 ;\n"))
+    assert not cuda_check._overlaps(sass("FMUL R1, R2, R3 ;\n"))
+    assert not cuda_check._overlaps("MUFU.EX2 R1, R2 ;\n")
+
+
 def test_notes_of_serialised_wgmma_are_recognised(cuda_check: ModuleType) -> None:
     for number in (7508, 7510, 7511, 7512, 7513):
         assert cuda_check.SERIALISED.search(f"ptxas info    : (C{number}) Potential Performance Loss: wgmma")

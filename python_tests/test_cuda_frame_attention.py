@@ -12,6 +12,7 @@ import gc
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -389,9 +390,9 @@ def count_schedules(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     built: list[tuple[int, int]] = []
     build = schedules._build
 
-    def counted(host: tuple[Tensor, ...], heads: int, kv_heads: int, device: torch.device) -> AttentionWork:
+    def counted(of_table: Any, seen: Tensor, heads: int, kv_heads: int) -> AttentionWork:
         built.append((heads, kv_heads))
-        return build(host, heads, kv_heads, device)
+        return build(of_table, seen, heads, kv_heads)
 
     monkeypatch.setattr(schedules, "_build", counted)
     return built

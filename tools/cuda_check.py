@@ -3,8 +3,8 @@
 
     compile    csrc/cuda/**/*.cu and the shared headers of csrc/include, warnings as errors
     ptxas      no register spills, no local memory, no note that wgmma was serialised (C7508, C7510-C7513)
-    SASS       tensor-core and bulk-copy instructions where a kernel is built around them, and no access to
-               local memory there
+    SASS       tensor-core and bulk-copy instructions where a kernel is built around them, no access to local
+               memory there, and softmax under the products of the Hopper kernel
 
 Prints registers, shared memory and occupancy of every kernel; --markdown FILE writes that table into the
 marked part of a document. Exit code 0 only if all of it holds. tools/nvrtc_check.py compiles the same sources
@@ -29,7 +29,14 @@ FLAGS = ("-std=c++17", "-fmad=false")
 SERIALISED = re.compile(r"C75(?:08|10|11|12|13)\b")
 # What the SASS of every kernel of this name must hold: it would run without, several times slower. Hopper
 # kernels are known by their folder; a file of them must hold theirs.
-REQUIRED_SASS = {"frame_attention_kernel": ("HMMA", "LDGSTS", "LDSM")}
+REQUIRED_SASS = {
+    "frame_attention_kernel": ("HMMA", "LDGSTS", "LDSM"),
+    "frame_attention_sm90_kernel": ("HGMMA", "UTMALDG", "USETMAXREG", "SYNCS"),
+}
+# Kernels that compute weights (EX2) while products are under way: after the wait for all groups of them but
+# one, and before the wait for the last. ptxas may move waits, and the overlap is then gone without a word.
+OVERLAPPED = "frame_attention_sm90_kernel"
+WAIT_SASS = re.compile(r"\bWARPGROUP\.DEPBAR\.LE gsb0, 0x([01])\b")
 REQUIRED_HOPPER_SASS = ("HGMMA", "UTMALDG")
 LOCAL_MEMORY_SASS = ("LDL", "STL")
 # Per SM: registers, threads, shared memory in bytes, blocks.
@@ -191,9 +198,20 @@ def _sass_problems(cubin: Path, source: Path, nvcc: str) -> list[str]:
         problems += [] if found else [f"no {kernel} in its SASS"]
         for name, text in found.items():
             problems += _missing(name, text, REQUIRED_SASS[kernel])
+            if kernel == OVERLAPPED and not _overlaps(text):
+                problems.append(f"{name}: no EX2 between the waits for its products")
     for name, text in functions.items():
         problems += [f"{name}: local memory ({word})" for word in LOCAL_MEMORY_SASS if _holds(text, word)]
     return problems
+
+
+def _overlaps(sass: str) -> bool:
+    """Whether weights are computed between a wait for all groups of wgmma but one, and the next wait."""
+    _, *rest = WAIT_SASS.split(sass)
+    return any(
+        pending == "1" and _holds(text, "MUFU.EX2")
+        for pending, text in zip(rest[::2], rest[1::2], strict=True)
+    )
 
 
 def _functions(sass: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import re
 import shutil
 import statistics
@@ -29,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ardiff_engine import info, ops
 from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.frame_attention_cuda import frame_attention_cuda, which_kernel
 from ardiff_engine.ops.frame_table import FrameTable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +43,7 @@ SMALLEST = {
     "test_cuda_ops.py": "add_noise and 3 and 7 or solver_step and 3 and 7 or bad_ or modulate and 10"
     " or norm_rope and 10",
     "test_cuda_frame_attention.py": "page_rows and 16 or parts_are_merged or out_of_range or causal",
+    "test_cuda_frame_attention_sm90.py": "page_rows and 112 or parts_are_merged or out_of_range or tall",
 }
 
 
@@ -54,6 +57,7 @@ class Case:
     unfused: Callable[[], object] | None = None
     flops: int = 0
     shape: str = ""
+    kernel: str = ""  # of several that a backend has
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the file (default: benchmarks/results/<gpu>.json)")
     parser.add_argument("--no-tests", action="store_true", help="benchmarks alone")
     options = parser.parse_args()
+    os.environ["ARDIFF_HOPPER"] = "1"  # both kernels of frame_attention are timed
     if not torch.cuda.is_available():
         print(f"gpu_record: torch {torch.__version__} sees no NVIDIA GPU, so there is nothing to record")
         return 1
@@ -165,11 +170,11 @@ def _time(case: Case, copy_rate: float) -> Timing:
     rate = case.bytes / microseconds / 1e3
     faster = None if case.unfused is None else _microseconds(case.unfused) / microseconds
     sample = torch.empty(0, device="cuda", dtype=torch.bfloat16)
-    backend = choose(case.name, sample).name
+    backend = f"{choose(case.name, sample).name} {case.kernel}".strip()
     teraflops = case.flops / microseconds / 1e6
     what = f"{case.name} {case.shape}".strip()
     speed = f"{teraflops:6.0f} TFLOP/s" if case.flops else f"{rate:6.0f} GB/s"
-    print(f"{what:<36} {backend:<10} {microseconds:8.1f} us  {speed}", flush=True)
+    print(f"{what:<36} {backend:<12} {microseconds:8.1f} us  {speed}", flush=True)
     return Timing(case.name, case.shape, backend, microseconds, rate, rate / copy_rate, teraflops, faster)
 
 
@@ -242,15 +247,17 @@ def _cases() -> list[Case]:
             lambda: ops.rotate_pages_(pool[0], frame, frame, frequencies),
             2 * frame_bytes,
         ),
-        _attention(1, TOKENS, 4 * TOKENS, HEADS, DIM, page_rows),
-        _attention(1, TOKENS, 7 * TOKENS, HEADS, DIM, page_rows),
-        _attention(1, TOKENS // FRAMES, 3 * TOKENS, HEADS, DIM, page_rows),
-        _attention(64, 32, 589, 16, 72, 32),
+        *_attention(1, TOKENS, 4 * TOKENS, HEADS, DIM, page_rows),
+        *_attention(1, TOKENS, 7 * TOKENS, HEADS, DIM, page_rows),
+        *_attention(1, TOKENS // FRAMES, 3 * TOKENS, HEADS, DIM, page_rows),
+        *_attention(64, 32, 589, 16, 72, 32),
     ]
 
 
-def _attention(streams: int, queries: int, keys: int, heads: int, dim: int, rows: int) -> Case:
-    """`queries` of each stream over `keys` of its own, beside SDPA on contiguous keys: cuDNN's, if it can."""
+def _attention(streams: int, queries: int, keys: int, heads: int, dim: int, rows: int) -> list[Case]:
+    """`queries` of each stream over `keys` of its own, beside SDPA on contiguous keys: cuDNN's, if it can.
+
+    Once per kernel that the GPU has: on Hopper with its own kernel, and with that of sm_80."""
     listed = -(-keys // rows)
     ids = torch.randperm(streams * listed).reshape(streams, listed).tolist()
     valid = [rows] * (listed - 1) + [keys - rows * (listed - 1)]
@@ -265,14 +272,28 @@ def _attention(streams: int, queries: int, keys: int, heads: int, dim: int, rows
         with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
             return torch.nn.functional.scaled_dot_product_attention(*dense)
 
-    return Case(
-        "frame_attention",
-        lambda: ops.frame_attention(q, k, v, table),
-        2 * q.nbytes + streams * 4 * keys * heads * dim,
-        sdpa,
-        4 * streams * queries * keys * heads * dim,
-        f"{streams} x {queries} x {keys}, {heads} x {dim}",
-    )
+    def case(kernel: str, call: Callable[[], object]) -> Case:
+        return Case(
+            "frame_attention",
+            call,
+            2 * q.nbytes + streams * 4 * keys * heads * dim,
+            sdpa,
+            4 * streams * queries * keys * heads * dim,
+            f"{streams} x {queries} x {keys}, {heads} x {dim}",
+            kernel,
+        )
+
+    def on_sm80() -> object:
+        return frame_attention_cuda(
+            q, k, v, table.frame_ptr, table.group_ptr, table.page_ptr, table.pages, table.valid, table.seen,
+            table.bias, dim**-0.5, kernel="sm_80",
+        )  # fmt: skip
+
+    if choose("frame_attention", q, k, v).name != "cuda":
+        return [case("", lambda: ops.frame_attention(q, k, v, table))]
+    chosen = which_kernel(q, k, v).name
+    cases = [case(chosen, lambda: ops.frame_attention(q, k, v, table))]
+    return cases if chosen == "sm_80" else [*cases, case("sm_80", on_sm80)]
 
 
 if __name__ == "__main__":

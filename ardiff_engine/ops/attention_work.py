@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schedule of `frame_attention` on a GPU: which thread block computes which queries and keys.
+"""The schedules of `frame_attention` on a GPU: which thread block computes which queries and keys.
 
-Built on the host by csrc/cpu/common/attention_work.cpp from the offsets of a FrameTable, copied to the device
-once, and kept for as long as the table's tensors. It holds no page ids and no biases: the kernel reads those.
-A FrameTable leaves its offsets in host memory here (`keep_host_copies`), so not even the first call with a
-table waits for the device.
+Built on the host by csrc/cpu/common/attention_work.cpp and attention_stream_k.cpp (Hopper) from the
+offsets of a FrameTable, copied to the device once, and kept for as long as the table's tensors. They hold no
+page ids and no biases: the kernels read those. A FrameTable leaves its offsets in host memory here
+(`keep_host_copies`), so not even the first call with a table waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -39,13 +39,32 @@ class AttentionWork:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamKWork:
+    """`StreamKPlan` of csrc/include/ardiff/attention_stream_k.h, with its buffer on the device.
+
+    sizes: items, merges, boxes, frames, workers, parts.
+    """
+
+    buffer: Tensor
+    sizes: tuple[int, ...]
+    block_rows: int
+
+    def workspace(self, dim: int) -> Tensor | None:
+        """Where the parts of this launch go; None without parts."""
+        floats = native().attention_stream_k_floats(self.sizes, dim)  # type: ignore[union-attr]
+        return torch.empty(floats, dtype=torch.float32, device=self.buffer.device) if floats else None
+
+
+@dataclass(frozen=True, slots=True)
 class _Schedules:
     """Of one table: what they were built from besides `seen`, all of it in host memory (None: to be read back
-    from the device), and the schedules by (heads, kv_heads)."""
+    from the device), and the schedules by (heads, kv_heads), those of the Hopper kernel by (heads, kv_heads,
+    block_rows)."""
 
     offsets: tuple[Tensor, ...]
     host: tuple[Tensor, ...] | None = None
     works: dict[tuple[int, int], AttentionWork] = field(default_factory=dict)
+    stream_k: dict[tuple[int, int, int], StreamKWork] = field(default_factory=dict)
 
 
 def attention_work(
@@ -63,15 +82,40 @@ def attention_work(
         PageTableError: the tensors were edited and no longer fit one another.
         KernelError: a CUDA graph is being captured, and this table has no schedule yet.
     """
+    schedules = _schedules(frame_ptr, group_ptr, page_ptr, valid, seen)
+    work = schedules.works.get((heads, kv_heads))
+    if work is None:
+        work = schedules.works[heads, kv_heads] = _build(schedules, seen, heads, kv_heads)
+    return work
+
+
+def stream_k_work(
+    frame_ptr: Tensor,
+    group_ptr: Tensor,
+    page_ptr: Tensor,
+    valid: Tensor,
+    seen: Tensor,
+    heads: int,
+    kv_heads: int,
+    block_rows: int,
+) -> StreamKWork:
+    """As `attention_work`, for the Hopper kernel, with boxes of block_rows rows."""
+    schedules = _schedules(frame_ptr, group_ptr, page_ptr, valid, seen)
+    key = (heads, kv_heads, block_rows)
+    work = schedules.stream_k.get(key)
+    if work is None:
+        work = schedules.stream_k[key] = _build_stream_k(schedules, seen, *key)
+    return work
+
+
+def _schedules(
+    frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, valid: Tensor, seen: Tensor
+) -> _Schedules:
     kept, offsets = _kept(), (frame_ptr, group_ptr, page_ptr, valid)
     schedules = kept.get(seen)
     if schedules is None or any(a is not b for a, b in zip(schedules.offsets, offsets, strict=True)):
         schedules = kept[seen] = _Schedules(offsets)
-    work = schedules.works.get((heads, kv_heads))
-    if work is None:
-        host = schedules.host or _read_back((*offsets, seen))
-        work = schedules.works[heads, kv_heads] = _build(host, heads, kv_heads, seen.device)
-    return work
+    return schedules
 
 
 def keep_host_copies(offsets: tuple[Tensor, ...], host: tuple[Tensor, ...]) -> None:
@@ -92,12 +136,33 @@ def _kept() -> WeakTensorKeyDictionary:
     return WeakTensorKeyDictionary()
 
 
-def _read_back(offsets: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Waits for the device: only for tensors that no FrameTable has had in its hands."""
-    return torch.cat(tuple(offsets)).cpu().split([tensor.numel() for tensor in offsets])
+def _build(schedules: _Schedules, seen: Tensor, heads: int, kv_heads: int) -> AttentionWork:
+    module = native()
+    plan = module.attention_work  # type: ignore[union-attr]
+    return AttentionWork(*_planned(schedules, seen, plan, heads, kv_heads))
 
 
-def _build(host: Sequence[Tensor], heads: int, kv_heads: int, device: torch.device) -> AttentionWork:
+def _build_stream_k(
+    schedules: _Schedules, seen: Tensor, heads: int, kv_heads: int, block_rows: int
+) -> StreamKWork:
+    def plan(*arguments: object) -> tuple[bytearray, Sequence[int]]:
+        made: tuple[bytearray, Sequence[int]] = native().attention_stream_k(  # type: ignore[union-attr]
+            *arguments, block_rows
+        )
+        return made
+
+    return StreamKWork(*_planned(schedules, seen, plan, heads, kv_heads), block_rows)
+
+
+def _planned(
+    schedules: _Schedules,
+    seen: Tensor,
+    plan: Callable[..., tuple[bytearray, Sequence[int]]],
+    heads: int,
+    kv_heads: int,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """What `plan` makes of a table's offsets: its buffer, on the device, and its sizes."""
+    device = seen.device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise KernelError(
             explain(
@@ -107,12 +172,11 @@ def _build(host: Sequence[Tensor], heads: int, kv_heads: int, device: torch.devi
                 fix="Call it once with this table before the capture.",
             )
         )
+    host = schedules.host or _read_back((*schedules.offsets, seen))
     addresses = [tensor.data_ptr() for tensor in host]
     groups, multiprocessors = host[1].numel() - 1, _multiprocessors(device)
     try:
-        buffer, sizes = native().attention_work(  # type: ignore[union-attr]
-            addresses, groups, heads, kv_heads, multiprocessors
-        )
+        buffer, sizes = plan(addresses, groups, heads, kv_heads, multiprocessors)
     except IndexError as error:
         raise PageTableError(
             explain(
@@ -122,8 +186,12 @@ def _build(host: Sequence[Tensor], heads: int, kv_heads: int, device: torch.devi
                 fix="Do not edit a FrameTable: build another one.",
             )
         ) from error
-    work = torch.frombuffer(buffer, dtype=torch.int32).to(device, non_blocking=True)
-    return AttentionWork(work, tuple(sizes))
+    return torch.frombuffer(buffer, dtype=torch.int32).to(device, non_blocking=True), tuple(sizes)
+
+
+def _read_back(offsets: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Waits for the device: only for tensors that no FrameTable has had in its hands."""
+    return torch.cat(tuple(offsets)).cpu().split([tensor.numel() for tensor in offsets])
 
 
 def _multiprocessors(device: torch.device) -> int:

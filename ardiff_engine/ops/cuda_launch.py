@@ -60,6 +60,11 @@ def launch_for(op: str, like: torch.Tensor, *arguments: int | float | tuple[int,
     launch(f"{op}_{DTYPES[like.dtype]}", like.device, *arguments)
 
 
+def has_kernel(kernel: str) -> bool:
+    """Whether this build has a launcher of this name."""
+    return hasattr(_module(), kernel)
+
+
 @cache
 def error_bits(device: torch.device) -> torch.Tensor:
     """The int32 of a device that its kernels set bits in. A CUDA graph must not be its first caller."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`frame_attention` on the CUDA kernel (csrc/cuda/frame_attention.cu): what it takes, and its launch.
+"""`frame_attention` on the CUDA kernels: what they take, which of them runs, and its launch.
+
+    sm_80   csrc/cuda/frame_attention.cu       every GPU since Ampere; float32, bfloat16, float16
+    sm_90a  csrc/cuda/sm90/frame_attention.cu  Hopper; bfloat16, float16; see `why_not_sm90`
 
 float32 runs on a simple kernel, bfloat16 and float16 on tensor cores. These read 16 bytes at a time: head
 dimension and strides must be multiples of 8, and tensors start at multiples of 16 bytes. Anything else is
@@ -8,12 +11,16 @@ refused: a copy of a page pool per call would be slower than any other backend.
 
 from __future__ import annotations
 
+import os
+from functools import cache
+
 import torch
 
 from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops import checks
-from ardiff_engine.ops.attention_work import attention_work
-from ardiff_engine.ops.cuda_launch import DTYPES, address, error_bits, launch_for
+from ardiff_engine.ops.attention_work import attention_work, stream_k_work
+from ardiff_engine.ops.backend import Choice
+from ardiff_engine.ops.cuda_launch import DTYPES, address, error_bits, has_kernel, launch_for
 
 Tensor = torch.Tensor
 
@@ -21,14 +28,22 @@ Tensor = torch.Tensor
 MOST_COLUMNS, MOST_FLOAT_COLUMNS = 128, 256
 MOST_KV_HEADS = 65535
 _PACK, _ALIGNMENT = 8, 16
+# csrc/cuda/sm90/frame_attention.cu
+HALF = (torch.bfloat16, torch.float16)
+HOPPER = 9
+LEAST_SM90_COLUMNS = 64
+MOST_TENSOR_MAP_STRIDE = 2**40  # bytes
+_BOX_ROWS = (128, 112, 64, 32, 16)
 _OTHERS = "or set ARDIFF_BACKEND=triton or reference."
 
 
 def frame_attention_cuda(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor,
-    pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
+    pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float, kernel: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(o, lse), lse in float32; see `ardiff_engine.ops.frame_attention`.
+
+    kernel: "sm_80" or "sm_90a", for benchmarks and tests; None: `which_kernel` decides.
 
     Raises:
         TensorError: a head dimension, stride or address that the kernel does not take.
@@ -40,22 +55,67 @@ def frame_attention_cuda(
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     if tokens == 0:
         return o, lse
-    work = attention_work(frame_ptr, group_ptr, page_ptr, valid, seen, heads, kv_heads)
-    workspace = work.workspace(kv_heads, dim)
-    launch_for(
-        "frame_attention",
-        q,
+    offsets = (frame_ptr, group_ptr, page_ptr, valid, seen, heads, kv_heads)
+    arguments = (
         tuple(map(address, (q, k_pages, v_pages, o, lse))),
         (*map(address, (frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias)), group_ptr.numel() - 1),
         (tokens, pool, heads, kv_heads, dim, rows),
         (*_steps(q), *_steps(k_pages), *_steps(v_pages)),
         scale,
-        work.buffer.data_ptr(),
-        address(workspace),
-        work.sizes,
-        error_bits(q.device).data_ptr(),
+    )
+    error = error_bits(q.device).data_ptr()
+    if (kernel or which_kernel(q, k_pages, v_pages).name) == "sm_90a":
+        boxes = stream_k_work(*offsets, block_rows(rows))
+        partial = boxes.workspace(dim)
+        launch_for(
+            "frame_attention_sm90", q, *arguments,
+            boxes.buffer.data_ptr(), address(partial), boxes.sizes, boxes.block_rows, error,
+        )  # fmt: skip
+        return o, lse
+    work = attention_work(*offsets)
+    workspace = work.workspace(kv_heads, dim)
+    launch_for(
+        "frame_attention", q, *arguments, work.buffer.data_ptr(), address(workspace), work.sizes, error
     )
     return o, lse
+
+
+def which_kernel(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> Choice:
+    """The kernel that a call runs on, "sm_80" or "sm_90a", and why.
+
+    The Hopper kernel must be asked for with ARDIFF_HOPPER=1: a mistake in its barriers, which no emulator can
+    exclude, would not give wrong numbers but hang the GPU, and it has not yet run on one.
+    """
+    why_not = why_not_sm90(q, k_pages, v_pages)
+    if why_not is None and os.environ.get("ARDIFF_HOPPER") != "1":
+        why_not = "not yet run on a GPU; ARDIFF_HOPPER=1 asks for it"
+    if why_not is None:
+        return Choice("sm_90a", "a Hopper GPU and ARDIFF_HOPPER=1")
+    return Choice("sm_80", f"not sm_90a: {why_not}")
+
+
+def why_not_sm90(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> str | None:
+    """Why the Hopper kernel cannot run a call that check_supported accepts; None where it can."""
+    if q.dtype not in HALF:
+        return f"dtype is {DTYPES[q.dtype]}; it takes {' or '.join(map(DTYPES.__getitem__, HALF))}"
+    major, minor = _capability(q.device)
+    if major != HOPPER:
+        return f"the GPU has compute capability {major}.{minor}; it needs {HOPPER}.x"
+    if q.shape[2] < LEAST_SM90_COLUMNS:
+        return f"head dimension is {q.shape[2]}; it takes {LEAST_SM90_COLUMNS} to {MOST_COLUMNS}"
+    if k_pages.shape[2] % _BOX_ROWS[-1]:
+        return f"pages have {k_pages.shape[2]} rows; it takes multiples of {_BOX_ROWS[-1]}"
+    steps = (*_steps(k_pages), *_steps(v_pages))
+    if max(steps) * q.element_size() >= MOST_TENSOR_MAP_STRIDE:
+        return "pages are too far apart for a tensor map; their strides must be below 2^40 bytes"
+    if not has_kernel(f"frame_attention_sm90_{DTYPES[q.dtype]}"):
+        return "this build has no kernels for sm_90a"
+    return None
+
+
+def block_rows(page_rows: int) -> int:
+    """Rows of a box of the Hopper kernel: the largest that divides a page."""
+    return next(rows for rows in _BOX_ROWS if page_rows % rows == 0)
 
 
 def check_supported(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
@@ -80,6 +140,11 @@ def check_supported(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
             got = f"{tensor.data_ptr() % _ALIGNMENT} bytes beyond a multiple of {_ALIGNMENT}"
             expected = f"a multiple of {_ALIGNMENT} bytes on the cuda backend"
             raise _unsupported(f"address of {name}", got, expected, "Copy it to a tensor of its own,")
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _steps(tensor: Tensor) -> tuple[int, ...]:

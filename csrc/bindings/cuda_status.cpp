@@ -19,6 +19,7 @@ bool unavailable(cudaError_t status) {
     case cudaErrorDevicesUnavailable:
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorCallRequiresNewerDriver:
       return true;
     default:
       return false;

@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // frame_attention and frame_attention_backward for ardiff_engine/ops/frame_attention.py, and the launchers of
 // the CUDA kernel for frame_attention_cuda.py.
-#include "ardiff/frame_attention.h"
-
-#include <pybind11/stl.h>
-
-#include <array>
-
 #include "ardiff/attention_work.h"
 #include "attention_table.h"
 #include "binding.h"
 #include "cpu/dispatch.h"
 #include "cuda.h"
+#include "frame_attention_params.h"
 
 ARDIFF_DISPATCH(void, frame_attention, const ardiff::FrameAttentionParams& p)
 ARDIFF_DISPATCH(void, frame_attention_backward, const ardiff::FrameAttentionBackwardParams& p)
@@ -20,55 +15,16 @@ ARDIFF_TYPED_LAUNCHERS(frame_attention, const FrameAttentionParams&, const Atten
 
 namespace py = pybind11;
 using ardiff::FrameAttentionParams;
+using ardiff::bindings::Integers8;
+using ardiff::bindings::params;
 using ardiff::bindings::pointer;
 
 namespace {
-
-using Integers8 = std::array<std::int64_t, 8>;
 
 void check(const FrameAttentionParams& p, std::int64_t tokens) {
   if (!ardiff::bindings::table_fits(p, tokens)) {
     throw py::index_error("frame_attention: the table does not fit q or the page pool");
   }
-}
-
-// tensors: q, k, v, o, lse. table: frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number
-// of groups. sizes: T, P, H, Hkv, D, R. strides: q token, head; k page, head, row; v page, head, row.
-FrameAttentionParams params(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
-                            const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale) {
-  const auto integers = [&](int i) {
-    return pointer<const std::int32_t>(static_cast<std::uintptr_t>(table[i]));
-  };
-  const auto floats = [&](int i) { return pointer<float>(static_cast<std::uintptr_t>(tensors[i])); };
-  FrameAttentionParams p{};
-  p.q = floats(0);
-  p.k = floats(1);
-  p.v = floats(2);
-  p.o = floats(3);
-  p.lse = floats(4);
-  p.frame_ptr = integers(0);
-  p.group_ptr = integers(1);
-  p.page_ptr = integers(2);
-  p.pages = integers(3);
-  p.valid = integers(4);
-  p.seen = integers(5);
-  p.bias = pointer<const float>(static_cast<std::uintptr_t>(table[6]));
-  p.groups = table[7];
-  p.num_pages = sizes[1];
-  p.heads = sizes[2];
-  p.kv_heads = sizes[3];
-  p.dim = sizes[4];
-  p.page_rows = sizes[5];
-  p.q_token = strides[0];
-  p.q_head = strides[1];
-  p.k_page = strides[2];
-  p.k_head = strides[3];
-  p.k_row = strides[4];
-  p.v_page = strides[5];
-  p.v_head = strides[6];
-  p.v_row = strides[7];
-  p.scale = scale;
-  return p;
 }
 
 void forward(const std::array<std::int64_t, 5>& tensors, const Integers8& table,

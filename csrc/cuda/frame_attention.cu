@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int first_row = thread / 32 * kTiles * 16, dim = static_cast<int>(p.dim);
   const int steps = (tile.last - tile.first + kStepBlocks - 1) / kStepBlocks;
 
-  if (thread < kRows) shared.limits[thread] = thread < tile.rows ? row_limit(p, work, tile, thread) : 0;
+  if (thread < kRows)
+    shared.limits[thread] = thread < tile.rows ? row_limit(p, work.limits, tile, thread) : 0;
   if (thread < 2 * kStepBlocks) {
     shared.keys[thread] = resolve(p, work, tile, kv_head, tile.first + thread);
   }

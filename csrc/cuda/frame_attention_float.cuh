@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int row = static_cast<int>(threadIdx.x) / 32; row < tile.rows; row += kWarps) {
     const QueryRow at(p, tile.token, tile.row + row, kv_head);
     const float* q = p.q + at.token * p.q_token + at.head * p.q_head;
-    const std::int32_t limit = row_limit(p, work, tile, row);
+    const std::int32_t limit = row_limit(p, work.limits, tile, row);
     float o[kFloatColumns] = {}, top = -infinity(), sum = 0.0f;
     for (int block = tile.first; block < tile.last && block < limit; ++block) {
       const Keys keys = resolve(p, work, tile, kv_head, block);

@@ -117,7 +117,7 @@ __device__ void load_queries(const FrameAttentionParams& p, const AttentionTile&
 }
 
 // Key blocks that a query row of the tile sees: those of the last frame that begins at or before its token.
-__device__ inline std::int32_t row_limit(const FrameAttentionParams& p, const AttentionWork& work,
+__device__ inline std::int32_t row_limit(const FrameAttentionParams& p, const std::int32_t* limits,
                                          const AttentionTile& tile, int row) {
   const QueryRow at(p, tile.token, tile.row + row, 0);
   std::int32_t low = tile.frame, high = tile.frame + tile.frames;
@@ -129,7 +129,7 @@ __device__ inline std::int32_t row_limit(const FrameAttentionParams& p, const At
       high = middle;
     }
   }
-  return work.limits[low];
+  return limits[low];
 }
 
 }  // namespace ardiff::cuda

@@ -10,6 +10,7 @@
 // a positive scale. Otherwise each logit is scaled, biased and tested one by one.
 #pragma once
 
+#include "cuda/frame_attention_finite.cuh"
 #include "cuda/frame_attention_memory.cuh"
 
 namespace ardiff::cuda {
@@ -133,23 +134,6 @@ __device__ inline void softmax(Scores<kTiles>& s, const Keys* keys, float scale,
       }
     }
   }
-}
-
-template <class T>
-constexpr std::uint32_t kExponent = 0;
-template <>
-constexpr std::uint32_t kExponent<BFloat16> = 0x7F80;
-template <>
-constexpr std::uint32_t kExponent<Float16> = 0x7C00;
-
-// Replaces infinities and NaNs among two 16-bit values by 0; says whether there were any.
-template <class T>
-__device__ inline bool remove_non_finite(std::uint32_t& both) {
-  constexpr std::uint32_t kLow = kExponent<T>, kHigh = kLow << 16;
-  const bool low = (both & kLow) == kLow, high = (both & kHigh) == kHigh;
-  if (low) both &= 0xFFFF0000u;
-  if (high) both &= 0x0000FFFFu;
-  return low || high;
 }
 
 // A masked step multiplies rows that do not see a page with its values, by a weight of 0. Values that are not

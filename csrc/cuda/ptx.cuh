@@ -109,7 +109,8 @@ __device__ inline float exp2_fast(float x) {
 
 // The same value, unknown to the compiler: what is computed from it inside a loop is not kept in registers
 // outside.
-__device__ inline int opaque(int value) {
+template <class Integer>
+__device__ inline Integer opaque(Integer value) {
   asm volatile("" : "+r"(value));
   return value;
 }
@@ -117,6 +118,7 @@ __device__ inline int opaque(int value) {
 __device__ inline float exp2_exact(float x) { return exp2f(x); }
 __device__ inline float log2_exact(float x) { return log2f(x); }
 __device__ inline float max(float a, float b) { return fmaxf(a, b); }
+__device__ inline int max(int a, int b) { return a > b ? a : b; }
 
 __device__ inline float shuffle(float value, int lane) { return __shfl_sync(0xFFFFFFFFu, value, lane); }
 __device__ inline float shuffle_xor(float value, int mask) {

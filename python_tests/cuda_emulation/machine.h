@@ -14,7 +14,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +25,8 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __forceinline__ inline
+#define __grid_constant__
 
 struct dim3 {
   unsigned x, y, z;
@@ -39,6 +43,14 @@ inline dim3 threadIdx, blockIdx;
 namespace emulation {
 
 constexpr int kLanes = 32;
+constexpr int kGroupThreads = 128;  // a warpgroup
+// Where dynamic shared memory begins: not at a multiple of more than 128, which is all that is promised.
+constexpr std::uint32_t kSharedBase = 1152;
+#if defined(EMULATED_HOPPER)
+constexpr int kMostShared = 227 * 1024;  // bytes that a kernel may ask for
+#else
+constexpr int kMostShared = 99 * 1024;  // the limit of sm_86 and sm_89
+#endif
 constexpr std::size_t kStackBytes = 256 * 1024;
 
 // What a warp, or all warps of a block, are waiting for together.
@@ -62,6 +74,21 @@ struct Thread {
   const Rendezvous* waits_for;
   unsigned round;
   std::vector<std::vector<Copy>> groups;  // cp.async: closed ones, then the open one
+  bool fenced;                            // wgmma.fence since the last wait
+};
+
+// An mbarrier of shared memory. `phases.rounds` counts completed phases.
+struct Mbarrier {
+  int arrivals, pending;
+  std::int64_t bytes;  // announced and not yet there
+  Rendezvous phases;
+};
+
+// wgmma of a warpgroup: operations since the last commit, and committed groups of them, not yet carried out.
+struct Products {
+  std::vector<std::function<void()>> open;
+  std::deque<std::vector<std::function<void()>>> groups;
+  Rendezvous waits;  // that have ended
 };
 
 enum class Order { forward, backward, random };
@@ -72,7 +99,7 @@ struct Machine {
   std::vector<std::pair<const unsigned char*, std::size_t>> readable;  // what cp.async may read
   // What the test may look at.
   std::string error;
-  std::int64_t bank_conflicts = 0, mma = 0, copies = 0;
+  std::int64_t bank_conflicts = 0, mma = 0, copies = 0, wgmma = 0, boxes = 0;
   std::size_t largest_shared = 0;
   std::vector<std::array<unsigned, 7>> launches;  // grid, block, bytes of dynamic shared memory
 
@@ -80,6 +107,12 @@ struct Machine {
   std::vector<Rendezvous> warps;
   std::vector<std::vector<unsigned char>> inputs, outputs;  // of the instruction of a warp, 64 bytes per lane
   Rendezvous block;
+  std::vector<Rendezvous> groups;      // warpgroups
+  std::map<int, Rendezvous> barriers;  // named ones
+  std::map<std::uint32_t, Mbarrier> mbarriers;
+  std::vector<std::function<void()>> late;  // bulk copies, and products that are waited for
+  std::vector<Products> products;           // of each warpgroup
+  std::map<std::uint32_t, int> unfenced;    // 16 bytes that a thread stored and did not fence since
   std::vector<unsigned char> memory;
   unsigned char* shared = nullptr;
   std::size_t shared_bytes = 0;
@@ -92,6 +125,7 @@ struct Machine {
     static Machine machine;
     return machine;
   }
+  std::size_t group() const { return static_cast<std::size_t>(current / kGroupThreads); }
   Thread& thread() { return threads[static_cast<std::size_t>(current)]; }
   int warp() const { return current / kLanes; }
   int lane() const { return current % kLanes; }
@@ -99,10 +133,32 @@ struct Machine {
   // What a launch starts with; the counters go on.
   void reset() { error.clear(), shared_bytes = 0; }
 
-  // Gives up the whole grid. Called from a fiber; does not return.
+  // Gives up the whole grid. Does not return.
   [[noreturn]] void fail(const std::string& why) {
     if (error.empty()) error = why + " (thread " + std::to_string(current) + ")";
     _longjmp(scheduler, 2);
+  }
+
+  // Waits until `event` has had another round than `round`.
+  void wait(const Rendezvous& event, unsigned round) {
+    Thread& mine = thread();
+    mine.waits_for = &event;
+    mine.round = round;
+    if (_setjmp(mine.at) == 0) _longjmp(scheduler, 1);
+  }
+
+  // Lets one of what is late happen: the one that the test's order picks. False if there is nothing.
+  bool deliver() {
+    if (late.empty()) return false;
+    const std::size_t count = late.size();
+    random = random * 1664525u + 1013904223u;
+    const std::size_t chosen = order == Order::forward    ? 0
+                               : order == Order::backward ? count - 1
+                                                          : (random >> 16) % count;
+    const std::function<void()> happen = late[chosen];
+    late.erase(late.begin() + static_cast<std::ptrdiff_t>(chosen));
+    happen();
+    return true;
   }
 
   // Waits until `count` threads are here; the last one runs `work`.
@@ -111,7 +167,6 @@ struct Machine {
     if (meeting.arrived && meeting.kind != kind)
       fail("threads of a warp or block are at different instructions");
     meeting.kind = kind;
-    Thread& mine = thread();
     const unsigned round = meeting.rounds;
     if (++meeting.arrived == count) {
       work();
@@ -119,9 +174,7 @@ struct Machine {
       ++meeting.rounds;
       return;
     }
-    mine.waits_for = &meeting;
-    mine.round = round;
-    if (_setjmp(mine.at) == 0) _longjmp(scheduler, 1);
+    wait(meeting, round);
   }
 
   // An instruction of a whole warp: `work(in, out)` maps the lanes' inputs to their outputs.
@@ -176,11 +229,15 @@ struct Machine {
     inputs.assign(warps.size(), std::vector<unsigned char>(64 * kLanes));
     outputs = inputs;
     block = {};
+    const auto warpgroups = static_cast<std::size_t>((thread_count + kGroupThreads - 1) / kGroupThreads);
+    groups.assign(warpgroups, {});
+    products.assign(warpgroups, {});
+    barriers.clear(), mbarriers.clear(), late.clear(), unfenced.clear();
     current = 0;
     memory.assign(shared_bytes + 128, 0xFF);  // NaN to any kernel that reads what nobody wrote
     shared = memory.data() + (128 - reinterpret_cast<std::uintptr_t>(memory.data()) % 128) % 128;
     for (Thread& t : threads) {
-      t.started = t.done = false;
+      t.started = t.done = t.fenced = false;
       t.waits_for = nullptr;
       t.groups.assign(1, {});
       t.stack.resize(kStackBytes);
@@ -192,7 +249,10 @@ struct Machine {
     }
     while (error.empty()) {
       const int chosen = next();
-      if (chosen < 0) break;
+      if (chosen < 0) {
+        if (deliver()) continue;  // no thread can go on without it
+        break;
+      }
       current = chosen;
       threadIdx = dim3(static_cast<unsigned>(chosen), 0, 0);
       Thread& t = thread();
@@ -209,6 +269,10 @@ struct Machine {
       for (const auto& group : t.groups) {
         if (!group.empty() && error.empty()) error = "a block ended while its copies were under way";
       }
+    }
+    for (const Products& group : products) {
+      if (!(group.open.empty() && group.groups.empty()) && error.empty())
+        error = "a block ended while its products were under way";
     }
   }
 };

@@ -10,7 +10,8 @@
 #include "ardiff/attention_work.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "cpu/attention_tiles.h"
 
 namespace ardiff {
 namespace {
@@ -25,65 +26,6 @@ constexpr std::int64_t kPartialCost = 64;  // writing a partial result and readi
 constexpr std::int64_t kMergeCost = 160;   // the second kernel
 constexpr int kSlotsPerMultiprocessor = 2;
 constexpr std::int64_t kMostParts = 32;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-// A tile before it is cut.
-struct Rows {
-  std::int32_t token, row, rows, frame, frames, block, last;
-};
-
-struct KeyBlocks {
-  std::vector<KeyBlock> blocks;
-  std::vector<std::int32_t> limits;   // per query frame
-  std::vector<std::int32_t> offsets;  // per group, into blocks
-};
-
-KeyBlocks key_blocks(const HostFrameTable& table) {
-  KeyBlocks keys;
-  std::vector<std::int32_t> prefix;
-  for (std::int64_t g = 0; g < table.groups; ++g) {
-    const auto start = static_cast<std::int32_t>(keys.blocks.size());
-    keys.offsets.push_back(start);
-    prefix.assign(1, 0);
-    for (std::int32_t e = table.page_ptr[g]; e < table.page_ptr[g + 1]; ++e) {
-      for (std::int32_t row = 0; row < table.valid[e]; row += kKeyBlock) keys.blocks.push_back({e, row});
-      prefix.push_back(static_cast<std::int32_t>(keys.blocks.size()) - start);
-    }
-    for (std::int32_t f = table.group_ptr[g]; f < table.group_ptr[g + 1]; ++f) {
-      keys.limits.push_back(prefix[static_cast<std::size_t>(table.seen[f])]);
-    }
-  }
-  return keys;
-}
-
-std::vector<Rows> cut_rows(const HostFrameTable& table, const KeyBlocks& keys, std::int64_t share,
-                           std::int32_t tile_rows) {
-  std::vector<Rows> tiles;
-  for (std::int64_t g = 0; g < table.groups; ++g) {
-    const std::int32_t end = table.group_ptr[g + 1], token = table.frame_ptr[table.group_ptr[g]];
-    const std::int64_t rows = (table.frame_ptr[end] - token) * share;
-    std::int32_t frame = table.group_ptr[g];
-    for (std::int64_t row = 0; row < rows; row += tile_rows) {
-      const std::int64_t count = std::min<std::int64_t>(tile_rows, rows - row);
-      const std::int64_t first_token = token + row / share, last_token = token + (row + count - 1) / share;
-      while (table.frame_ptr[frame + 1] <= first_token) ++frame;
-      Rows tile{token,
-                static_cast<std::int32_t>(row),
-                static_cast<std::int32_t>(count),
-                frame,
-                0,
-                keys.offsets[static_cast<std::size_t>(g)],
-                0};
-      for (std::int32_t f = frame; f < end && table.frame_ptr[f] <= last_token; ++f) {
-        tile.frames = f - frame + 1;
-        tile.last = std::max(tile.last, keys.limits[static_cast<std::size_t>(f)]);
-      }
-      tiles.push_back(tile);
-    }
-  }
-  return tiles;
-}
 
 // Into how many parts a tile is cut when no part shall have more than `steps` steps.
 std::int64_t parts_of(const Rows& tile, std::int64_t steps) {
@@ -137,19 +79,11 @@ Choice choose(const HostFrameTable& table, const KeyBlocks& keys, std::int64_t s
   return best;
 }
 
-template <class T>
-void append(std::vector<std::int32_t>& buffer, const std::vector<T>& items) {
-  static_assert(sizeof(T) % sizeof(std::int32_t) == 0, "the buffer holds int32");
-  const std::size_t at = buffer.size(), bytes = items.size() * sizeof(T);
-  buffer.resize(at + bytes / sizeof(std::int32_t));
-  if (bytes) std::memcpy(buffer.data() + at, items.data(), bytes);
-}
-
 }  // namespace
 
 AttentionPlan plan_attention(const HostFrameTable& table, std::int64_t heads, std::int64_t kv_heads,
                              int multiprocessors) {
-  const KeyBlocks keys = key_blocks(table);
+  const KeyBlocks keys = key_blocks(table, kKeyBlock);
   const Choice choice = choose(table, keys, heads / kv_heads, kv_heads,
                                std::int64_t{multiprocessors} * kSlotsPerMultiprocessor);
   std::vector<AttentionTile> tiles;

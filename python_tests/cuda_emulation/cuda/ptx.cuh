@@ -21,7 +21,11 @@ enum Instruction {
   kShuffleXor,
   kVote,
   kBlockBarrier,
-  kWarpBarrier
+  kWarpBarrier,
+  kNamedBarrier,
+  kProduct,
+  kProductCommit,
+  kProductWait
 };
 
 inline emulation::Machine& machine() { return emulation::Machine::get(); }
@@ -29,14 +33,16 @@ inline emulation::Machine& machine() { return emulation::Machine::get(); }
 inline unsigned char* shared_memory() { return machine().shared; }
 
 inline std::uint32_t shared_address(const void* shared) {
-  return static_cast<std::uint32_t>(static_cast<const unsigned char*>(shared) - machine().shared);
+  return emulation::kSharedBase +
+         static_cast<std::uint32_t>(static_cast<const unsigned char*>(shared) - machine().shared);
 }
 
 // 16 bytes of shared memory
 inline unsigned char* shared_row(std::uint32_t address) {
-  if (address % 16 || address + 16 > machine().shared_bytes)
+  const std::uint32_t at = address - emulation::kSharedBase;  // wraps for an address before the first
+  if (address % 16 || at >= machine().shared_bytes || at + 16 > machine().shared_bytes)
     machine().fail("a shared address is out of range");
-  return machine().shared + address;
+  return machine().shared + at;
 }
 
 inline void copy_async(std::uint32_t shared, const void* global, int bytes) {
@@ -157,11 +163,15 @@ inline std::uint32_t pack(float low, float high) {
   return stored<T>(low).bits | static_cast<std::uint32_t>(stored<T>(high).bits) << 16;
 }
 
-inline int opaque(int value) { return value; }
+template <class Integer>
+inline Integer opaque(Integer value) {
+  return value;
+}
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline float exp2_exact(float x) { return std::exp2(x); }
 inline float log2_exact(float x) { return std::log2(x); }
 inline float max(float a, float b) { return std::fmax(a, b); }
+inline int max(int a, int b) { return a > b ? a : b; }
 
 template <class Value, class From>
 Value exchange(Instruction kind, Value value, int operand, From from) {

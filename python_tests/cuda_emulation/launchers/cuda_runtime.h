@@ -40,7 +40,12 @@ inline void sincospif(float x, float* sine, float* cosine) {
   *cosine = static_cast<float>(std::cos(M_PI * static_cast<double>(x)));
 }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorCallRequiresNewerDriver = 36,
+  cudaErrorLaunchFailure = 719
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 using cudaStream_t = void*;
 struct cudaLaunchConfig_t {
@@ -60,7 +65,7 @@ inline std::map<const void*, int>& allowed_shared() {
 }  // namespace emulation
 
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  if (value > 99 * 1024) return cudaErrorInvalidValue;  // the limit of sm_86 and sm_89
+  if (value > emulation::kMostShared) return cudaErrorInvalidValue;
   emulation::allowed_shared()[kernel] = value;
   return cudaSuccess;
 }

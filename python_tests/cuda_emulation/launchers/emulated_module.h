@@ -25,6 +25,8 @@ inline void define_module(py::module_& m) {
   machine.def("add_readable", [](std::uintptr_t begin, std::size_t bytes) {
     Machine::get().readable.emplace_back(reinterpret_cast<const unsigned char*>(begin), bytes);
   });
+  machine.def("wgmma", [] { return Machine::get().wgmma; });
+  machine.def("boxes", [] { return Machine::get().boxes; });
   machine.def("bank_conflicts", [] { return Machine::get().bank_conflicts; });
   machine.def("largest_shared", [] { return Machine::get().largest_shared; });
   machine.def("launches", [] { return Machine::get().launches; });
