@@ -216,7 +216,7 @@ class ARDiffusionTransformer(nn.Module):
             past = history_t.shape[1]
             x, t = torch.cat([history, x], dim=1), torch.cat([history_t, t], dim=1)
         frames = past + own_frames
-        length, width, head_dim = config.tokens_per_frame, config.width, config.head_dim
+        length, width = config.tokens_per_frame, config.width
         frame_index = torch.cat([torch.arange(past), torch.arange(own_frames)]).to(x.device)
         rows = (frame_index[:, None] * length + torch.arange(length, device=x.device)).reshape(-1)
         video = self.x_embedder(x).reshape(clips, frames * length, width)
@@ -229,24 +229,25 @@ class ARDiffusionTransformer(nn.Module):
         own = torch.arange(config.context_tokens, device=x.device)
         positions = torch.cat([own, config.context_tokens + rows]).repeat(clips)
         context_pages = -(-config.context_tokens // length)
-        padding = context_pages * length - config.context_tokens
         if past:
             table = history_table(clips, own_frames, length, config.context_tokens)
         else:
             table = clip_table(clips, frames, length, config.context_tokens, config.mask)
         table = table.to(x.device)
 
-        def pages(rows: torch.Tensor) -> torch.Tensor:
-            rows = rows.reshape(clips, sequence, config.heads, head_dim)
-            if padding:
-                head, tail = rows.split([config.context_tokens, frames * length], dim=1)
-                rows = torch.cat([head, rows.new_zeros(clips, padding, config.heads, head_dim), tail], dim=1)
-            return rows.reshape(-1, length, config.heads, head_dim).transpose(1, 2).contiguous()
+        # A clip's pages: context, padded to whole pages, then one per frame.
+        num_pages = context_pages + frames
+        inside = torch.cat([own, context_pages * length + torch.arange(frames * length, device=x.device)])
+        first_rows = torch.arange(clips, device=x.device) * num_pages * length
+        slots = (first_rows[:, None] + inside).reshape(-1)
 
         def attend(qkv: torch.Tensor, weights: QKWeights) -> torch.Tensor:
-            q, k, v = ops.norm_rope(
+            q, k_pages, v_pages = ops.norm_rope_pages(
                 qkv,
+                slots,
                 positions,
+                num_pages=clips * num_pages,
+                page_rows=length,
                 heads=config.heads,
                 norm="none" if weights[0] is None else "layer",
                 q_weight=weights[0],
@@ -256,7 +257,7 @@ class ARDiffusionTransformer(nn.Module):
                 eps=QK_NORM_EPS,
                 frequencies=self.frequencies if config.positions == "rope" else None,
             )
-            return ops.frame_attention(q, pages(k), pages(v), table).reshape(qkv.shape[0], width)
+            return ops.frame_attention(q, k_pages, v_pages, table).reshape(qkv.shape[0], width)
 
         for layer, block in enumerate(self.layers):
             h = block(h, modulation[layer], frame_ids, attend)

@@ -7,18 +7,17 @@ Python cost as much again, and a pass over memory for the bias, the GELU and eac
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ardiff_engine._native import native
 from ardiff_engine.errors import PageTableError, explain
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.paged_attention import QK_NORM_EPS, PagedAttention
 from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ops.native_kernels import kernels
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 def workspace(h: torch.Tensor, batch: CellBatch, config: ARDiffusionConfig) -> torch.Tensor | None:
     """Scratch for the blocks of a pass over h [T, D]; None where no block can run natively."""
-    if not _runs_native(h):
+    if torch.is_grad_enabled() or not on_native_cpu(h):
         return None
     return h.new_empty(
         kernels().dit_block_floats(_sizes(h, config.mlp_width, config.heads, 0, batch.k_pages[0]))
@@ -105,14 +104,6 @@ def run(
                 fix="Pack it anew.",
             )
         ) from error
-
-
-def _runs_native(h: torch.Tensor) -> bool:
-    wanted = os.environ.get("ARDIFF_BACKEND")
-    plain = h.device.type == "cpu" and h.dtype == torch.float32 and wanted in (None, "cpu")
-    return (
-        plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and native() is not None
-    )
 
 
 def _plain(tensor: torch.Tensor) -> bool:

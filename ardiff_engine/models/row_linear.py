@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from ardiff_engine import ops
-from ardiff_engine._native import native
+from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ops.linear import PANEL_OUTPUTS
 
 
@@ -41,7 +41,7 @@ class RowLinear(nn.Linear):
         return 4 * self.in_features * (-(-self.out_features // PANEL_OUTPUTS) * PANEL_OUTPUTS)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if _packs(input) and self.weight.dtype == torch.float32:
+        if not torch.is_grad_enabled() and on_native_cpu(input, self.weight):
             return ops.linear(input, self.packed(), self.bias)
         return linear(input, self.weight, self.bias)
 
@@ -56,13 +56,3 @@ class RowLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
-
-
-def _packs(input: torch.Tensor) -> bool:
-    return (
-        input.device.type == "cpu"
-        and input.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and native() is not None
-    )

@@ -9,6 +9,7 @@ from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.ops.gate_residual import gate_residual, gate_residual_
 from ardiff_engine.ops.linear import PackedWeight, linear, pack_linear
 from ardiff_engine.ops.modulate import modulate
+from ardiff_engine.ops.norm_rope_pages import norm_rope_pages
 from ardiff_engine.ops.norm_rope_write import norm_rope, norm_rope_write_
 from ardiff_engine.ops.pages import copy_pages_, rotate_pages_
 from ardiff_engine.ops.philox_normal import philox_normal
@@ -28,6 +29,7 @@ __all__ = [
     "linear",
     "modulate",
     "norm_rope",
+    "norm_rope_pages",
     "norm_rope_write_",
     "pack_linear",
     "philox_normal",

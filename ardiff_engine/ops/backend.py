@@ -83,6 +83,16 @@ def choose(op: str, *tensors: torch.Tensor | None) -> Choice:
     return choice
 
 
+def on_native_cpu(*tensors: torch.Tensor | None) -> bool:
+    """Whether the C++ kernels take these tensors: for what has kernels on the CPU and is PyTorch elsewhere.
+
+    False where ARDIFF_BACKEND names another backend, and while torch.compile traces.
+    """
+    if torch.compiler.is_compiling() or os.environ.get("ARDIFF_BACKEND", "cpu") != "cpu":
+        return False
+    return _cpu_misfit("", tuple(tensor for tensor in tensors if tensor is not None)) is None
+
+
 def triton_kernel(op: str) -> Callable[..., Any]:
     """The Triton kernel of an op: it takes what the op's own `_run` takes, and returns that.
 

@@ -26,4 +26,17 @@ struct NormRopeWriteParamsOf {
 };
 using NormRopeWriteParams = NormRopeWriteParamsOf<float>;
 
+// The gradient of qkv, weights and biases, given that of q and of the pages. Of `forward`, q and qkv_bias are
+// not read; k_pages and v_pages are the gradients of the pages. norm: all but rms_full.
+// With g the gradient turned back by the angle: dweight = sum of g n, dbias = sum of g over tokens and heads;
+// n = (z - mean) reciprocal and dz as in ardiff/modulate.h.
+struct NormRopeWriteBackwardParams {
+  NormRopeWriteParams forward;
+  const float* dq;  // [tokens, heads, dim]
+  float* dqkv;      // [tokens, (heads + 2 kv_heads) dim]
+  float* daffine;   // [4, dim]: q_weight, q_bias, k_weight, k_bias
+  float* partial;   // [ceil(tokens / kBackwardChunk), 4, dim] workspace
+};
+constexpr std::int64_t kBackwardChunk = 64;  // tokens that are summed first: sums do not depend on threads
+
 }  // namespace ardiff
