@@ -66,24 +66,27 @@ ARDIFF_SIMD void transpose_parts(Vec* x) {
 
 #endif
 
+// Vector by vector, not column by column: rows of q and o lie a token apart, mostly a page of memory each, and
+// the TLB holds 16 pages that are being written.
+
 // tile[j][lane] = factor * rows[lane][j]
 template <int V>
 static void transpose_in(const float* const* rows, std::int64_t dim, float factor, float* tile) {
   constexpr int M = V * Vec::width;
   const Vec scale = set(factor);
-  std::int64_t j = 0;
-  for (; j + 4 <= dim; j += 4) {
-    for (int v = 0; v < V; ++v) {
+  for (int lane = 0; lane < M; lane += Vec::width) {
+    std::int64_t j = 0;
+    for (; j + 4 <= dim; j += 4) {
       Vec x[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) x[i] = load_parts(rows + v * Vec::width + i, j);
+      for (int i = 0; i < 4; ++i) x[i] = load_parts(rows + lane + i, j);
       transpose_parts(x);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(tile + (j + i) * M + v * Vec::width, scale * x[i]);
+      for (int i = 0; i < 4; ++i) store(tile + (j + i) * M + lane, scale * x[i]);
     }
-  }
-  for (; j < dim; ++j) {
-    for (int lane = 0; lane < M; ++lane) tile[j * M + lane] = factor * rows[lane][j];
+    for (; j < dim; ++j) {
+      for (int i = lane; i < lane + Vec::width; ++i) tile[j * M + i] = factor * rows[i][j];
+    }
   }
 }
 
@@ -91,20 +94,20 @@ static void transpose_in(const float* const* rows, std::int64_t dim, float facto
 template <int V>
 static void transpose_out(const float* tile, std::int64_t dim, const float* factor, float* const* rows) {
   constexpr int M = V * Vec::width;
-  std::int64_t j = 0;
-  for (; j + 4 <= dim; j += 4) {
-    for (int v = 0; v < V; ++v) {
-      const Vec scale = load(factor + v * Vec::width);
+  for (int lane = 0; lane < M; lane += Vec::width) {
+    const Vec scale = load(factor + lane);
+    std::int64_t j = 0;
+    for (; j + 4 <= dim; j += 4) {
       Vec x[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) x[i] = load(tile + (j + i) * M + v * Vec::width) * scale;
+      for (int i = 0; i < 4; ++i) x[i] = load(tile + (j + i) * M + lane) * scale;
       transpose_parts(x);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store_parts(rows + v * Vec::width + i, j, x[i]);
+      for (int i = 0; i < 4; ++i) store_parts(rows + lane + i, j, x[i]);
     }
-  }
-  for (; j < dim; ++j) {
-    for (int lane = 0; lane < M; ++lane) rows[lane][j] = tile[j * M + lane] * factor[lane];
+    for (; j < dim; ++j) {
+      for (int i = lane; i < lane + Vec::width; ++i) rows[i][j] = tile[j * M + i] * factor[i];
+    }
   }
 }
 
