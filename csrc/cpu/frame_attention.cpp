@@ -145,27 +145,94 @@ void forward_tile(const FrameAttentionParams& p, const QueryItem& item, const Me
   finish<V>(p, tile, sum, memory.spare);
 }
 
-}  // namespace
+// The same in two steps: chunks into slots of (dim + 2) * kMostLanes floats, then their merge.
+template <int V>
+void forward_chunk(const FrameAttentionParams& p, const QueryItem& item, std::int64_t chunk,
+                   const Memory& memory, float* slot) {
+  const QueryTile<V * Vec::width> tile(p, item);
+  load_queries<V>(p, tile, memory.q);
+  Softmax<V> part{slot, {}, {}};
+  attend<V>(p, item, tile, chunk, memory.q, memory.s, part);
+  float* state = slot + p.dim * kMostLanes;
+  for (int v = 0; v < V; ++v) {
+    store(state + v * Vec::width, part.m[v]);
+    store(state + kMostLanes + v * Vec::width, part.l[v]);
+  }
+}
 
-void frame_attention(const FrameAttentionParams& p) {
-  const QueryItems items(p);
-  const std::int64_t count = items.count();
-  const int limit = max_threads(), threads = static_cast<int>(count < limit ? count : limit);
+template <int V>
+void merge_chunks(const FrameAttentionParams& p, const QueryItem& item, std::int64_t count, float* slots,
+                  const Memory& memory) {
+  Softmax<V> sum{slots, {}, {}};
+  for (std::int64_t chunk = 0; chunk < count; ++chunk, slots += (p.dim + 2) * kMostLanes) {
+    Softmax<V> part{slots, {}, {}};
+    const float* state = slots + p.dim * kMostLanes;
+    for (int v = 0; v < V; ++v) {
+      part.m[v] = load(state + v * Vec::width);
+      part.l[v] = load(state + kMostLanes + v * Vec::width);
+    }
+    if (chunk == 0) {
+      sum = part;
+    } else {
+      merge<V>(part, p.dim, sum);
+    }
+  }
+  finish<V>(p, QueryTile<V * Vec::width>(p, item), sum, memory.spare);
+}
+
+void forward_tiles(const FrameAttentionParams& p, const QueryItems& items, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Scratch scratch(Memory::bytes(p.dim));
     const Memory memory(scratch, p.dim);
 #pragma omp for schedule(dynamic)
-    for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t i = 0; i < items.count(); ++i) {
       const QueryItem item = items.find(i);
-      if (item.vectors == 3) {
-        forward_tile<3>(p, item, memory);
-      } else if (item.vectors == 2) {
-        forward_tile<2>(p, item, memory);
-      } else {
-        forward_tile<1>(p, item, memory);
-      }
+      with_vectors(item.vectors, [&](auto vectors) { forward_tile<vectors()>(p, item, memory); });
     }
+  }
+}
+
+void forward_chunks(const FrameAttentionParams& p, const QueryItems& items, std::int64_t most, int threads) {
+  const std::int64_t slot = (p.dim + 2) * kMostLanes, tasks = items.count() * most;
+  Scratch slots(tasks * slot * static_cast<std::int64_t>(sizeof(float)));
+  float* data = slots.take<float>(tasks * slot);
+#pragma omp parallel num_threads(static_cast<int>(tasks < threads ? tasks : threads))
+  {
+    Scratch scratch(Memory::bytes(p.dim));
+    const Memory memory(scratch, p.dim);
+#pragma omp for schedule(dynamic)
+    for (std::int64_t i = 0; i < tasks; ++i) {
+      const QueryItem item = items.find(i / most);
+      with_vectors(item.vectors, [&](auto vectors) {
+        forward_chunk<vectors()>(p, item, i % most, memory, data + i * slot);
+      });
+    }
+#pragma omp for schedule(dynamic)
+    for (std::int64_t i = 0; i < items.count(); ++i) {
+      const QueryItem item = items.find(i);
+      with_vectors(item.vectors, [&](auto vectors) {
+        merge_chunks<vectors()>(p, item, most, data + i * most * slot, memory);
+      });
+    }
+  }
+}
+
+}  // namespace
+
+void frame_attention(const FrameAttentionParams& p) {
+  const QueryItems items(p);
+  const std::int64_t count = items.count();
+  const int threads = max_threads();
+  std::int64_t most = 1;
+  for (std::int64_t g = 0; g < p.groups; ++g) {
+    const std::int64_t cut = chunks(p, g, static_cast<int>(p.page_ptr[g + 1] - p.page_ptr[g]));
+    if (cut > most) most = cut;
+  }
+  if (count > 0 && count < threads && most > 1) {
+    forward_chunks(p, items, most, threads);
+  } else {
+    forward_tiles(p, items, static_cast<int>(count < threads ? count : threads));
   }
 }
 

@@ -204,12 +204,6 @@ void key_tile(const FrameAttentionBackwardParams& b, const PagesInverted& invert
   transpose_out<V>(memory.db, p.dim, one, dv_rows);
 }
 
-void run_query_item(const FrameAttentionBackwardParams& b, const QueryItem& item, const Memory& memory) {
-  if (item.vectors == 3) return query_tile<3>(b, item, memory);
-  if (item.vectors == 2) return query_tile<2>(b, item, memory);
-  query_tile<1>(b, item, memory);
-}
-
 void run_key_item(const FrameAttentionBackwardParams& b, const PagesInverted& inverted, std::int64_t item,
                   const Memory& memory) {
   std::int64_t page, tile;
@@ -218,10 +212,8 @@ void run_key_item(const FrameAttentionBackwardParams& b, const PagesInverted& in
   const std::int64_t kv_head = item / inverted.items();
   const EvenTiles tiles(inverted.rows(page));
   const std::int64_t first_row = tiles.first_row(tile);
-  const int vectors = tiles.vectors(tile);
-  if (vectors == 3) return key_tile<3>(b, inverted, page, kv_head, first_row, memory);
-  if (vectors == 2) return key_tile<2>(b, inverted, page, kv_head, first_row, memory);
-  key_tile<1>(b, inverted, page, kv_head, first_row, memory);
+  with_vectors(tiles.vectors(tile),
+               [&](auto vectors) { key_tile<vectors()>(b, inverted, page, kv_head, first_row, memory); });
 }
 
 }  // namespace
@@ -239,7 +231,10 @@ void frame_attention_backward(const FrameAttentionBackwardParams& b) {
     Scratch scratch(Memory::bytes(p.dim));
     const Memory memory(scratch, p.dim);
 #pragma omp for schedule(dynamic) nowait
-    for (std::int64_t i = 0; i < query_items; ++i) run_query_item(b, queries.find(i), memory);
+    for (std::int64_t i = 0; i < query_items; ++i) {
+      const QueryItem item = queries.find(i);
+      with_vectors(item.vectors, [&](auto vectors) { query_tile<vectors()>(b, item, memory); });
+    }
 #pragma omp for schedule(dynamic)
     for (std::int64_t i = 0; i < key_items; ++i) run_key_item(b, inverted, i, memory);
   }

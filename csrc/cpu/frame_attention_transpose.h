@@ -66,8 +66,8 @@ ARDIFF_SIMD void transpose_parts(Vec* x) {
 
 #endif
 
-// Vector by vector, not column by column: rows of q and o lie a token apart, mostly a page of memory each, and
-// the TLB holds 16 pages that are being written.
+// Vector by vector, not column by column: rows of q and o lie a token apart, mostly a page of memory each,
+// and the TLB holds 16 pages that are being written.
 
 // tile[j][lane] = factor * rows[lane][j]
 template <int V>

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <type_traits>
 
 #include "ardiff/frame_attention.h"
 #include "frame_attention_tile.h"
@@ -49,6 +50,14 @@ class EvenTiles {
  private:
   std::int64_t vectors_, count_;
 };
+
+// body(std::integral_constant<int, V>) for the V that a tile needs
+template <class Body>
+void with_vectors(int vectors, const Body& body) {
+  if (vectors == 3) return body(std::integral_constant<int, 3>());
+  if (vectors == 2) return body(std::integral_constant<int, 2>());
+  body(std::integral_constant<int, 1>());
+}
 
 struct QueryItem {
   std::int64_t group, kv_head, first_row;
