@@ -23,8 +23,7 @@ constexpr int kMostLanes = kMaxVectors * Vec::width;
 
 struct Memory {
   static std::int64_t bytes(std::int64_t dim) {
-    return (4 * dim * kMostLanes + 2 * kBlock * kMostLanes + 2 * kBlock * dim + dim) *
-               static_cast<std::int64_t>(sizeof(float)) +
+    return (4 * dim * kMostLanes + 2 * kBlock * kMostLanes + dim) * static_cast<std::int64_t>(sizeof(float)) +
            1024;
   }
   Memory(Scratch& scratch, std::int64_t dim)
@@ -34,12 +33,9 @@ struct Memory {
         db(scratch.take<float>(dim * kMostLanes)),
         s(scratch.take<float>(kBlock * kMostLanes)),
         ds(scratch.take<float>(kBlock * kMostLanes)),
-        x(scratch.take<float>(kBlock * dim)),
-        y(scratch.take<float>(kBlock * dim)),
         spare(scratch.take<float>(dim)) {}
   float *a, *b, *da, *db;  // q and do, or k and v; the sums for their gradients
   float *s, *ds;
-  float *x, *y;  // a block of q and do, dense
   float* spare;  // the row of lanes without one
 };
 
@@ -49,20 +45,48 @@ void clear(float* tile, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += Vec::width) store(tile + i, set(0.0f));
 }
 
-void deltas(const FrameAttentionBackwardParams& b, int threads) {
-  const std::int64_t rows = b.tokens * b.forward.heads, dim = b.forward.dim;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (std::int64_t i = 0; i < rows; ++i) {
+// q and do head by head, [H][T][D], packed once: as they lie, the rows of a head are heads * dim floats
+// apart, so that they share a few sets of the L1 cache and take a page of the TLB each, and every key tile
+// streams all of them.
+class PackedQueries {
+ public:
+  explicit PackedQueries(const FrameAttentionBackwardParams& b)
+      : tokens_(b.tokens),
+        dim_(b.forward.dim),
+        memory_(2 * tokens_ * b.forward.heads * dim_ * static_cast<std::int64_t>(sizeof(float)) + 128),
+        q_(memory_.take<float>(tokens_ * b.forward.heads * dim_)),
+        dout_(memory_.take<float>(tokens_ * b.forward.heads * dim_)) {}
+
+  const float* q(std::int64_t head, std::int64_t token) const { return q_ + (head * tokens_ + token) * dim_; }
+  const float* dout(std::int64_t head, std::int64_t token) const {
+    return dout_ + (head * tokens_ + token) * dim_;
+  }
+
+  // One row, and its delta on the way.
+  void pack(const FrameAttentionBackwardParams& b, std::int64_t head, std::int64_t token) const {
+    const FrameAttentionParams& p = b.forward;
+    const std::int64_t i = token * p.heads + head, to = (head * tokens_ + token) * dim_;
+    const float *q = p.q + token * p.q_token + head * p.q_head, *o = p.o + i * dim_,
+                *dout = b.dout + i * dim_;
     Vec sum = set(0.0f);
-    for_lanes(i * dim, (i + 1) * dim, [&](std::int64_t at, int n) {
-      sum = fma(load_n(b.dout + at, n), load_n(b.forward.o + at, n), sum);
+    for_lanes(0, dim_, [&](std::int64_t j, int n) {
+      const Vec grad = load_n(dout + j, n);
+      store_n(q_ + to + j, load_n(q + j, n), n);
+      store_n(dout_ + to + j, grad, n);
+      sum = fma(grad, load_n(o + j, n), sum);
     });
     b.delta[i] = reduce_add(sum) - (b.dlse ? b.dlse[i] : 0.0f);
   }
-}
+
+ private:
+  std::int64_t tokens_, dim_;
+  Scratch memory_;
+  float *q_, *dout_;
+};
 
 template <int V>
-void query_tile(const FrameAttentionBackwardParams& b, const QueryItem& item, const Memory& memory) {
+void query_tile(const FrameAttentionBackwardParams& b, const PackedQueries& queries, const QueryItem& item,
+                const Memory& memory) {
   constexpr int M = V * Vec::width;
   const FrameAttentionParams& p = b.forward;
   const QueryTile<M> tile(p, item);
@@ -71,8 +95,8 @@ void query_tile(const FrameAttentionBackwardParams& b, const QueryItem& item, co
   alignas(64) float lse[M], delta[M], scale[M];
   for (int lane = 0; lane < M; ++lane) {
     const std::int64_t i = tile.index[lane];
-    q_rows[lane] = p.q + tile.q_offset[lane];
-    do_rows[lane] = b.dout + i * p.dim;
+    q_rows[lane] = queries.q(i % p.heads, i / p.heads);
+    do_rows[lane] = queries.dout(i % p.heads, i / p.heads);
     dq_rows[lane] = lane < tile.lanes ? b.dq + i * p.dim : memory.spare;
     lse[lane] = finite_lse(p.lse[i]);
     delta[lane] = b.delta[i];
@@ -113,19 +137,11 @@ void query_tile(const FrameAttentionBackwardParams& b, const QueryItem& item, co
   transpose_out<V>(memory.da, p.dim, scale, dq_rows);
 }
 
-// Rows of q or do, heads * dim floats apart, side by side: as they lie they would share a few sets of the L1
-// cache and take a page of the TLB each.
-void copy_rows(const float* from, std::int64_t stride, int rows, std::int64_t dim, float* to) {
-  for (int n = 0; n < rows; ++n) {
-    for_lanes(0, dim,
-              [&](std::int64_t j, int k) { store_n(to + n * dim + j, load_n(from + n * stride + j, k), k); });
-  }
-}
-
 // Adds what the queries of tokens [begin, end) and one query head give to a tile of keys.
 template <int V>
-void stream_queries(const FrameAttentionBackwardParams& b, std::int64_t begin, std::int64_t end,
-                    std::int64_t head, float bias, const Vec* lane, float valid, const Memory& memory) {
+void stream_queries(const FrameAttentionBackwardParams& b, const PackedQueries& queries, std::int64_t begin,
+                    std::int64_t end, std::int64_t head, float bias, const Vec* lane, float valid,
+                    const Memory& memory) {
   constexpr int M = V * Vec::width;
   const FrameAttentionParams& p = b.forward;
   Vec one[V];
@@ -133,10 +149,9 @@ void stream_queries(const FrameAttentionBackwardParams& b, std::int64_t begin, s
   const Vec last = set(valid), zero = set(0.0f);
   for (std::int64_t token = begin; token < end; token += kBlock) {
     const int rows = static_cast<int>(end - token < kBlock ? end - token : kBlock);
-    copy_rows(p.q + token * p.q_token + head * p.q_head, p.q_token, rows, p.dim, memory.x);
-    copy_rows(b.dout + (token * p.heads + head) * p.dim, p.heads * p.dim, rows, p.dim, memory.y);
-    dot<V>(memory.x, p.dim, rows, memory.a, p.dim, memory.s, memory.y);
-    dot<V>(memory.y, p.dim, rows, memory.b, p.dim, memory.ds, memory.x);
+    const float *q = queries.q(head, token), *dout = queries.dout(head, token);
+    dot<V>(q, p.dim, rows, memory.a, p.dim, memory.s, dout);
+    dot<V>(dout, p.dim, rows, memory.b, p.dim, memory.ds, q);
     for (int n = 0; n < rows; ++n) {
       const std::int64_t i = (token + n) * p.heads + head;
       const Vec shift = set(bias - finite_lse(p.lse[i])), delta = set(b.delta[i]);
@@ -148,15 +163,16 @@ void stream_queries(const FrameAttentionBackwardParams& b, std::int64_t begin, s
         store(memory.ds + at, prob * (load(memory.ds + at) - delta));
       }
     }
-    const Run run = {memory.x, memory.y, rows, 0, 0, 0.0f};
+    const Run run = {q, dout, rows, 0, 0, 0.0f};
     accumulate_runs<V, false>(&run, 1, &Run::x, p.dim, p.dim, memory.ds, one, nullptr, memory.da);
     accumulate_runs<V, false>(&run, 1, &Run::y, p.dim, p.dim, memory.s, one, nullptr, memory.db);
   }
 }
 
 template <int V>
-void key_tile(const FrameAttentionBackwardParams& b, const PagesInverted& inverted, std::int64_t page,
-              std::int64_t kv_head, std::int64_t first_row, const Memory& memory) {
+void key_tile(const FrameAttentionBackwardParams& b, const PackedQueries& queries,
+              const PagesInverted& inverted, std::int64_t page, std::int64_t kv_head, std::int64_t first_row,
+              const Memory& memory) {
   constexpr int M = V * Vec::width;
   const FrameAttentionParams& p = b.forward;
   const std::int64_t left = inverted.rows(page) - first_row;
@@ -195,7 +211,7 @@ void key_tile(const FrameAttentionBackwardParams& b, const PagesInverted& invert
         while (frame < last && p.seen[frame] <= position) ++frame;
         const std::int64_t begin = frame;
         while (frame < last && p.seen[frame] > position) ++frame;
-        stream_queries<V>(b, p.frame_ptr[begin], p.frame_ptr[frame], head, bias, lane,
+        stream_queries<V>(b, queries, p.frame_ptr[begin], p.frame_ptr[frame], head, bias, lane,
                           static_cast<float>(p.valid[*e]), memory);
       }
     }
@@ -204,39 +220,44 @@ void key_tile(const FrameAttentionBackwardParams& b, const PagesInverted& invert
   transpose_out<V>(memory.db, p.dim, one, dv_rows);
 }
 
-void run_key_item(const FrameAttentionBackwardParams& b, const PagesInverted& inverted, std::int64_t item,
-                  const Memory& memory) {
+void run_key_item(const FrameAttentionBackwardParams& b, const PackedQueries& queries,
+                  const PagesInverted& inverted, std::int64_t item, const Memory& memory) {
   std::int64_t page, tile;
   // Pages of a head next to each other: their queries are mostly the same, and still in the L2 cache.
   inverted.find(item % inverted.items(), &page, &tile);
   const std::int64_t kv_head = item / inverted.items();
   const EvenTiles tiles(inverted.rows(page));
   const std::int64_t first_row = tiles.first_row(tile);
-  with_vectors(tiles.vectors(tile),
-               [&](auto vectors) { key_tile<vectors()>(b, inverted, page, kv_head, first_row, memory); });
+  with_vectors(tiles.vectors(tile), [&](auto vectors) {
+    key_tile<vectors()>(b, queries, inverted, page, kv_head, first_row, memory);
+  });
 }
 
 }  // namespace
 
 void frame_attention_backward(const FrameAttentionBackwardParams& b) {
   const FrameAttentionParams& p = b.forward;
-  const QueryItems queries(p);
+  const QueryItems items(p);
   const PagesInverted inverted(p);
-  const std::int64_t query_items = queries.count(), key_items = inverted.items() * p.kv_heads;
+  const PackedQueries queries(b);
+  const std::int64_t query_items = items.count(), key_items = inverted.items() * p.kv_heads;
   const std::int64_t most = query_items > key_items ? query_items : key_items;
   const int limit = max_threads(), threads = static_cast<int>(most < limit ? most : limit);
-  deltas(b, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Scratch scratch(Memory::bytes(p.dim));
     const Memory memory(scratch, p.dim);
+#pragma omp for schedule(static)
+    for (std::int64_t token = 0; token < b.tokens; ++token) {
+      for (std::int64_t head = 0; head < p.heads; ++head) queries.pack(b, head, token);
+    }
 #pragma omp for schedule(dynamic) nowait
     for (std::int64_t i = 0; i < query_items; ++i) {
-      const QueryItem item = queries.find(i);
-      with_vectors(item.vectors, [&](auto vectors) { query_tile<vectors()>(b, item, memory); });
+      const QueryItem item = items.find(i);
+      with_vectors(item.vectors, [&](auto vectors) { query_tile<vectors()>(b, queries, item, memory); });
     }
 #pragma omp for schedule(dynamic)
-    for (std::int64_t i = 0; i < key_items; ++i) run_key_item(b, inverted, i, memory);
+    for (std::int64_t i = 0; i < key_items; ++i) run_key_item(b, queries, inverted, i, memory);
   }
 }
 
