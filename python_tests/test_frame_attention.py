@@ -226,6 +226,33 @@ def test_thread_count_does_not_matter(isa: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_a_long_list_gives_the_same_bits_however_its_chunks_are_run(isa: str) -> None:
+    """One tile of queries, 2,400 keys: with 4 threads the chunks run side by side, with 1 in turn; a frame
+    that sees the first chunk only, and one that shares the tile with it, equal themselves alone."""
+    case = Case(
+        [[5, 3, 4]], [[2, 0, 1]], [[700, 800, 900]], [[1, 3, 2]], heads=1, kv_heads=1, rows=900, pool=3
+    )
+    q, k, v = case.tensors()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(frame_attention(q, k, v, case.table(), return_lse=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    want_o, want_lse = case.oracle(q, k, v)
+    assert relative(results[0][0], want_o) <= 1e-5
+    assert float((results[0][1] - want_lse).abs().max()) <= 1e-5
+    for first, count, seen in ((0, 5, 1), (8, 4, 2)):
+        alone = Case([[count]], case.pages, case.valid, [[seen]]).table()
+        assert torch.equal(
+            results[0][0][first : first + count], frame_attention(q[first : first + count], k, v, alone)
+        )
+
+
 def test_alone_equals_batched(isa: str) -> None:
     q, k, v = RAGGED.tensors()
     together = frame_attention(q, k, v, RAGGED.table())

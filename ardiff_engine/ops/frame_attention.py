@@ -10,8 +10,6 @@ With one page per frame and `seen` rising by frame this is the temporal causal a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -21,6 +19,11 @@ from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.frame_attention_cuda import frame_attention_cuda
+from ardiff_engine.ops.frame_attention_reference import (
+    reference_frame_attention,
+    reference_frame_attention_backward,
+    working_dtype,
+)
 from ardiff_engine.ops.frame_table import FrameTable
 
 Tensor = torch.Tensor
@@ -241,103 +244,6 @@ def _strides(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> tuple[int, ...]:
     return (*q.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3])
 
 
-# The reference: one dense softmax per query frame over the rows that it sees. It is the specification.
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """One query frame: its tokens, and for each key that it sees the page, the row and the bias."""
-
-    tokens: slice
-    page: Tensor
-    row: Tensor
-    bias: Tensor | None
-
-
-def _views(
-    frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
-    bias: Tensor | None,
-) -> Iterator[_View]:  # fmt: skip
-    """The query frames that have tokens and see at least one row."""
-    tokens, groups, entries, limits = (t.tolist() for t in (frame_ptr, group_ptr, page_ptr, seen))
-    for g, first in enumerate(entries[:-1]):
-        for frame in range(groups[g], groups[g + 1]):
-            listed = slice(first, first + limits[frame])
-            rows = valid[listed].long()
-            page = torch.repeat_interleave(pages[listed].long(), rows)
-            if page.numel() == 0 or tokens[frame] == tokens[frame + 1]:
-                continue
-            starts = torch.repeat_interleave(torch.cumsum(rows, 0) - rows, rows)
-            row = torch.arange(page.numel(), device=page.device) - starts
-            extra = None if bias is None else torch.repeat_interleave(bias[listed], rows)
-            yield _View(slice(tokens[frame], tokens[frame + 1]), page, row, extra)
-
-
-def _gather(pool: Tensor, view: _View, share: int) -> Tensor:
-    """The rows of a pool that a query frame sees, once per query head: [keys, H, D]."""
-    return pool[view.page, :, view.row].repeat_interleave(share, dim=1)
-
-
-def _logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """[H, tokens, keys] from q [tokens, H, D] and k [keys, H, D]."""
-    logits = scale * torch.einsum("thd,nhd->htn", q, k)
-    return logits if bias is None else logits + bias.to(q.dtype)
-
-
-def _probabilities(logits: Tensor, lse: Tensor) -> Tensor:
-    """exp(logits - lse); 0 where every visible row has bias -inf. lse [H, tokens]."""
-    return torch.exp(logits - torch.where(lse == float("-inf"), 0.0, lse)[..., None])
-
-
-def _working_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def reference_frame_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor,
-    pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The specification of `frame_attention`, in PyTorch. Half-precision inputs are computed in float32."""
-    dtype, share = _working_dtype(q), q.shape[1] // k_pages.shape[1]
-    o = torch.zeros(q.shape, dtype=dtype, device=q.device)
-    lse = torch.full(q.shape[:2], float("-inf"), dtype=dtype, device=q.device)
-    for view in _views(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias):
-        k, v = (_gather(pool, view, share).to(dtype) for pool in (k_pages, v_pages))
-        logits = _logits(q[view.tokens].to(dtype), k, view.bias, scale)
-        total = torch.logsumexp(logits, dim=-1)
-        o[view.tokens] = torch.einsum("htn,nhd->thd", _probabilities(logits, total), v)
-        lse[view.tokens] = total.T
-    return o.to(q.dtype), lse
-
-
-def reference_frame_attention_backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k_pages: Tensor, v_pages: Tensor, o: Tensor, lse: Tensor,
-    frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
-    bias: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k_pages and v_pages.
-
-    P = exp(S - lse), delta = rowsum(do * o) - dlse, dS = P * (do v^T - delta);
-    dq = scale dS k, dk = scale dS^T q, dv = P^T do.
-    """
-    dtype, share = _working_dtype(q), q.shape[1] // k_pages.shape[1]
-    dq = torch.zeros(q.shape, dtype=dtype, device=q.device)
-    dk, dv = (torch.zeros(x.shape, dtype=dtype, device=q.device) for x in (k_pages, v_pages))
-    delta = (dout.to(dtype) * o.to(dtype)).sum(-1)
-    if dlse is not None:
-        delta = delta - dlse.to(dtype)
-    for view in _views(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias):
-        k, v = (_gather(pool, view, share).to(dtype) for pool in (k_pages, v_pages))
-        queries, grad = q[view.tokens].to(dtype), dout[view.tokens].to(dtype)
-        p = _probabilities(_logits(queries, k, view.bias, scale), lse[view.tokens].T.to(dtype))
-        ds = scale * p * (torch.einsum("thd,nhd->htn", grad, v) - delta[view.tokens].T[..., None])
-        dq[view.tokens] = torch.einsum("htn,nhd->thd", ds, k)
-        for total, weights, rows in ((dk, ds, queries), (dv, p, grad)):
-            per_kv_head = torch.einsum("htn,thd->nhd", weights, rows).unflatten(1, (-1, share)).sum(2)
-            total.transpose(1, 2).index_put_((view.page, view.row), per_kv_head, accumulate=True)
-    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
-
-
 # Registration: schema, fake tensors, autograd. Used when gradients or torch.compile are involved.
 
 _op = torch.library.custom_op("ardiff::frame_attention", _forward, mutates_args=())
@@ -346,7 +252,7 @@ _backward_op = torch.library.custom_op("ardiff::frame_attention_backward", _back
 
 @_op.register_fake
 def _(q: Tensor, k_pages: Tensor, v_pages: Tensor, *_table: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_working_dtype(q))
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=working_dtype(q))
 
 
 @_backward_op.register_fake
