@@ -34,6 +34,8 @@ ARDIFF_SIMD Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 ARDIFF_SIMD Vec load_partial(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
 ARDIFF_SIMD void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 ARDIFF_SIMD void store_partial(float* p, Vec a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
+ARDIFF_SIMD void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }  // p on a vector's boundary
+ARDIFF_SIMD void finish_streams() { _mm_sfence(); }
 ARDIFF_SIMD Vec set(float x) { return {_mm512_set1_ps(x)}; }
 ARDIFF_SIMD Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 ARDIFF_SIMD Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -95,6 +97,8 @@ ARDIFF_SIMD Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
 ARDIFF_SIMD Vec load_partial(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
 ARDIFF_SIMD void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
 ARDIFF_SIMD void store_partial(float* p, Vec a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
+ARDIFF_SIMD void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }  // p on a vector's boundary
+ARDIFF_SIMD void finish_streams() { _mm_sfence(); }
 ARDIFF_SIMD Vec set(float x) { return {_mm256_set1_ps(x)}; }
 ARDIFF_SIMD Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 ARDIFF_SIMD Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -155,6 +159,8 @@ ARDIFF_SIMD Vec load_partial(const float* p, int n) {
 ARDIFF_SIMD void store_partial(float* p, Vec a, int n) {
   for (int i = 0; i < n; ++i) p[i] = a.v[i];
 }
+ARDIFF_SIMD void stream(float* p, Vec a) { store(p, a); }
+ARDIFF_SIMD void finish_streams() {}
 ARDIFF_SIMD Vec set(float x) { return {Floats{x, x, x, x}}; }
 ARDIFF_SIMD Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 ARDIFF_SIMD Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
