@@ -152,28 +152,40 @@ ARDIFF_SIMD void box_muller(Words a, Words b, Vec* even, Vec* odd) {
   *odd = radius * sine;
 }
 
-// Elements [element, element + kNoiseGroup) of a row; element is a multiple of 4.
-ARDIFF_SIMD void normals(const NoiseKey& key, std::int64_t element, Vec z[4]) {
-  Words c[4];
-  philox_blocks(key, static_cast<std::uint32_t>(element / 4), c);
+// The four results of each block in turn, from words c in the order of philox_blocks.
+ARDIFF_SIMD void normals(const Words c[4], Vec z[4]) {
   box_muller(c[0], c[1], &z[0], &z[1]);
   box_muller(c[2], c[3], &z[2], &z[3]);
   interleave(z);
 }
 
 // body(offset, eps, n) over the elements [begin, end) of a row; begin is a multiple of 4.
+//
+// First the words of some groups, then their normals: in one loop, Philox, logarithm, root and sine of a group
+// are a chain of some 250 cycles in 300 instructions, and a processor looks ahead no farther than that. Two
+// short loops overlap several groups each.
 template <class Body>
 ARDIFF_SIMD void for_noise(const NoiseKey& key, std::int64_t begin, std::int64_t end, Body body) {
-  Vec z[4];
-  std::int64_t i = begin;
-  for (; i + kNoiseGroup <= end; i += kNoiseGroup) {
-    normals(key, i, z);
-    for (int part = 0; part < 4; ++part) body(i + part * Vec::width, z[part], Vec::width);
-  }
-  if (i < end) {
-    normals(key, i, z);
-    for (int part = 0; part < 4 && i < end; ++part, i += Vec::width) {
-      body(i, z[part], static_cast<int>(end - i < Vec::width ? end - i : Vec::width));
+  constexpr int kGroups = 16;
+  Words c[kGroups][4];
+  for (std::int64_t first = begin; first < end; first += kGroups * kNoiseGroup) {
+    const std::int64_t left = (end - first + kNoiseGroup - 1) / kNoiseGroup;
+    const int groups = left < kGroups ? static_cast<int>(left) : kGroups;
+    const auto block = static_cast<std::uint32_t>(first / 4);
+    for (int group = 0; group < groups; ++group) {
+      philox_blocks(key, block + static_cast<std::uint32_t>(group * Vec::width), c[group]);
+    }
+    for (int group = 0; group < groups; ++group) {
+      Vec z[4];
+      normals(c[group], z);
+      std::int64_t i = first + group * kNoiseGroup;
+      if (i + kNoiseGroup <= end) {
+        for (int part = 0; part < 4; ++part) body(i + part * Vec::width, z[part], Vec::width);
+        continue;
+      }
+      for (int part = 0; part < 4 && i < end; ++part, i += Vec::width) {
+        body(i, z[part], static_cast<int>(end - i < Vec::width ? end - i : Vec::width));
+      }
     }
   }
 }

@@ -40,6 +40,7 @@ constexpr std::int64_t kAhead = 512;
 // body(i) for i in [0, count); each thread has one range, and its streamed stores have arrived at the end.
 template <class Body>
 ARDIFF_SIMD void share_rows(std::int64_t count, int threads, Body body) {
+  if (count == 0) return;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #pragma omp for schedule(static) nowait

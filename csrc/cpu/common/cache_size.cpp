@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/cache_size.h"
 
+#include <atomic>
+
 #if defined(__linux__)
 #include <unistd.h>
 #endif
@@ -17,11 +19,17 @@ std::int64_t find_cache_size() {
   return kUsual;
 }
 
+std::atomic<std::int64_t>& size() {
+  static std::atomic<std::int64_t> bytes{find_cache_size()};
+  return bytes;
+}
+
 }  // namespace
 
-std::int64_t cache_size() {
-  static const std::int64_t size = find_cache_size();
-  return size;
+std::int64_t cache_size() { return size().load(std::memory_order_relaxed); }
+
+void set_cache_size(std::int64_t bytes) {
+  size().store(bytes < 0 ? find_cache_size() : bytes, std::memory_order_relaxed);
 }
 
 }  // namespace ardiff::cpu
