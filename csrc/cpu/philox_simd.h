@@ -98,27 +98,25 @@ ARDIFF_SIMD void interleave(Vec z[4]) {
 #if defined(ARDIFF_ISA_avx512) || defined(ARDIFF_ISA_avx2)
 // Even and odd lanes apart, each in the low half of a 64-bit lane: a product needs no unpacking then, its low
 // half is the next word as it stands, and what the high halves hold is never read.
-ARDIFF_SIMD void philox_blocks(const NoiseKey& key, std::uint32_t block, Words c[4]) {
+ARDIFF_SIMD void philox_lanes(std::uint32_t k0, std::uint32_t k1, Words h[4]) {
   const Words m0 = words(kPhiloxMultiplier0), m1 = words(kPhiloxMultiplier1);
-  Words half[2][4];
-  for (int odd = 0; odd < 2; ++odd) {
-    std::uint32_t k0 = key.seed_low, k1 = key.seed_high;
-    Words* h = half[odd];
-    h[0] = odd ? high(block_numbers(block)) : block_numbers(block);
-    h[1] = words(key.frame);
-    h[2] = words(key.stream);
-    h[3] = words(key.purpose_step);
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      const Words p0 = product(h[0], m0), p1 = product(h[2], m1);
-      h[0] = exclusive_or(high(p1), h[1], words(k0));
-      h[2] = exclusive_or(high(p0), h[3], words(k1));
-      h[1] = p1;
-      h[3] = p0;
-      k0 += kPhiloxWeyl0;
-      k1 += kPhiloxWeyl1;
-    }
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const Words p0 = product(h[0], m0), p1 = product(h[2], m1);
+    h[0] = exclusive_or(high(p1), h[1], words(k0));
+    h[2] = exclusive_or(high(p0), h[3], words(k1));
+    h[1] = p1;
+    h[3] = p0;
+    k0 += kPhiloxWeyl0;
+    k1 += kPhiloxWeyl1;
   }
-  for (int word = 0; word < 4; ++word) c[word] = join(half[0][word], half[1][word]);
+}
+ARDIFF_SIMD void philox_blocks(const NoiseKey& key, std::uint32_t block, Words c[4]) {
+  const Words numbers = block_numbers(block), frame = words(key.frame), stream = words(key.stream),
+              purpose_step = words(key.purpose_step);
+  Words even[4] = {numbers, frame, stream, purpose_step}, odd[4] = {high(numbers), frame, stream, purpose_step};
+  philox_lanes(key.seed_low, key.seed_high, even);
+  philox_lanes(key.seed_low, key.seed_high, odd);
+  for (int word = 0; word < 4; ++word) c[word] = join(even[word], odd[word]);
 }
 #else
 ARDIFF_SIMD void philox_blocks(const NoiseKey& key, std::uint32_t block, Words c[4]) {
