@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gate_residual_ against gather, multiply, add in PyTorch; the backward pass against autograd through the same
-sequence. Convention: benchmarks/README.md.
+"""gate_residual_ against gather, multiply, add in PyTorch; the backward pass against autograd through the
+same sequence. Convention: benchmarks/README.md.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""norm_rope_write_ (LayerNorm, RoPE, page write) against the same in PyTorch. Convention: benchmarks/README.md."""
+"""norm_rope_write_ (LayerNorm, RoPE, page write) against the same in PyTorch.
+Convention: benchmarks/README.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""philox_normal against torch.randn (a sequential generator, not addressable by frame). No bar: the noise that
-ops generate in registers has one, see bench_add_noise.py. Convention: benchmarks/README.md.
+"""philox_normal against torch.randn (a sequential generator, not addressable by frame). No bar: the noise
+that ops generate on the way has one, see bench_add_noise.py. Convention: benchmarks/README.md.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
     python tools/sanitize.py [pytest arguments]
 
 Everything lies in build/sanitize: objects, module, and a package folder of links in which that module stands
-instead of the usual one, which is left alone. Tested is every file of python_tests that chooses an instruction
-set, by native_isa.py or itself, so a new kernel's test is found without a list. GCC on Linux: its libasan must be loaded first, before
-an interpreter that was built without it. Leaks are not looked for: Python's own would drown them.
+instead of the usual one, which is left alone. Tested is every file of python_tests that chooses an
+instruction set, by native_isa.py or itself, so a new kernel's test is found without a list. GCC on Linux: its
+libasan is loaded first, before an interpreter that was built without it. Leaks are not looked for: Python's
+own would drown them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ ARDIFF_SIMD void row(const ModulateParams& p, std::int64_t t) {
   for_lanes(0, p.width, [&](std::int64_t i, int n) __attribute__((always_inline)) {
     const Vec v = normalised(load_n(x + i, n), mean, reciprocal);
     prefetch(next + i);
-    
+
     if (normed) put_n<streaming>(normed + i, v, n);
     put_n<streaming>(y + i, modulated(v, one + load_n(scale + i, n), load_n(shift + i, n)), n);
   });

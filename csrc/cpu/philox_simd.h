@@ -113,7 +113,8 @@ ARDIFF_SIMD void philox_lanes(std::uint32_t k0, std::uint32_t k1, Words h[4]) {
 ARDIFF_SIMD void philox_blocks(const NoiseKey& key, std::uint32_t block, Words c[4]) {
   const Words numbers = block_numbers(block), frame = words(key.frame), stream = words(key.stream),
               purpose_step = words(key.purpose_step);
-  Words even[4] = {numbers, frame, stream, purpose_step}, odd[4] = {high(numbers), frame, stream, purpose_step};
+  Words even[4] = {numbers, frame, stream, purpose_step},
+        odd[4] = {high(numbers), frame, stream, purpose_step};
   philox_lanes(key.seed_low, key.seed_high, even);
   philox_lanes(key.seed_low, key.seed_high, odd);
   for (int word = 0; word < 4; ++word) c[word] = join(even[word], odd[word]);
@@ -159,9 +160,9 @@ ARDIFF_SIMD void normals(const Words c[4], Vec z[4]) {
 
 // body(offset, eps, n) over the elements [begin, end) of a row; begin is a multiple of 4.
 //
-// First the words of some groups, then their normals: in one loop, Philox, logarithm, root and sine of a group
-// are a chain of some 250 cycles in 300 instructions, and a processor looks ahead no farther than that. Two
-// short loops overlap several groups each.
+// First the words of some groups, then their normals: in one loop, Philox, logarithm, root and sine of a
+// group are a chain of some 250 cycles in 300 instructions, and a processor looks ahead no farther than that.
+// Two short loops overlap several groups each.
 template <class Body>
 ARDIFF_SIMD void for_noise(const NoiseKey& key, std::int64_t begin, std::int64_t end, Body body) {
   constexpr int kGroups = 16;

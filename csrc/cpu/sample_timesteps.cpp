@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Training timesteps by the urn walk: out [B, F] int64. One sample takes T + F - 2 positions, each a Philox word,
-// a multiply and a compare. The walks of 4 (AVX2) or 8 (AVX-512) samples go side by side, one per 64-bit lane:
-// about 22 vector instructions per position of them all, 15 of these Philox. Threads share the samples.
+// Training timesteps by the urn walk: out [B, F] int64. One sample takes T + F - 2 positions, each a Philox
+// word, a multiply and a compare. The walks of 4 (AVX2) or 8 (AVX-512) samples go side by side, one per
+// 64-bit lane: about 22 vector instructions per position of them all, 15 of these Philox. Threads share the
+// samples.
 #include "ardiff/sample_timesteps.h"
 
 #include "philox_simd.h"
@@ -51,8 +52,8 @@ ARDIFF_SIMD void store_lanes(std::uint64_t* p, Words a) {
 }
 #endif
 
-// What the urns of the lanes hold: frames * 2^32, and frames + levels. `below(word, frames + levels) < frames`
-// is then one product compared as it stands. Both stay below 2^63, so a signed compare will do.
+// What the urns of the lanes hold: frames * 2^32, and frames + levels. `below(word, frames + levels) <
+// frames` is then one product compared as it stands. Both stay below 2^63, so a signed compare will do.
 struct Urns {
   Words frames, left;
 
@@ -73,8 +74,8 @@ struct Urns {
   }
 };
 
-// Rows [row, row + kClips), rule fopp or uniform. A frame placed at position j of the whole walk gets the level
-// j - (its number), and one more behind the pivot, which takes no position.
+// Rows [row, row + kClips), rule fopp or uniform. A frame placed at position j of the whole walk gets the
+// level j - (its number), and one more behind the pivot, which takes no position.
 void walk_together(const SampleTimestepsParams& p, std::int64_t row) {
   alignas(64) std::uint64_t high_sample[kClips], low_sample[kClips], frames[kClips], left[kClips];
   std::int64_t turn[kClips], pivot[kClips], shift[kClips], *out[kClips];
