@@ -3,8 +3,8 @@
 (tables, and one np.random.choice per frame and clip; timed on some clips and scaled, it would take minutes),
 and with all clips side by side. Convention: benchmarks/README.md.
 
-The tables count the non-decreasing sequences before and after a pivot; they exceed float64 from 308 frames
-on. So the columns are divided by their largest value, which no draw can tell.
+The tables count the non-decreasing sequences before and after a pivot. From 308 frames on they exceed float64,
+so logarithms take their place, and the weights of a draw are made from its part of a column.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from versus import THREADS, Row, versus
 from ardiff_engine.ops.sample_timesteps import sample_timesteps
 
 CLIPS, TIMESTEPS = 65_536, 1000
+MOST_FRAMES = 307  # whose counts float64 holds
 
 
 def log_tables(frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,18 +29,22 @@ def log_tables(frames: int) -> tuple[np.ndarray, np.ndarray]:
     return before, before[::-1, ::-1]
 
 
-def clip_by_clip(clips: int, frames: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def clip_by_clip(clips: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    frames = len(before)
     rng = np.random.RandomState(0)
+
+    def draw(column: np.ndarray) -> int:
+        weights = column if frames <= MOST_FRAMES else np.exp(column - column.max())
+        return rng.choice(len(weights), p=weights / weights.sum())
+
     out = np.empty((clips, frames), dtype=np.int64)
     for row in out:
         pivot = rng.randint(frames)
         row[pivot] = rng.randint(TIMESTEPS)
         for f in range(pivot - 1, -1, -1):
-            weights = before[f, : row[f + 1] + 1]
-            row[f] = rng.choice(len(weights), p=weights / weights.sum())
+            row[f] = draw(before[f, : row[f + 1] + 1])
         for f in range(pivot + 1, frames):
-            weights = after[f, row[f - 1] :]
-            row[f] = row[f - 1] + rng.choice(len(weights), p=weights / weights.sum())
+            row[f] = row[f - 1] + draw(after[f, row[f - 1] :])
     return out
 
 
@@ -71,11 +76,11 @@ def test_fopp(benchmark: BenchmarkFixture, frames: int, form: str, threads: int)
     log_before, log_after = log_tables(frames)
     if form == "clip by clip":
         clips = max(16, 4096 // frames)
-        scaled = (np.exp(log - log.max(1, keepdims=True)) for log in (log_before, log_after))
-        before, after = scaled
+        tables = (log_before, log_after)
+        before, after = map(np.exp, tables) if frames <= MOST_FRAMES else tables
 
         def opponent() -> np.ndarray:
-            return clip_by_clip(clips, frames, before, after)
+            return clip_by_clip(clips, before, after)
     else:
         clips = max(4096, CLIPS // frames)
 
