@@ -3,8 +3,8 @@
 (tables, and one np.random.choice per frame and clip; timed on some clips and scaled, it would take minutes),
 and with all clips side by side. Convention: benchmarks/README.md.
 
-The tables count the non-decreasing sequences before and after a pivot. From 308 frames on they exceed float64,
-so logarithms take their place, and the weights of a draw are made from its part of a column.
+The tables count the non-decreasing sequences before and after a pivot. From 308 frames on they exceed
+float64, so logarithms take their place, and the weights of a draw are made from its part of a column.
 """
 
 from __future__ import annotations
