@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Forward process with its training target, x0 [N, E] -> noisy [N, E], target [N, E]. One pass: reads x0 and,
-// where it is given, the noise; generated noise stays in registers and L1. Floor: 8 to 16 bytes per element over
-// the memory bandwidth.
+// where it is given, the noise; generated noise stays in registers and L1. Floor: 8 to 16 bytes per element
+// over the memory bandwidth.
 #include "ardiff/add_noise.h"
 
 #include "philox_simd.h"
