@@ -10,7 +10,7 @@ READY   := $(VENV)/ready.stamp
 SOURCES := pyproject.toml $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 CPP     := $(shell find csrc python_tests/cuda_emulation -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) 2>/dev/null)
 
-.PHONY: help venv demo test bench lint format build cuda-check gpu clean
+.PHONY: help venv demo test bench lint format build sanitize cuda-check gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,8 +30,9 @@ demo: $(READY)  ## generate a video and continue a real clip with the bundled mo
 test: $(READY)  ## run every test; tests that need a GPU are reported as skipped where there is none
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-bench: $(READY)  ## run the CPU benchmarks (pytest-benchmark)
-	$(BIN)/ardiff bench
+bench: $(READY)  ## run the CPU benchmarks (pytest-benchmark), print one table and write build/bench.json
+	@mkdir -p build
+	$(BIN)/ardiff bench --json build/bench.json
 
 lint: $(READY)  ## ruff, ruff format, mypy and clang-format, all as checks
 	$(BIN)/ruff check .
@@ -46,6 +47,9 @@ format: $(READY)  ## rewrite Python and C++ files in the project's style
 
 build: $(READY)  ## rebuild the native module in place, keeping object files (for work on csrc/)
 	$(BIN)/python setup.py build_ext --inplace
+
+sanitize: $(READY)  ## build the C++ kernels with address and undefined-behaviour sanitizers, in build/sanitize, and run the op tests on them
+	$(BIN)/python tools/sanitize.py
 
 cuda-check:  ## compile all CUDA and Triton kernels for sm_80 and sm_90, with nvcc and NVRTC; needs nvcc and .venv, no GPU
 	$(PYTHON) tools/cuda_check.py --nvcc $(NVCC)

@@ -236,14 +236,27 @@ def _add_bench(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = _command(
         subparsers,
         "bench",
-        "run the benchmarks of a source checkout with pytest-benchmark",
+        "run the benchmarks of a source checkout and print one table",
         commands.bench,
-        ["ardiff bench", "ardiff bench -k frame_attention --json results.json"],
+        [
+            "ardiff bench",
+            "ardiff bench -k frame_attention --json now.json",
+            "ardiff bench --table now.json            # the table again, as Markdown",
+            "ardiff bench --compare before.json now.json",
+        ],
     )
     parser.add_argument("-k", dest="keyword", metavar="EXPR", help="only benchmarks whose names match")
-    parser.add_argument("--json", metavar="PATH", help="also write the measurements to this file")
+    parser.add_argument("--json", metavar="PATH", help="also write the record to this file")
+    parser.add_argument(
+        "--slow", action="store_true", help="those of the whole engine too, which take an hour"
+    )
     parser.add_argument(
         "--folder", default="benchmarks", help="where the benchmarks lie (default: %(default)s)"
+    )
+    stored = parser.add_mutually_exclusive_group()
+    stored.add_argument("--table", metavar="RECORD", help="measure nothing: print the table of a record")
+    stored.add_argument(
+        "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="measure nothing: compare two records"
     )
 
 

@@ -110,9 +110,32 @@ def convert(options: argparse.Namespace) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
-    import importlib.util
-    import subprocess
+    from ardiff_engine import bench_table
 
+    if options.table:
+        print(bench_table.markdown(bench_table.read(options.table)))
+        return 0
+    if options.compare:
+        before, after = map(bench_table.read, options.compare)
+        print(bench_table.comparison(before, after))
+        return 0
+    return _measure(options)
+
+
+def info(options: argparse.Namespace) -> int:
+    from ardiff_engine import info
+
+    info.main(as_json=options.json)
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    import importlib.util
+    import json
+    import subprocess
+    import tempfile
+
+    from ardiff_engine import bench_table
     from ardiff_engine.errors import ConfigError, explain
 
     if not Path(options.folder).is_dir():
@@ -134,19 +157,23 @@ def bench(options: argparse.Namespace) -> int:
             )
         )
     command = [sys.executable, "-m", "pytest", options.folder, "--benchmark-only", "-q"]
-    command += ["-o", "python_files=bench_*.py"]
+    command += ["-o", "python_files=bench_*.py", "--benchmark-quiet"]
     if options.keyword:
         command += ["-k", options.keyword]
+    if not options.slow:
+        command += ["-m", "not slow"]
+    with tempfile.TemporaryDirectory() as folder:
+        measured = Path(folder) / "measured.json"
+        code = subprocess.run([*command, f"--benchmark-json={measured}"], check=False).returncode
+        # Also after a failure: what was measured before it took its time.
+        text = measured.read_text(encoding="utf-8") if measured.is_file() else ""
+    if not text:
+        return code
+    found = bench_table.record(json.loads(text))
     if options.json:
-        command += [f"--benchmark-json={options.json}"]
-    return subprocess.run(command, check=False).returncode
-
-
-def info(options: argparse.Namespace) -> int:
-    from ardiff_engine import info
-
-    info.main(as_json=options.json)
-    return 0
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(bench_table.markdown(found))
+    return code
 
 
 def _pipeline(options: argparse.Namespace) -> Pipeline:

@@ -1,39 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""add_noise (v target) against randn, multiply, add in PyTorch; `copy` moves the bytes of x0 and both
-results.
-
-python -m pytest benchmarks/bench_add_noise.py --benchmark-columns=min,median
+"""add_noise (v target) against randn, multiply, add in PyTorch, with generated and with given noise.
+Convention: benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from native_run import copy_of, native_only, run
 from pytest_benchmark.fixture import BenchmarkFixture
+from versus import THREADS, Row, versus
 
 from ardiff_engine.ops.add_noise import add_noise
 
 
-@pytest.mark.parametrize("side", ["ardiff", "pytorch", "ardiff, noise given", "pytorch, noise given", "copy"])
-@pytest.mark.parametrize("shape", [(16, 128), (1024, 128), (256, 16384)], ids=str)
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(("rows", "beyond_cache"), [(16, False), (1024, True)])
+@pytest.mark.parametrize("given", [False, True], ids=["generated", "given"])
 def test_add_noise(
-    benchmark: BenchmarkFixture, shape: tuple[int, int], side: str, monkeypatch: pytest.MonkeyPatch
+    benchmark: BenchmarkFixture, rows: int, beyond_cache: bool, given: bool, threads: int
 ) -> None:
+    shape = (rows, 16384)
     x0, noise = torch.randn(2, *shape)
-    signal, sigma = torch.rand(2, shape[0])
-    keys = torch.arange(5 * shape[0]).reshape(-1, 5)
-    native_only(monkeypatch)
+    signal, sigma = torch.rand(2, rows)
+    keys = torch.arange(5 * rows).reshape(-1, 5)
+    source = {"noise": noise} if given else {"keys": keys}
 
-    def unfused(eps: torch.Tensor) -> object:
-        a, s = signal[:, None], sigma[:, None]
+    def unfused() -> object:
+        a, s, eps = signal[:, None], sigma[:, None], noise if given else torch.randn(shape)
         return a * x0 + s * eps, a * eps - s * x0
 
-    calls = {
-        "ardiff": lambda: add_noise(x0, signal, sigma, keys=keys, target="v"),
-        "pytorch": lambda: unfused(torch.randn(shape)),
-        "ardiff, noise given": lambda: add_noise(x0, signal, sigma, noise=noise, target="v"),
-        "pytorch, noise given": lambda: unfused(noise),
-        "copy": copy_of(3 * x0.numel()),
-    }
-    run(benchmark, f"add_noise {shape}", calls[side])
+    row = Row(
+        op="add_noise, noise given" if given else "add_noise",
+        shape=f"{rows} x {shape[1]}",
+        threads=threads,
+        opponent="multiply, add" if given else "randn, multiply, add",
+        bar=2.0 if beyond_cache else None,
+        moved_bytes=(4 if given else 3) * 4 * x0.numel(),
+        share_bar=0.8 if beyond_cache else None,
+    )
+    versus(benchmark, row, lambda: add_noise(x0, signal, sigma, target="v", **source), unfused)

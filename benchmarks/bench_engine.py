@@ -35,6 +35,8 @@ from ardiff_engine.engine import Engine, EngineStats, Request
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow, Window
 from ardiff_engine.models import ARDiffusionConfig
 
+pytestmark = pytest.mark.slow  # an hour in all: `ardiff bench` runs it with --slow only
+
 WINDOW = 16
 SLICE = 40
 PAGES = 64

@@ -29,6 +29,8 @@ from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.memory import Window
 from ardiff_engine.models import ARDiffusionConfig
 
+pytestmark = pytest.mark.slow  # an hour in all: `ardiff bench` runs it with --slow only
+
 WINDOW = 16
 FRAMES = 16
 # Most pages of a stream: 3 of context, and 31 frames of one page (Window.max_frames).

@@ -1,34 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""solver_step with two guidance branches against the same sums in PyTorch; `copy` moves the same bytes.
-
-python -m pytest benchmarks/bench_solver_step.py --benchmark-columns=min,median
+"""solver_step with two guidance branches against the same sums in PyTorch, without noise (DDIM) and with.
+Convention: benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from native_run import copy_of, native_only, run
 from pytest_benchmark.fixture import BenchmarkFixture
+from versus import THREADS, Row, versus
 
 from ardiff_engine.ops.solver_step import solver_step
 
 
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(("rows", "beyond_cache"), [(16, False), (512, True)])
 @pytest.mark.parametrize("noisy", [False, True], ids=["ddim", "noise"])
-@pytest.mark.parametrize("side", ["ardiff", "pytorch", "copy"])
-@pytest.mark.parametrize("shape", [(10, 128), (1024, 128), (256, 16384)], ids=str)
 def test_solver_step(
-    benchmark: BenchmarkFixture,
-    shape: tuple[int, int],
-    side: str,
-    noisy: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    benchmark: BenchmarkFixture, rows: int, beyond_cache: bool, noisy: bool, threads: int
 ) -> None:
+    shape = (rows, 16384)
     x, outs = torch.randn(shape), torch.randn(2, *shape)
-    weights, coefficients = torch.randn(2, shape[0]), torch.randn(shape[0], 7)
-    coefficients[:, 4 if not noisy else 5 :] = 0
-    keys = torch.arange(5 * shape[0]).reshape(-1, 5) if noisy else None
-    native_only(monkeypatch)
+    weights, coefficients = torch.randn(2, rows), torch.randn(rows, 7)
+    coefficients[:, 5 if noisy else 4 :] = 0
+    keys = torch.arange(5 * rows).reshape(-1, 5) if noisy else None
 
     def unfused() -> object:
         p, q, a, b, e, _, _ = (c[:, None] for c in coefficients.unbind(1))
@@ -36,9 +31,13 @@ def test_solver_step(
         result = a * x + b * x0
         return (result + e * torch.randn(shape) if noisy else result), x0
 
-    calls = {
-        "ardiff": lambda: solver_step(x, outs, weights, coefficients, keys=keys),
-        "pytorch": unfused,
-        "copy": copy_of(5 * x.numel()),
-    }
-    run(benchmark, f"solver_step {shape} {'noise' if noisy else 'ddim'}", calls[side])
+    row = Row(
+        op="solver_step, noise" if noisy else "solver_step, ddim",
+        shape=f"2 x {rows} x {shape[1]}",
+        threads=threads,
+        opponent="the sums in PyTorch, randn" if noisy else "the sums in PyTorch",
+        bar=2.0 if beyond_cache else None,
+        moved_bytes=5 * 4 * x.numel(),
+        share_bar=0.8 if beyond_cache else None,
+    )
+    versus(benchmark, row, lambda: solver_step(x, outs, weights, coefficients, keys=keys), unfused)

@@ -174,6 +174,7 @@ def test_ctrl_c_during_a_finite_job_is_exit_code_130(
         (["convert", "none.pt", "out.safetensors"], "none.pt"),
         (["train", "none.toml"], "none.toml"),
         (["bench", "--folder", "none"], "source checkout"),
+        (["bench", "--table", "none.json"], "none.json"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(
@@ -223,13 +224,29 @@ def test_training_commands_hand_their_options_on(
     ]
 
 
-def test_bench_runs_what_matches_and_writes_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_runs_what_matches_prints_the_table_and_writes_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # beside other tests nothing is timed
-    (tmp_path / "bench_sum.py").write_text("def test_sum(benchmark):\n    benchmark(sum, range(9))\n")
+    (tmp_path / "bench_sum.py").write_text(
+        "def test_sum(benchmark):\n"
+        "    benchmark.extra_info.update(op='sum', shape='9', threads=1, opponent='loop', seconds=1e-3,\n"
+        "                                opponent_seconds=3e-3, ratio=3.0, bar=2.0)\n"
+        "    benchmark(sum, range(9))\n"
+        "def test_sum_of_no_row(benchmark):\n    benchmark(sum, range(9))\n"
+    )
     (tmp_path / "bench_max.py").write_text("def test_max(benchmark):\n    benchmark(max, range(9))\n")
     target = tmp_path / "results.json"
     assert run("bench", "--folder", tmp_path, "-k", "sum", "--json", target) == 0
-    assert [entry["name"] for entry in json.loads(target.read_text())["benchmarks"]] == ["test_sum"]
+    printed = capsys.readouterr().out
+    found = json.loads(target.read_text())
+    assert [row["op"] for row in found["rows"]] == ["sum"]
+    assert set(found) == {"machine", "date", "commit", "rows"} and found["machine"]["cpu"]
+    assert "| 3.00" in printed and "below" not in printed
+    assert run("bench", "--table", target) == 0
+    assert capsys.readouterr().out == printed
+    assert run("bench", "--compare", target, target) == 0
+    assert "| 1.00" in capsys.readouterr().out
 
 
 def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from ardiff_engine.errors import ConfigError
 from ardiff_engine.ops.sample_timesteps import RULES, reference_sample_timesteps, sample_timesteps
 
 GOLDEN = Path(__file__).parent / "golden"
+CLIPS = 37  # whole vectors of clips, and a rest
 
 
 def chi_square_limit(freedom: int) -> float:
@@ -43,10 +44,10 @@ def law(rule: str, frames: int, timesteps: int) -> dict[tuple[int, ...], float]:
     ("frames", "timesteps"), [(16, 1000), (4, 6), (1, 9), (9, 1), (1, 1), (200, 30), (3, 2)]
 )
 def test_kernel_equals_reference(rule: str, frames: int, timesteps: int) -> None:
-    for seed, first in ((0, 0), (2**63 + 5, 2**33 + 1)):
+    for seed, first in ((0, 0), (2**63 + 5, 2**33 - 9)):
         signed = seed - 2**64 if seed >= 2**63 else seed
-        drawn = sample_timesteps(9, frames, timesteps, rule, seed, first_sample=first)
-        assert torch.equal(drawn, reference_sample_timesteps(9, frames, timesteps, rule, signed, first))
+        drawn = sample_timesteps(CLIPS, frames, timesteps, rule, seed, first_sample=first)
+        assert torch.equal(drawn, reference_sample_timesteps(CLIPS, frames, timesteps, rule, signed, first))
 
 
 @pytest.mark.parametrize("rule", ["fopp", "uniform"])

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "binding.h"
+#include "cpu/cache_size.h"
 #include "cpu/dispatch.h"
 #include "cpu/threads.h"
 
@@ -66,6 +67,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "compiler, instruction sets usable on this machine, cuda, openmp");
   m.def("isa", [] { return ardiff::cpu::isa_name(ardiff::cpu::active_isa()); }, "the instruction set in use");
   m.def("set_isa", &set_isa, "use another instruction set; for tests and benchmarks");
+  m.def("set_cache_size", &ardiff::cpu::set_cache_size,
+        "pretend another cache size: larger results are streamed to memory; -1 restores it; for tests");
   m.def("max_threads", &ardiff::cpu::max_threads, "threads that a kernel may use: torch.get_num_threads()");
   if (const char* wanted = std::getenv("ARDIFF_ISA")) set_isa(wanted);
   ardiff::bindings::Registration::run_all(m);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Normal noise from counter keys: keys [N, 5] -> out [N, E]. Writes 4 bytes per element; about 60 vector
-// instructions per 4 vectors of Philox and 120 of Box-Muller, so it runs at the speed of the arithmetic, not
+// Normal noise from counter keys: keys [N, 5] -> out [N, E]. Writes 4 bytes per element; about 31 vector
+// instructions per vector of Philox and 28 of Box-Muller, so it runs at the speed of the arithmetic, not
 // of memory.
 #include "philox_simd.h"
 

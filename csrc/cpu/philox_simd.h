@@ -7,7 +7,7 @@
 #pragma once
 
 #include "ardiff/philox_normal.h"
-#include "simd_math.h"
+#include "streaming.h"
 
 namespace ardiff::cpu::ARDIFF_ISA {
 
@@ -22,10 +22,10 @@ ARDIFF_SIMD Words block_numbers(std::uint32_t first) {
                           _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
 }
 ARDIFF_SIMD Words exclusive_or(Words a, Words b, Words c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
-ARDIFF_SIMD void multiply(Words a, Words m, Words* high, Words* low) {
-  const Words even = _mm512_mul_epu32(a, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), m);
-  *high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
-  *low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+ARDIFF_SIMD Words product(Words a, Words m) { return _mm512_mul_epu32(a, m); }
+ARDIFF_SIMD Words high(Words a) { return _mm512_shuffle_epi32(a, _MM_PERM_DDBB); }
+ARDIFF_SIMD Words join(Words even, Words odd) {
+  return _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA);
 }
 ARDIFF_SIMD Vec to_float(Words a) { return {_mm512_cvtepu32_ps(a)}; }
 ARDIFF_SIMD void interleave(Vec z[4]) {
@@ -49,10 +49,10 @@ ARDIFF_SIMD Words block_numbers(std::uint32_t first) {
 ARDIFF_SIMD Words exclusive_or(Words a, Words b, Words c) {
   return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
 }
-ARDIFF_SIMD void multiply(Words a, Words m, Words* high, Words* low) {
-  const Words even = _mm256_mul_epu32(a, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), m);
-  *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-  *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+ARDIFF_SIMD Words product(Words a, Words m) { return _mm256_mul_epu32(a, m); }
+ARDIFF_SIMD Words high(Words a) { return _mm256_shuffle_epi32(a, 0xF5); }
+ARDIFF_SIMD Words join(Words even, Words odd) {
+  return _mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xA0), 0xAA);
 }
 // Both halves convert exactly, so the sum is the one rounding of the conversion.
 ARDIFF_SIMD Vec to_float(Words a) {
@@ -76,7 +76,6 @@ ARDIFF_SIMD void interleave(Vec z[4]) {
 typedef std::uint32_t Words __attribute__((vector_size(16)));
 ARDIFF_SIMD Words words(std::uint32_t x) { return Words{x, x, x, x}; }
 ARDIFF_SIMD Words block_numbers(std::uint32_t first) { return words(first) + Words{0, 1, 2, 3}; }
-ARDIFF_SIMD Words exclusive_or(Words a, Words b, Words c) { return a ^ b ^ c; }
 ARDIFF_SIMD void multiply(Words a, Words m, Words* high, Words* low) {
   for (int i = 0; i < 4; ++i) {
     const std::uint64_t product = static_cast<std::uint64_t>(a[i]) * m[i];
@@ -96,6 +95,31 @@ ARDIFF_SIMD void interleave(Vec z[4]) {
 #endif
 
 // The words of Vec::width blocks from `block` on, lanes in the order of block_numbers.
+#if defined(ARDIFF_ISA_avx512) || defined(ARDIFF_ISA_avx2)
+// Even and odd lanes apart, each in the low half of a 64-bit lane: a product needs no unpacking then, its low
+// half is the next word as it stands, and what the high halves hold is never read.
+ARDIFF_SIMD void philox_lanes(std::uint32_t k0, std::uint32_t k1, Words h[4]) {
+  const Words m0 = words(kPhiloxMultiplier0), m1 = words(kPhiloxMultiplier1);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const Words p0 = product(h[0], m0), p1 = product(h[2], m1);
+    h[0] = exclusive_or(high(p1), h[1], words(k0));
+    h[2] = exclusive_or(high(p0), h[3], words(k1));
+    h[1] = p1;
+    h[3] = p0;
+    k0 += kPhiloxWeyl0;
+    k1 += kPhiloxWeyl1;
+  }
+}
+ARDIFF_SIMD void philox_blocks(const NoiseKey& key, std::uint32_t block, Words c[4]) {
+  const Words numbers = block_numbers(block), frame = words(key.frame), stream = words(key.stream),
+              purpose_step = words(key.purpose_step);
+  Words even[4] = {numbers, frame, stream, purpose_step},
+        odd[4] = {high(numbers), frame, stream, purpose_step};
+  philox_lanes(key.seed_low, key.seed_high, even);
+  philox_lanes(key.seed_low, key.seed_high, odd);
+  for (int word = 0; word < 4; ++word) c[word] = join(even[word], odd[word]);
+}
+#else
 ARDIFF_SIMD void philox_blocks(const NoiseKey& key, std::uint32_t block, Words c[4]) {
   const Words m0 = words(kPhiloxMultiplier0), m1 = words(kPhiloxMultiplier1);
   std::uint32_t k0 = key.seed_low, k1 = key.seed_high;
@@ -107,14 +131,15 @@ ARDIFF_SIMD void philox_blocks(const NoiseKey& key, std::uint32_t block, Words c
     Words high0, low0, high1, low1;
     multiply(c[0], m0, &high0, &low0);
     multiply(c[2], m1, &high1, &low1);
-    c[0] = exclusive_or(high1, c[1], words(k0));
-    c[2] = exclusive_or(high0, c[3], words(k1));
+    c[0] = high1 ^ c[1] ^ words(k0);
+    c[2] = high0 ^ c[3] ^ words(k1);
     c[1] = low1;
     c[3] = low0;
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }
 }
+#endif
 
 ARDIFF_SIMD void box_muller(Words a, Words b, Vec* even, Vec* odd) {
   const Vec u1 = fma(to_float(a), set(kUniformScale), set(kUniformOffset));
@@ -126,28 +151,40 @@ ARDIFF_SIMD void box_muller(Words a, Words b, Vec* even, Vec* odd) {
   *odd = radius * sine;
 }
 
-// Elements [element, element + kNoiseGroup) of a row; element is a multiple of 4.
-ARDIFF_SIMD void normals(const NoiseKey& key, std::int64_t element, Vec z[4]) {
-  Words c[4];
-  philox_blocks(key, static_cast<std::uint32_t>(element / 4), c);
+// The four results of each block in turn, from words c in the order of philox_blocks.
+ARDIFF_SIMD void normals(const Words c[4], Vec z[4]) {
   box_muller(c[0], c[1], &z[0], &z[1]);
   box_muller(c[2], c[3], &z[2], &z[3]);
   interleave(z);
 }
 
 // body(offset, eps, n) over the elements [begin, end) of a row; begin is a multiple of 4.
+//
+// First the words of some groups, then their normals: in one loop, Philox, logarithm, root and sine of a
+// group are a chain of some 250 cycles in 300 instructions, and a processor looks ahead no farther than that.
+// Two short loops overlap several groups each.
 template <class Body>
 ARDIFF_SIMD void for_noise(const NoiseKey& key, std::int64_t begin, std::int64_t end, Body body) {
-  Vec z[4];
-  std::int64_t i = begin;
-  for (; i + kNoiseGroup <= end; i += kNoiseGroup) {
-    normals(key, i, z);
-    for (int part = 0; part < 4; ++part) body(i + part * Vec::width, z[part], Vec::width);
-  }
-  if (i < end) {
-    normals(key, i, z);
-    for (int part = 0; part < 4 && i < end; ++part, i += Vec::width) {
-      body(i, z[part], static_cast<int>(end - i < Vec::width ? end - i : Vec::width));
+  constexpr int kGroups = 16;
+  Words c[kGroups][4];
+  for (std::int64_t first = begin; first < end; first += kGroups * kNoiseGroup) {
+    const std::int64_t left = (end - first + kNoiseGroup - 1) / kNoiseGroup;
+    const int groups = left < kGroups ? static_cast<int>(left) : kGroups;
+    const auto block = static_cast<std::uint32_t>(first / 4);
+    for (int group = 0; group < groups; ++group) {
+      philox_blocks(key, block + static_cast<std::uint32_t>(group * Vec::width), c[group]);
+    }
+    for (int group = 0; group < groups; ++group) {
+      Vec z[4];
+      normals(c[group], z);
+      std::int64_t i = first + group * kNoiseGroup;
+      if (i + kNoiseGroup <= end) {
+        for (int part = 0; part < 4; ++part) body(i + part * Vec::width, z[part], Vec::width);
+        continue;
+      }
+      for (int part = 0; part < 4 && i < end; ++part, i += Vec::width) {
+        body(i, z[part], static_cast<int>(end - i < Vec::width ? end - i : Vec::width));
+      }
     }
   }
 }
@@ -159,13 +196,11 @@ constexpr std::int64_t kNoiseChunk = 4096;
 template <class Body>
 ARDIFF_SIMD void for_chunks(std::int64_t rows, std::int64_t elements, Body body) {
   const std::int64_t per_row = (elements + kNoiseChunk - 1) / kNoiseChunk, chunks = rows * per_row;
-  const int threads = threads_for(rows * elements);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+  share_rows(chunks, threads_for(rows * elements), [=](std::int64_t chunk) __attribute__((always_inline)) {
     const std::int64_t row = chunk / per_row, begin = chunk % per_row * kNoiseChunk;
     const std::int64_t left = elements - begin;
     body(row, begin, begin + (left < kNoiseChunk ? left : kNoiseChunk));
-  }
+  });
 }
 
 }  // namespace ardiff::cpu::ARDIFF_ISA

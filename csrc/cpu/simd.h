@@ -34,6 +34,8 @@ ARDIFF_SIMD Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 ARDIFF_SIMD Vec load_partial(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
 ARDIFF_SIMD void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 ARDIFF_SIMD void store_partial(float* p, Vec a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
+ARDIFF_SIMD void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }  // p on a vector's boundary
+ARDIFF_SIMD void finish_streams() { _mm_sfence(); }
 ARDIFF_SIMD Vec set(float x) { return {_mm512_set1_ps(x)}; }
 ARDIFF_SIMD Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 ARDIFF_SIMD Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -95,6 +97,8 @@ ARDIFF_SIMD Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
 ARDIFF_SIMD Vec load_partial(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
 ARDIFF_SIMD void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
 ARDIFF_SIMD void store_partial(float* p, Vec a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
+ARDIFF_SIMD void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }  // p on a vector's boundary
+ARDIFF_SIMD void finish_streams() { _mm_sfence(); }
 ARDIFF_SIMD Vec set(float x) { return {_mm256_set1_ps(x)}; }
 ARDIFF_SIMD Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 ARDIFF_SIMD Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -155,6 +159,8 @@ ARDIFF_SIMD Vec load_partial(const float* p, int n) {
 ARDIFF_SIMD void store_partial(float* p, Vec a, int n) {
   for (int i = 0; i < n; ++i) p[i] = a.v[i];
 }
+ARDIFF_SIMD void stream(float* p, Vec a) { store(p, a); }
+ARDIFF_SIMD void finish_streams() {}
 ARDIFF_SIMD Vec set(float x) { return {Floats{x, x, x, x}}; }
 ARDIFF_SIMD Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 ARDIFF_SIMD Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
@@ -266,11 +272,21 @@ ARDIFF_SIMD void sincos_turns(Vec t, Vec* sine, Vec* cosine) {
   c = fma(c, z, set(4.166664568298827e-2f));
   c = fma(c * z, z, fma(set(-0.5f), z, set(1.0f)));
   // quarter mod 4 decides which of the two is which, and their signs
+#if defined(ARDIFF_ISA_avx512)
+  const __m512i q = _mm512_cvtps_epi32(quarter.v), two = _mm512_set1_epi32(2);
+  const __mmask16 odd = _mm512_test_epi32_mask(q, _mm512_set1_epi32(1));
+  const Vec zero = set(0.0f), a = {_mm512_mask_blend_ps(odd, s.v, c.v)},
+            b = {_mm512_mask_blend_ps(odd, c.v, s.v)};
+  *sine = {_mm512_mask_sub_ps(a.v, _mm512_test_epi32_mask(q, two), zero.v, a.v)};
+  const __m512i next = _mm512_add_epi32(q, _mm512_set1_epi32(1));
+  *cosine = {_mm512_mask_sub_ps(b.v, _mm512_test_epi32_mask(next, two), zero.v, b.v)};
+#else
   const Vec q = fma(floor(quarter * set(0.25f)), set(-4.0f), quarter);
   const Vec odd = fma(floor(q * set(0.5f)), set(-2.0f), q), half = set(0.5f), zero = set(0.0f);
   const Vec a = select_less(odd, half, s, c), b = select_less(odd, half, c, s);
   *sine = select_less(q, set(1.5f), a, zero - a);
   *cosine = select_less(abs(q - set(1.5f)), set(1.0f), zero - b, b);
+#endif
 }
 ARDIFF_SIMD Vec sin_turns(Vec t) {
   Vec s, c;

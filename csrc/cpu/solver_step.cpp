@@ -9,6 +9,7 @@
 namespace ardiff::cpu::ARDIFF_ISA {
 namespace {
 
+template <bool streaming>
 void step(const SolverStepParams& p, std::int64_t row, std::int64_t begin, std::int64_t end) {
   const SolverRow c = p.coefficients[row];
   const std::int64_t offset = row * p.elements, branch_stride = p.rows * p.elements;
@@ -22,18 +23,22 @@ void step(const SolverStepParams& p, std::int64_t row, std::int64_t begin, std::
     Vec out = set(0.0f);
     for (std::int64_t branch = 0; branch < p.branches; ++branch) {
       const float weight = weights[branch * p.rows];
-      if (weight != 0.0f) out = fma(set(weight), load_n(outs + branch * branch_stride + i, n), out);
+      if (weight != 0.0f) {
+        prefetch(outs + branch * branch_stride + i + kAhead);
+        out = fma(set(weight), load_n(outs + branch * branch_stride + i, n), out);
+      }
     }
+    prefetch(x + i + kAhead);
     const Vec state = load_n(x + i, n);
     Vec x0 = predicted_clean(set(c.p), state, set(c.q), out);
     if (clamped) x0 = max(least, min(limit, x0));  // in this order NaN stays NaN
-    store_n(clean + i, x0, n);
+    put_n<streaming>(clean + i, x0, n);
     return advanced(set(c.a), state, set(c.b), x0);
   };
   const auto finish = [&](std::int64_t i, Vec y, int n) __attribute__((always_inline)) {
     if (c.c1 != 0.0f) y = fma(set(c.c1), load_n(p.history1 + offset + i, n), y);
     if (c.c2 != 0.0f) y = fma(set(c.c2), load_n(p.history2 + offset + i, n), y);
-    store_n(result + i, y, n);
+    put_n<streaming>(result + i, y, n);
   };
 
   if (c.e == 0.0f) {
@@ -50,11 +55,22 @@ void step(const SolverStepParams& p, std::int64_t row, std::int64_t begin, std::
   }
 }
 
+template <bool streaming>
+void run(const SolverStepParams& p) {
+  for_chunks(p.rows, p.elements, [&p](std::int64_t row, std::int64_t begin, std::int64_t end) {
+    step<streaming>(p, row, begin, end);
+  });
+}
+
 }  // namespace
 
 void solver_step(const SolverStepParams& p) {
-  for_chunks(p.rows, p.elements,
-             [&p](std::int64_t row, std::int64_t begin, std::int64_t end) { step(p, row, begin, end); });
+  const std::int64_t values = (p.branches + 3) * p.rows * p.elements;
+  if (p.elements % Vec::width == 0 && worth_streaming(p.result, values) && worth_streaming(p.x0, values)) {
+    run<true>(p);
+  } else {
+    run<false>(p);
+  }
 }
 
 }  // namespace ardiff::cpu::ARDIFF_ISA
