@@ -27,9 +27,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from engine_run import STEPS, engine_for, random_model, scaled, torch_threads
+from engine_run import STEPS, engine_for, random_model, scaled
 from official_sampler import OfficialNetwork, OfficialSampler
 from pytest_benchmark.fixture import BenchmarkFixture
+from versus import torch_threads
 
 from ardiff_engine.engine import Engine, EngineStats, Request
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow, Window

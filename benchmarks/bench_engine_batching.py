@@ -21,9 +21,10 @@ import time
 
 import pytest
 import torch
-from engine_run import STEPS, engine_for, random_model, scaled, torch_threads
+from engine_run import STEPS, engine_for, random_model, scaled
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.profiler import ProfilerActivity, profile
+from versus import torch_threads
 
 from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.memory import Window

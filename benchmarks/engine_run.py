@@ -8,8 +8,6 @@ tick stay the same and only their number changes. 10 is for quick runs; figures 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -67,13 +65,3 @@ def engine_for(
     schedule = NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)
     solver = solvers.DDIM(schedule, num_inference_steps=STEPS)
     return Engine(model, solver=solver, memory=memory, max_pages=max_pages, max_batch_tokens=max_batch_tokens)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
