@@ -128,7 +128,7 @@ def test_a_stream_with_a_callback_needs_no_reference():
         pass
     assert ticks == list(range(1, 9)) and engine.stats().streams_finished == 1
     gc.collect()
-    assert not engine._alive() and not engine._unattended
+    assert not engine.register.alive() and not engine.register._unattended
 
 
 def test_a_solver_of_another_clamp_is_refused():

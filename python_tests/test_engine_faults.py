@@ -33,7 +33,7 @@ def test_the_matrix_notices_a_fault_that_spreads(monkeypatch):
 
     def strikes_two(fault):
         strike(fault)
-        streams = [ref() for ref in fault.victim.engine._streams.values()]
+        streams = [ref() for ref in fault.victim.engine.register._streams.values()]
         next(stream for stream in streams if stream is not None and not stream.done).cancel()
 
     monkeypatch.setattr(Fault, "strike", strikes_two)

@@ -183,7 +183,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.streams.clear()
         gc.collect()
         stats = self.engine.stats()
-        assert stats.pages_held == stats.pages_promised == 0 and not self.engine._alive()
+        assert stats.pages_held == stats.pages_promised == 0 and not self.engine.register.alive()
 
 
 EngineMachine.TestCase.settings = settings(

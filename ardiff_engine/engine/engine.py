@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from os import PathLike
@@ -30,10 +28,10 @@ from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stats import EngineStats
 from ardiff_engine.engine.stream import CleanFrame, Holdings, Stream
 from ardiff_engine.engine.stream_pages import StreamPages
+from ardiff_engine.engine.stream_register import StreamRegister
 from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
 from ardiff_engine.errors import (
     EngineBusyError,
-    OutOfPagesError,
     explain,
     wrapped,
 )
@@ -74,12 +72,8 @@ class Engine:
         self.lock = threading.RLock()
         self.changes = Changes()
         self.ticks = 0
-        self.dropped: deque[Holdings] = deque()
-        """Holdings of streams that were garbage before they had ended. Closed before the next pass."""
-        self._left: deque[Stream] = deque()
         self._stepping = False
         self._max_batch_tokens = max_batch_tokens
-        self._max_waiting = max_waiting
         weight = model.x_embedder.weight
         self.device = weight.device
         if isinstance(max_pages, float):
@@ -88,12 +82,8 @@ class Engine:
         self._schedules = Schedules(model, solver)
         self._packer = Packer(model, self.pool)
         self._passes = Passes(model, self._packer, self._schedules)
-        self._streams: dict[int, weakref.ref[Stream]] = {}
-        self._unattended: dict[int, Stream] = {}
-        self._waiting: deque[int] = deque()
-        self._places = 0
-        self._submitted = self._cells = self._updates = self._frames = 0
-        self._ended = {"finished": 0, "cancelled": 0, "failed": 0}
+        self.register = StreamRegister(self.pool.manager, self._schedules, max_waiting)
+        self._cells = self._updates = self._frames = 0
         self._seconds = self._planning_seconds = 0.0
         self._first_frame_seconds: float | None = None
         self._recorders: list[Recorder] = []
@@ -133,17 +123,15 @@ class Engine:
             conditions.append(null if negative is None else condition_rows(self.model, negative))
         need = admission.need
         with self.lock:
-            self._reap()
-            waits = bool(self._waiting) or need.most > self.pool.manager.unpromised
-            if waits:
-                self._check_waiting(need.most)
+            self.register.reap()
+            self.register.check_room(need.most)
             pages = StreamPages(len(conditions), need.context, need.frame, need.most)
             feeder = Feeder(admission.plan, policy, spec.cacheable)
             stream = self._add(
                 request, feeder, policy, torch.stack(conditions), admission.weights, pages, solver
             )
-            self._waiting.append(stream.number)
-            self._start_waiting()
+            self.register.wait_for_pages(stream)
+            self.register.start_waiting()
         self.changes.notify()
         return stream
 
@@ -175,8 +163,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         with self.lock:
-            self._reap()
-            manager, streams = self.pool.manager, self._alive()
+            self.register.reap()
+            manager, streams, ended = self.pool.manager, self.register.alive(), self.register.ended
             count = {
                 state: sum(s.state == state for s in streams) for state in ("running", "waiting", "suspended")
             }
@@ -184,9 +172,9 @@ class Engine:
                 streams_running=count["running"],
                 streams_waiting=count["waiting"],
                 streams_suspended=count["suspended"],
-                streams_finished=self._ended["finished"],
-                streams_cancelled=self._ended["cancelled"],
-                streams_failed=self._ended["failed"],
+                streams_finished=ended["finished"],
+                streams_cancelled=ended["cancelled"],
+                streams_failed=ended["failed"],
                 pages_free=manager.free,
                 pages_held=manager.held,
                 pages_promised=manager.total - manager.unpromised,
@@ -233,17 +221,6 @@ class Engine:
         stream.state = "running"
         return stream
 
-    def release(self, holdings: Holdings, state: str = "cancelled") -> None:
-        """Take back what a stream held."""
-        holdings.pages.close()
-        self._schedules.leave(holdings.schedule)
-        self._ended[state] += 1
-
-    def queue_up(self, stream: Stream) -> None:
-        """To the end of the queue for turns."""
-        stream.place = self._places
-        self._places += 1
-
     def leave(self, stream: Stream) -> None:
         """Cancel without waiting for a pass of another thread; then it takes effect before the next one.
 
@@ -255,13 +232,13 @@ class Engine:
             finally:
                 self.lock.release()
         else:
-            self._left.append(stream)
+            self.register.leave_later(stream)
             self.changes.notify()
 
     def stalled(self, stream: Stream) -> EngineBusyError:
         """What a reader raises when nothing has been able to run for too long."""
         with self.lock:
-            paused = [s.number for s in self._alive() if s.state == "running" and s is not stream]
+            paused = [s.number for s in self.register.alive() if s.state == "running" and s is not stream]
         return EngineBusyError(
             explain(
                 f"reading stream {stream.number}, which is {stream.state}",
@@ -276,13 +253,13 @@ class Engine:
     def _step(self) -> bool:
         started = time.perf_counter()
         with annotate("ardiff.plan"):
-            self._reap()
-            self._start_waiting()
-            ended = sum(self._ended.values())
+            self.register.reap()
+            self.register.start_waiting()
+            ended = sum(self.register.ended.values())
             work = self._turn()
         if not work:
             # Whoever failed in its turn has given its pages back: one that waits for them may run next.
-            return sum(self._ended.values()) > ended
+            return sum(self.register.ended.values()) > ended
         planned = time.perf_counter()
         outcomes = self._passes.run(work)
         computed = time.perf_counter()
@@ -311,7 +288,7 @@ class Engine:
 
     def _record(self, work: Work, started: float, planned: float) -> None:
         fed = {stream.number: stream_tick(stream, feed) for stream, feed in work}
-        held = [stream_tick(s, None) for s in self._alive() if s.number not in fed and s.pages.held]
+        held = [stream_tick(s, None) for s in self.register.alive() if s.number not in fed and s.pages.held]
         manager, passes = self.pool.manager, self._passes
         record = TickRecord(
             index=self.ticks - 1,
@@ -333,7 +310,7 @@ class Engine:
         spec = self.model.spec
         planned: Work = []
         costs: list[int] = []
-        for stream in longest_waiting_first([s for s in self._alive() if s.runnable]):
+        for stream in longest_waiting_first([s for s in self.register.alive() if s.runnable]):
             try:
                 feed = self._tried_again(stream.feeder.next)
             except Exception as error:
@@ -344,7 +321,7 @@ class Engine:
         work: Work = []
         turn = [planned[index] for index in within_budget(costs, self._max_batch_tokens)]
         for stream, _ in turn:
-            self.queue_up(stream)
+            self.register.queue_up(stream)
         # In the order of submission: streams that go on together keep the layout of their last pass.
         for stream, feed in sorted(turn, key=lambda part: part[0].number):
             try:
@@ -424,70 +401,12 @@ class Engine:
     ) -> Stream:
         holdings = Holdings(pages, self._schedules.use(solver))
         try:
-            stream = Stream(self, self._submitted, request, feeder, policy, conditions, weights, holdings)
+            stream = Stream(
+                self, self.register.submitted, request, feeder, policy, conditions, weights, holdings
+            )
         except BaseException:
             pages.close()
             self._schedules.leave(holdings.schedule)
             raise
-        self._submitted += 1
-        self.queue_up(stream)
-        self._streams[stream.number] = weakref.ref(stream)
-        if request.on_step is not None:
-            self._unattended[stream.number] = stream
+        self.register.add(stream)
         return stream
-
-    def _alive(self) -> list[Stream]:
-        """Streams that have not ended, oldest first."""
-        found = [(number, ref()) for number, ref in self._streams.items()]
-        alive = [stream for _, stream in found if stream is not None and not stream.done]
-        if len(alive) < len(found):
-            numbers = {stream.number for stream in alive}
-            self._streams = {n: ref for n, ref in self._streams.items() if n in numbers}
-            self._unattended = {n: stream for n, stream in self._unattended.items() if n in numbers}
-        return alive
-
-    def _reap(self) -> None:
-        """Take back what streams held whose handles are gone, or whose readers are."""
-        while self.dropped:
-            self.release(self.dropped.popleft())
-        while self._left:
-            self._left.popleft().cancel()
-
-    def _start_waiting(self) -> None:
-        """Give pages to videos that wait for them, first come, first served."""
-        while self._waiting:
-            ref = self._streams.get(self._waiting[0])
-            stream = None if ref is None else ref()
-            if stream is not None and stream.state == "waiting":
-                if stream.pages.most > self.pool.manager.unpromised:
-                    return
-                stream.pages.lease = self.pool.manager.lease(stream.pages.most)
-                stream.state = "running"
-                self.queue_up(stream)
-            del stream
-            self._waiting.popleft()
-
-    def _check_waiting(self, need: int) -> None:
-        """Raise OutOfPagesError unless a video that needs that many pages may wait for them."""
-        manager = self.pool.manager
-        if need > manager.total:
-            raise OutOfPagesError(
-                explain(
-                    "a video larger than the page pool",
-                    got=f"a stream that can need {need} pages",
-                    expected=f"at most {manager.total}, the whole pool ({manager.free} free now)",
-                    fix="Use a smaller window or raise max_pages.",
-                )
-            )
-        waiting = sum(s.state == "waiting" for s in self._alive())
-        if waiting >= self._max_waiting:
-            raise OutOfPagesError(
-                explain(
-                    "the page pool is full",
-                    got=f"a stream that can need {need} pages",
-                    expected=f"at most {manager.unpromised} ({manager.free} free now, {manager.total} "
-                    f"in total, the rest promised to running streams), or fewer than {self._max_waiting} "
-                    "waiting videos",
-                    fix="Wait for a stream to finish, or raise max_pages or max_waiting.",
-                )
-            )

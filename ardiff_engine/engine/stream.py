@@ -110,7 +110,9 @@ class Stream:
             self.latents.update(enumerate(prefix.unbind(0)))
             if self.kept is not None:
                 self.kept.extend(prefix.unbind(0))
-        self._finalizer = weakref.finalize(self, _forgotten, engine.dropped, engine.changes, holdings)
+        self._finalizer = weakref.finalize(
+            self, _forgotten, engine.register.dropped, engine.changes, holdings
+        )
         self._finalizer.atexit = False
 
     # --- for users
@@ -325,7 +327,7 @@ class Stream:
         self.saved = None
         self.latents.clear()
         if self._finalizer.detach() is not None:
-            self.engine.release(self.holdings, state)
+            self.engine.register.release(self.holdings, state)
         self.engine.changes.notify()
 
     def _initial_noise(self, frame: int, spec: ModelSpec) -> torch.Tensor:

@@ -199,7 +199,7 @@ def resume(stream: Stream) -> None:
         stream.saved = None
     stream.latents = StreamLatents({f: latent.to(engine.device) for f, latent in stream.latents.items()})
     stream.state = "running"
-    engine.queue_up(stream)
+    engine.register.queue_up(stream)
     engine.changes.notify()
 
 
