@@ -9,8 +9,10 @@ import pytest
 import torch
 from native_isa import isa  # noqa: F401
 
-from ardiff_engine.errors import PageTableError
+from ardiff_engine.errors import ArdiffError, PageTableError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, CellBatch, native_block
+from ardiff_engine.models.ar_diffusion_block import Mlp
+from ardiff_engine.models.row_linear import RowLinear
 from ardiff_engine.ops import FrameTable
 
 ROPE = ARDiffusionConfig(width=48, depth=2, heads=3, tokens_per_frame=5, context_tokens=7, channels=4)
@@ -118,7 +120,34 @@ def observed(model: ARDiffusionTransformer) -> None:
     model.layers[0].mlp.register_forward_pre_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("change", [replaced, hooked, observed])
+class Relu(Mlp):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(x).relu())
+
+
+def of_another_class(model: ARDiffusionTransformer) -> None:
+    model.layers[0].mlp.__class__ = Relu
+
+
+def without_its_parts(model: ARDiffusionTransformer) -> None:
+    model.layers[0].mlp = torch.nn.Identity()
+
+
+def called_otherwise(model: ARDiffusionTransformer) -> None:
+    layer = model.layers[0].mlp.fc2
+    layer.forward = lambda x: torch.nn.functional.linear(x, layer.weight) * 0.5
+
+
+def strided_bias(model: ARDiffusionTransformer) -> None:
+    bias = model.layers[0].attn.proj.bias
+    bias.data = torch.stack([bias.data, bias.data + 7], dim=1)[:, 0]
+
+
+def wide_norm(model: ARDiffusionTransformer) -> None:
+    model.layers[0].attn.q_norm.double()
+
+
+@pytest.mark.parametrize("change", [replaced, hooked, observed, strided_bias, wide_norm])
 def test_a_changed_block_runs_as_modules(change, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(ROPE)
     expected, _ = run(model, torch.float32)
@@ -127,6 +156,89 @@ def test_a_changed_block_runs_as_modules(change, monkeypatch: pytest.MonkeyPatch
     out, _ = run(model, torch.float32)
     assert len(calls) == 1
     assert torch.allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [of_another_class, without_its_parts, called_otherwise])
+def test_other_code_in_a_block_is_called(change, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(ROPE)
+    unchanged, _ = run(model, torch.float32)
+    change(model)
+    out, _ = run(model, torch.float32)
+    monkeypatch.setattr(native_block, "fits", lambda *given: False)
+    expected, _ = run(model, torch.float32)
+    assert torch.allclose(out, expected, atol=1e-5) and not torch.allclose(out, unchanged, atol=1e-3)
+
+
+def test_global_hooks_are_called() -> None:
+    model, seen = model_of(ROPE), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        run(model, torch.float32)
+    finally:
+        handle.remove()
+    assert model.layers[0].mlp.fc1 in seen
+
+
+def test_a_wider_hidden_layer_than_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(ROPE)
+    for block in model.layers:
+        block.mlp.fc1, block.mlp.fc2 = RowLinear(48, 1024), RowLinear(1024, 48)
+    calls = count_calls(monkeypatch)
+    out, _ = run(model, torch.float32)
+    assert len(calls) == 2
+    monkeypatch.setattr(native_block, "fits", lambda *given: False)
+    assert torch.allclose(out, run(model, torch.float32)[0], atol=1e-5)
+
+
+def test_the_number_of_threads_may_change_during_a_pass() -> None:
+    model, before = model_of(ROPE), torch.get_num_threads()
+    expected, _ = run(model, torch.float32)
+    model.layers[0].register_forward_hook(lambda *_: torch.set_num_threads(4))
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(run(model, torch.float32)[0], expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def every_other(t: torch.Tensor) -> torch.Tensor:
+    return torch.stack([t, t + 1], dim=-1)[..., 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slots": every_other},
+        {"frame_ids": every_other},
+        {"v_pages": lambda v: v.transpose(2, 3).contiguous().transpose(2, 3)},
+        {"k_pages": every_other, "v_pages": every_other},
+        {"frame_ids": torch.Tensor.long},
+        {"slots": lambda slots: slots[:10]},
+        {"k_pages": lambda k: k.double(), "v_pages": lambda v: v.double()},
+        {"k_pages": lambda k: k[:, :, :2].contiguous(), "v_pages": lambda v: v[:, :, :2].contiguous()},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_a_batch_of_another_form_gives_what_the_ops_give(
+    change: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers, or the same typed error."""
+
+    def outcome() -> torch.Tensor | str:
+        model = model_of(ROPE)
+        x, batch, modulation, condition = cells(model, torch.float32)
+        batch = replace(batch, **{name: form(getattr(batch, name)) for name, form in change.items()})
+        try:
+            with torch.no_grad():
+                return model(x, batch, modulation, condition)
+        except ArdiffError as error:
+            return str(error)
+
+    got = outcome()
+    monkeypatch.setattr(native_block, "workspace", lambda *given: None)
+    expected = outcome()
+    assert type(got) is type(expected)
+    assert got == expected if isinstance(got, str) else torch.allclose(got, expected, atol=1e-5)
 
 
 def test_the_reference_can_be_insisted_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,21 @@ def test_full_width_norms_and_other_dtypes_run_on_the_formula() -> None:
     assert ops.norm_rope_pages(**half)[0].dtype == torch.bfloat16
 
 
+def test_arrays_of_other_libraries() -> None:
+    given = inputs(SIZES[1], "layer", True, True)
+    arrays = {n: x.numpy() if isinstance(x, torch.Tensor) else x for n, x in given.items()}
+    with torch.no_grad():
+        expected, got = ops.norm_rope_pages(**given), ops.norm_rope_pages(**arrays)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_it_can_be_traced() -> None:
+    given = inputs(SIZES[1], "layer", True, True)
+    traced = torch.compile(ops.norm_rope_pages, backend="eager", fullgraph=True)
+    for got, expected in zip(traced(**given), ops.norm_rope_pages(**given), strict=True):
+        assert torch.allclose(got, expected, atol=1e-5)
+
+
 def test_opcheck() -> None:
     given = inputs(SIZES[1], "layer", True, True)
     qkv = given["qkv"].requires_grad_()

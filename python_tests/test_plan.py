@@ -494,3 +494,25 @@ def test_frames_and_ticks_that_do_not_exist() -> None:
             with pytest.raises(PlanError, match="tick"):
                 ours.level(1, tick)
     assert plan.lag(None, 5, 2).level(99, 3) == 0
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("frames", [1, 4, 9, None])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_steady_ticks_update_the_same_frames_and_start_none(
+    frames: int | None, steps: int, prefix: int
+) -> None:
+    for lag in range(0 if frames is not None else 1, steps + 1):
+        made = plan.lag(None if frames is None else frames + prefix, steps, lag, prefix=prefix)
+        last = 40 if made.num_ticks is None else made.num_ticks
+        for n in range(last):
+            until = made.steady_until(n)
+            assert until > n
+            first = made.tick(n)
+            for m in range(n, min(until, last)):
+                tick = made.tick(m)
+                assert tick.updates == first.updates and made.newest(m) == made.newest(n)
+                assert all(made.level(f, m) == made.level(f, n) + m - n for f in tick.updates)
+            if until < last:  # and it is not shorter than it must be
+                ended = made.tick(until)
+                assert ended.updates != first.updates or made.newest(until) != made.newest(n)

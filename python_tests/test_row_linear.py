@@ -67,13 +67,17 @@ def change_unseen(layer: RowLinear) -> None:
     layer.eval()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        change_in_place, change_by_loading, change_by_assigning, change_storage, change_dtype_and_back,
-        change_unseen,
-    ],
-)  # fmt: skip
+CHANGES = (
+    change_in_place,
+    change_by_loading,
+    change_by_assigning,
+    change_storage,
+    change_dtype_and_back,
+    change_unseen,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
 def test_a_changed_weight_is_packed_anew(layer: RowLinear, change) -> None:
     x = torch.randn(5, 24)
@@ -81,6 +85,69 @@ def test_a_changed_weight_is_packed_anew(layer: RowLinear, change) -> None:
     change(layer)
     assert torch.allclose(layer(x).double(), as_linear(layer, x), atol=1e-6)
     assert not torch.allclose(layer(x), before, atol=1e-3)
+
+
+def by_a_new_parameter(layer: RowLinear) -> None:
+    del layer.weight
+    layer.weight = torch.nn.Parameter(torch.randn(384, 384))
+
+
+def by_new_storage(layer: RowLinear) -> None:
+    layer.weight.data = torch.empty(0)
+    layer.weight.data = torch.randn(384, 384)
+
+
+@pytest.mark.parametrize("change", [by_a_new_parameter, by_new_storage])
+@torch.no_grad()
+def test_a_weight_where_another_one_was_is_another_one(change) -> None:
+    """The allocator likes to give the same address again."""
+    layer, x = RowLinear(384, 384), torch.randn(5, 384)
+    for _ in range(20):
+        change(layer)
+        assert torch.allclose(layer(x).double(), as_linear(layer, x), atol=1e-3)
+
+
+@torch.no_grad()
+def test_weights_for_one_call() -> None:
+    layer, x = RowLinear(384, 384), torch.randn(5, 384)
+    for _ in range(20):
+        weight = torch.randn(384, 384)
+        expected = x.double() @ weight.double().t() + layer.bias.double()
+        got = torch.func.functional_call(layer, {"weight": weight}, (x,))
+        assert torch.allclose(got.double(), expected, atol=1e-3)
+        del weight
+
+
+def test_weights_made_in_inference_mode_are_packed_again_after_loading() -> None:
+    with torch.inference_mode():
+        layer, x = RowLinear(24, 40), torch.randn(5, 24)
+        layer(x)
+        layer.load_state_dict({name: torch.randn_like(value) for name, value in layer.state_dict().items()})
+        assert torch.allclose(layer(x).double(), as_linear(layer, x), atol=1e-6)
+
+
+class Wrapper(torch.Tensor):
+    """As quantised weights are: it says float32 on the CPU, and has no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Wrapper:
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        plain = [a.inner if isinstance(a, Wrapper) else a for a in args]
+        return func(*plain, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_wrapped_weight_is_left_to_pytorch(layer: RowLinear) -> None:
+    x, inner = torch.randn(5, 24), layer.weight.detach().clone()
+    expected = as_linear(layer, x)
+    layer.weight = torch.nn.Parameter(Wrapper(inner), requires_grad=False)
+    assert not layer.packs
+    assert torch.allclose(layer(x).double(), expected, atol=1e-6)
 
 
 @torch.no_grad()

@@ -265,3 +265,21 @@ def test_edits_of_streams_that_have_ended_or_mistakes_are_typed_errors():
     for call in (stream.fork, stream.suspend, stream.resume, lambda: stream.set_condition(None)):
         with pytest.raises(StreamClosedError, match="cancelled"):
             call()
+
+
+def test_a_resume_that_fails_keeps_the_stream_suspended_and_loses_no_pages(monkeypatch) -> None:
+    engine = engine_for(memory=Window(3))
+    stream = engine.submit(Request(num_frames=6, lag=2, seed=1))
+    for _ in range(5):
+        engine.step()
+    stream.suspend()
+    before = engine.stats()
+    with monkeypatch.context() as short:
+        short.setattr(torch.Tensor, "index_copy_", lambda *_: (_ for _ in ()).throw(MemoryError("short")))
+        with pytest.raises(MemoryError):
+            stream.resume()
+    after = engine.stats()
+    assert stream.state == "suspended"
+    assert (after.pages_free, after.pages_promised) == (before.pages_free, before.pages_promised)
+    stream.resume()
+    assert torch.equal(stream.result(), run(Window(3), num_frames=6, lag=2, seed=1))

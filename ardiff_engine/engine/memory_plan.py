@@ -72,9 +72,10 @@ def memory_plan(
     width = spec.heads * spec.head_dim
     live = memory.max_frames(admission.plan) if not spec.cacheable else admission.plan.max_live + 1
     tokens = streams * branches * (live * spec.tokens_per_frame + spec.context_tokens)
-    # Block by block of modules, at its widest: the residual, its normed copy, the hidden layer twice (before
-    # and after GELU). One native call per block takes less.
-    workspace = tokens * (2 * width + 2 * model.config.mlp_width) * item
+    # At its widest a block holds the residual, its normed copy and q, then qkv and the output of attention or
+    # the hidden layer twice (before and after GELU); lse and angles besides.
+    widest = max(4 * width, 2 * model.config.mlp_width)
+    workspace = tokens * (3 * width + widest + spec.heads + 2 * spec.head_dim) * item
     rows = 1 + (solver.num_steps + 2) * (2 if spec.merge == "sharenorm_shift_first_t" else 1)
     return MemoryPlan(
         streams=streams,

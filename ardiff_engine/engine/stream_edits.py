@@ -192,12 +192,17 @@ def resume(stream: Stream) -> None:
         return
     engine = stream.engine
     lease = engine.pool.manager.lease(stream.pages.most)
-    if stream.saved is None:
-        stream.pages.lease = lease
-    else:
-        stream.pages.restore(engine.pool, stream.saved, lease)
-        stream.saved = None
-    stream.latents = StreamLatents({f: latent.to(engine.device) for f, latent in stream.latents.items()})
+    try:
+        latents = StreamLatents({f: latent.to(engine.device) for f, latent in stream.latents.items()})
+        if stream.saved is None:
+            stream.pages.lease = lease
+        else:
+            stream.pages.restore(engine.pool, stream.saved, lease)
+    except BaseException:
+        # Out of memory, say: the stream stays suspended and can be resumed later.
+        lease.close()
+        raise
+    stream.saved, stream.latents = None, latents
     stream.state = "running"
     engine.register.queue_up(stream)
     engine.changes.notify()

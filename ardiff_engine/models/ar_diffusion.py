@@ -183,7 +183,7 @@ class ARDiffusionTransformer(nn.Module):
         frequencies = self.frequencies if config.positions == "rope" else None
 
         # One for the whole pass: half a dozen buffers per layer would be allocated and freed again.
-        workspace = native_block.workspace(h, batch, config)
+        workspace = native_block.workspace(h, batch, positions, config)
 
         with annotate("ardiff.layers"):
             for layer, block in enumerate(self.layers):

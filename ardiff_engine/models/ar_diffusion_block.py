@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules import module
 
 from ardiff_engine import ops
 from ardiff_engine.models import native_block
@@ -40,6 +41,10 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         return self.mlp(self.frequencies(t).to(next(self.mlp.parameters()).dtype))
+
+
+def _global_hooks() -> bool:
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
 
 
 class Attention(nn.Module):
@@ -76,6 +81,22 @@ class Block(nn.Module):
         self.mlp = Mlp(config.width, config.mlp_width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
         self.replaces_residual = config.merge in ("share_norm", "sharenorm_shift_first_t")
+
+    @property
+    def linears(self) -> tuple[RowLinear, RowLinear, RowLinear, RowLinear]:
+        return self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
+
+    @property
+    def as_built(self) -> bool:
+        """Whether calling the parts as modules would run the code of this file and nothing else."""
+        if type(self.attn) is not Attention or type(self.mlp) is not Mlp or _global_hooks():
+            return False
+        if any(type(layer) is not RowLinear for layer in self.linears):
+            return False
+        parts: tuple[nn.Module, ...] = (self.attn, self.mlp, *self.linears)
+        return not any(
+            part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts
+        )
 
     def forward(
         self,

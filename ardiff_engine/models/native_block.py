@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from ardiff_engine.errors import PageTableError, explain
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.paged_attention import QK_NORM_EPS, PagedAttention
-from ardiff_engine.models.row_linear import RowLinear
 from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ops.native_kernels import kernels
 
@@ -24,13 +22,24 @@ if TYPE_CHECKING:
     from ardiff_engine.models.ar_diffusion_block import Block
 
 
-def workspace(h: torch.Tensor, batch: CellBatch, config: ARDiffusionConfig) -> torch.Tensor | None:
-    """Scratch for the blocks of a pass over h [T, D]; None where no block can run natively."""
-    if torch.is_grad_enabled() or not on_native_cpu(h):
+def workspace(
+    h: torch.Tensor, batch: CellBatch, positions: torch.Tensor, config: ARDiffusionConfig
+) -> torch.Tensor | None:
+    """Scratch for the blocks of a pass over h [T, D]; None where they run as modules.
+
+    They do that too for a batch that the native call does not take as it is (other dtypes, strided): the ops
+    convert it or say what is wrong with it.
+    """
+    if torch.is_grad_enabled() or not on_native_cpu(h, batch.k_pages, batch.v_pages):
         return None
-    return h.new_empty(
-        kernels().dit_block_floats(_sizes(h, config.mlp_width, config.heads, 0, batch.k_pages[0]))
-    )
+    per_token = ((batch.slots, torch.int64), (batch.frame_ids, torch.int32), (positions, torch.int64))
+    if not all(t.dtype == dtype and t.shape == h.shape[:1] and t.is_contiguous() for t, dtype in per_token):
+        return None
+    k, v = batch.k_pages, batch.v_pages
+    pool = (config.depth, k.shape[1], config.heads, k.shape[3], config.head_dim)
+    if k.shape != pool or v.shape != pool or k.stride() != v.stride() or k.stride(4) != 1:
+        return None
+    return h.new_empty(kernels().dit_block_floats(_sizes(h, config.mlp_width, config.heads, 0, k[0])))
 
 
 def fits(block: Block, h: torch.Tensor, rows: torch.Tensor, attend: PagedAttention) -> bool:
@@ -38,13 +47,17 @@ def fits(block: Block, h: torch.Tensor, rows: torch.Tensor, attend: PagedAttenti
 
     A layer that was replaced or hooked (LoRA, quantisation, an observer) must be called as a module.
     """
-    if attend.workspace is None or not (_plain(h) and _plain(rows)):
+    if attend.workspace is None or not block.as_built or not (_plain(h) and _plain(rows)):
         return False
-    linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
-    if not all(type(layer) is RowLinear and layer.weight.dtype == torch.float32 for layer in linears):
-        return False
-    modules: tuple[nn.Module, ...] = (block.attn, block.mlp, *linears)
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    width, hidden = h.shape[1], block.mlp.fc1.out_features
+    shapes = ((width, 3 * width), (width, width), (width, hidden), (hidden, width))
+    for layer, shape in zip(block.linears, shapes, strict=True):
+        bias = layer.bias
+        if (layer.in_features, layer.out_features) != shape or not layer.packs:
+            return False
+        if bias is not None and not _plain(bias):
+            return False
+    return all(weight is None or _plain(weight) for weight in block.attn.qk_weights())
 
 
 def run(
@@ -62,21 +75,20 @@ def run(
     """
     batch, table = attend.batch, attend.batch.table
     k_pages, v_pages, scratch = attend.k_pages, attend.v_pages, attend.workspace
-    linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
-    weights = [address for layer in linears for address in _addresses(layer.packed().panels, layer.bias)]
+    # Held until the call returns: it runs without the interpreter lock, and another thread may pack anew.
+    packed = [layer.packed() for layer in block.linears]
+    weights = [
+        address
+        for layer, weight in zip(block.linears, packed, strict=True)
+        for address in _addresses(weight.panels, layer.bias)
+    ]
     try:
         kernels().dit_block(
             (*weights, *_addresses(*block.attn.qk_weights())),
-            _addresses(
-                h,
-                rows,
-                frame_ids,
-                batch.slots,
-                attend.positions,
-                attend.frequencies,
-                k_pages,
-                v_pages,
-                scratch,
+            (
+                *_addresses(h, rows, frame_ids, batch.slots, attend.positions, attend.frequencies),
+                *_addresses(k_pages, v_pages, scratch),
+                0 if scratch is None else scratch.numel(),
             ),
             (
                 *_addresses(

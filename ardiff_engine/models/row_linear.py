@@ -3,16 +3,42 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import linear
 
 from ardiff_engine import ops
 from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ops.linear import PANEL_OUTPUTS
+
+
+class _Packed:
+    """The packed copy of a weight, and what tells that weight from another one in the same place."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = ops.pack_linear(weight)
+        # Weak references: a new tensor or storage may lie where this one was, and must not pass for it; but
+        # a weight that is moved away must not be kept in memory.
+        self._tensor = weakref.ref(weight)
+        self._storage = StorageWeakRef(weight.untyped_storage())
+        self._version = _version(weight)
+
+    def is_of(self, weight: torch.Tensor) -> bool:
+        return (
+            self._tensor() is weight
+            and self._version == _version(weight)
+            and self._storage.cdata == weight.untyped_storage()._cdata
+            and not self._storage.expired()
+        )
+
+
+def _version(weight: torch.Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
 
 
 class RowLinear(nn.Linear):
@@ -21,19 +47,29 @@ class RowLinear(nn.Linear):
     y = x Wᵀ + b, x [T, in] -> [T, out]; x of more dimensions is treated as rows. That needs the native
     kernels; without them, and everywhere else, it is nn.Linear.
 
-    The packed copy is made at the first use and again after the weight has changed. A change that autograd
-    does not see (through `weight.data` in place) goes unnoticed until `train()` or `eval()` is called.
+    The packed copy is made at the first use and again after the weight has changed. Changes in place go
+    unnoticed until `train()`, `eval()` or `load_state_dict()` where autograd counts none: through
+    `weight.data`, and of a weight that was made under `torch.inference_mode()`.
     """
 
-    _packed: tuple[tuple[int, int], ops.PackedWeight] | None = None
+    _packed: _Packed | None = None
 
     def packed(self) -> ops.PackedWeight:
         """The weight as `ops.linear` takes it: float32 on the CPU only."""
+        packed = self._packed
+        if packed is None or not packed.is_of(self.weight):
+            packed = self._packed = _Packed(self.weight)
+        return packed.weight
+
+    @property
+    def packs(self) -> bool:
+        """Whether the weight is one that can be packed: a plain tensor, float32 on the CPU.
+
+        Wrapper subclasses (quantised weights) say so too, but have no memory of their own.
+        """
         weight = self.weight
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if self._packed is None or self._packed[0] != state:
-            self._packed = (state, ops.pack_linear(weight))
-        return self._packed[1]
+        plain = type(weight) in (nn.Parameter, torch.Tensor)
+        return plain and weight.dtype == torch.float32 and weight.device.type == "cpu"
 
     @property
     def packed_bytes(self) -> int:
@@ -41,7 +77,7 @@ class RowLinear(nn.Linear):
         return 4 * self.in_features * (-(-self.out_features // PANEL_OUTPUTS) * PANEL_OUTPUTS)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled() and on_native_cpu(input, self.weight):
+        if not torch.is_grad_enabled() and self.packs and on_native_cpu(input):
             return ops.linear(input, self.packed(), self.bias)
         return linear(input, self.weight, self.bias)
 
@@ -53,6 +89,10 @@ class RowLinear(nn.Linear):
         # New storage may lie where the old one was.
         self._packed = None
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._packed = None
+        super()._load_from_state_dict(*arguments)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}

@@ -86,10 +86,16 @@ def choose(op: str, *tensors: torch.Tensor | None) -> Choice:
 def on_native_cpu(*tensors: torch.Tensor | None) -> bool:
     """Whether the C++ kernels take these tensors: for what has kernels on the CPU and is PyTorch elsewhere.
 
-    False where ARDIFF_BACKEND names another backend, and while torch.compile traces.
+    False where ARDIFF_BACKEND names another backend, and while torch.compile traces. ConfigError: it names
+    none.
     """
-    if torch.compiler.is_compiling() or os.environ.get("ARDIFF_BACKEND", "cpu") != "cpu":
+    if torch.compiler.is_compiling():
         return False
+    forced = os.environ.get("ARDIFF_BACKEND")
+    if forced is not None:
+        _check_name(forced)
+        if forced != "cpu":
+            return False
     return _cpu_misfit("", tuple(tensor for tensor in tensors if tensor is not None)) is None
 
 
@@ -133,10 +139,7 @@ def _choice(op: str, tensors: tuple[torch.Tensor | None, ...]) -> Choice:
 
 
 def _forced(name: str, op: str, given: tuple[torch.Tensor, ...]) -> Choice:
-    if name not in NAMES:
-        raise ConfigError(
-            explain("ARDIFF_BACKEND", got=repr(name), expected=" or ".join(NAMES), fix="Change or unset it.")
-        )
+    _check_name(name)
     if name == "reference":
         return Choice(name, "ARDIFF_BACKEND=reference")
     misfit = _MISFIT[name](op, given)
@@ -150,6 +153,13 @@ def _forced(name: str, op: str, given: tuple[torch.Tensor, ...]) -> Choice:
             )
         )
     return Choice(name, f"ARDIFF_BACKEND={name}")
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        raise ConfigError(
+            explain("ARDIFF_BACKEND", got=repr(name), expected=" or ".join(NAMES), fix="Change or unset it.")
+        )
 
 
 def _cpu_misfit(op: str, given: tuple[torch.Tensor, ...]) -> str | None:

@@ -4,8 +4,8 @@
 y = x Wᵀ + b, then optionally GELU (tanh form)
 
 BLAS picks its kernels by the shape of a product, and they round differently; a stream's video would then
-depend on who else is being served. Here every output is one chain of additions, in an order that depends on
-the number of inputs alone. On a GPU, and where gradients are wanted, linear layers stay PyTorch's.
+depend on who else is being served. Here the order of every output's additions depends on the number of inputs
+alone. On a GPU, and where gradients are wanted, linear layers stay PyTorch's.
 """
 
 from __future__ import annotations

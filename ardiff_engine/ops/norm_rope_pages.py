@@ -55,6 +55,9 @@ def norm_rope_pages(
     qkv, slots, positions = (
         checks.tensor(n, t) for n, t in (("qkv", qkv), ("slots", slots), ("positions", positions))
     )
+    q_weight, q_bias = checks.optional("q_weight", q_weight), checks.optional("q_bias", q_bias)
+    k_weight, k_bias = checks.optional("k_weight", k_weight), checks.optional("k_bias", k_bias)
+    frequencies = checks.optional("frequencies", frequencies)
     kv_heads = kv_heads or heads
     affine = (q_weight, q_bias, k_weight, k_bias)
     head_dim = check_norm_rope(qkv, positions, heads, kv_heads, norm, affine, frequencies, None)
@@ -118,7 +121,7 @@ def _check(qkv: Tensor, slots: Tensor, num_pages: int, page_rows: int) -> None:
                 fix="Count the pages that the slots name.",
             )
         )
-    if slots.device.type == "cpu" and slots.numel():
+    if slots.device.type == "cpu" and slots.numel() and not torch.compiler.is_compiling():
         low, high = (int(x) for x in torch.aminmax(slots))
         if low < -1 or high >= num_pages * page_rows:
             raise PageTableError(

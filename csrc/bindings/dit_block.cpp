@@ -53,19 +53,19 @@ struct Range {
   std::int64_t first, count;
 };
 
-std::int64_t chunk_rows(const Shape& s) {
-  return std::min(s.tokens, kChunkRows * ardiff::cpu::max_threads());
-}
-
 // Scratch, in floats: the longer of qkv and the hidden layer, for a chunk; u, which attention then
 // overwrites; q; lse; angles.
 struct Workspace {
-  std::int64_t chunk;
+  std::int64_t chunk;  // tokens
   float *wide, *u, *q, *lse, *angles;
+  static std::int64_t whole(const Shape& s) { return s.tokens * (2 * s.width + s.heads + 2 * s.dim); }
   static std::int64_t floats(const Shape& s) {
-    return chunk_rows(s) * std::max(3 * s.width, s.hidden) + s.tokens * (2 * s.width + s.heads + 2 * s.dim);
+    const std::int64_t rows = std::min(s.tokens, kChunkRows * ardiff::cpu::max_threads());
+    return rows * std::max(3 * s.width, s.hidden) + whole(s);
   }
-  Workspace(float* data, const Shape& s) : chunk(chunk_rows(s)), wide(data) {
+  // The chunk follows from the memory that is there: the number of threads may have changed since.
+  Workspace(float* data, std::int64_t floats, const Shape& s)
+      : chunk(std::min(s.tokens, (floats - whole(s)) / std::max(3 * s.width, s.hidden))), wide(data) {
     u = wide + chunk * std::max(3 * s.width, s.hidden);
     q = u + s.tokens * s.width;
     lse = q + s.tokens * s.width;
@@ -75,8 +75,9 @@ struct Workspace {
 
 // panels and bias of qkv, proj, fc1, fc2; weight and bias of the norms of q and k (0: none)
 using Weights = Integers<12>;
-// h, modulation rows, frame_ids, slots, positions, frequencies (0: none), K pages, V pages, workspace
-using Tensors = Integers<9>;
+// h, modulation rows, frame_ids, slots, positions, frequencies (0: none), K pages, V pages, workspace and its
+// number of floats
+using Tensors = Integers<10>;
 // frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number of groups
 using Table = Integers<8>;
 
@@ -89,7 +90,7 @@ class Block {
         h_(at<float>(tensors, 0)),
         modulation_(at<const float>(tensors, 1)),
         frame_ids_(at<const std::int32_t>(tensors, 2)),
-        work_(at<float>(tensors, 8), shape),
+        work_(at<float>(tensors, 8), tensors[9], shape),
         replaces_residual_(replaces_residual),
         eps_(eps) {
     write_.qkv = work_.wide;
@@ -141,6 +142,7 @@ class Block {
 
   // What is wrong with the batch, before anything is written; null: nothing.
   const char* misfit() const {
+    if (s_.tokens > 0 && work_.chunk < 1) return "a workspace of another shape";
     if (ardiff::bindings::first_bad_id(frame_ids_, s_.tokens, s_.rows) >= 0) {
       return "a frame id beyond the modulation rows";
     }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 #include <type_traits>
 
 #include "ardiff/frame_attention.h"
@@ -16,7 +17,10 @@ class Scratch {
  public:
   explicit Scratch(std::int64_t bytes)
       : data_(std::aligned_alloc(64, static_cast<std::size_t>((bytes + 127) / 64 * 64))),
-        next_(static_cast<char*>(data_)) {}
+        next_(static_cast<char*>(data_)) {
+    if (!data_)
+      throw std::bad_alloc();  // MemoryError in Python, where the engine frees memory and tries again
+  }
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

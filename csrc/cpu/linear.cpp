@@ -11,9 +11,9 @@
 // thread works on a range of (row block, panel): few rows are split by panels, so that every weight is read
 // by one thread only.
 //
-// Each output is one chain of FMAs over the inputs in ascending order, then the bias, then the epilogue: its
-// bits depend on its own row of x and on nothing else, neither the number of rows nor the threads. That is
-// why the engine does not use BLAS here.
+// Each output is a chain of FMAs over each range of at most kMostInputs inputs in ascending order; the sums
+// of the ranges are added in order, then the bias, then the epilogue: its bits depend on its own row of x and
+// on nothing else, neither the number of rows nor the threads. That is why the engine does not use BLAS here.
 #include "ardiff/linear.h"
 
 #include "ardiff/gate_residual.h"
