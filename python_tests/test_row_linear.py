@@ -138,7 +138,8 @@ class Wrapper(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         plain = [a.inner if isinstance(a, Wrapper) else a for a in args]
-        return func(*plain, **(kwargs or {}))
+        result = func(*plain, **(kwargs or {}))
+        return Wrapper(result) if func is torch.ops.aten.detach.default else result
 
 
 @torch.no_grad()
