@@ -68,7 +68,7 @@ def test_memory_that_is_short_once_costs_nobody_anything(monkeypatch, error):
 def test_a_video_that_waits_starts_when_the_one_before_it_fails():
     """Stepping "until nothing can run" must not end between the two."""
     engine = engine_for(max_pages=5)
-    engine._max_waiting = 1
+    engine.register._max_waiting = 1
     bad = engine.submit(Request(num_frames=6, lag=2))
     good = engine.submit(Request(num_frames=6, lag=2, seed=1))
     assert good.state == "waiting"

@@ -96,7 +96,8 @@ def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
     if listed.returncode:
         names = [
             str(p.relative_to(ROOT))
-            for p in (ROOT / "ardiff_engine").rglob("*")
+            for folder in ("ardiff_engine", "csrc")
+            for p in (ROOT / folder).rglob("*")
             if p.is_file() and p.suffix != ".so"
         ]
         names += ["pyproject.toml", "setup.py", "README.md", "LICENSE"]

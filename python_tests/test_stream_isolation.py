@@ -307,7 +307,7 @@ def test_a_reader_that_leaves_gives_all_pages_back_before_the_next_pass(leave):
 
 def test_more_waiting_readers_than_threads_do_not_keep_out_the_one_that_runs():
     engine = engine_for(max_pages=5)
-    engine._max_waiting = 6
+    engine.register._max_waiting = 6
 
     async def read(seed: int) -> list[int]:
         indices = []
@@ -358,7 +358,7 @@ def test_a_reader_that_waits_wakes_when_its_stream_is_resumed():
 
 def test_a_reader_that_waits_for_pages_wakes_when_a_forgotten_stream_gives_them_back():
     engine = engine_for(max_pages=5)
-    engine._max_waiting = 1
+    engine.register._max_waiting = 1
     holder = [endless(engine)]
     while engine.step():
         pass

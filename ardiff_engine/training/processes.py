@@ -4,6 +4,7 @@ them."""
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 
@@ -24,6 +25,13 @@ def join(device: str) -> None:
     """Joins the other processes when `torchrun` started this one; does nothing otherwise."""
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        # Left to the end of the process, its threads can be destroyed while they run: then it aborts.
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
