@@ -163,3 +163,13 @@ def test_integers_of_numpy_and_torch() -> None:
 def test_build_never_truncates(arguments: tuple, words: str) -> None:
     with pytest.raises(PageTableError, match=words):
         FrameTable.build(*arguments)
+
+
+def test_flat_lists_make_the_table_that_lists_of_lists_make() -> None:
+    built = FrameTable.build([[5, 3], [4]], [[2, 0, 7], []], [[8, 8, 1], []], [[1, 3], [0]])
+    flat = FrameTable.from_flat([5, 3, 4], [2, 1], [3, 0], [2, 0, 7], [8, 8, 1], [1, 3, 0])
+    for name in ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen"):
+        assert torch.equal(getattr(flat, name), getattr(built, name)), name
+    assert (flat.num_tokens, flat.num_groups, flat.pool_pages, flat.page_rows) == (12, 2, 8, 8)
+    with pytest.raises(PageTableError, match="seen"):
+        FrameTable.from_flat([5], [1], [1], [0], [8], [2])

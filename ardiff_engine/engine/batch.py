@@ -49,7 +49,7 @@ class Batch:
 
 @dataclass(slots=True)
 class _Views:
-    """The arrays of a FrameTable while they grow. FrameTable.build would check and flatten lists of lists."""
+    """The flat lists of a FrameTable while they grow."""
 
     query_tokens: list[int] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
@@ -68,13 +68,8 @@ class _Views:
         self.seen += seen
 
     def table(self) -> FrameTable:
-        return FrameTable(
-            frame_ptr=_offsets(self.query_tokens),
-            group_ptr=_offsets(self.frames),
-            page_ptr=_offsets(self.entries),
-            pages=torch.tensor(self.pages, dtype=torch.int32),
-            valid=torch.tensor(self.valid, dtype=torch.int32),
-            seen=torch.tensor(self.seen, dtype=torch.int32),
+        return FrameTable.from_flat(
+            self.query_tokens, self.frames, self.entries, self.pages, self.valid, self.seen
         )
 
 
@@ -261,9 +256,3 @@ class Packer:
 def _valid_rows(tokens: int, page_rows: int) -> list[int]:
     full, rest = divmod(tokens, page_rows)
     return [page_rows] * full + ([rest] if rest else [])
-
-
-def _offsets(sizes: list[int]) -> torch.Tensor:
-    offsets = np.zeros(len(sizes) + 1, np.int32)
-    np.cumsum(sizes, out=offsets[1:])
-    return torch.from_numpy(offsets)

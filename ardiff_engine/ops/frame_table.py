@@ -137,16 +137,42 @@ class FrameTable:
                     "query_tokens", got=min(flat_tokens), expected="0 or more", fix="Count tokens per frame."
                 )
             )
-        table = cls(
-            frame_ptr=_offsets(flat_tokens),
-            group_ptr=_offsets([len(tokens) for tokens in frames]),
-            page_ptr=_offsets(listed),
-            pages=_int32(_integers("pages", pages)),
-            valid=_int32(_integers("valid", valid)),
-            seen=_int32(_integers("seen", views)),
-            bias=None if bias is None else _floats("bias", bias),
+        table = cls.from_flat(
+            flat_tokens,
+            [len(tokens) for tokens in frames],
+            listed,
+            _integers("pages", pages),
+            _integers("valid", valid),
+            _integers("seen", views),
+            None if bias is None else _floats("bias", bias),
         )
         return table.to(device)
+
+    @classmethod
+    def from_flat(
+        cls,
+        query_tokens: list[int],
+        frames: list[int],
+        entries: list[int],
+        pages: list[int],
+        valid: list[int],
+        seen: list[int],
+        bias: torch.Tensor | None = None,
+    ) -> FrameTable:
+        """`build` for who has flat lists of 32-bit integers already, as a scheduler has.
+
+        query_tokens, seen: of all query frames. frames, entries: query frames and pages of each group. pages,
+        valid: of all entries. Raises what the constructor does, which checks sizes and offsets.
+        """
+        return cls(
+            frame_ptr=_offsets(query_tokens),
+            group_ptr=_offsets(frames),
+            page_ptr=_offsets(entries),
+            pages=_int32(pages),
+            valid=_int32(valid),
+            seen=_int32(seen),
+            bias=bias,
+        )
 
     @property
     def device(self) -> torch.device:
