@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from ardiff_engine import ops
-from ardiff_engine.engine.batch import Batch, Packer, Work
+from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.errors import NumericalError, explain, wrapped
@@ -96,7 +97,12 @@ class Passes:
         started = time.perf_counter()
         with annotate("ardiff.pack"):
             batch = self._packer.pack(work)
-        packed = time.perf_counter()
+        self.packing_seconds += time.perf_counter() - started
+        return Outcome(work, batch.x.shape[0], *self.compute(batch))
+
+    def compute(self, batch: Batch) -> tuple[torch.Tensor, bool]:
+        """The latents of the frames that it moves [U, L, C], and whether all of them are finite."""
+        started = time.perf_counter()
         with annotate("ardiff.model"):
             out = self._forward(batch)
         computed = time.perf_counter()
@@ -105,10 +111,9 @@ class Passes:
             # One number tells it for all: NaN and infinity survive a sum of absolute values, and nothing
             # else makes one of them.
             finite = bool(torch.isfinite(latents.abs().sum(dtype=torch.float64)))
-        self.packing_seconds += packed - started
-        self.model_seconds += computed - packed
+        self.model_seconds += computed - started
         self.solver_seconds += time.perf_counter() - computed
-        return Outcome(work, batch.x.shape[0], latents, finite)
+        return latents, finite
 
     @torch.no_grad()
     def _forward(self, batch: Batch) -> torch.Tensor:

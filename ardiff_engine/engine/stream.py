@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ardiff_engine import ops
-from ardiff_engine.diffusion.noise import PURPOSE_INITIAL, noise_keys
+from ardiff_engine.diffusion.noise import initial_noise
 from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.async_frames import AsyncFrames
 from ardiff_engine.engine.changes import Changes
@@ -25,11 +24,15 @@ from ardiff_engine.engine.stream_latents import StreamLatents
 from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
 from ardiff_engine.errors import ArdiffError, StreamClosedError, explain
 from ardiff_engine.memory import MemoryPolicy
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
 from ardiff_engine.plan import Plan
 
 if TYPE_CHECKING:
     from ardiff_engine.engine.engine import Engine
+    from ardiff_engine.engine.steady_run import SteadyRun
+
+# Starting noise that a stream draws at a time, at most.
+FRAMES_DRAWN = 16
+NUMBERS_DRAWN = 16384
 
 State = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
 
@@ -81,12 +84,14 @@ class Stream:
     ) -> None:
         self.number = number
         self.request = request
-        self.feeder = feeder
+        self._run: SteadyRun | None = None
+        self._feeder = feeder
         self.policy = policy
         self.conditions = conditions
         self.weights = weights
         self.holdings = holdings
-        self.latents = StreamLatents()
+        self._latents = StreamLatents()
+        self._drawn: dict[int, torch.Tensor] = {}
         self.then: Plan | None = None
         """What follows the present plan: an extension that came too late to be part of it."""
         self.exact = True
@@ -96,7 +101,7 @@ class Stream:
         self.engine = engine
         self.ready: deque[LatentFrame] = deque()
         self.kept: list[torch.Tensor] | None = [] if request.num_frames is not None else None
-        self.state: State = "waiting"
+        self._state: State = "waiting"
         self._error: ArdiffError | None = None
         self._collecting = False
         self._started = time.perf_counter()
@@ -107,7 +112,7 @@ class Stream:
             self.start = request.latents.detach().to(engine.device, torch.float32, copy=True)
         if request.prefix is not None:
             prefix = request.prefix.detach().to(engine.device, torch.float32, copy=True)
-            self.latents.update(enumerate(prefix.unbind(0)))
+            self._latents.update(enumerate(prefix.unbind(0)))
             if self.kept is not None:
                 self.kept.extend(prefix.unbind(0))
         self._finalizer = weakref.finalize(
@@ -118,14 +123,23 @@ class Stream:
     # --- for users
 
     @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self.engine.register.version += 1
+
+    @property
     def done(self) -> bool:
         """True once nothing more will be computed: finished, cancelled or failed."""
-        return self.state in ("finished", "cancelled", "failed")
+        return self._state in ("finished", "cancelled", "failed")
 
     @property
     def num_frames(self) -> int | None:
         """Frames of the whole video, given ones and extensions included; None: endless."""
-        return (self.then or self.feeder.plan).num_frames
+        return (self.then or self._feeder.plan).num_frames
 
     @property
     def frames_ready(self) -> int:
@@ -134,7 +148,9 @@ class Stream:
 
     @property
     def ticks_done(self) -> int:
-        return self.feeder.ticks_total
+        # Without settling a run: that would wait for the pass that another thread is in.
+        run = self._run
+        return self._feeder.ticks_total + (0 if run is None else run.passes)
 
     def take_ready(self) -> list[LatentFrame]:
         """The frames that are ready now, without running anything."""
@@ -259,6 +275,22 @@ class Stream:
     # --- for the engine
 
     @property
+    def feeder(self) -> Feeder:
+        if self._run is not None:
+            self.engine.settle()
+        return self._feeder
+
+    @property
+    def latents(self) -> StreamLatents:
+        if self._run is not None:
+            self.engine.settle()
+        return self._latents
+
+    @latents.setter
+    def latents(self, latents: StreamLatents) -> None:
+        self._latents = latents
+
+    @property
     def pages(self) -> StreamPages:
         return self.holdings.pages
 
@@ -269,9 +301,9 @@ class Stream:
     @property
     def runnable(self) -> bool:
         limit = self.request.ahead_limit
-        return self.state == "running" and (limit is None or self._collecting or len(self.ready) < limit)
+        return self._state == "running" and (limit is None or self._collecting or len(self.ready) < limit)
 
-    def prepare(self, feed: Feed, spec: ModelSpec) -> None:
+    def prepare(self, feed: Feed) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
         roster = feed.roster
         if self.pages.ready_for(roster):
@@ -280,23 +312,23 @@ class Stream:
             del self.latents[frame]
         for frame in roster.frames:
             if frame not in self.latents:
-                self.latents[frame] = self._initial_noise(frame, spec)
+                self.latents[frame] = self._initial_noise(frame)
         self.pages.prepare(roster)
 
     def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[CleanFrame]:
         """Of the frames that a pass over `feed` made clean; latents: of those it moved. Changes nothing."""
-        # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
         steps = self.schedule.num_steps
+        if feed.roster.highest + feed.passed + 1 < steps:
+            return []
+        # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
         moved = zip(feed.roster.updated, feed.updated_levels, strict=True)
         clean = [(row, frame) for row, (frame, level) in enumerate(moved) if level + 1 == steps]
         return [CleanFrame(frame, latents[row].clone(), latents[row].clone()) for row, frame in clean]
 
     def take_over(self, feed: Feed, latents: torch.Tensor, clean: list[CleanFrame]) -> None:
         """Go on to the next pass, and hand frames that became clean to the reader."""
-        seconds = time.perf_counter() - self._started
-        self.feeder.advance(feed)
-        if feed.roster.updated:
-            self.latents.move(feed.roster.updated, latents)
+        self._move(feed, 1, latents)
+        seconds = time.perf_counter() - self._started if clean else 0.0
         for frame in clean:
             self.latents[frame.index] = frame.own
             if self.first_frame_seconds is None:
@@ -304,6 +336,23 @@ class Stream:
             if self.kept is not None:
                 self.kept.append(frame.own)
             self.ready.append(LatentFrame(frame.index, frame.readers, seconds))
+
+    def join(self, run: SteadyRun) -> None:
+        """Leave the next passes to it, until `catch_up`."""
+        self._run = run
+
+    def catch_up(self, feed: Feed, passes: int, latents: torch.Tensor) -> None:
+        """The run has ended: it did `passes`, the last one over `feed`; latents: of the frames that it moved."""
+        self._run = None
+        if passes and not self.done:
+            self._move(feed, passes, latents)
+
+    @property
+    def passes_ahead(self) -> int:
+        """Passes that differ from the last one in their levels alone, and that nobody asked to be told of."""
+        if self.request.on_step is not None or self.done:
+            return 0
+        return self._feeder.passes_ahead
 
     def finish(self) -> None:
         self._end("finished")
@@ -320,18 +369,24 @@ class Stream:
 
     # --- private
 
+    def _move(self, feed: Feed, passes: int, latents: torch.Tensor) -> None:
+        self._feeder.advance(feed, passes)
+        if feed.roster.updated:
+            self._latents.move(feed.roster.updated, latents)
+
     def _end(self, state: State) -> None:
         if self.done:
             return
         self.state = state
         self.saved = None
         self.latents.clear()
+        self._drawn.clear()
         if self._finalizer.detach() is not None:
             self.engine.register.release(self.holdings, state)
         self.engine.changes.notify()
 
-    def _initial_noise(self, frame: int, spec: ModelSpec) -> torch.Tensor:
-        request, device = self.request, self.engine.device
+    def _initial_noise(self, frame: int) -> torch.Tensor:
+        request, device, spec = self.request, self.engine.device, self.engine.model.spec
         given = frame - request.prefix_frames
         # Frames that an extension adds have no given noise.
         if self.start is not None and given < len(self.start):
@@ -339,8 +394,13 @@ class Stream:
         shape = (spec.tokens_per_frame, spec.channels)
         if request.generator is not None:
             return torch.randn(shape, generator=request.generator, device=request.generator.device).to(device)
-        keys = noise_keys(request.seed, request.noise_stream, frame, PURPOSE_INITIAL, 0).to(device)
-        return ops.philox_normal(keys, shape[0] * shape[1]).reshape(shape)
+        if frame not in self._drawn:
+            # Some frames ahead: a draw of a small frame is nearly all call. What is not used is not missed.
+            count = max(1, min(FRAMES_DRAWN, NUMBERS_DRAWN // (shape[0] * shape[1])))
+            frames = range(frame, frame + count)
+            noise = initial_noise(request.seed, request.noise_stream, frames, shape, device=device)
+            self._drawn = dict(zip(frames, noise.unbind(0), strict=True))
+        return self._drawn.pop(frame)
 
     def _next_ready(self) -> LatentFrame | None:
         self._run_until(lambda: bool(self.ready) or self.done)
