@@ -38,7 +38,9 @@ def test_any_calls_leave_what_a_dictionary_would_have(seed: int) -> None:
         assert all(f in latents and torch.equal(latents[f], latent(value)) for f, value in expected.items())
         some = tuple(chance.sample(sorted(expected), min(len(expected), 3)))
         if some:
-            assert torch.equal(torch.cat(latents.runs(some)), torch.stack([latent(expected[f]) for f in some]))
+            assert torch.equal(
+                torch.cat(latents.runs(some)), torch.stack([latent(expected[f]) for f in some])
+            )
     latents.clear()
     assert not latents
 

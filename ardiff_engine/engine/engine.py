@@ -212,7 +212,7 @@ class Engine:
     # --- for streams
 
     def settle(self) -> None:
-        """End the run of steady passes, if there is one: all streams are where their passes have brought them."""
+        """End the run of steady passes, if there is one: every stream catches up."""
         with self.lock:
             run, self._run = self._run, None
             if run is not None:
@@ -327,8 +327,7 @@ class Engine:
         return not (run.over or register.to_reap or run.version != register.version or self._recorders)
 
     def _step_of(self, run: SteadyRun) -> bool:
-        """The next pass of the run. False, and nothing has changed, if it failed: then the streams have to do it
-        one by one."""
+        """The next pass of the run. False if it failed and changed nothing: the streams do it themselves."""
         started = time.perf_counter()
         try:
             with annotate("ardiff.pack"):

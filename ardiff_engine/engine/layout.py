@@ -216,8 +216,10 @@ class LayoutBuilder:
         contexts: np.ndarray,
         levels: np.ndarray,
     ) -> np.ndarray:
-        """int32 [K + N]: row of the modulation table for each fed context and each frame at `levels`. leads: the
-        cell of each one's first frame; contexts: that of each fed context."""
+        """int32 [K + N]: row of the modulation table for each fed context and each frame at `levels`.
+
+        leads: the cell of each one's first frame; contexts: that of each fed context.
+        """
         model = self._model
         bases = np.array([part.modulation_base for part in parts])
         of_contexts = [

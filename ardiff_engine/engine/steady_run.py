@@ -77,8 +77,10 @@ class SteadyRun:
 
 
 def _source(work: Work) -> torch.Tensor | None:
-    """int64 [N]: where each cell's next input lies in what the solver returns, followed by the inputs; None if
-    the two are the same: every cell moves, and has one branch."""
+    """int64 [N]: where each cell's next input lies in what the solver returns, followed by the inputs.
+
+    None if the two are the same: every cell moves, and has one branch.
+    """
     moving = sum(len(feed.roster.updated) for _, feed in work)
     source: list[int] = []
     begin = 0

@@ -342,7 +342,7 @@ class Stream:
         self._run = run
 
     def catch_up(self, feed: Feed, passes: int, latents: torch.Tensor) -> None:
-        """The run has ended: it did `passes`, the last one over `feed`; latents: of the frames that it moved."""
+        """The run has ended after `passes`, the last one over `feed`; latents: of the frames it moved."""
         self._run = None
         if passes and not self.done:
             self._move(feed, passes, latents)
@@ -377,9 +377,11 @@ class Stream:
     def _end(self, state: State) -> None:
         if self.done:
             return
+        # Before the state: a stream that has ended does not catch up.
+        latents = self.latents
         self.state = state
         self.saved = None
-        self.latents.clear()
+        latents.clear()
         self._drawn.clear()
         if self._finalizer.detach() is not None:
             self.engine.register.release(self.holdings, state)
