@@ -15,8 +15,7 @@ import torch
 from ardiff_engine import ops
 from ardiff_engine.engine import Engine, Stream
 from ardiff_engine.engine.layout import Work
-from ardiff_engine.models import native_block
-from ardiff_engine.models.ar_diffusion_block import Block
+from ardiff_engine.models import ar_diffusion, native_block
 from ardiff_engine.models.paged_attention import PagedAttention
 
 ONCE = ("out of memory, once", "cancel", "dead worker")
@@ -120,6 +119,8 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
             stack.callback(block.register_forward_hook(pass_.layer).remove)
         elif fault.place == "commit":
             wrap(ops, "norm_rope_write_", pass_.write)
+            # Block by block: the fault comes between two of them.
+            wrap(ar_diffusion, "run_blocks", lambda *_: 0)
             wrap(native_block, "run", pass_.block)
         elif fault.place == "solver":
             wrap(ops, "solver_step", pass_.solve)
@@ -169,9 +170,9 @@ class _Pass:
     ):
         return self._committing(k, v, slots, lambda: self._write(qkv, k, v, slots, *rest, **options))
 
-    def block(self, block: Block, h, rows, frame_ids, attend: PagedAttention, eps: float) -> None:
+    def block(self, blocks, h, rows, stride, attend: PagedAttention, *options) -> None:
         def run() -> None:
-            self._block(block, h, rows, frame_ids, attend, eps)
+            self._block(blocks, h, rows, stride, attend, *options)
 
         self._committing(attend.k_pages, attend.v_pages, attend.batch.slots, run)
 

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -75,7 +79,9 @@ def run(model: ARDiffusionTransformer, dtype: torch.dtype) -> tuple[torch.Tensor
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     native = native_block.run
-    monkeypatch.setattr(native_block, "run", lambda *given: calls.append(1) or native(*given))
+    monkeypatch.setattr(
+        native_block, "run", lambda blocks, *rest: calls.extend(1 for _ in blocks) or native(blocks, *rest)
+    )
     return calls
 
 
@@ -164,7 +170,7 @@ def test_other_code_in_a_block_is_called(change, monkeypatch: pytest.MonkeyPatch
     unchanged, _ = run(model, torch.float32)
     change(model)
     out, _ = run(model, torch.float32)
-    monkeypatch.setattr(native_block, "fits", lambda *given: False)
+    monkeypatch.setattr(native_block, "runnable", lambda *given: [])
     expected, _ = run(model, torch.float32)
     assert torch.allclose(out, expected, atol=1e-5) and not torch.allclose(out, unchanged, atol=1e-3)
 
@@ -186,8 +192,48 @@ def test_a_wider_hidden_layer_than_the_config_says(monkeypatch: pytest.MonkeyPat
     calls = count_calls(monkeypatch)
     out, _ = run(model, torch.float32)
     assert len(calls) == 2
-    monkeypatch.setattr(native_block, "fits", lambda *given: False)
+    monkeypatch.setattr(native_block, "runnable", lambda *given: [])
     assert torch.allclose(out, run(model, torch.float32)[0], atol=1e-5)
+
+
+def test_a_copy_of_a_model_that_has_run_is_a_model_of_its_own() -> None:
+    model = model_of(ROPE)
+    expected, _ = run(model, torch.float32)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(run(other, torch.float32)[0], expected)
+        with torch.no_grad():
+            other.layers[0].attn.k_norm.bias.add_(1.0)
+            other.layers[1].mlp.fc1.bias.add_(1.0)
+        changed, _ = run(other, torch.float32)
+        wide, _ = run(copy.deepcopy(other).double(), torch.float64)
+        assert ((changed - wide).norm() / wide.norm()).item() <= 3e-6
+        assert not torch.allclose(changed, expected, atol=1e-3)
+    assert torch.equal(run(model, torch.float32)[0], expected)
+
+
+def test_training_mode_lets_go_of_packed_weights() -> None:
+    model = model_of(ROPE)
+    run(model, torch.float32)
+    packed = [weakref.ref(layer.packed().panels) for block in model.layers for layer in block.linears]
+    model.train()
+    gc.collect()
+    assert not any(panels() is not None for panels in packed)
+
+
+def test_a_block_in_the_middle_that_must_be_called_parts_the_call_in_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of(replace(ROPE, depth=5))
+    expected, _ = run(model, torch.float32)
+    seen: list[int] = []
+    model.layers[2].register_forward_hook(lambda *_: seen.append(2))
+    sizes: list[int] = []
+    native = native_block.run
+    monkeypatch.setattr(
+        native_block, "run", lambda blocks, *rest: sizes.append(len(blocks)) or native(blocks, *rest)
+    )
+    assert torch.equal(run(model, torch.float32)[0], expected)
+    assert seen == [2] and sizes == [2, 1, 2]
 
 
 def test_the_number_of_threads_may_change_during_a_pass() -> None:

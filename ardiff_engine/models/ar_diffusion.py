@@ -20,7 +20,7 @@ from torch import nn
 from ardiff_engine import ops
 from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.models import native_block
-from ardiff_engine.models.ar_diffusion_block import LAYER_NORM_EPS, Block, TimestepEmbedder
+from ardiff_engine.models.ar_diffusion_block import LAYER_NORM_EPS, Block, TimestepEmbedder, run_blocks
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpec
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.clip_checks import check_clip, check_history
@@ -190,9 +190,13 @@ class ARDiffusionTransformer(nn.Module):
         workspace = native_block.workspace(h, batch, positions, config)
 
         with annotate("ardiff.layers"):
-            for layer, block in enumerate(self.layers):
+            blocks, layer = list(self.layers), 0
+            while layer < len(blocks):
                 attend = PagedAttention(batch, layer, config.heads, positions, frequencies, workspace)
-                h = block(h, modulation[layer], batch.frame_ids, attend)
+                done = run_blocks(blocks[layer:], h, modulation, attend)
+                if not done:
+                    h = blocks[layer](h, modulation[layer], batch.frame_ids, attend)
+                layer += max(done, 1)
         return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
 
     def forward_clip(

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module
 
 from ardiff_engine import ops
 from ardiff_engine.models import native_block
@@ -43,10 +43,6 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(self.frequencies(t).to(next(self.mlp.parameters()).dtype))
 
 
-def _global_hooks() -> bool:
-    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
-
-
 class Attention(nn.Module):
     """The projections around attention; attention itself is `ops.frame_attention` over pages."""
 
@@ -75,6 +71,8 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
+    _prepared: native_block.Prepared | None = None
+
     def __init__(self, config: ARDiffusionConfig) -> None:
         super().__init__()
         self.attn = Attention(config.width, config.head_dim, qk_norm=config.positions == "rope")
@@ -87,16 +85,21 @@ class Block(nn.Module):
         return self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
 
     @property
+    def qk_vectors(self) -> list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]]:
+        """Weights and biases of the QK-norm, as `Attention.qk_weights`, each with where its module has it."""
+        norms = (self.attn.q_norm, self.attn.k_norm)
+        if None in norms:
+            return [({}, "", None)] * 4
+        return [(n._parameters, name, n._parameters[name]) for n in norms if n for name in ("weight", "bias")]
+
+    @property
     def as_built(self) -> bool:
         """Whether calling the parts as modules would run the code of this file and nothing else."""
-        if type(self.attn) is not Attention or type(self.mlp) is not Mlp or _global_hooks():
+        if type(self.attn) is not Attention or type(self.mlp) is not Mlp or native_block.all_are_hooked():
             return False
         if any(type(layer) is not RowLinear for layer in self.linears):
             return False
-        parts: tuple[nn.Module, ...] = (self.attn, self.mlp, *self.linears)
-        return not any(
-            part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts
-        )
+        return not any(native_block.is_hooked(part) for part in (self.attn, self.mlp, *self.linears))
 
     def forward(
         self,
@@ -109,9 +112,11 @@ class Block(nn.Module):
 
         Without gradients h is overwritten. Over pages, in float32 on the CPU, the block is one native call.
         """
-        if isinstance(attend, PagedAttention) and native_block.fits(self, h, rows, attend):
-            native_block.run(self, h, rows, frame_ids, attend, LAYER_NORM_EPS)
-            return h
+        if isinstance(attend, PagedAttention) and attend.workspace is not None:
+            ready = native_block.runnable([self], h, rows)
+            if ready:
+                native_block.run(ready, h, rows, 0, attend, self.replaces_residual, LAYER_NORM_EPS)
+                return h
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows.unbind(1)
         u, h = self._modulate(h, shift_a, scale_a, frame_ids)
         h = self._add(h, self.attn.proj(attend(self.attn.qkv(u), self.attn.qk_weights())), gate_a, frame_ids)
@@ -135,3 +140,38 @@ class Block(nn.Module):
             return ops.gate_residual(h, branch, gate, frame_ids)
         ops.gate_residual_(h, branch, gate, frame_ids)
         return h
+
+    # What was prepared holds packed weights, which are neither to be copied nor to stay for ever.
+
+    def train(self, mode: bool = True) -> Block:
+        self._prepared = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Block:
+        self._prepared = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module], h: torch.Tensor, modulation: torch.Tensor, attend: PagedAttention
+) -> int:
+    """Run the first of `blocks`, as many as one native call takes, on h [T, D] in place: how many these were.
+
+    blocks: those of layer `attend.layer` and following. modulation: [layers, M, 6, D]. A block that is
+    hooked, or another module, must be called.
+    """
+    if attend.workspace is None:
+        return 0
+    own: list[Block] = []
+    for block in blocks:
+        if type(block) is not Block or native_block.is_hooked(block):
+            break
+        own.append(block)
+    ready = native_block.runnable(own, h, modulation)
+    if ready:
+        rows, stride = modulation[attend.layer], modulation.stride(0)
+        native_block.run(ready, h, rows, stride, attend, own[0].replaces_residual, LAYER_NORM_EPS)
+    return len(ready)

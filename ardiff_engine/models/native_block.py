@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block over pages as one native call (csrc/bindings/dit_block.cpp), where nothing stands in its way.
+"""Blocks over pages as one native call (csrc/bindings/dit_block.cpp), where nothing stands in its way.
 
 A pass over one frame is a few hundred microseconds of arithmetic per block; ten ops called one by one from
-Python cost as much again, and a pass over memory for the bias, the GELU and each residual.
+Python cost as much again, and a pass over memory for the bias, the GELU and each residual. Even to find out
+that nothing stands in the way costs a tenth of it, so that each block keeps what it found (`Prepared`), and
+only looks whether that still holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+from torch.nn.modules import module
 
 from ardiff_engine.errors import PageTableError, explain
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
@@ -20,6 +25,80 @@ from ardiff_engine.ops.native_kernels import kernels
 
 if TYPE_CHECKING:
     from ardiff_engine.models.ar_diffusion_block import Block
+
+
+class Prepared:
+    """A block's weights as the native call takes them, and what tells that they are the block's still.
+
+    A layer that was replaced or hooked (LoRA, quantisation, an observer) must be called as a module.
+
+    weights: addresses of the packed weight and bias of qkv, proj, fc1, fc2; of the norms' weights and biases.
+    """
+
+    def __init__(self, block: Block) -> None:
+        linears, vectors = block.linears, block.qk_vectors
+        self.hidden = block.mlp.fc1.out_features
+        self._modules = [(block._modules, name, block._modules[name]) for name in ("attn", "mlp")]
+        for part in (block.attn, block.mlp):
+            self._modules += [(part._modules, name, child) for name, child in part._modules.items()]
+        self._types = [(part, type(part)) for _, _, part in self._modules if part is not None]
+        self._linears = [(layer, layer.packed(), layer._packed) for layer in linears]
+        self._vectors = [(layer._parameters, "bias", layer.bias) for layer in linears] + vectors
+        self._addresses = [_address(tensor) for _, _, tensor in self._vectors]
+        biases, norms = self._addresses[: len(linears)], self._addresses[len(linears) :]
+        panels = [weight.panels.data_ptr() for _, weight, _ in self._linears]
+        pairs = zip(panels, biases, strict=True)
+        self.weights = (*(address for pair in pairs for address in pair), *norms)
+
+    def holds(self) -> bool:
+        for modules, name, part in self._modules:
+            if modules.get(name) is not part:
+                return False
+        for part, kind in self._types:
+            if type(part) is not kind or is_hooked(part):
+                return False
+        for layer, _, packed in self._linears:
+            if packed is None or layer._packed is not packed or not packed.is_of(layer.weight):
+                return False
+        for (parameters, name, tensor), address in zip(self._vectors, self._addresses, strict=True):
+            if parameters.get(name) is not tensor:
+                return False
+            if tensor is not None and (tensor.data_ptr() != address or not _plain(tensor)):
+                return False
+        return True
+
+
+def is_hooked(part: nn.Module) -> bool:
+    """Whether calling it would run more, or other, code than that of its class."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__)
+
+
+def all_are_hooked() -> bool:
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+
+
+def prepared(block: Block) -> Prepared | None:
+    """None where the block has to run as modules."""
+    if all_are_hooked():
+        return None
+    kept = block._prepared
+    if kept is None or not kept.holds():
+        kept = block._prepared = Prepared(block) if _can_be_prepared(block) else None
+    return kept
+
+
+def _can_be_prepared(block: Block) -> bool:
+    if not block.as_built:
+        return False
+    hidden = block.mlp.fc1.out_features
+    width = block.attn.proj.in_features
+    shapes = ((width, 3 * width), (width, width), (width, hidden), (hidden, width))
+    for layer, shape in zip(block.linears, shapes, strict=True):
+        if (layer.in_features, layer.out_features) != shape or not layer.packs:
+            return False
+        if layer.bias is not None and not _plain(layer.bias):
+            return False
+    return all(tensor is None or _plain(tensor) for _, _, tensor in block.qk_vectors)
 
 
 def workspace(
@@ -39,71 +118,57 @@ def workspace(
     pool = (config.depth, k.shape[1], config.heads, k.shape[3], config.head_dim)
     if k.shape != pool or v.shape != pool or k.stride() != v.stride() or k.stride(4) != 1:
         return None
-    return h.new_empty(kernels().dit_block_floats(_sizes(h, config.mlp_width, config.heads, 0, k[0])))
+    return h.new_empty(kernels().dit_block_floats(_sizes(h, config.mlp_width, config.heads, 0, k)))
 
 
-def fits(block: Block, h: torch.Tensor, rows: torch.Tensor, attend: PagedAttention) -> bool:
-    """Whether the call gives what the block's modules would.
-
-    A layer that was replaced or hooked (LoRA, quantisation, an observer) must be called as a module.
-    """
-    if attend.workspace is None or not block.as_built or not (_plain(h) and _plain(rows)):
-        return False
-    width, hidden = h.shape[1], block.mlp.fc1.out_features
-    shapes = ((width, 3 * width), (width, width), (width, hidden), (hidden, width))
-    for layer, shape in zip(block.linears, shapes, strict=True):
-        bias = layer.bias
-        if (layer.in_features, layer.out_features) != shape or not layer.packs:
-            return False
-        if bias is not None and not _plain(bias):
-            return False
-    return all(weight is None or _plain(weight) for weight in block.attn.qk_weights())
+def runnable(blocks: Sequence[Block], h: torch.Tensor, rows: torch.Tensor) -> list[Prepared]:
+    """The first blocks that can run as one call, up to one that cannot. rows: of the modulation table."""
+    found: list[Prepared] = []
+    if not (_plain(h) and _plain(rows)):
+        return found
+    for block in blocks:
+        ready = prepared(block)
+        if ready is None or (found and ready.hidden != found[0].hidden):
+            break
+        found.append(ready)
+    return found
 
 
 def run(
-    block: Block,
+    blocks: Sequence[Prepared],
     h: torch.Tensor,
     rows: torch.Tensor,
-    frame_ids: torch.Tensor,
+    rows_stride: int,
     attend: PagedAttention,
+    replaces_residual: bool,
     eps: float,
 ) -> None:
-    """h [T, D] -> the block's output, in place. rows [M, 6, D], frame_ids int32 [T].
+    """h [T, D] -> the output of blocks `attend.layer` and following, in place.
+
+    rows: [M, 6, D] of the modulation table, for the first of them; the next one's are rows_stride further on.
 
     Raises:
         PageTableError: slots, views or frame ids that do not fit; nothing is written then.
     """
-    batch, table = attend.batch, attend.batch.table
-    k_pages, v_pages, scratch = attend.k_pages, attend.v_pages, attend.workspace
-    # Held until the call returns: it runs without the interpreter lock, and another thread may pack anew.
-    packed = [layer.packed() for layer in block.linears]
-    weights = [
-        address
-        for layer, weight in zip(block.linears, packed, strict=True)
-        for address in _addresses(weight.panels, layer.bias)
-    ]
+    batch, table, scratch, layer = attend.batch, attend.batch.table, attend.workspace, attend.layer
+    k, v = batch.k_pages, batch.v_pages
     try:
-        kernels().dit_block(
-            (*weights, *_addresses(*block.attn.qk_weights())),
+        kernels().dit_blocks(
+            [block.weights for block in blocks],
             (
-                *_addresses(h, rows, frame_ids, batch.slots, attend.positions, attend.frequencies),
-                *_addresses(k_pages, v_pages, scratch),
+                *_addresses(h, rows, batch.frame_ids, batch.slots),
+                *_addresses(attend.positions, attend.frequencies, k[layer], v[layer], scratch),
                 0 if scratch is None else scratch.numel(),
             ),
             (
-                *_addresses(
-                    table.frame_ptr,
-                    table.group_ptr,
-                    table.page_ptr,
-                    table.pages,
-                    table.valid,
-                    table.seen,
-                    table.bias,
-                ),
+                *_addresses(table.frame_ptr, table.group_ptr, table.page_ptr),
+                *_addresses(table.pages, table.valid, table.seen, table.bias),
                 table.num_groups,
             ),
-            _sizes(h, block.mlp.fc1.out_features, attend.heads, rows.shape[0], k_pages),
-            block.replaces_residual,
+            _sizes(h, blocks[0].hidden, attend.heads, rows.shape[0], k),
+            rows_stride,
+            k.stride(0),
+            replaces_residual,
             eps,
             QK_NORM_EPS,
         )
@@ -123,11 +188,15 @@ def _plain(tensor: torch.Tensor) -> bool:
 
 
 def _sizes(h: torch.Tensor, hidden: int, heads: int, rows: int, k_pages: torch.Tensor) -> tuple[int, ...]:
-    """As struct Shape of csrc/bindings/dit_block.cpp."""
+    """As struct Shape of csrc/bindings/dit_block.cpp. k_pages: of all layers."""
     tokens, width = h.shape
-    pages, _, page_rows, dim = k_pages.shape
-    return (tokens, width, hidden, heads, dim, rows, pages, page_rows, *k_pages.stride()[:3])
+    _, pages, _, page_rows, dim = k_pages.shape
+    return (tokens, width, hidden, heads, dim, rows, pages, page_rows, *k_pages.stride()[1:4])
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _addresses(*tensors: torch.Tensor | None) -> tuple[int, ...]:
-    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+    return tuple([_address(tensor) for tensor in tensors])

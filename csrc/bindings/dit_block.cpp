@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A DiT block over paged K/V as one call, for ardiff_engine/models/native_block.py: the kernels of its ops
+// DiT blocks over paged K/V as one call, for ardiff_engine/models/native_block.py: the kernels of their ops
 // one after the other, with the MLP's GELU and both gated residuals inside the linear layers. A pass over one
 // frame is a few hundred microseconds of arithmetic per block; calling ten ops from Python costs as much
 // again.
@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <vector>
 
 #include "ardiff/frame_attention.h"
 #include "ardiff/linear.h"
@@ -76,7 +77,7 @@ struct Workspace {
 // panels and bias of qkv, proj, fc1, fc2; weight and bias of the norms of q and k (0: none)
 using Weights = Integers<12>;
 // h, modulation rows, frame_ids, slots, positions, frequencies (0: none), K pages, V pages, workspace and its
-// number of floats
+// number of floats; modulation rows and pages are those of the first block
 using Tensors = Integers<10>;
 // frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number of groups
 using Table = Integers<8>;
@@ -244,17 +245,29 @@ Shape shape_of(const Integers<11>& sizes) {
           sizes[6], sizes[7], sizes[8], sizes[9], sizes[10]};
 }
 
-void dit_block(const Weights& weights, const Tensors& tensors, const Table& table, const Integers<11>& sizes,
-               bool replaces_residual, float eps, float qk_eps) {
-  const Block block(weights, tensors, table, shape_of(sizes), replaces_residual, eps, qk_eps);
-  if (const char* misfit = block.misfit()) throw py::index_error(misfit);
+// From block to block modulation rows and pages move on by these numbers of floats.
+void dit_blocks(const std::vector<Weights>& blocks, const Tensors& tensors, const Table& table,
+                const Integers<11>& sizes, std::int64_t modulation_stride, std::int64_t pages_stride,
+                bool replaces_residual, float eps, float qk_eps) {
+  const Shape shape = shape_of(sizes);
+  const auto block = [&](std::size_t i) {
+    Tensors own = tensors;
+    const auto n = static_cast<std::int64_t>(i * sizeof(float));
+    own[1] += n * modulation_stride;
+    own[6] += n * pages_stride;
+    own[7] += n * pages_stride;
+    return Block(blocks[i], own, table, shape, replaces_residual, eps, qk_eps);
+  };
+  if (blocks.empty()) return;
+  // What is checked is the same for all of them.
+  if (const char* misfit = block(0).misfit()) throw py::index_error(misfit);
   py::gil_scoped_release release;
-  block.run();
+  for (std::size_t i = 0; i < blocks.size(); ++i) block(i).run();
 }
 
 }  // namespace
 
 ARDIFF_BINDING(dit_block) {
-  m.def("dit_block", &dit_block);
+  m.def("dit_blocks", &dit_blocks);
   m.def("dit_block_floats", [](const Integers<11>& sizes) { return Workspace::floats(shape_of(sizes)); });
 }
