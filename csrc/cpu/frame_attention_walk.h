@@ -63,6 +63,12 @@ void with_vectors(int vectors, const Body& body) {
   body(std::integral_constant<int, 1>());
 }
 
+// Tiles of the query rows of a group and one kv head.
+inline EvenTiles query_tiles(const FrameAttentionParams& p, std::int64_t group) {
+  const std::int64_t tokens = p.frame_ptr[p.group_ptr[group + 1]] - p.frame_ptr[p.group_ptr[group]];
+  return EvenTiles(tokens * (p.heads / p.kv_heads));
+}
+
 struct QueryItem {
   std::int64_t group, kv_head, first_row;
   int vectors;
@@ -84,10 +90,7 @@ class QueryItems {
   }
 
  private:
-  EvenTiles tiles(std::int64_t g) const {
-    const std::int64_t tokens = p_.frame_ptr[p_.group_ptr[g + 1]] - p_.frame_ptr[p_.group_ptr[g]];
-    return EvenTiles(tokens * (p_.heads / p_.kv_heads));
-  }
+  EvenTiles tiles(std::int64_t g) const { return query_tiles(p_, g); }
   const FrameAttentionParams& p_;
   std::int64_t count_ = 0;
 };
@@ -154,7 +157,8 @@ class PageWalk {
                          take,
                          *rows,
                          entry_,
-                         p_.bias ? p_.bias[e] * kLog2E : 0.0f};
+                         p_.bias ? p_.bias[e] * kLog2E : 0.0f,
+                         ((page * p_.kv_heads + kv_head_) * p_.page_rows + row_) * p_.dim};
         *rows += take;
         row_ += take;
         if (entry_ < fewest) *shared = count;
