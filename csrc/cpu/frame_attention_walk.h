@@ -3,38 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <type_traits>
 
 #include "ardiff/frame_attention.h"
 #include "frame_attention_tile.h"
+#include "scratch.h"
 
 namespace ardiff::cpu::ARDIFF_ISA {
-
-// Cache-line aligned temporary memory.
-class Scratch {
- public:
-  explicit Scratch(std::int64_t bytes)
-      : data_(std::aligned_alloc(64, static_cast<std::size_t>((bytes + 127) / 64 * 64))),
-        next_(static_cast<char*>(data_)) {
-    if (!data_)
-      throw std::bad_alloc();  // MemoryError in Python, where the engine frees memory and tries again
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  template <class T>
-  T* take(std::int64_t count) {
-    T* out = reinterpret_cast<T*>(next_);
-    next_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return out;
-  }
-
- private:
-  void* data_;
-  char* next_;
-};
 
 // `rows` rows as few tiles of up to kMaxVectors vectors, as even as whole vectors allow: 64 rows are 2 + 2
 // vectors of 16 and not 3 + 1, because a tile of one vector runs at little more than half the speed.
