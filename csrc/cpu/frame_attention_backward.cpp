@@ -6,7 +6,7 @@
 //   dq = dS k,   dk = dS^T q,   dv = P^T do
 //
 // One pass of five products, 10 T H K D FLOPs for K visible keys where the forward pass has 4. A tile of M
-// query rows lies along the lanes as in the forward pass; per block of up to kBlock keys:
+// query rows lies along the lanes as in the forward pass; per block of up to kKeys keys:
 //
 //   S = K q^T, dP = V do^T     dot, from the pages           [keys][M] in L1
 //   P, dS                      down the lanes
@@ -29,12 +29,14 @@ namespace ardiff::cpu::ARDIFF_ISA {
 namespace {
 
 constexpr int kMostLanes = kMaxVectors * Vec::width;
+// Keys per block: S and dS together take as much of the L1 cache as the forward pass gives to S.
+constexpr int kKeys = kBlock / 2;
 
 std::int64_t pitch_of(std::int64_t dim) { return (dim + Vec::width - 1) / Vec::width * Vec::width; }
 
 struct Memory {
   static std::int64_t bytes(std::int64_t dim) {
-    return (3 * dim * kMostLanes + 2 * pitch_of(dim) * kMostLanes + 2 * kBlock * kMostLanes + dim) *
+    return (3 * dim * kMostLanes + 2 * pitch_of(dim) * kMostLanes + 2 * kKeys * kMostLanes + dim) *
                static_cast<std::int64_t>(sizeof(float)) +
            1024;
   }
@@ -45,13 +47,13 @@ struct Memory {
         q(scratch.take<float>(dim * kMostLanes)),
         dout(scratch.take<float>(dim * kMostLanes)),
         dq(scratch.take<float>(dim * kMostLanes)),
-        s(scratch.take<float>(kBlock * kMostLanes)),
-        ds(scratch.take<float>(kBlock * kMostLanes)),
+        s(scratch.take<float>(kKeys * kMostLanes)),
+        ds(scratch.take<float>(kKeys * kMostLanes)),
         spare(scratch.take<float>(dim)) {}
   std::int64_t pitch;
   float *q_rows, *do_rows;  // [M][pitch]
   float *q, *dout, *dq;     // [dim][M]
-  float *s, *ds;            // [kBlock][M]
+  float *s, *ds;            // [kKeys][M]
   float* spare;             // the row of lanes without one
 };
 
@@ -137,8 +139,8 @@ void query_tile(const FrameAttentionBackwardParams& b, const QueryItem& item, co
     limit[v] = load(tile.limit + v * Vec::width);
     ones[v] = set(1.0f);
   }
-  PageWalk walk(p, item.group, item.kv_head, tile.most);
-  Run runs[kBlock];
+  PageWalk walk(p, item.group, item.kv_head, tile.most, kKeys);
+  Run runs[kKeys];
   int rows, shared;
   while (const int count = walk.next(runs, tile.fewest, &rows, &shared)) {
     for (int r = 0; r < count; ++r) {

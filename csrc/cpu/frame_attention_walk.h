@@ -104,12 +104,13 @@ struct QueryTile {
   }
 };
 
-// Walks a group's page list in blocks of up to kBlock rows. Blocks depend on the list alone, not on who sees
-// how much.
+// Walks a group's page list in blocks of up to `block` rows, at most kBlock. Blocks depend on the list alone,
+// not on who sees how much.
 class PageWalk {
  public:
-  PageWalk(const FrameAttentionParams& p, std::int64_t group, std::int64_t kv_head, int entries)
-      : p_(p), first_(p.page_ptr[group]), kv_head_(kv_head), entries_(entries) {}
+  PageWalk(const FrameAttentionParams& p, std::int64_t group, std::int64_t kv_head, int entries,
+           int block = kBlock)
+      : p_(p), first_(p.page_ptr[group]), kv_head_(kv_head), entries_(entries), block_(block) {}
 
   void skip(std::int64_t rows) {
     for (; entry_ < entries_ && rows >= p_.valid[first_ + entry_]; ++entry_)
@@ -117,14 +118,14 @@ class PageWalk {
     row_ = static_cast<int>(rows);
   }
 
-  // Fills `runs` (room for kBlock) and returns their number, 0 at the end. `rows`: rows in the block;
+  // Fills `runs` (room for a block) and returns their number, 0 at the end. `rows`: rows in the block;
   // `shared`: runs among the first `fewest` entries.
   int next(Run* runs, int fewest, int* rows, int* shared) {
     int count = 0;
     *rows = *shared = 0;
-    while (entry_ < entries_ && *rows < kBlock) {
+    while (entry_ < entries_ && *rows < block_) {
       const std::int64_t e = first_ + entry_;
-      const int left = p_.valid[e] - row_, room = kBlock - *rows, take = left < room ? left : room;
+      const int left = p_.valid[e] - row_, room = block_ - *rows, take = left < room ? left : room;
       if (take > 0) {
         const std::int64_t page = p_.pages[e];
         runs[count++] = {p_.k + page * p_.k_page + kv_head_ * p_.k_head + row_ * p_.k_row,
@@ -149,7 +150,7 @@ class PageWalk {
  private:
   const FrameAttentionParams& p_;
   std::int64_t first_, kv_head_;
-  int entries_, entry_ = 0, row_ = 0;
+  int entries_, block_, entry_ = 0, row_ = 0;
 };
 
 }  // namespace ardiff::cpu::ARDIFF_ISA
