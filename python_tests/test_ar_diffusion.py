@@ -9,6 +9,7 @@ import pytest
 import torch
 from dense_oracle import DenseTransformer, golden, randomise, visibility
 
+from ardiff_engine import ops
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 from ardiff_engine.models.ar_diffusion_block import TimestepEmbedder
@@ -39,6 +40,10 @@ def tiny(
     )
     randomise(model)
     return model.eval()
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).detach().norm() / expected.detach().norm())
 
 
 @pytest.mark.parametrize("positions", ["abs", "rope_qknorm"])
@@ -137,6 +142,47 @@ def test_gradients_match_dense_autograd():
         expected = dense.w[name].grad
         assert parameter.grad is not None, name
         assert float((parameter.grad - expected).norm()) <= 2e-5 * float(expected.norm()) + 1e-6, name
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("name", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp"])
+def test_training_calls_layers_that_were_hooked(name, autocast, monkeypatch):
+    """What a hook or another layer changes must be in the loss, though training takes weights out of layers
+    that nobody touched."""
+    model = tiny("separate_norm", "temporal_causal", "rope", depth=1)
+    torch.manual_seed(1)
+    x, t = torch.randn(1, 4, 3, 4), torch.tensor([[10, 20, 30, 40]])
+    taken = []
+    fused = ops.bias_gelu
+    monkeypatch.setattr(ops, "bias_gelu", lambda *given: taken.append(1) or fused(*given))
+    with torch.autocast("cpu", enabled=autocast):
+        plain = model.forward_clip(x, t, model.context())
+        assert len(taken) == (not autocast)
+        seen = []
+        handle = model.layers[0].get_submodule(name).register_forward_hook(lambda *given: seen.append(given))
+        hooked = model.forward_clip(x, t, model.context())
+        handle.remove()
+        assert len(seen) == 1 and len(taken) == (not autocast)
+        assert relative(hooked, plain) < (1e-2 if autocast else 2e-6)
+        handle = model.layers[0].get_submodule(name).register_forward_hook(lambda *given: 0 * given[2])
+        assert relative(model.forward_clip(x, t, model.context()), plain) > 1e-2
+        handle.remove()
+
+
+def test_training_without_biases():
+    """Layers whose bias was removed, as quantisation and pruning tools do."""
+    model = tiny("separate_norm", "temporal_causal", "rope", depth=1)
+    torch.manual_seed(1)
+    x, t = torch.randn(1, 4, 3, 4), torch.tensor([[10, 20, 30, 40]])
+    for layer in model.layers[0].linears:
+        torch.nn.init.zeros_(layer.bias)
+    want = model.forward_clip(x, t, model.context())
+    for layer in model.layers[0].linears:
+        layer.bias = None
+    got = model.forward_clip(x, t, model.context())
+    assert relative(got, want) < 2e-6
+    got.square().sum().backward()
+    assert all(layer.weight.grad.any() for layer in model.layers[0].linears)
 
 
 def test_official_loss_and_gradient_norm():

@@ -114,6 +114,12 @@ CASES = {
     "out-of-order-views": Case([[7, 7, 7]], [[0, 1, 2]], [[13, 13, 3]], [[3, 1, 2]]),
     "page-listed-twice": Case([[4]], [[6, 6, 1]], [[13, 4, 2]], [[3]]),
     "long": Case([[70]], [[8, 0]], [[157, 200]], [[2]], rows=211),
+    "groups-share-pages-across-others": Case(
+        [[5], [4, 40], [3], [2]],
+        [[0, 1], [2, 5], [1, 3], [3, 4]],
+        [[13, 9], [13, 2], [13, 4], [6, 1]],
+        [[2], [1, 2], [2], [2]],
+    ),
     "some-empty-pages": Case([[3, 3]], [[0, 1, 2]], [[0, 13, 0]], [[2, 3]]),
 }
 
@@ -162,6 +168,19 @@ def test_unseen_pages_may_hold_nan(isa: str) -> None:
 
 def _sum_of_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, case: Case) -> torch.Tensor:
     return frame_attention(q, k, v, case.table())[:3].sum()
+
+
+def test_gradients_of_a_page_take_nothing_from_frames_that_do_not_see_it(isa: str) -> None:
+    """Their gradients may be NaN: a weight of 0 would carry that over."""
+    case = Case([[3, 3, 2]], [[0, 1, 2]], [[13, 13, 5]], [[2, 3, 2]])
+    q, k, v = (x.requires_grad_() for x in case.tensors())
+    grad = torch.randn(8, 4, 16)
+    clean = torch.autograd.grad(frame_attention(q, k, v, case.table()), (k, v), grad)
+    grad[:3], grad[6:] = NAN, NAN
+    poisoned = torch.autograd.grad(frame_attention(q, k, v, case.table()), (k, v), grad)
+    for one, other in zip(clean, poisoned, strict=True):
+        assert torch.equal(one[2], other[2]) and one[2, :, :5].any()
+        assert other[:2].isnan().all()
 
 
 def test_empty_view_gives_zero_and_minus_infinity(isa: str) -> None:

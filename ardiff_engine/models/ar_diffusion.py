@@ -267,8 +267,9 @@ class ARDiffusionTransformer(nn.Module):
             )
             return ops.frame_attention(q, k_pages, v_pages, table).reshape(qkv.shape[0], width)
 
-        for layer, block in enumerate(self.layers):
-            h = block(h, modulation[layer], frame_ids, attend)
+        # Unbound once: modulation[layer] would fill a gradient of the whole table per layer, and add them up.
+        for block, layer_rows in zip(self.layers, modulation.unbind(0), strict=True):
+            h = block(h, layer_rows, frame_ids, attend)
         video = h.reshape(clips, sequence, width)[:, config.context_tokens + past * length :]
         return self.final_layer(video).reshape(clips, own_frames, length, config.channels)
 

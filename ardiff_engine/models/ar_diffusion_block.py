@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 from ardiff_engine import ops
 from ardiff_engine.models import native_block
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
 from ardiff_engine.models.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
 from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.ops.backend import on_native_cpu
 
 TIMESTEP_FREQUENCIES = 128
 LAYER_NORM_EPS = 1e-6
@@ -119,9 +121,26 @@ class Block(nn.Module):
                 return h
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows.unbind(1)
         u, h = self._modulate(h, shift_a, scale_a, frame_ids)
-        h = self._add(h, self.attn.proj(attend(self.attn.qkv(u), self.attn.qk_weights())), gate_a, frame_ids)
+        o = attend(self.attn.qkv(u), self.attn.qk_weights())
+        if self._trains_natively(h):
+            # The biases go into the passes after the products: a product then need not begin with a copy of
+            # its bias, and the biases' gradients need no passes of their own.
+            proj, fc1, fc2 = self.attn.proj, self.mlp.fc1, self.mlp.fc2
+            h = ops.gate_residual(h, linear(o, proj.weight), gate_a, frame_ids, bias=proj.bias)
+            u, h = self._modulate(h, shift_m, scale_m, frame_ids)
+            hidden = ops.bias_gelu(linear(u, fc1.weight), fc1.bias)
+            return ops.gate_residual(h, linear(hidden, fc2.weight), gate_m, frame_ids, bias=fc2.bias)
+        h = self._add(h, self.attn.proj(o), gate_a, frame_ids)
         u, h = self._modulate(h, shift_m, scale_m, frame_ids)
         return self._add(h, self.mlp(u), gate_m, frame_ids)
+
+    def _trains_natively(self, h: torch.Tensor) -> bool:
+        """Whether gradients are recorded, and layers are plain float32 on the CPU, neither replaced nor
+        hooked."""
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not self.as_built:
+            return False
+        biases = (layer.bias for layer in self.linears)
+        return all(layer.packs for layer in self.linears) and on_native_cpu(h, *biases)
 
     def _modulate(
         self, h: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, frame_ids: torch.Tensor

@@ -3,6 +3,7 @@
 
 from ardiff_engine.ops.add_noise import add_noise
 from ardiff_engine.ops.backend import backends
+from ardiff_engine.ops.bias_gelu import bias_gelu
 from ardiff_engine.ops.cuda_launch import check_device
 from ardiff_engine.ops.frame_attention import frame_attention
 from ardiff_engine.ops.frame_table import FrameTable
@@ -21,6 +22,7 @@ __all__ = [
     "PackedWeight",
     "add_noise",
     "backends",
+    "bias_gelu",
     "check_device",
     "copy_pages_",
     "frame_attention",

@@ -201,12 +201,11 @@ def _backward(
     q, k_pages, v_pages = (_dense_rows(t) for t in (q, k_pages, v_pages))
     dout, dlse = dout.contiguous(), None if dlse is None else dlse.contiguous()
     o, lse = o.contiguous(), lse.contiguous()
-    dq, delta = q.new_empty(q.shape), q.new_empty(q.shape[:2])
-    dk, dv = q.new_zeros(k_pages.shape), q.new_zeros(v_pages.shape)
+    dq, dk, dv = q.new_empty(q.shape), q.new_zeros(k_pages.shape), q.new_zeros(v_pages.shape)
     try:
         native().frame_attention_backward(  # type: ignore[union-attr]
             _addresses(q, k_pages, v_pages, o, lse),
-            _addresses(dout, dlse, delta, dq, dk, dv),
+            _addresses(dout, dlse, dq, dk, dv),
             (*_addresses(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias), group_ptr.numel() - 1),
             _sizes(q, k_pages),
             _strides(q, k_pages, v_pages),

@@ -277,7 +277,6 @@ def _backward_op(
     dnormed = dnormed.contiguous()
     dx = torch.empty_like(x)
     dshift, dscale = x.new_empty(scale.shape), x.new_empty(scale.shape)
-    statistics = x.new_empty(x.shape[0], 2)
     kernels().modulate_backward(
         dy.data_ptr(),
         dnormed.data_ptr() if dnormed.shape[0] else 0,
@@ -287,7 +286,6 @@ def _backward_op(
         dx.data_ptr(),
         dshift.data_ptr(),
         dscale.data_ptr(),
-        statistics.data_ptr(),
         x.shape[0],
         x.shape[1],
         scale.shape[0],

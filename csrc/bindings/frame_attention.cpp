@@ -35,8 +35,8 @@ void forward(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
   ardiff::cpu::frame_attention(p);
 }
 
-// gradients: dout, dlse (0: none), delta (workspace), dq, dk, dv.
-void backward(const std::array<std::int64_t, 5>& tensors, const std::array<std::int64_t, 6>& gradients,
+// gradients: dout, dlse (0: none), dq, dk, dv.
+void backward(const std::array<std::int64_t, 5>& tensors, const std::array<std::int64_t, 5>& gradients,
               const Integers8& table, const std::array<std::int64_t, 6>& sizes, const Integers8& strides,
               float scale) {
   const auto floats = [&](int i) { return pointer<float>(static_cast<std::uintptr_t>(gradients[i])); };
@@ -45,11 +45,9 @@ void backward(const std::array<std::int64_t, 5>& tensors, const std::array<std::
   check(b.forward, sizes[0]);
   b.dout = floats(0);
   b.dlse = floats(1);
-  b.delta = floats(2);
-  b.dq = floats(3);
-  b.dk = floats(4);
-  b.dv = floats(5);
-  b.tokens = sizes[0];
+  b.dq = floats(2);
+  b.dk = floats(3);
+  b.dv = floats(4);
   py::gil_scoped_release release;
   ardiff::cpu::frame_attention_backward(b);
 }

@@ -47,9 +47,8 @@ std::int64_t checked_modulate(const ardiff::ModulateParams& p) {
 
 void modulate_backward(std::uintptr_t dy, std::uintptr_t dnormed, std::uintptr_t x, std::uintptr_t scale,
                        std::uintptr_t frame_ids, std::uintptr_t dx, std::uintptr_t dshift,
-                       std::uintptr_t dscale, std::uintptr_t statistics, std::int64_t tokens,
-                       std::int64_t width, std::int64_t rows, std::int64_t scale_stride, int norm,
-                       float eps) {
+                       std::uintptr_t dscale, std::int64_t tokens, std::int64_t width, std::int64_t rows,
+                       std::int64_t scale_stride, int norm, float eps) {
   ardiff::ModulateBackwardParams p{};
   p.dy = pointer<const float>(dy);
   p.dnormed = pointer<const float>(dnormed);
@@ -59,7 +58,6 @@ void modulate_backward(std::uintptr_t dy, std::uintptr_t dnormed, std::uintptr_t
   p.dx = pointer<float>(dx);
   p.dshift = pointer<float>(dshift);
   p.dscale = pointer<float>(dscale);
-  p.statistics = pointer<float>(statistics);
   p.tokens = tokens;
   p.width = width;
   p.rows = rows;

@@ -1,59 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-// The page table read the other way round: for each page the entries that list it, in table order, and the
-// work items (page, tile of its rows) of the pass over keys.
+// Groups that list a page in common, directly or through others: the parts of a table whose gradients of K
+// and V do not meet. In clips that is a clip each; teacher forcing has many groups per clip.
 #pragma once
 
 #include "frame_attention_walk.h"
 
 namespace ardiff::cpu::ARDIFF_ISA {
 
-class PagesInverted {
+class GroupsByPage {
  public:
-  explicit PagesInverted(const FrameAttentionParams& p)
-      : entries_(p.page_ptr[p.groups]),
-        pages_(p.num_pages),
-        memory_((3 * pages_ + 3 + 2 * entries_) * static_cast<std::int64_t>(sizeof(std::int64_t)) + 512),
-        start_(memory_.take<std::int64_t>(pages_ + 2)),
-        tiles_(memory_.take<std::int64_t>(pages_ + 1)),
-        rows_(memory_.take<std::int64_t>(pages_)),
-        by_page_(memory_.take<std::int64_t>(entries_)),
-        group_(memory_.take<std::int64_t>(entries_)) {
-    for (std::int64_t i = 0; i < pages_ + 2; ++i) start_[i] = 0;
-    for (std::int64_t i = 0; i < pages_; ++i) rows_[i] = 0;
-    for (std::int64_t g = 0; g < p.groups; ++g) {
+  explicit GroupsByPage(const FrameAttentionParams& p)
+      : groups_(p.groups),
+        memory_((2 * groups_ + p.num_pages) * static_cast<std::int64_t>(sizeof(std::int64_t)) + 256),
+        root_(memory_.take<std::int64_t>(groups_)),
+        first_(memory_.take<std::int64_t>(groups_)) {
+    std::int64_t* lister = memory_.take<std::int64_t>(p.num_pages);  // some group that lists the page
+    for (std::int64_t page = 0; page < p.num_pages; ++page) lister[page] = -1;
+    for (std::int64_t g = 0; g < groups_; ++g) {
+      root_[g] = g;
       for (std::int64_t e = p.page_ptr[g]; e < p.page_ptr[g + 1]; ++e) {
-        group_[e] = g;
-        ++start_[p.pages[e] + 2];
-        if (p.valid[e] > rows_[p.pages[e]]) rows_[p.pages[e]] = p.valid[e];
+        std::int64_t& other = lister[p.pages[e]];
+        if (other >= 0) join(find(other), find(g));
+        other = g;
       }
     }
-    tiles_[0] = 0;
-    for (std::int64_t i = 0; i < pages_; ++i) {
-      start_[i + 2] += start_[i + 1];
-      tiles_[i + 1] = tiles_[i] + EvenTiles(rows_[i]).count();
+    for (std::int64_t g = 0; g < groups_; ++g) {
+      root_[g] = find(g);
+      if (root_[g] == g) first_[count_++] = g;
     }
-    for (std::int64_t e = 0; e < entries_; ++e) by_page_[start_[p.pages[e] + 1]++] = e;
   }
 
-  std::int64_t items() const { return tiles_[pages_]; }
-  std::int64_t rows(std::int64_t page) const { return rows_[page]; }  // the most that an entry lists
-  std::int64_t group(std::int64_t entry) const { return group_[entry]; }
-  const std::int64_t* begin(std::int64_t page) const { return by_page_ + start_[page]; }
-  const std::int64_t* end(std::int64_t page) const { return by_page_ + start_[page + 1]; }
-  void find(std::int64_t item, std::int64_t* page, std::int64_t* tile) const {
-    std::int64_t low = 0, high = pages_;  // the last page whose first item is <= item
-    while (high - low > 1) {
-      const std::int64_t middle = (low + high) / 2;
-      (tiles_[middle] <= item ? low : high) = middle;
+  std::int64_t count() const { return count_; }
+  // body(group) for the groups of a part, in table order
+  template <class Body>
+  void each(std::int64_t part, const Body& body) const {
+    for (std::int64_t g = first_[part]; g < groups_; ++g) {
+      if (root_[g] == first_[part]) body(g);
     }
-    *page = low;
-    *tile = item - tiles_[low];
   }
 
  private:
-  std::int64_t entries_, pages_;
+  std::int64_t find(std::int64_t g) const {
+    while (root_[g] != g) g = root_[g] = root_[root_[g]];
+    return g;
+  }
+  // The lower index leads, so that a part begins with its leader.
+  void join(std::int64_t a, std::int64_t b) const { (a < b ? root_[b] : root_[a]) = a < b ? a : b; }
+
+  std::int64_t groups_, count_ = 0;
   Scratch memory_;
-  std::int64_t *start_, *tiles_, *rows_, *by_page_, *group_;
+  std::int64_t *root_, *first_;
 };
 
 }  // namespace ardiff::cpu::ARDIFF_ISA

@@ -40,13 +40,14 @@ constexpr int kStep = V == 3 ? 4 : 6;
 // cache.
 constexpr int kBlock = 96;
 
-// Consecutive streamed rows with one page's limits. x and y are K and V, or q and do.
+// Consecutive streamed rows with one page's limits. x and y are K and V.
 struct Run {
   const float *x, *y;
   int rows;
-  int at;      // index of the first row in the block
-  int entry;   // position in the group's page list
-  float bias;  // in units of log 2
+  int at;            // index of the first row in the block
+  int entry;         // position in the group's page list
+  float bias;        // in units of log 2
+  std::int64_t out;  // offset of the first row in dense pages [P, Hkv, R, D]: in dk and dv
 };
 using Operand = const float* Run::*;
 

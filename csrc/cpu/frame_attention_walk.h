@@ -3,38 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <type_traits>
 
 #include "ardiff/frame_attention.h"
 #include "frame_attention_tile.h"
+#include "scratch.h"
 
 namespace ardiff::cpu::ARDIFF_ISA {
-
-// Cache-line aligned temporary memory.
-class Scratch {
- public:
-  explicit Scratch(std::int64_t bytes)
-      : data_(std::aligned_alloc(64, static_cast<std::size_t>((bytes + 127) / 64 * 64))),
-        next_(static_cast<char*>(data_)) {
-    if (!data_)
-      throw std::bad_alloc();  // MemoryError in Python, where the engine frees memory and tries again
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  template <class T>
-  T* take(std::int64_t count) {
-    T* out = reinterpret_cast<T*>(next_);
-    next_ += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return out;
-  }
-
- private:
-  void* data_;
-  char* next_;
-};
 
 // `rows` rows as few tiles of up to kMaxVectors vectors, as even as whole vectors allow: 64 rows are 2 + 2
 // vectors of 16 and not 3 + 1, because a tile of one vector runs at little more than half the speed.
@@ -63,6 +38,12 @@ void with_vectors(int vectors, const Body& body) {
   body(std::integral_constant<int, 1>());
 }
 
+// Tiles of the query rows of a group and one kv head.
+inline EvenTiles query_tiles(const FrameAttentionParams& p, std::int64_t group) {
+  const std::int64_t tokens = p.frame_ptr[p.group_ptr[group + 1]] - p.frame_ptr[p.group_ptr[group]];
+  return EvenTiles(tokens * (p.heads / p.kv_heads));
+}
+
 struct QueryItem {
   std::int64_t group, kv_head, first_row;
   int vectors;
@@ -84,10 +65,7 @@ class QueryItems {
   }
 
  private:
-  EvenTiles tiles(std::int64_t g) const {
-    const std::int64_t tokens = p_.frame_ptr[p_.group_ptr[g + 1]] - p_.frame_ptr[p_.group_ptr[g]];
-    return EvenTiles(tokens * (p_.heads / p_.kv_heads));
-  }
+  EvenTiles tiles(std::int64_t g) const { return query_tiles(p_, g); }
   const FrameAttentionParams& p_;
   std::int64_t count_ = 0;
 };
@@ -126,12 +104,13 @@ struct QueryTile {
   }
 };
 
-// Walks a group's page list in blocks of up to kBlock rows. Blocks depend on the list alone, not on who sees
-// how much.
+// Walks a group's page list in blocks of up to `block` rows, at most kBlock. Blocks depend on the list alone,
+// not on who sees how much.
 class PageWalk {
  public:
-  PageWalk(const FrameAttentionParams& p, std::int64_t group, std::int64_t kv_head, int entries)
-      : p_(p), first_(p.page_ptr[group]), kv_head_(kv_head), entries_(entries) {}
+  PageWalk(const FrameAttentionParams& p, std::int64_t group, std::int64_t kv_head, int entries,
+           int block = kBlock)
+      : p_(p), first_(p.page_ptr[group]), kv_head_(kv_head), entries_(entries), block_(block) {}
 
   void skip(std::int64_t rows) {
     for (; entry_ < entries_ && rows >= p_.valid[first_ + entry_]; ++entry_)
@@ -139,14 +118,14 @@ class PageWalk {
     row_ = static_cast<int>(rows);
   }
 
-  // Fills `runs` (room for kBlock) and returns their number, 0 at the end. `rows`: rows in the block;
+  // Fills `runs` (room for a block) and returns their number, 0 at the end. `rows`: rows in the block;
   // `shared`: runs among the first `fewest` entries.
   int next(Run* runs, int fewest, int* rows, int* shared) {
     int count = 0;
     *rows = *shared = 0;
-    while (entry_ < entries_ && *rows < kBlock) {
+    while (entry_ < entries_ && *rows < block_) {
       const std::int64_t e = first_ + entry_;
-      const int left = p_.valid[e] - row_, room = kBlock - *rows, take = left < room ? left : room;
+      const int left = p_.valid[e] - row_, room = block_ - *rows, take = left < room ? left : room;
       if (take > 0) {
         const std::int64_t page = p_.pages[e];
         runs[count++] = {p_.k + page * p_.k_page + kv_head_ * p_.k_head + row_ * p_.k_row,
@@ -154,7 +133,8 @@ class PageWalk {
                          take,
                          *rows,
                          entry_,
-                         p_.bias ? p_.bias[e] * kLog2E : 0.0f};
+                         p_.bias ? p_.bias[e] * kLog2E : 0.0f,
+                         ((page * p_.kv_heads + kv_head_) * p_.page_rows + row_) * p_.dim};
         *rows += take;
         row_ += take;
         if (entry_ < fewest) *shared = count;
@@ -170,7 +150,7 @@ class PageWalk {
  private:
   const FrameAttentionParams& p_;
   std::int64_t first_, kv_head_;
-  int entries_, entry_ = 0, row_ = 0;
+  int entries_, block_, entry_ = 0, row_ = 0;
 };
 
 }  // namespace ardiff::cpu::ARDIFF_ISA

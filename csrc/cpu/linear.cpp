@@ -17,6 +17,7 @@
 #include "ardiff/linear.h"
 
 #include "ardiff/gate_residual.h"
+#include "gelu_simd.h"
 #include "simd_math.h"
 
 namespace ardiff::cpu::ARDIFF_ISA {
@@ -31,12 +32,6 @@ constexpr int kTileRows = 4;
 #endif
 constexpr std::int64_t kMostInputs = 256;  // of a range: its piece of a panel stays in the L1 cache
 constexpr std::int64_t kBlockRows = 128;   // rows of x that stay in the L2 cache while panels pass
-
-// `exp` ends at e^88.7, so a numerator without a limit would not vanish for -1e38.
-ARDIFF_SIMD Vec gelu(Vec z) {
-  z = max(set(-40.0f), z);
-  return z / (set(1.0f) + exp(gelu_exponent(z, set(kGeluCubic), set(kGeluFactor))));
-}
 
 // What a register tile works on: one piece of a panel and a range of inputs.
 struct Piece {

@@ -35,10 +35,8 @@ struct FrameAttentionBackwardParams {
   FrameAttentionParams forward;
   const float* dout;  // [T, H, D], dense
   const float* dlse;  // [T, H], dense, or null
-  float* delta;       // [T, H], dense; workspace
   float* dq;          // [T, H, D], dense
   float *dk, *dv;     // [P, Hkv, R, D], dense, zero on entry
-  std::int64_t tokens;
 };
 
 constexpr float kLog2E = 1.44269504088896341f;

@@ -2,8 +2,8 @@
 // y = epilogue(x W^T + b) with packed weights. Panel p of W holds outputs 48 p .. 48 p + 47 for every input:
 // panels[p][i][c] = W[48 p + c][i], zero beyond the last output.
 //
-// Epilogues: none; gelu(z) = z / (1 + exp(-2 sqrt(2/pi) (z + 0.044715 z^3))), the tanh form rewritten;
-// gated: residual + gate z, one gate row per frame (gate_residual.h).
+// Epilogues: none; gelu, the tanh form (bias_gelu.h); gated: residual + gate z, one gate row per frame
+// (gate_residual.h).
 #pragma once
 
 #include "integers.h"
@@ -14,13 +14,6 @@ namespace ardiff {
 constexpr std::int64_t kPanelOutputs = 48;
 
 enum class LinearEpilogue { none = 0, gelu = 1, gated = 2 };
-
-template <class V>
-ARDIFF_HD inline V gelu_exponent(V z, V cubic, V factor) {
-  return z * fma(cubic, z * z, factor);  // -2 sqrt(2/pi) (z + 0.044715 z^3)
-}
-constexpr float kGeluFactor = -1.5957691216057308f;  // -2 sqrt(2/pi)
-constexpr float kGeluCubic = -1.5957691216057308f * 0.044715f;
 
 struct LinearParams {
   const float* x;       // [rows, inputs]

@@ -46,7 +46,6 @@ struct ModulateBackwardParams {
   const std::int32_t* frame_ids;  // [tokens]
   float* dx;                      // [tokens, width]
   float *dshift, *dscale;         // [rows, width]
-  float* statistics;              // [tokens, 2] workspace: mean, reciprocal
   std::int64_t tokens, width, rows, scale_stride;
   RowNorm norm;
   float eps;

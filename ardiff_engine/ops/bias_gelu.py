@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bias of a linear layer and the GELU after it (tanh form), differentiable:
+
+y = gelu(x + bias)
+
+What training puts between the two products of an MLP: with the bias here the first product need not start
+from a copy of it, and the bias' gradient comes from the pass that computes dx.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ardiff_engine.ops import checks
+from ardiff_engine.ops.backend import on_native_cpu
+from ardiff_engine.ops.cuda_launch import address
+from ardiff_engine.ops.native_kernels import kernels
+
+Tensor = torch.Tensor
+
+
+def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, D] floating point, bias [D] of its dtype -> gelu(x + bias) [T, D]. Differentiable in both.
+
+    Float32 on the CPU has a kernel for both passes, which is differentiable once; everything else is PyTorch.
+
+    Raises:
+        TensorError: a wrong shape, dtype or device.
+    """
+    x, bias = checks.tensor("x", x), checks.optional("bias", bias)
+    checks.shape("x", x, ("T", "D"))
+    checks.floating("x", x)
+    if bias is not None:
+        checks.shape("bias", bias, (x.shape[1],))
+        checks.same("bias", bias, "x", x)
+    if not on_native_cpu(x, bias):
+        return reference_bias_gelu(x, bias)
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    y: Tensor = torch.ops.ardiff.bias_gelu(x, bias) if needs_grad else _run(x, bias)
+    return y
+
+
+def reference_bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """The specification in PyTorch."""
+    return torch.nn.functional.gelu(x if bias is None else x + bias, approximate="tanh")
+
+
+def _run(x: Tensor, bias: Tensor | None) -> Tensor:
+    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+    y = torch.empty_like(x)
+    kernels().bias_gelu(address(x), address(bias), address(y), *x.shape)
+    return y
+
+
+_op = torch.library.custom_op("ardiff::bias_gelu", _run, mutates_args=())
+
+
+@torch.library.custom_op("ardiff::bias_gelu_backward", mutates_args=())
+def _backward_op(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(dx, dbias); dbias is empty without a bias."""
+    dy, x, bias = dy.contiguous(), x.contiguous(), None if bias is None else bias.contiguous()
+    dx, dbias = torch.empty_like(x), x.new_empty(0 if bias is None else x.shape[1])
+    kernels().bias_gelu_backward(
+        address(dy), address(x), address(bias), address(dx), 0 if bias is None else address(dbias), *x.shape
+    )
+    return dx, dbias
+
+
+@_op.register_fake
+def _(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_backward_op.register_fake
+def _(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(0 if bias is None else x.shape[1])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+    x, bias = ctx.saved_tensors
+    dx, dbias = _backward_op(dy, x, bias)
+    return dx, None if bias is None else dbias
+
+
+_op.register_autograd(_differentiate, setup_context=_save)

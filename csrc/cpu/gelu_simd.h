@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// GELU and its derivative on vectors (ardiff/bias_gelu.h has the formulas).
+#pragma once
+
+#include "ardiff/bias_gelu.h"
+#include "simd.h"
+
+namespace ardiff::cpu::ARDIFF_ISA {
+
+// `exp` ends at e^88.7, so a numerator without a limit would not vanish for -1e38.
+ARDIFF_SIMD Vec gelu(Vec z) {
+  z = max(set(-40.0f), z);
+  return z / (set(1.0f) + exp(gelu_exponent(z, set(kGeluCubic), set(kGeluFactor))));
+}
+
+// Beyond 40 on either side the derivative is 1 and 0; without the limits z^2 would meet 0 as infinity.
+ARDIFF_SIMD Vec gelu_derivative(Vec z) {
+  z = max(set(-40.0f), min(set(40.0f), z));
+  const Vec e = exp(gelu_exponent(z, set(kGeluCubic), set(kGeluFactor)));
+  const Vec s = set(1.0f) / (set(1.0f) + e);
+  const Vec slope = z * fma(set(3.0f * kGeluCubic), z * z, set(kGeluFactor));
+  return s * (set(1.0f) - slope * (e * s));
+}
+
+}  // namespace ardiff::cpu::ARDIFF_ISA
