@@ -98,7 +98,9 @@ class Packer:
         self._spec = spec
         self._frame_valid = _valid_rows(spec.tokens_per_frame, pool.page_rows)
         self._context_valid = _valid_rows(spec.context_tokens, pool.page_rows)
-        self._device = pool.k.device
+        # Index tensors are packed in host memory. Where the model is elsewhere, whoever runs the pass copies
+        # them all at once (engine.tick_buffers); latents and conditions lie with the model already.
+        self._device = torch.device("cpu")
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
 
     def pack(self, work: Work) -> Batch:

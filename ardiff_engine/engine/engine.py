@@ -19,6 +19,7 @@ from ardiff_engine.engine.admission import admit, check_memory
 from ardiff_engine.engine.batch import Packer, Work
 from ardiff_engine.engine.changes import STALL_SECONDS, Changes
 from ardiff_engine.engine.conditions import condition_rows
+from ardiff_engine.engine.deliveries import Deliveries
 from ardiff_engine.engine.feed import Feed, Feeder
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
 from ardiff_engine.engine.passes import Outcome, Passes, out_of_memory
@@ -29,6 +30,8 @@ from ardiff_engine.engine.stats import EngineStats
 from ardiff_engine.engine.stream import CleanFrame, Holdings, Stream
 from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.engine.stream_register import StreamRegister
+from ardiff_engine.engine.tick import Tick
+from ardiff_engine.engine.tick_graphs import ticks_for
 from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
 from ardiff_engine.errors import (
     EngineBusyError,
@@ -51,6 +54,8 @@ class Engine:
     max_batch_tokens: tokens that one pass takes at most; streams then take turns, longest wait first, and one
         that needs more runs alone.
     max_waiting: videos that may wait for pages; beyond that, and by default, `submit` refuses.
+    cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. `stats()` says what was
+        recorded. True on the CPU runs over the same padded buffers and records nothing, for tests.
 
     The model's weights are read when the engine is built (modulation table) and at every pass: after changing
     them, build a new engine.
@@ -65,6 +70,7 @@ class Engine:
         max_pages: int | float = 1024,
         max_batch_tokens: int | None = None,
         max_waiting: int = 0,
+        cuda_graphs: bool | None = None,
     ) -> None:
         self.model = model
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
@@ -81,7 +87,11 @@ class Engine:
         self.pool = PagePool.allocate(model.spec, max_pages, dtype=weight.dtype, device=self.device)
         self._schedules = Schedules(model, solver)
         self._packer = Packer(model, self.pool)
-        self._passes = Passes(model, self._packer, self._schedules)
+        tick = Tick(model, self._schedules)
+        ticks = ticks_for(tick, self._schedules, model.spec, self.device, cuda_graphs)
+        self._passes = Passes(self._packer, tick, ticks)
+        self._deliveries = Deliveries(delay=1 if self.device.type == "cuda" else 0)
+        self._delivered: list[Stream] = []
         self.register = StreamRegister(self.pool.manager, self._schedules, max_waiting)
         self._cells = self._updates = self._frames = 0
         self._seconds = self._planning_seconds = 0.0
@@ -165,6 +175,7 @@ class Engine:
         with self.lock:
             self.register.reap()
             manager, streams, ended = self.pool.manager, self.register.alive(), self.register.ended
+            graphs = self._passes.graphs
             count = {
                 state: sum(s.state == state for s in streams) for state in ("running", "waiting", "suspended")
             }
@@ -190,6 +201,10 @@ class Engine:
                 first_frame_seconds=self._first_frame_seconds,
                 passes_retried=self._passes.retried,
                 exact=all(stream.exact for stream in streams),
+                graphs_captured=graphs.captured,
+                graph_replays=graphs.replays,
+                eager_ticks=graphs.eager,
+                eager_reason=graphs.reason,
             )
 
     @contextlib.contextmanager
@@ -206,6 +221,15 @@ class Engine:
             recorder.write_chrome_trace(path)
 
     # --- for streams
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """The engine's lock, with nothing on its way to a reader: edits find streams as readers do."""
+        with self.lock:
+            self._deliver(0)
+            if not self._stepping:
+                self._finish_delivered()
+            yield
 
     def condition(self, condition: torch.Tensor | int | None) -> torch.Tensor:
         return condition_rows(self.model, condition)
@@ -257,6 +281,10 @@ class Engine:
             self.register.start_waiting()
             ended = sum(self.register.ended.values())
             work = self._turn()
+        if not work and self._deliveries:
+            self._deliver(0)
+            self._finish_delivered()
+            return True
         if not work:
             # Whoever failed in its turn has given its pages back: one that waits for them may run next.
             return sum(self.register.ended.values()) > ended
@@ -279,7 +307,7 @@ class Engine:
             except BaseException as error:
                 # Not before the others had their callbacks: nobody would call those again.
                 interrupt = interrupt or error
-            self._finish_if_done(stream)
+        self._finish_delivered()
         if self._recorders:
             self._record(work, started, planned)
         if interrupt is not None:
@@ -310,7 +338,8 @@ class Engine:
         spec = self.model.spec
         planned: Work = []
         costs: list[int] = []
-        for stream in longest_waiting_first([s for s in self.register.alive() if s.runnable]):
+        runnable = [s for s in self.register.alive() if s.runnable and not self._ends(s)]
+        for stream in longest_waiting_first(runnable):
             try:
                 feed = self._tried_again(stream.feeder.next)
             except Exception as error:
@@ -339,8 +368,9 @@ class Engine:
         stream moved on by half would go on as another video.
         """
         moves: list[tuple[Stream, Feed, torch.Tensor, list[CleanFrame]]] = []
+        self._deliveries.check(outcomes)
         for outcome in outcomes:
-            for stream, feed, own in outcome.finite_latents():
+            for stream, feed, own in outcome.parts():
                 if stream.done:
                     continue
                 try:
@@ -349,16 +379,34 @@ class Engine:
                     stream.fail(wrapped(error))
                 else:
                     moves.append((stream, feed, own, clean))
+        self._deliveries.begin(outcomes)
         for stream, feed, own, clean in moves:
             if stream.done:
                 continue
             stream.take_over(feed, own, clean)
-            self._frames += len(clean)
-            if self._first_frame_seconds is None:
-                self._first_frame_seconds = stream.first_frame_seconds
+            self._deliveries.add(stream, clean)
         for outcome in outcomes:
             self._cells += outcome.cells
             self._updates += len(outcome.latents)
+        self._deliver(self._deliveries.delay)
+
+    def _deliver(self, on_their_way: int) -> None:
+        """Hand frames to their readers once it is known that they are good."""
+        for stream, clean in self._deliveries.arrived(on_their_way):
+            stream.deliver(clean)
+            self._delivered.append(stream)
+            self._frames += len(clean)
+            if self._first_frame_seconds is None:
+                self._first_frame_seconds = stream.first_frame_seconds
+
+    def _ends(self, stream: Stream) -> bool:
+        """Whether only the delivery of its last frames is left."""
+        return len(self._deliveries) > 0 and stream.feeder.done and self._deliveries.hold(stream)
+
+    def _finish_delivered(self) -> None:
+        for stream in self._delivered:
+            self._finish_if_done(stream)
+        self._delivered.clear()
 
     def _tried_again(self, call: Callable[[], T]) -> T:
         """What `call` returns; where memory is short, workspace is freed and it is called once more."""
@@ -371,7 +419,7 @@ class Engine:
         return call()
 
     def _finish_if_done(self, stream: Stream) -> None:
-        if stream.done or not stream.feeder.done:
+        if stream.done or not stream.feeder.done or self._ends(stream):
             return
         if stream.then is None:
             stream.finish()

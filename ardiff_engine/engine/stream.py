@@ -18,6 +18,7 @@ from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.async_frames import AsyncFrames
 from ardiff_engine.engine.changes import Changes
 from ardiff_engine.engine.feed import Feed, Feeder
+from ardiff_engine.engine.host_copy import upload
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import ScheduleRows
 from ardiff_engine.engine.stream_edits import ConditionReceipt, Effect
@@ -207,7 +208,7 @@ class Stream:
             than `temporal_causal`) nothing is stored, and "keep" is the same as "recommit".
         negative_condition: None leaves the negative branch as it is.
         """
-        with self.engine.lock:
+        with self.engine.settled():
             return stream_edits.set_condition(self, condition, negative_condition, effect)
 
     def fork(
@@ -224,7 +225,7 @@ class Stream:
         finished yet; `result()` gives the whole video. Raises OutOfPagesError when the pool cannot promise as
         many pages again.
         """
-        with self.engine.lock:
+        with self.engine.settled():
             return stream_edits.fork(self, seed, noise_stream, on_step)
 
     def rollback(self, frame: int) -> None:
@@ -234,7 +235,7 @@ class Stream:
         left the window are computed anew from the clean frames, so endless streams, which do not keep those,
         can only go back as far as their window reaches.
         """
-        with self.engine.lock:
+        with self.engine.settled():
             stream_edits.rollback(self, frame)
 
     def extend(self, frames: int) -> None:
@@ -243,17 +244,17 @@ class Stream:
         Before the plan would start them, they simply join it. Later, or with lag 0, they continue the
         finished video as one that is given.
         """
-        with self.engine.lock:
+        with self.engine.settled():
             stream_edits.extend(self, frames)
 
     def suspend(self) -> None:
         """Move K/V and latents to host memory and give all pages and the promise of them back."""
-        with self.engine.lock:
+        with self.engine.settled():
             stream_edits.suspend(self)
 
     def resume(self) -> None:
         """Go on after `suspend`, bit for bit. While the pool is full: OutOfPagesError, no change."""
-        with self.engine.lock:
+        with self.engine.settled():
             stream_edits.resume(self)
 
     # --- for the engine
@@ -292,13 +293,17 @@ class Stream:
         return [CleanFrame(frame, latents[row].clone(), latents[row].clone()) for row, frame in clean]
 
     def take_over(self, feed: Feed, latents: torch.Tensor, clean: list[CleanFrame]) -> None:
-        """Go on to the next pass, and hand frames that became clean to the reader."""
-        seconds = time.perf_counter() - self._started
+        """Go on to the next pass."""
         self.feeder.advance(feed)
         if feed.roster.updated:
             self.latents.move(feed.roster.updated, latents)
         for frame in clean:
             self.latents[frame.index] = frame.own
+
+    def deliver(self, clean: list[CleanFrame]) -> None:
+        """Hand frames that became clean to the reader."""
+        seconds = time.perf_counter() - self._started
+        for frame in clean:
             if self.first_frame_seconds is None:
                 self.first_frame_seconds = seconds
             if self.kept is not None:
@@ -338,8 +343,9 @@ class Stream:
             return self.start[given]
         shape = (spec.tokens_per_frame, spec.channels)
         if request.generator is not None:
-            return torch.randn(shape, generator=request.generator, device=request.generator.device).to(device)
-        keys = noise_keys(request.seed, request.noise_stream, frame, PURPOSE_INITIAL, 0).to(device)
+            drawn = torch.randn(shape, generator=request.generator, device=request.generator.device)
+            return upload(drawn, device)
+        keys = upload(noise_keys(request.seed, request.noise_stream, frame, PURPOSE_INITIAL, 0), device)
         return ops.philox_normal(keys, shape[0] * shape[1]).reshape(shape)
 
     def _next_ready(self) -> LatentFrame | None:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between host and device without waiting: nothing in a tick may stop the host until the GPU has caught up.
+
+A copy of ordinary host memory blocks until it is done. Page-locked memory does not, and PyTorch hands such
+memory out again only after the copies that read it. On the CPU both directions are plain references.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def upload(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`host` on `device`; what is queued after this on the current stream finds it there."""
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+class HostCopy:
+    """Tensors on their way to host memory, behind all that is queued on the current stream.
+
+    They may be overwritten by work that is queued later; on the CPU, where the copy is the tensor itself, by
+    nothing before `wait`.
+    """
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._host = tensors
+        cuda = next((tensor.device for tensor in tensors if tensor.device.type == "cuda"), None)
+        if cuda is not None:
+            self._host = tuple(
+                torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+                for t in tensors
+            )
+            self._event = torch.cuda.current_stream(cuda).record_event()
+
+    def wait(self) -> tuple[torch.Tensor, ...]:
+        """The tensors in host memory. Waits for the work before the copies, and for nothing behind them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host
