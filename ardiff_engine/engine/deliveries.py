@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 from ardiff_engine.engine.passes import Outcome
 from ardiff_engine.engine.stream import CleanFrame, Stream
+from ardiff_engine.engine.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
     """What the passes of one step finished. Streams are held weakly: one that nobody holds has no reader."""
 
-    outcomes: list[Outcome]
+    verdicts: list[Verdict]
     frames: list[tuple[weakref.ref[Stream], list[CleanFrame]]]
 
 
@@ -41,11 +42,11 @@ class Deliveries:
         """Fail struck streams now, where that is known at once: they stay at the tick that struck them."""
         if self.delay == 0:
             for outcome in outcomes:
-                outcome.fail_what_is_not_finite()
+                outcome.verdict.fail_struck()
 
     def begin(self, outcomes: list[Outcome]) -> None:
         """A step: what `add` is given from now on is known to be good when these are."""
-        self._steps.append(_Step(outcomes, []))
+        self._steps.append(_Step([outcome.verdict for outcome in outcomes], []))
 
     def add(self, stream: Stream, clean: list[CleanFrame]) -> None:
         self._steps[-1].frames.append((weakref.ref(stream), clean))
@@ -58,8 +59,8 @@ class Deliveries:
         """What all steps but the last `on_their_way` finished; waits for them. Struck streams have failed."""
         while len(self._steps) > on_their_way:
             step = self._steps.popleft()
-            for outcome in step.outcomes if self.delay else ():
-                outcome.fail_what_is_not_finite()
+            for verdict in step.verdicts if self.delay else ():
+                verdict.fail_struck()
             for ref, clean in step.frames:
                 stream = ref()
                 if stream is not None and not stream.done:

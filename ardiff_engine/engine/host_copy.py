@@ -17,6 +17,13 @@ def upload(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
+def read_here(tensor: torch.Tensor) -> None:
+    """Work on the current stream reads a tensor of another one: its memory is not handed on before that work
+    is done, whoever lets go of the tensor meanwhile."""
+    if tensor.is_cuda:
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
 class HostCopy:
     """Tensors on their way to host memory, behind all that is queued on the current stream.
 

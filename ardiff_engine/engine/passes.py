@@ -13,62 +13,33 @@ import gc
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress
 
 import torch
 
 from ardiff_engine.engine.batch import Packer, Work
 from ardiff_engine.engine.feed import Feed
-from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_graphs import EagerTicks, GraphCounts, TickGraphs
-from ardiff_engine.errors import NumericalError, explain, wrapped
+from ardiff_engine.engine.verdict import Verdict
+from ardiff_engine.errors import wrapped
 from ardiff_engine.ranges import annotate
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one pass: latents [U, L, C] of the frames that it moved, stream by stream, at their next level.
-
-    finite: bool [U], on its way to the host. ticks: passes that each stream had done before this one.
-    """
+    """Of one pass: latents [U, L, C] of the frames that it moved, stream by stream, at their next level."""
 
     work: Work
     cells: int
     latents: torch.Tensor
-    finite: HostCopy
-    ticks: tuple[int, ...]
+    verdict: Verdict
 
     def parts(self) -> Iterator[tuple[Stream, Feed, torch.Tensor]]:
         """Every stream with its own latents."""
-        for (stream, feed), latents in zip(self.work, self.latents.split(self._updates), strict=True):
+        counts = [len(feed.roster.updated) for _, feed in self.work]
+        for (stream, feed), latents in zip(self.work, self.latents.split(counts), strict=True):
             yield stream, feed, latents
-
-    def fail_what_is_not_finite(self) -> None:
-        """Every stream with a number that is not finite fails. Waits for the pass."""
-        (finite,) = self.finite.wait()
-        if bool(finite.all()):
-            return
-        for (stream, feed), rows, tick in zip(
-            self.work, finite.split(self._updates), self.ticks, strict=True
-        ):
-            bad = list(compress(feed.roster.updated, (~rows).tolist()))
-            if bad:
-                stream.fail(
-                    NumericalError(
-                        explain(
-                            f"latents of frame {bad[0]} at tick {tick}",
-                            got="NaN or infinity",
-                            expected="finite numbers",
-                            fix="Check the weights and the condition.",
-                        )
-                    )
-                )
-
-    @property
-    def _updates(self) -> list[int]:
-        return [len(feed.roster.updated) for _, feed in self.work]
 
 
 class Passes:
@@ -125,8 +96,7 @@ class Passes:
             batch = self._packer.pack(work)
         self.packing_seconds += time.perf_counter() - started
         computed = self._ticks.run(batch)
-        ticks = tuple(stream.ticks_done for stream, _ in work)
-        return Outcome(work, batch.x.shape[0], computed.latents, computed.finite, ticks)
+        return Outcome(work, batch.x.shape[0], computed.latents, Verdict(work, computed.finite))
 
 
 def out_of_memory(error: Exception) -> bool:
