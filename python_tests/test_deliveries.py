@@ -208,6 +208,15 @@ def test_a_late_extension_continues_the_video(started):
     assert len(videos[1]) == 6 and torch.equal(*videos)
 
 
+def test_a_slow_reader_stops_its_stream_at_max_ahead(started):
+    """Frames on their way count as unread."""
+    engine = engine_for()
+    stream = engine.submit(Request(num_frames=8, lag=2, max_ahead=2))
+    while engine.step():
+        assert stream.frames_ready + stream.frames_under_way <= 2
+    assert stream.frames_ready == 2 and stream.state == "running"
+
+
 def test_a_dropped_stream_is_not_kept_by_what_is_on_its_way(started):
     engine = engine_for()
     stream = engine.submit(REQUESTS[0])

@@ -17,12 +17,15 @@ from test_ar_diffusion import tiny
 from test_engine import SCHEDULE
 
 from ardiff_engine.diffusion import solvers
-from ardiff_engine.engine import Engine, Request, tick_graphs
+from ardiff_engine.engine import Engine, Request, tick_graphs, tick_shape
 from ardiff_engine.engine.tick_buffers import TickBuffers
 from ardiff_engine.engine.tick_graphs import FIRST_OF_ITS_SHAPE, CudaGraphs, TickGraphs
 from ardiff_engine.engine.tick_shape import room_for, room_for_entries
-from ardiff_engine.errors import NumericalError
+from ardiff_engine.errors import NumericalError, PageTableError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
+from ardiff_engine.ops import attention_work
+from ardiff_engine.ops.backend import Choice
+from ardiff_engine.ops.cuda_launch import error_bits
 
 CAUSAL = ("separate_norm", "temporal_causal", "rope")
 MODELS = [
@@ -166,6 +169,27 @@ def test_a_tick_is_recorded_at_its_second_time_and_repeated_from_then_on():
     assert engine.stats().eager_ticks == shapes
 
 
+@pytest.mark.parametrize("memory", [RecomputedWindow(4), Window(4, sink=1)], ids=["recomputed", "rolling"])
+def test_an_endless_stream_comes_to_repeat_all_its_ticks(memory, monkeypatch):
+    """Its window slides and its pages change from frame to frame; the shapes come back, and with them the
+    sizes of the schedule that attention has on a GPU of 132 multiprocessors."""
+    monkeypatch.setattr(tick_shape, "choose", lambda op, *tensors: Choice("cuda", "for its schedule"))
+    monkeypatch.setattr(attention_work, "_multiprocessors", lambda device: 132)
+    engine = engine_for(memory=memory)
+    graphs = recording(engine, FakeGraphs())
+    stream = engine.submit(Request(num_frames=None, lag=2, max_ahead=10_000))
+    for _ in range(60):
+        engine.step()
+    before = engine.stats()
+    for _ in range(100):
+        engine.step()
+    after = engine.stats()
+    assert after.graph_replays - before.graph_replays == after.ticks - before.ticks == 100
+    assert after.graphs_captured == before.graphs_captured <= 6
+    assert stream.frames_ready > 70
+    assert all(shape.schedule[0] == "cuda" and len(shape.schedule) == 8 for shape in graphs._entries)
+
+
 def test_graphs_are_bounded_and_the_least_used_goes_first():
     recorder = FakeGraphs()
     engine = engine_for()
@@ -237,6 +261,18 @@ def test_nan_in_a_tick_that_is_repeated_fails_its_stream_alone():
     assert torch.equal(good.result(), engine_for().submit(PLAIN[0]).result())
     with pytest.raises(NumericalError, match="tick 6"):
         bad.result()
+
+
+def test_what_kernels_cannot_raise_fails_the_pass_that_met_it():
+    engine = engine_for(cuda_graphs=True)
+    struck = [engine.submit(request) for request in PLAIN[:2]]
+    engine.step()
+    error_bits(engine.device).fill_(8)
+    engine.step()
+    for stream in struck:
+        with pytest.raises(PageTableError, match="a page or row outside the pool"):
+            stream.result()
+    assert torch.equal(engine.submit(PLAIN[2]).result(), engine_for().submit(PLAIN[2]).result())
 
 
 def test_off_on_a_cpu_unless_asked_for():

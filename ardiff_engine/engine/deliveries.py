@@ -51,10 +51,6 @@ class Deliveries:
     def add(self, stream: Stream, clean: list[CleanFrame]) -> None:
         self._steps[-1].frames.append((weakref.ref(stream), clean))
 
-    def hold(self, stream: Stream) -> bool:
-        """Whether something of this stream is on its way."""
-        return any(ref() is stream for step in self._steps for ref, _ in step.frames)
-
     def arrived(self, on_their_way: int) -> Iterator[tuple[Stream, list[CleanFrame]]]:
         """What all steps but the last `on_their_way` finished; waits for them. Struck streams have failed."""
         while len(self._steps) > on_their_way:

@@ -401,7 +401,7 @@ class Engine:
 
     def _ends(self, stream: Stream) -> bool:
         """Whether only the delivery of its last frames is left."""
-        return len(self._deliveries) > 0 and stream.feeder.done and self._deliveries.hold(stream)
+        return stream.passes_under_way > 0 and stream.feeder.done
 
     def _finish_delivered(self) -> None:
         for stream in self._delivered:

@@ -96,7 +96,7 @@ class Passes:
             batch = self._packer.pack(work)
         self.packing_seconds += time.perf_counter() - started
         computed = self._ticks.run(batch)
-        return Outcome(work, batch.x.shape[0], computed.latents, Verdict(work, computed.finite))
+        return Outcome(work, batch.x.shape[0], computed.latents, Verdict(work, computed.findings))
 
 
 def out_of_memory(error: Exception) -> bool:

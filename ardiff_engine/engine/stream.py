@@ -96,6 +96,8 @@ class Stream:
         self.saved: SavedPages | None = None
         self.engine = engine
         self.ready: deque[LatentFrame] = deque()
+        self.passes_under_way = self.frames_under_way = 0
+        """Passes that have moved this stream and not yet delivered, and the frames that they made clean."""
         self.kept: list[torch.Tensor] | None = [] if request.num_frames is not None else None
         self.state: State = "waiting"
         self._error: ArdiffError | None = None
@@ -270,7 +272,8 @@ class Stream:
     @property
     def runnable(self) -> bool:
         limit = self.request.ahead_limit
-        return self.state == "running" and (limit is None or self._collecting or len(self.ready) < limit)
+        unread = len(self.ready) + self.frames_under_way
+        return self.state == "running" and (limit is None or self._collecting or unread < limit)
 
     def prepare(self, feed: Feed, spec: ModelSpec) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
@@ -299,9 +302,13 @@ class Stream:
             self.latents.move(feed.roster.updated, latents)
         for frame in clean:
             self.latents[frame.index] = frame.own
+        self.passes_under_way += 1
+        self.frames_under_way += len(clean)
 
     def deliver(self, clean: list[CleanFrame]) -> None:
-        """Hand frames that became clean to the reader."""
+        """Hand the frames that a pass made clean to the reader."""
+        self.passes_under_way -= 1
+        self.frames_under_way -= len(clean)
         seconds = time.perf_counter() - self._started
         for frame in clean:
             if self.first_frame_seconds is None:

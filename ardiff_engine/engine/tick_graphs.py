@@ -29,6 +29,7 @@ from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_buffers import TickBuffers
 from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_layout
 from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.ops.cuda_launch import error_bits
 
 MOST_SHAPES = 16
 LAYOUTS_KEPT = 16
@@ -93,10 +94,11 @@ class GraphCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Computed:
-    """latents: float32 [U, L, C]; finite: bool [U], on its way to the host."""
+    """latents: float32 [U, L, C]. findings: on their way to the host: finite, bool [U], and, of kernels that
+    cannot raise, the error bits of their device (ops.cuda_launch)."""
 
     latents: torch.Tensor
-    finite: HostCopy
+    findings: HostCopy
 
 
 class EagerTicks:
@@ -162,7 +164,9 @@ class TickGraphs:
         buffers.load(layout, batch)
         self._run(entry)
         # Copied: the next tick of this shape writes over the buffers, whoever still needs what this one left.
-        return Computed(buffers.latents[:updates].clone(), HostCopy(buffers.finite[:updates].clone()))
+        found = error_bits(batch.cells.k_pages.device).clone()
+        findings = HostCopy(buffers.finite[:updates].clone(), found)
+        return Computed(buffers.latents[:updates].clone(), findings)
 
     def clear(self) -> None:
         """Drop all graphs and buffers: workspace that can be built again."""

@@ -10,7 +10,8 @@ from itertools import compress
 from ardiff_engine.engine.batch import Work
 from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.stream import Stream
-from ardiff_engine.errors import NumericalError, explain
+from ardiff_engine.errors import ArdiffError, NumericalError, explain
+from ardiff_engine.ops.cuda_launch import check_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,34 +24,52 @@ class _Part:
 
 
 class Verdict:
-    """Of one pass. finite: bool [U], one per frame that it moved, stream by stream, on its way to the host.
+    """Of one pass over `work`. findings: as in tick_graphs.Computed.
 
     Streams are held weakly: a pass that is on its way keeps nobody alive.
     """
 
-    def __init__(self, work: Work, finite: HostCopy) -> None:
-        self._finite = finite
+    def __init__(self, work: Work, findings: HostCopy) -> None:
+        self._findings = findings
+        self._device = work[0][0].engine.device
         self._parts = [
             _Part(weakref.ref(stream), feed.roster.updated, stream.ticks_done) for stream, feed in work
         ]
 
     def fail_struck(self) -> None:
-        """Streams with a number that is not finite fail. Waits for the pass."""
-        (finite,) = self._finite.wait()
+        """Streams with a number that is not finite fail; all of them, if a kernel was given ids that do not
+        exist, since nobody knows whose they were. Waits for the pass."""
+        finite, *found = self._findings.wait()
+        if found and int(found[0]):
+            self._fail_all()
         if bool(finite.all()):
             return
         rows = finite.split([len(part.frames) for part in self._parts])
         for part, good in zip(self._parts, rows, strict=True):
             bad = list(compress(part.frames, (~good).tolist()))
-            stream = part.stream()
-            if bad and stream is not None:
-                stream.fail(
-                    NumericalError(
-                        explain(
-                            f"latents of frame {bad[0]} at tick {part.tick}",
-                            got="NaN or infinity",
-                            expected="finite numbers",
-                            fix="Check the weights and the condition.",
-                        )
-                    )
-                )
+            if bad:
+                self._fail(part, _not_finite(bad[0], part.tick))
+
+    def _fail_all(self) -> None:
+        try:
+            check_device(self._device)
+        except ArdiffError as error:
+            for part in self._parts:
+                self._fail(part, error)
+
+    @staticmethod
+    def _fail(part: _Part, error: ArdiffError) -> None:
+        stream = part.stream()
+        if stream is not None:
+            stream.fail(error)
+
+
+def _not_finite(frame: int, tick: int) -> NumericalError:
+    return NumericalError(
+        explain(
+            f"latents of frame {frame} at tick {tick}",
+            got="NaN or infinity",
+            expected="finite numbers",
+            fix="Check the weights and the condition.",
+        )
+    )
