@@ -281,11 +281,11 @@ class Engine:
             self.register.start_waiting()
             ended = sum(self.register.ended.values())
             work = self._turn()
-        if not work and self._deliveries:
-            self._deliver(0)
-            self._finish_delivered()
-            return True
         if not work:
+            # Nothing to start: bring in what is on its way, for which readers may be waiting.
+            self._deliver(0)
+            if self._finish_delivered():
+                return True
             # Whoever failed in its turn has given its pages back: one that waits for them may run next.
             return sum(self.register.ended.values()) > ended
         planned = time.perf_counter()
@@ -403,10 +403,13 @@ class Engine:
         """Whether only the delivery of its last frames is left."""
         return stream.passes_under_way > 0 and stream.feeder.done
 
-    def _finish_delivered(self) -> None:
+    def _finish_delivered(self) -> bool:
+        """End videos whose last frames were delivered; whether anything was delivered at all."""
+        delivered = bool(self._delivered)
         for stream in self._delivered:
             self._finish_if_done(stream)
         self._delivered.clear()
+        return delivered
 
     def _tried_again(self, call: Callable[[], T]) -> T:
         """What `call` returns; where memory is short, workspace is freed and it is called once more."""

@@ -17,6 +17,12 @@ def upload(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
+def staging_for(target: torch.Tensor) -> torch.Tensor:
+    """Host memory like `target`, uninitialised, from which `target.copy_(..., non_blocking=True)` does not
+    wait. It may be let go of at once."""
+    return torch.empty(target.shape, dtype=target.dtype, pin_memory=target.is_cuda)
+
+
 def read_here(tensor: torch.Tensor) -> None:
     """Work on the current stream reads a tensor of another one: its memory is not handed on before that work
     is done, whoever lets go of the tensor meanwhile."""

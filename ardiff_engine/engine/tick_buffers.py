@@ -15,7 +15,7 @@ from math import prod
 import torch
 
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.engine.host_copy import upload
+from ardiff_engine.engine.host_copy import staging_for
 from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_tokens
 from ardiff_engine.models.ar_diffusion_config import ModelSpec
 from ardiff_engine.models.cell_batch import CellBatch
@@ -41,10 +41,10 @@ class Block:
 
     def load(self, values: Mapping[str, torch.Tensor]) -> None:
         """Values in host memory, one for each field, of its shape."""
-        staging = torch.empty(self._bytes.shape, dtype=torch.uint8)
+        staging = staging_for(self._bytes)
         for name, tensor in self._views(staging).items():
             tensor.copy_(values[name])
-        self._bytes.copy_(upload(staging, self._bytes.device))
+        self._bytes.copy_(staging, non_blocking=True)
 
     def _views(self, memory: torch.Tensor) -> dict[str, torch.Tensor]:
         views = {}

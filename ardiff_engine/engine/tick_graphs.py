@@ -184,6 +184,7 @@ class TickGraphs:
             except Exception as error:
                 # Not again: whatever cannot be recorded now cannot be recorded in the next shape either.
                 self._reason = f"recording failed: {type(error).__name__}: {error}"
+                self._recorder.wait()
                 self._recorder = None
                 self._entries = OrderedDict({entry.buffers.shape: entry})
             else:
