@@ -14,7 +14,7 @@ import torch
 
 from ardiff_engine import ops
 from ardiff_engine.engine import Engine, Stream
-from ardiff_engine.engine.batch import Work
+from ardiff_engine.engine.layout import Work
 from ardiff_engine.models import native_block
 from ardiff_engine.models.ar_diffusion_block import Block
 from ardiff_engine.models.paged_attention import PagedAttention

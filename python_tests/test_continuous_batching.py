@@ -154,8 +154,8 @@ def test_tables_of_solvers_that_nobody_uses_are_dropped():
 def test_steady_ticks_use_their_layout_again(monkeypatch):
     engine = engine_for(memory=Window(3))
     made = []
-    lay_out = engine._packer._lay_out
-    monkeypatch.setattr(engine._packer, "_lay_out", lambda work: made.append(1) or lay_out(work))
+    build = engine._packer._builder.build
+    monkeypatch.setattr(engine._packer._builder, "build", lambda work: made.append(1) or build(work))
     streams = [engine.submit(Request(num_frames=6, lag=4, seed=i)) for i in range(3)]
     for stream in streams:
         stream.result()

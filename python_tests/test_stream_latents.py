@@ -38,7 +38,9 @@ def test_any_calls_leave_what_a_dictionary_would_have(seed: int) -> None:
         assert all(f in latents and torch.equal(latents[f], latent(value)) for f, value in expected.items())
         some = tuple(chance.sample(sorted(expected), min(len(expected), 3)))
         if some:
-            assert torch.equal(latents.stacked(some), torch.stack([latent(expected[f]) for f in some]))
+            assert torch.equal(
+                torch.cat(latents.runs(some)), torch.stack([latent(expected[f]) for f in some])
+            )
     latents.clear()
     assert not latents
 
@@ -46,5 +48,10 @@ def test_any_calls_leave_what_a_dictionary_would_have(seed: int) -> None:
 def test_what_a_pass_moved_is_not_copied() -> None:
     latents, block = StreamLatents(), torch.randn(3, 2, 3)
     latents.move((4, 5, 6), block)
-    assert latents.stacked((4, 5, 6)) is block and latents[5].data_ptr() == block[1].data_ptr()
-    assert latents.stacked((4, 5)).data_ptr() != block.data_ptr()
+    (whole,) = latents.runs((4, 5, 6))
+    assert whole is block and latents[5].data_ptr() == block[1].data_ptr()
+    latents[7] = latent(0.5)
+    (rows, single) = latents.runs((5, 6, 7))
+    assert rows.data_ptr() == block[1].data_ptr() and rows.shape == (2, 2, 3) and single.shape == (1, 2, 3)
+    latents[5] = latent(0.25)
+    assert [len(run) for run in latents.runs((4, 5, 6, 7))] == [1, 1, 1, 1] and latents.runs(()) == []

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from ardiff_engine.device import upload
 from ardiff_engine.errors import TensorError, explain
 
 PURPOSE_INITIAL = 0
@@ -58,8 +60,10 @@ def noise_keys(seeds: Ints, streams: Ints, frames: Ints, purpose: Ints, steps: I
                     )
                 )
     columns[0] = [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in columns[0]]
-    full = [torch.tensor(column, dtype=torch.int64).expand(rows) for column in columns]
-    return torch.stack(full, dim=1)
+    keys = np.empty((rows, len(KEY_COLUMNS)), np.int64)
+    for index, column in enumerate(columns):
+        keys[:, index] = column
+    return torch.from_numpy(keys)
 
 
 def initial_noise(
@@ -78,7 +82,7 @@ def initial_noise(
     from ardiff_engine.ops.philox_normal import philox_normal
 
     keys = noise_keys(seed, stream, frames, PURPOSE_INITIAL, 0)
-    return philox_normal(keys.to(device), math.prod(shape)).reshape(len(frames), *shape)
+    return philox_normal(upload(keys, torch.device(device)), math.prod(shape)).reshape(len(frames), *shape)
 
 
 def _as_list(values: Ints) -> list[int]:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ardiff_engine.engine.passes import Outcome
 from ardiff_engine.engine.stream import CleanFrame, Stream
 from ardiff_engine.engine.verdict import Verdict
 
@@ -38,15 +37,15 @@ class Deliveries:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def check(self, outcomes: list[Outcome]) -> None:
+    def check(self, verdicts: list[Verdict]) -> None:
         """Fail struck streams now, where that is known at once: they stay at the tick that struck them."""
         if self.delay == 0:
-            for outcome in outcomes:
-                outcome.verdict.fail_struck()
+            for verdict in verdicts:
+                verdict.fail_struck()
 
-    def begin(self, outcomes: list[Outcome]) -> None:
+    def begin(self, verdicts: list[Verdict]) -> None:
         """A step: what `add` is given from now on is known to be good when these are."""
-        self._steps.append(_Step([outcome.verdict for outcome in outcomes], []))
+        self._steps.append(_Step(verdicts, []))
 
     def add(self, stream: Stream, clean: list[CleanFrame]) -> None:
         self._steps[-1].frames.append((weakref.ref(stream), clean))

@@ -16,17 +16,19 @@ import torch
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.admission import admit, check_memory
-from ardiff_engine.engine.batch import Packer, Work
+from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.changes import STALL_SECONDS, Changes
 from ardiff_engine.engine.conditions import condition_rows
 from ardiff_engine.engine.deliveries import Deliveries
 from ardiff_engine.engine.feed import Feed, Feeder
+from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
 from ardiff_engine.engine.passes import Outcome, Passes, out_of_memory
 from ardiff_engine.engine.recorder import Recorder, TickRecord, stream_tick
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stats import EngineStats
+from ardiff_engine.engine.steady_run import LEAST_PASSES, SteadyRun
 from ardiff_engine.engine.stream import CleanFrame, Holdings, Stream
 from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.engine.stream_register import StreamRegister
@@ -86,7 +88,7 @@ class Engine:
             max_pages = pages_for_share(max_pages, model.spec, weight.element_size(), self.device)
         self.pool = PagePool.allocate(model.spec, max_pages, dtype=weight.dtype, device=self.device)
         self._schedules = Schedules(model, solver)
-        self._packer = Packer(model, self.pool)
+        self._packer = Packer(model, self.pool, self._schedules)
         tick = Tick(model, self._schedules)
         ticks = ticks_for(tick, self._schedules, model.spec, self.device, cuda_graphs)
         self._passes = Passes(self._packer, tick, ticks)
@@ -97,6 +99,7 @@ class Engine:
         self._seconds = self._planning_seconds = 0.0
         self._first_frame_seconds: float | None = None
         self._recorders: list[Recorder] = []
+        self._run: SteadyRun | None = None
 
     @property
     def solver(self) -> Solver:
@@ -133,6 +136,7 @@ class Engine:
             conditions.append(null if negative is None else condition_rows(self.model, negative))
         need = admission.need
         with self.lock:
+            self.settle()
             self.register.reap()
             self.register.check_room(need.most)
             pages = StreamPages(len(conditions), need.context, need.frame, need.most)
@@ -222,6 +226,13 @@ class Engine:
 
     # --- for streams
 
+    def settle(self) -> None:
+        """End the run of steady passes, if there is one: every stream catches up."""
+        with self.lock:
+            run, self._run = self._run, None
+            if run is not None:
+                run.settle()
+
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
         """The engine's lock, with nothing on its way to a reader: edits find streams as readers do."""
@@ -275,6 +286,10 @@ class Engine:
     # --- private
 
     def _step(self) -> bool:
+        if self._run is not None:
+            if self._goes_on(self._run) and self._step_of(self._run):
+                return True
+            self.settle()
         started = time.perf_counter()
         with annotate("ardiff.plan"):
             self.register.reap()
@@ -293,16 +308,15 @@ class Engine:
         computed = time.perf_counter()
         # First every stream gets what this pass computed, then callbacks run: one that cancels, fails or is
         # interrupted finds all streams at the same tick.
-        ticks = [stream.ticks_done for stream, _ in work]
-        self._hand_over(outcomes)
+        moved = self._hand_over(outcomes)
         self.ticks += 1
         finished = time.perf_counter()
         self._seconds += finished - started
         self._planning_seconds += planned - started + finished - computed + self._passes.packing_seconds
         interrupt: BaseException | None = None
-        for (stream, _), tick in zip(work, ticks, strict=True):
+        for stream in moved:
             try:
-                if not stream.done and stream.ticks_done > tick:
+                if not stream.done:
                     self._call_back(stream)
             except BaseException as error:
                 # Not before the others had their callbacks: nobody would call those again.
@@ -312,6 +326,62 @@ class Engine:
             self._record(work, started, planned)
         if interrupt is not None:
             raise interrupt
+        if len(moved) == len(work):
+            self._begin_run(moved)
+        return True
+
+    def _begin_run(self, streams: list[Stream]) -> None:
+        """Leave the next passes to a run, if they change nothing but the levels of these streams."""
+        ahead = min(stream.passes_ahead for stream in streams)
+        if ahead < LEAST_PASSES or self._recorders:
+            return
+        # One that waits for its turn or its reader may run next.
+        if sum(stream.state == "running" for stream in self.register.alive()) > len(streams):
+            return
+        began = time.perf_counter()
+        try:
+            work = [(stream, stream.feeder.next()) for stream in streams]
+            run = SteadyRun(self._packer, work, ahead, self.register.version)
+        except Exception:
+            # Whatever it is, the next pass meets it too, and knows whose fault it is.
+            return
+        run.begin()
+        self._run = run
+        self._planning_seconds += time.perf_counter() - began
+        self._seconds += time.perf_counter() - began
+
+    def _goes_on(self, run: SteadyRun) -> bool:
+        register = self.register
+        return not (run.over or register.to_reap or run.version != register.version or self._recorders)
+
+    def _step_of(self, run: SteadyRun) -> bool:
+        """The next pass of the run. False if it failed and changed nothing: the streams do it themselves."""
+        started = time.perf_counter()
+        try:
+            with annotate("ardiff.pack"):
+                batch = run.batch()
+            packed = time.perf_counter()
+            result = self._passes.compute(batch)
+        except Exception:
+            return False
+        computed = time.perf_counter()
+        verdict = run.verdict(result.findings)
+        if self._deliveries.delay == 0 and not verdict.good:
+            return False
+        # The collector may have ended a stream meanwhile, and the run with it.
+        if self._run is not run:
+            return False
+        run.accept(result.latents)
+        self.ticks += 1
+        self._cells += batch.x.shape[0]
+        self._updates += len(result.latents)
+        if self._deliveries.delay:
+            self._deliveries.begin([verdict])
+            self._deliver(self._deliveries.delay)
+            self._finish_delivered()
+        finished = time.perf_counter()
+        self._seconds += finished - started
+        self._planning_seconds += packed - started + finished - computed
         return True
 
     def _record(self, work: Work, started: float, planned: float) -> None:
@@ -335,26 +405,15 @@ class Engine:
 
     def _turn(self) -> Work:
         """What the streams of this pass feed, their pages taken. A stream that cannot say so fails alone."""
-        spec = self.model.spec
-        planned: Work = []
-        costs: list[int] = []
         runnable = [s for s in self.register.alive() if s.runnable and not self._ends(s)]
-        for stream in longest_waiting_first(runnable):
+        if self._max_batch_tokens is not None:
+            runnable = self._next_in_turn(runnable, self._max_batch_tokens)
+        # In the order of submission: streams that go on together keep the layout of their last pass.
+        work: Work = []
+        for stream in runnable:
             try:
                 feed = self._tried_again(stream.feeder.next)
-            except Exception as error:
-                stream.fail(wrapped(error))
-                continue
-            planned.append((stream, feed))
-            costs.append(tokens_of(stream, feed, spec.tokens_per_frame, spec.context_tokens))
-        work: Work = []
-        turn = [planned[index] for index in within_budget(costs, self._max_batch_tokens)]
-        for stream, _ in turn:
-            self.register.queue_up(stream)
-        # In the order of submission: streams that go on together keep the layout of their last pass.
-        for stream, feed in sorted(turn, key=lambda part: part[0].number):
-            try:
-                self._tried_again(partial(stream.prepare, feed, spec))
+                self._tried_again(partial(stream.prepare, feed))
             except Exception as error:
                 stream.fail(wrapped(error))
                 continue
@@ -363,13 +422,34 @@ class Engine:
         # more would break the pass for all.
         return [(stream, feed) for stream, feed in work if not stream.done]
 
-    def _hand_over(self, outcomes: list[Outcome]) -> None:
-        """Give every stream what was computed for it. All that can fail comes before anything changes: a
-        stream moved on by half would go on as another video.
+    def _next_in_turn(self, streams: list[Stream], budget: int) -> list[Stream]:
+        """Those that share the next pass, in the order of submission."""
+        spec = self.model.spec
+        planned: list[Stream] = []
+        costs: list[int] = []
+        for stream in longest_waiting_first(streams):
+            try:
+                feed = self._tried_again(stream.feeder.next)
+            except Exception as error:
+                stream.fail(wrapped(error))
+                continue
+            planned.append(stream)
+            costs.append(tokens_of(stream, feed, spec.tokens_per_frame, spec.context_tokens))
+        turn = [planned[index] for index in within_budget(costs, budget)]
+        for stream in turn:
+            self.register.queue_up(stream)
+        return sorted(turn, key=lambda stream: stream.number)
+
+    def _hand_over(self, outcomes: list[Outcome]) -> list[Stream]:
+        """Give every stream what was computed for it: those that went on. All that can fail comes before
+        anything changes: a stream moved on by half would go on as another video.
         """
         moves: list[tuple[Stream, Feed, torch.Tensor, list[CleanFrame]]] = []
-        self._deliveries.check(outcomes)
+        verdicts = [outcome.verdict for outcome in outcomes]
+        self._deliveries.check(verdicts)
         for outcome in outcomes:
+            self._cells += outcome.cells
+            self._updates += len(outcome.latents)
             for stream, feed, own in outcome.parts():
                 if stream.done:
                     continue
@@ -379,16 +459,16 @@ class Engine:
                     stream.fail(wrapped(error))
                 else:
                     moves.append((stream, feed, own, clean))
-        self._deliveries.begin(outcomes)
+        moved: list[Stream] = []
+        self._deliveries.begin(verdicts)
         for stream, feed, own, clean in moves:
             if stream.done:
                 continue
             stream.take_over(feed, own, clean)
             self._deliveries.add(stream, clean)
-        for outcome in outcomes:
-            self._cells += outcome.cells
-            self._updates += len(outcome.latents)
+            moved.append(stream)
         self._deliver(self._deliveries.delay)
+        return moved
 
     def _deliver(self, on_their_way: int) -> None:
         """Hand frames to their readers once it is known that they are good."""
@@ -396,7 +476,7 @@ class Engine:
             stream.deliver(clean)
             self._delivered.append(stream)
             self._frames += len(clean)
-            if self._first_frame_seconds is None:
+            if clean and self._first_frame_seconds is None:
                 self._first_frame_seconds = stream.first_frame_seconds
 
     def _ends(self, stream: Stream) -> bool:
@@ -422,7 +502,8 @@ class Engine:
         return call()
 
     def _finish_if_done(self, stream: Stream) -> None:
-        if stream.done or not stream.feeder.done or self._ends(stream):
+        # One that takes part in a run has passes ahead.
+        if stream.in_run or stream.done or not stream.feeder.done or self._ends(stream):
             return
         if stream.then is None:
             stream.finish()

@@ -18,12 +18,13 @@ from ardiff_engine.plan import Kind, Plan
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Roster:
-    """Who is fed in a pass of one stream and what they see: all but the levels.
+    """Who is fed in a pass of one stream and what they see, from the first pass on that feeds them.
 
     While frames only go from level to level it stays the same object, so that what depends on it alone
     (pages, views, positions) is looked up and not computed again.
 
-    frames: in ascending order; updates: which of them the solver moves. newest: the youngest started frame.
+    frames: in ascending order; updates: which of them the solver moves. levels: row of the timestep table for
+    each frame in the first pass, S + 1 for one that waits to start. newest: the youngest started frame.
     first_held: frames before it, sinks apart, are not needed any more. origin: the frame at position 0.
     floor: frames before it, sinks apart, are forgotten.
     sinks: leading frames that everyone sees. feeds_context: whether the context is part of the pass.
@@ -31,6 +32,7 @@ class Roster:
 
     frames: tuple[int, ...]
     updates: tuple[bool, ...]
+    levels: tuple[int, ...]
     newest: int
     first_held: int
     origin: int
@@ -39,9 +41,12 @@ class Roster:
     feeds_context: bool
     updated: tuple[int, ...] = field(init=False)
     """The frames that the solver moves."""
+    highest: int = field(init=False)
+    """The highest level among those in the first pass; -1 if there are none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "updated", tuple(compress(self.frames, self.updates)))
+        object.__setattr__(self, "highest", max(compress(self.levels, self.updates), default=-1))
 
     def visible(self, first: int, last: int) -> list[int]:
         """Frames that a view of first..last shows, sinks before it included, in order."""
@@ -51,11 +56,18 @@ class Roster:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Feed:
-    """One pass of one stream. levels: row of the timestep table for each frame of the roster, S + 1 for one
-    that waits to start."""
+    """One pass of one stream: `passed` passes after the roster's first. Frames that the solver moves have
+    risen by one level in each of them."""
 
     roster: Roster
-    levels: tuple[int, ...]
+    passed: int = 0
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Row of the timestep table for each frame of the roster."""
+        roster, passed = self.roster, self.passed
+        moved = zip(roster.levels, roster.updates, strict=True)
+        return tuple(level + passed if updates else level for level, updates in moved)
 
     @property
     def updated_levels(self) -> tuple[int, ...]:
@@ -65,20 +77,12 @@ class Feed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Steady:
-    """A feed whose successors differ in their levels alone: from tick `begin` to before `end` of `plan`."""
+    """From tick `begin` to before `end` of `plan` the roster stays the same."""
 
     plan: Plan
     begin: int
     end: int
-    feed: Feed
-
-    def at(self, tick: int) -> Feed:
-        passed = tick - self.begin
-        if passed == 0:
-            return self.feed
-        roster = self.feed.roster
-        moved = zip(self.feed.levels, roster.updates, strict=True)
-        return Feed(roster, tuple(level + passed if updates else level for level, updates in moved))
+    roster: Roster
 
 
 class Feeder:
@@ -89,7 +93,8 @@ class Feeder:
         self.tick = 0
         self.ticks_total = 0
         self.floor = 0
-        self.levels: dict[int, int] = {frame: plan.num_steps for frame in range(plan.prefix)}
+        self._levels: dict[int, int] = {frame: plan.num_steps for frame in range(plan.prefix)}
+        self._moved: Feed | None = None
         self._policy = policy
         self._cacheable = cacheable
         self._prefill = policy.prefill(plan.prefix) if cacheable else []
@@ -103,11 +108,21 @@ class Feeder:
     def copy(self) -> Feeder:
         other = Feeder.__new__(Feeder)
         other.__dict__.update(self.__dict__)
-        other.levels, other._committed = dict(self.levels), set(self._committed)
+        other._levels, other._committed = dict(self._levels), set(self._committed)
         other._prefill = list(self._prefill)
         return other
 
     # --- the walk
+
+    @property
+    def levels(self) -> dict[int, int]:
+        """Solver steps that each frame which somebody may still see has finished."""
+        # Written down only when somebody asks or the roster changes: steady passes would repeat it for all.
+        moved, self._moved = self._moved, None
+        if moved is not None:
+            risen = (level + 1 for level in moved.updated_levels)
+            self._levels.update(zip(moved.roster.updated, risen, strict=True))
+        return self._levels
 
     @property
     def done(self) -> bool:
@@ -123,12 +138,12 @@ class Feeder:
             return self._prefill_feed(self._prefill[0])
         steady = self._steady
         if steady is not None and steady.plan is self.plan and steady.begin <= self.tick < steady.end:
-            return steady.at(self.tick)
+            return Feed(steady.roster, self.tick - steady.begin)
         feed = self._planned()
         # A pass that stores something is followed by one that need not.
         stores = self._cacheable and (feed.roster.feeds_context or not all(feed.roster.updates))
         end = self.tick if stores else self.plan.steady_until(self.tick)
-        self._steady = _Steady(self.plan, self.tick, end, feed)
+        self._steady = _Steady(self.plan, self.tick, end, feed.roster)
         return feed
 
     def _planned(self) -> Feed:
@@ -145,25 +160,28 @@ class Feeder:
         levels = [self.plan.num_steps] * len(stale) + list(updates.values())
         return self._feed([*stale, *updates], levels, len(stale), newest, origin)
 
-    def advance(self, feed: Feed) -> None:
-        """Record that `feed` has run."""
+    @property
+    def passes_ahead(self) -> int:
+        """Passes from here on that feed the same as the last one, one level higher, and finish no frame."""
+        steady = self._steady
+        if self._prefill or steady is None or steady.plan is not self.plan:
+            return 0
+        if steady.roster is not self._advanced:
+            return 0
+        finishing = steady.begin + self.plan.num_steps - 1 - steady.roster.highest
+        return min(steady.end, finishing) - self.tick
+
+    def advance(self, feed: Feed, passes: int = 1) -> None:
+        """Record that `feed` has run, and the passes - 1 before it that had the same roster."""
         roster = feed.roster
-        if roster.origin != self._last_origin:
-            self._committed.clear()
-        self._context_done, self._last_origin = True, roster.origin
+        if roster is not self._advanced:
+            self._take_up(roster)
         if self._prefill:
-            self._committed.update(roster.frames)
             self._prefill.pop(0)
             return
-        self.levels.update(zip(roster.updated, (level + 1 for level in feed.updated_levels), strict=True))
-        if roster is not self._advanced:
-            self._committed.update(set(roster.frames) - set(roster.updated))
-            for frame in [f for f in self.levels if f < roster.first_held and f not in roster.sinks]:
-                del self.levels[frame]
-                self._committed.discard(frame)
-            self._advanced = roster
-        self.tick += 1
-        self.ticks_total += 1
+        self._moved = feed
+        self.tick += passes
+        self.ticks_total += passes
 
     # --- changes on the way
 
@@ -208,15 +226,28 @@ class Feeder:
         """
         self._steady = None
         self.plan, self.tick = plan, 0
-        self.levels = {f: k for f, k in self.levels.items() if f < plan.prefix}
+        self._levels = {f: k for f, k in self.levels.items() if f < plan.prefix}
         self._committed = {f for f in self._committed if f < plan.prefix}
         if from_scratch:
-            self.levels = dict.fromkeys(range(plan.prefix), plan.num_steps)
+            self._levels = dict.fromkeys(range(plan.prefix), plan.num_steps)
             self._committed.clear()
             chunks = self._policy.prefill(plan.prefix) if self._cacheable else []
             self._prefill = [chunk for chunk in chunks if any(self._remembered(f) for f in chunk)]
 
     # --- private
+
+    def _take_up(self, roster: Roster) -> None:
+        """Note what the first pass with this roster stores, and drop what nobody sees any more."""
+        if roster.origin != self._last_origin:
+            self._committed.clear()
+        self._context_done, self._last_origin, self._advanced = True, roster.origin, roster
+        self._committed.update(set(roster.frames) - set(roster.updated))
+        levels = self.levels
+        if self._prefill:
+            return
+        for frame in [f for f in levels if f < roster.first_held and f not in roster.sinks]:
+            del levels[frame]
+            self._committed.discard(frame)
 
     @property
     def _sinks(self) -> range:
@@ -244,6 +275,7 @@ class Feeder:
         roster = Roster(
             frames=tuple(frames),
             updates=(False,) * committed + (True,) * (len(frames) - committed),
+            levels=tuple(levels),
             newest=newest,
             first_held=self._policy.first_held(first, newest),
             origin=origin,
@@ -251,7 +283,7 @@ class Feeder:
             sinks=self._sinks,
             feeds_context=not self._context_done,
         )
-        return Feed(roster, tuple(levels))
+        return Feed(roster)
 
     def _prefill_feed(self, chunk: range) -> Feed:
         newest = chunk[-1]
@@ -270,6 +302,7 @@ class Feeder:
         roster = Roster(
             frames=tuple(frames),
             updates=tuple(frame in updates for frame in frames),
+            levels=tuple(waiting if k == 0 and f not in updates else k for f, k in levels.items()),
             newest=newest,
             first_held=origin,
             origin=origin,
@@ -277,10 +310,7 @@ class Feeder:
             sinks=range(0),
             feeds_context=True,
         )
-        return Feed(
-            roster,
-            tuple(waiting if k == 0 and frame not in updates else k for frame, k in levels.items()),
-        )
+        return Feed(roster)
 
     def _seen_later(self, frame: int, newest: int) -> bool:
         return frame in self._sinks or frame >= self._policy.first_seen(frame + 1, newest)

@@ -1,20 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between host and device without waiting: nothing in a tick may stop the host until the GPU has caught up.
-
-A copy of ordinary host memory blocks until it is done. Page-locked memory does not, and PyTorch hands such
-memory out again only after the copies that read it. On the CPU both directions are plain references.
+"""Copies between host and device that nobody waits for: nothing in a tick may stop the host until the GPU has
+caught up. They take page-locked host memory, which PyTorch hands out again only after its copies are done.
 """
 
 from __future__ import annotations
 
 import torch
-
-
-def upload(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`host` on `device`; what is queued after this on the current stream finds it there."""
-    if device.type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
 
 
 def staging_for(target: torch.Tensor) -> torch.Tensor:

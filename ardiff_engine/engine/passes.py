@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ardiff_engine.engine.batch import Packer, Work
+from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.tick import Tick
-from ardiff_engine.engine.tick_graphs import EagerTicks, GraphCounts, TickGraphs
-from ardiff_engine.engine.verdict import Verdict
+from ardiff_engine.engine.tick_graphs import Computed, EagerTicks, GraphCounts, TickGraphs
+from ardiff_engine.engine.verdict import Verdict, parts_of
 from ardiff_engine.errors import wrapped
 from ardiff_engine.ranges import annotate
 
@@ -95,8 +96,13 @@ class Passes:
         with annotate("ardiff.pack"):
             batch = self._packer.pack(work)
         self.packing_seconds += time.perf_counter() - started
-        computed = self._ticks.run(batch)
-        return Outcome(work, batch.x.shape[0], computed.latents, Verdict(work, computed.findings))
+        computed = self.compute(batch)
+        verdict = Verdict(parts_of(work), computed.findings, batch.x.device)
+        return Outcome(work, batch.x.shape[0], computed.latents, verdict)
+
+    def compute(self, batch: Batch) -> Computed:
+        """The latents of the frames that it moves [U, L, C], and what is known of them."""
+        return self._ticks.run(batch)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables instead of work: modulation rows and solver coefficients of every solver in use, in one tensor each.
 
-A cell carries a level; row `modulation_base + model.frame_row(level)` modulates its tokens and row
+A cell carries a level; row `modulation_base + model.frame_rows(level)` modulates its tokens and row
 `coefficient_base + level` moves it on. So streams of different solvers share one pass, and no timestep
 embedding is computed while a video is generated.
 """
@@ -38,13 +38,14 @@ class ScheduleRows:
 
 
 class Schedules:
-    """modulation: [layers, R, 6, D]; coefficients: float32 [C, 7]."""
+    """modulation: [layers, R, 6, D]; coefficients: float32 [C, 7]. version rises when rows have moved."""
 
     def __init__(self, model: ARDiffusionTransformer, default: Solver) -> None:
         self._model = model
         self._clamp = default.clamp
         self._entries: dict[object, ScheduleRows] = {}
         self._blocks: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.version = 0
         self.default = self.use(default)
 
     @property
@@ -89,6 +90,7 @@ class Schedules:
         return table, solver.coefficients.to(device, torch.float32)
 
     def _join(self) -> None:
+        self.version += 1
         blocks = [self._blocks[key] for key in self._entries]
         modulation = coefficients = 0
         for rows, (table, steps) in zip(self._entries.values(), blocks, strict=True):

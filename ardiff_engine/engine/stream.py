@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ardiff_engine import ops
-from ardiff_engine.diffusion.noise import PURPOSE_INITIAL, noise_keys
+from ardiff_engine.device import upload
+from ardiff_engine.diffusion.noise import initial_noise
 from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.async_frames import AsyncFrames
 from ardiff_engine.engine.changes import Changes
 from ardiff_engine.engine.feed import Feed, Feeder
-from ardiff_engine.engine.host_copy import upload
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import ScheduleRows
 from ardiff_engine.engine.stream_edits import ConditionReceipt, Effect
@@ -26,11 +25,15 @@ from ardiff_engine.engine.stream_latents import StreamLatents
 from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
 from ardiff_engine.errors import ArdiffError, StreamClosedError, explain
 from ardiff_engine.memory import MemoryPolicy
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
 from ardiff_engine.plan import Plan
 
 if TYPE_CHECKING:
     from ardiff_engine.engine.engine import Engine
+    from ardiff_engine.engine.steady_run import SteadyRun
+
+# Starting noise that a stream draws at a time, at most.
+FRAMES_DRAWN = 16
+NUMBERS_DRAWN = 16384
 
 State = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
 
@@ -82,12 +85,14 @@ class Stream:
     ) -> None:
         self.number = number
         self.request = request
-        self.feeder = feeder
+        self._run: SteadyRun | None = None
+        self._feeder = feeder
         self.policy = policy
         self.conditions = conditions
         self.weights = weights
         self.holdings = holdings
-        self.latents = StreamLatents()
+        self._latents = StreamLatents()
+        self._drawn: dict[int, torch.Tensor] = {}
         self.then: Plan | None = None
         """What follows the present plan: an extension that came too late to be part of it."""
         self.exact = True
@@ -99,7 +104,7 @@ class Stream:
         self.passes_under_way = self.frames_under_way = 0
         """Passes that have moved this stream and not yet delivered, and the frames that they made clean."""
         self.kept: list[torch.Tensor] | None = [] if request.num_frames is not None else None
-        self.state: State = "waiting"
+        self._state: State = "waiting"
         self._error: ArdiffError | None = None
         self._collecting = False
         self._started = time.perf_counter()
@@ -110,7 +115,7 @@ class Stream:
             self.start = request.latents.detach().to(engine.device, torch.float32, copy=True)
         if request.prefix is not None:
             prefix = request.prefix.detach().to(engine.device, torch.float32, copy=True)
-            self.latents.update(enumerate(prefix.unbind(0)))
+            self._latents.update(enumerate(prefix.unbind(0)))
             if self.kept is not None:
                 self.kept.extend(prefix.unbind(0))
         self._finalizer = weakref.finalize(
@@ -121,14 +126,23 @@ class Stream:
     # --- for users
 
     @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self.engine.register.version += 1
+
+    @property
     def done(self) -> bool:
         """True once nothing more will be computed: finished, cancelled or failed."""
-        return self.state in ("finished", "cancelled", "failed")
+        return self._state in ("finished", "cancelled", "failed")
 
     @property
     def num_frames(self) -> int | None:
         """Frames of the whole video, given ones and extensions included; None: endless."""
-        return (self.then or self.feeder.plan).num_frames
+        return (self.then or self._feeder.plan).num_frames
 
     @property
     def frames_ready(self) -> int:
@@ -137,7 +151,9 @@ class Stream:
 
     @property
     def ticks_done(self) -> int:
-        return self.feeder.ticks_total
+        # Without settling a run: that would wait for the pass that another thread is in.
+        run = self._run
+        return self._feeder.ticks_total + (0 if run is None else run.passes)
 
     def take_ready(self) -> list[LatentFrame]:
         """The frames that are ready now, without running anything."""
@@ -262,6 +278,22 @@ class Stream:
     # --- for the engine
 
     @property
+    def feeder(self) -> Feeder:
+        if self._run is not None:
+            self.engine.settle()
+        return self._feeder
+
+    @property
+    def latents(self) -> StreamLatents:
+        if self._run is not None:
+            self.engine.settle()
+        return self._latents
+
+    @latents.setter
+    def latents(self, latents: StreamLatents) -> None:
+        self._latents = latents
+
+    @property
     def pages(self) -> StreamPages:
         return self.holdings.pages
 
@@ -273,9 +305,9 @@ class Stream:
     def runnable(self) -> bool:
         limit = self.request.ahead_limit
         unread = len(self.ready) + self.frames_under_way
-        return self.state == "running" and (limit is None or self._collecting or unread < limit)
+        return self._state == "running" and (limit is None or self._collecting or unread < limit)
 
-    def prepare(self, feed: Feed, spec: ModelSpec) -> None:
+    def prepare(self, feed: Feed) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
         roster = feed.roster
         if self.pages.ready_for(roster):
@@ -284,22 +316,22 @@ class Stream:
             del self.latents[frame]
         for frame in roster.frames:
             if frame not in self.latents:
-                self.latents[frame] = self._initial_noise(frame, spec)
+                self.latents[frame] = self._initial_noise(frame)
         self.pages.prepare(roster)
 
     def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[CleanFrame]:
         """Of the frames that a pass over `feed` made clean; latents: of those it moved. Changes nothing."""
-        # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
         steps = self.schedule.num_steps
+        if feed.roster.highest + feed.passed + 1 < steps:
+            return []
+        # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
         moved = zip(feed.roster.updated, feed.updated_levels, strict=True)
         clean = [(row, frame) for row, (frame, level) in enumerate(moved) if level + 1 == steps]
         return [CleanFrame(frame, latents[row].clone(), latents[row].clone()) for row, frame in clean]
 
     def take_over(self, feed: Feed, latents: torch.Tensor, clean: list[CleanFrame]) -> None:
         """Go on to the next pass."""
-        self.feeder.advance(feed)
-        if feed.roster.updated:
-            self.latents.move(feed.roster.updated, latents)
+        self._move(feed, 1, latents)
         for frame in clean:
             self.latents[frame.index] = frame.own
         self.passes_under_way += 1
@@ -309,13 +341,35 @@ class Stream:
         """Hand the frames that a pass made clean to the reader."""
         self.passes_under_way -= 1
         self.frames_under_way -= len(clean)
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - self._started if clean else 0.0
         for frame in clean:
             if self.first_frame_seconds is None:
                 self.first_frame_seconds = seconds
             if self.kept is not None:
                 self.kept.append(frame.own)
             self.ready.append(LatentFrame(frame.index, frame.readers, seconds))
+
+    @property
+    def in_run(self) -> bool:
+        """Whether passes are left to a run: the place in the plan is then behind."""
+        return self._run is not None
+
+    def join(self, run: SteadyRun) -> None:
+        """Leave the next passes to it, until `catch_up`."""
+        self._run = run
+
+    def catch_up(self, feed: Feed, passes: int, latents: torch.Tensor) -> None:
+        """The run has ended after `passes`, the last one over `feed`; latents: of the frames it moved."""
+        self._run = None
+        if passes and not self.done:
+            self._move(feed, passes, latents)
+
+    @property
+    def passes_ahead(self) -> int:
+        """Passes that differ from the last one in their levels alone, and that nobody asked to be told of."""
+        if self.request.on_step is not None or self.done:
+            return 0
+        return self._feeder.passes_ahead
 
     def finish(self) -> None:
         self._end("finished")
@@ -332,18 +386,26 @@ class Stream:
 
     # --- private
 
+    def _move(self, feed: Feed, passes: int, latents: torch.Tensor) -> None:
+        self._feeder.advance(feed, passes)
+        if feed.roster.updated:
+            self._latents.move(feed.roster.updated, latents)
+
     def _end(self, state: State) -> None:
         if self.done:
             return
+        # Before the state: a stream that has ended does not catch up.
+        latents = self.latents
         self.state = state
         self.saved = None
-        self.latents.clear()
+        latents.clear()
+        self._drawn.clear()
         if self._finalizer.detach() is not None:
             self.engine.register.release(self.holdings, state)
         self.engine.changes.notify()
 
-    def _initial_noise(self, frame: int, spec: ModelSpec) -> torch.Tensor:
-        request, device = self.request, self.engine.device
+    def _initial_noise(self, frame: int) -> torch.Tensor:
+        request, device, spec = self.request, self.engine.device, self.engine.model.spec
         given = frame - request.prefix_frames
         # Frames that an extension adds have no given noise.
         if self.start is not None and given < len(self.start):
@@ -352,8 +414,13 @@ class Stream:
         if request.generator is not None:
             drawn = torch.randn(shape, generator=request.generator, device=request.generator.device)
             return upload(drawn, device)
-        keys = upload(noise_keys(request.seed, request.noise_stream, frame, PURPOSE_INITIAL, 0), device)
-        return ops.philox_normal(keys, shape[0] * shape[1]).reshape(shape)
+        if frame not in self._drawn:
+            # Some frames ahead: a draw of a small frame is nearly all call. What is not used is not missed.
+            count = max(1, min(FRAMES_DRAWN, NUMBERS_DRAWN // (shape[0] * shape[1])))
+            frames = range(frame, frame + count)
+            noise = initial_noise(request.seed, request.noise_stream, frames, shape, device=device)
+            self._drawn = dict(zip(frames, noise.unbind(0), strict=True))
+        return self._drawn.pop(frame)
 
     def _next_ready(self) -> LatentFrame | None:
         self._run_until(lambda: bool(self.ready) or self.done)

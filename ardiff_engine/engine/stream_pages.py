@@ -28,7 +28,17 @@ class StreamPages:
     most: pages that the stream can ever hold. context, frames: page ids per branch, and per branch and frame.
     """
 
-    __slots__ = ("_per_context", "_per_frame", "_prepared", "context", "frames", "lease", "most", "version")
+    __slots__ = (
+        "_own_frames",
+        "_per_context",
+        "_per_frame",
+        "_prepared",
+        "context",
+        "frames",
+        "lease",
+        "most",
+        "version",
+    )
 
     def __init__(self, branches: int, per_context: int, per_frame: int, most: int) -> None:
         self._per_context = per_context
@@ -39,6 +49,8 @@ class StreamPages:
         self.frames: list[dict[int, list[int]]] = [{} for _ in range(branches)]
         self.version = 0
         self._prepared: Roster | None = None
+        # Frames whose pages nobody else can hold by now: sharing empties it.
+        self._own_frames: frozenset[int] = frozenset()
 
     @property
     def held(self) -> int:
@@ -56,7 +68,8 @@ class StreamPages:
 
     def prepare(self, roster: Roster) -> None:
         """Give back pages that nobody sees any more; make sure that what is fed has pages of its own."""
-        self._prepared = None
+        own = self._own_frames
+        self._unprepare()
         lease = self._open()
         for frames in self.frames:
             for frame in [f for f in frames if f < roster.first_held and f not in roster.sinks]:
@@ -66,15 +79,16 @@ class StreamPages:
             self.context = [self._own(pages, self._per_context) for pages in self.context]
         for frames in self.frames:
             for frame in roster.frames:
-                frames[frame] = self._own(frames.get(frame, []), self._per_frame)
-        self._prepared = roster
+                if frame not in own:
+                    frames[frame] = self._own(frames.get(frame, []), self._per_frame)
+        self._prepared, self._own_frames = roster, frozenset(roster.frames)
 
     def view(self, branch: int, frames: list[int]) -> list[int]:
         return [page for frame in frames for page in self.frames[branch][frame]]
 
     def drop_from(self, frame: int) -> None:
         """Give back the pages of `frame` and of all later ones."""
-        self._prepared = None
+        self._unprepare()
         lease = self._open()
         for frames in self.frames:
             for later in [f for f in frames if f >= frame]:
@@ -83,7 +97,7 @@ class StreamPages:
 
     def fork(self, lease: Lease) -> StreamPages:
         """The same pages under another lease. Whoever feeds a shared page next takes a fresh one for it."""
-        self._prepared = None
+        self._unprepare()
         other = StreamPages(len(self.context), self._per_context, self._per_frame, self.most)
         lease.share(self._open(), self.ids)
         other.lease = lease
@@ -114,10 +128,13 @@ class StreamPages:
 
     def close(self) -> None:
         """Return everything. The maps stay, for `restore`."""
-        self._prepared = None
+        self._unprepare()
         if self.lease is not None:
             self.lease.close()
             self.lease = None
+
+    def _unprepare(self) -> None:
+        self._prepared, self._own_frames = None, frozenset()
 
     def _own(self, pages: list[int], count: int) -> list[int]:
         """`count` pages that no other stream holds: those given, if they are."""

@@ -18,10 +18,12 @@ class StreamRegister:
 
     submitted: streams so far. ended: how many finished, were cancelled, failed.
     dropped: holdings of streams that were garbage before they had ended. Closed before the next pass.
+    version: rises with every stream that comes, goes or changes its state.
     """
 
     def __init__(self, manager: PageManager, schedules: Schedules, max_waiting: int) -> None:
         self.submitted = 0
+        self.version = 0
         self.ended = {"finished": 0, "cancelled": 0, "failed": 0}
         self.dropped: deque[Holdings] = deque()
         self._manager = manager
@@ -45,6 +47,7 @@ class StreamRegister:
 
     def add(self, stream: Stream) -> None:
         self.submitted += 1
+        self.version += 1
         self.queue_up(stream)
         self._streams[stream.number] = weakref.ref(stream)
         if stream.request.on_step is not None:
@@ -57,6 +60,7 @@ class StreamRegister:
 
     def release(self, holdings: Holdings, state: str = "cancelled") -> None:
         """Take back what a stream held."""
+        self.version += 1
         holdings.pages.close()
         self._schedules.leave(holdings.schedule)
         self.ended[state] += 1
@@ -64,6 +68,10 @@ class StreamRegister:
     def leave_later(self, stream: Stream) -> None:
         """Cancel it before the next pass. Takes no lock: any thread may call this, the collector too."""
         self._left.append(stream)
+
+    @property
+    def to_reap(self) -> bool:
+        return bool(self.dropped or self._left)
 
     def reap(self) -> None:
         """Take back what streams held whose handles are gone, or whose readers are."""

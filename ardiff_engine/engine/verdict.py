@@ -7,34 +7,45 @@ import weakref
 from dataclasses import dataclass
 from itertools import compress
 
-from ardiff_engine.engine.batch import Work
+import torch
+
 from ardiff_engine.engine.host_copy import HostCopy
+from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.errors import ArdiffError, NumericalError, explain
 from ardiff_engine.ops.cuda_launch import check_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """frames: that the pass moved. tick: passes that the stream had done before this one."""
+class Part:
+    """One stream of a pass. frames: that the pass moved. tick: passes that the stream had done before it.
+
+    Streams are held weakly: a pass that is on its way keeps nobody alive.
+    """
 
     stream: weakref.ref[Stream]
     frames: tuple[int, ...]
     tick: int
 
 
+def parts_of(work: Work) -> list[Part]:
+    return [Part(weakref.ref(stream), feed.roster.updated, stream.ticks_done) for stream, feed in work]
+
+
 class Verdict:
-    """Of one pass over `work`. findings: as in tick_graphs.Computed.
+    """Of one pass. findings: as in tick_graphs.Computed. passes: done by its parts beyond their `tick`."""
 
-    Streams are held weakly: a pass that is on its way keeps nobody alive.
-    """
-
-    def __init__(self, work: Work, findings: HostCopy) -> None:
+    def __init__(self, parts: list[Part], findings: HostCopy, device: torch.device, passes: int = 0) -> None:
+        self._parts = parts
         self._findings = findings
-        self._device = work[0][0].engine.device
-        self._parts = [
-            _Part(weakref.ref(stream), feed.roster.updated, stream.ticks_done) for stream, feed in work
-        ]
+        self._device = device
+        self._passes = passes
+
+    @property
+    def good(self) -> bool:
+        """Waits for the pass."""
+        finite, *found = self._findings.wait()
+        return bool(finite.all()) and not (found and int(found[0]))
 
     def fail_struck(self) -> None:
         """Streams with a number that is not finite fail; all of them, if a kernel was given ids that do not
@@ -48,7 +59,7 @@ class Verdict:
         for part, good in zip(self._parts, rows, strict=True):
             bad = list(compress(part.frames, (~good).tolist()))
             if bad:
-                self._fail(part, _not_finite(bad[0], part.tick))
+                self._fail(part, _not_finite(bad[0], part.tick + self._passes))
 
     def _fail_all(self) -> None:
         try:
@@ -58,7 +69,7 @@ class Verdict:
                 self._fail(part, error)
 
     @staticmethod
-    def _fail(part: _Part, error: ArdiffError) -> None:
+    def _fail(part: Part, error: ArdiffError) -> None:
         stream = part.stream()
         if stream is not None:
             stream.fail(error)

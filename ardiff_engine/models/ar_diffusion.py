@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -142,9 +143,12 @@ class ARDiffusionTransformer(nn.Module):
         ungated = torch.cat([rows[:, :, 0:2], one, rows[:, :, 3:5], one], dim=2)
         return torch.cat([neutral, rows, ungated], dim=1)
 
-    def frame_row(self, index: int, first: int) -> int:
-        """Row of `modulation_table` for a frame at t[index], where the first frame is at t[first]."""
-        return 1 + (first if self.config.merge == "reproduce" else index)
+    def frame_rows(self, levels: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+        """Rows of `modulation_table` for frames at t[levels] of sequences whose first frame is at t[firsts].
+
+        Affine in both, as `context_row` is: where all levels rise by one, a row always moves by as much.
+        """
+        return 1 + (firsts if self.config.merge == "reproduce" else levels)
 
     def context_row(self, first: int, timesteps: int) -> int:
         """Row for the context of a sequence whose first frame is at t[first]; timesteps: M of the table."""

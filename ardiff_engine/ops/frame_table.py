@@ -151,15 +151,15 @@ class FrameTable:
     @classmethod
     def from_flat(
         cls,
-        query_tokens: list[int],
-        frames: list[int],
-        entries: list[int],
-        pages: list[int],
-        valid: list[int],
-        seen: list[int],
+        query_tokens: Sequence[int] | np.ndarray,
+        frames: Sequence[int] | np.ndarray,
+        entries: Sequence[int] | np.ndarray,
+        pages: Sequence[int] | np.ndarray,
+        valid: Sequence[int] | np.ndarray,
+        seen: Sequence[int] | np.ndarray,
         bias: torch.Tensor | None = None,
     ) -> FrameTable:
-        """`build` for who has flat lists of 32-bit integers already, as a scheduler has.
+        """`build` for who has flat lists or arrays of 32-bit integers already, as a scheduler has.
 
         query_tokens, seen: of all query frames. frames, entries: query frames and pages of each group. pages,
         valid: of all entries. Raises what the constructor does, which checks sizes and offsets.
@@ -192,6 +192,24 @@ class FrameTable:
     @property
     def device(self) -> torch.device:
         return self.pages.device
+
+    def with_pages(self, pages: torch.Tensor) -> FrameTable:
+        """The same views of other pages: int32 like those, on the CPU. Only they are validated."""
+        if pages.shape != self.pages.shape or pages.dtype != torch.int32 or pages.device.type != "cpu":
+            raise ConfigError(
+                explain(
+                    "FrameTable.with_pages",
+                    got=_describe(pages),
+                    expected=f"an int32 tensor {list(self.pages.shape)} on the CPU",
+                    fix="Give one page id for each entry, and move the table afterwards.",
+                )
+            )
+        ids = pages.numpy()
+        _not_negative("page ids", ids, "Free slots must not be listed.")
+        other = copy.copy(self)
+        object.__setattr__(other, "pages", pages.contiguous())
+        object.__setattr__(other, "pool_pages", int(ids.max(initial=-1)) + 1)
+        return other
 
     def to(self, device: str | torch.device) -> FrameTable:
         """The same table on another device. Not validated again, and its offsets stay in host memory too."""
@@ -243,7 +261,7 @@ def _integers(name: str, lists: Iterable[Iterable[int]]) -> list[int]:
     return values
 
 
-def _int32(values: list[int]) -> torch.Tensor:
+def _int32(values: Sequence[int] | np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(values, dtype=np.int32))
 
 
@@ -260,7 +278,7 @@ def _not_listed(name: str, got: object, expected: str) -> PageTableError:
     )
 
 
-def _offsets(sizes: Sequence[int]) -> torch.Tensor:
+def _offsets(sizes: Sequence[int] | np.ndarray) -> torch.Tensor:
     ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     if ends[-1] >= 2**31:
         raise PageTableError(

@@ -73,10 +73,13 @@ class LagPlan(Plan):
         first, last = self.oldest_unfinished(n), self.newest(n)
         committed = self._committed(n)
         updated = range(first, last + 1)
+        # These frames have started and not finished, so that no level is out of 0..S.
+        highest, count = n - (first - self.prefix) * self.lag, len(updated)
+        levels = range(highest, highest - count * self.lag, -self.lag) if self.lag else (highest,) * count
         return Tick(
             index=n,
             frames=(*committed, *updated),
-            levels=(*(self.num_steps,) * len(committed), *(self._level(frame, n) for frame in updated)),
+            levels=(*(self.num_steps,) * len(committed), *levels),
             kinds=(*(Kind.COMMIT,) * len(committed), *(Kind.UPDATE,) * len(updated)),
         )
 

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the cells of a pass lie and what they see: all that stays the same while only levels change.
+
+Token order: the contexts that are fed, then the frames, sequence by sequence; a sequence is one guidance
+branch of one stream. While a window slides, the shape of a pass comes back again and again, with other pages
+and other frames. So shapes are kept, and laying out a pass whose shape is known only fills in these.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ardiff_engine.diffusion.noise import PURPOSE_STEP
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.page_lists import PageLists, Views, page_lists, views_of
+from ardiff_engine.engine.stream import Stream
+from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.ops.frame_table import FrameTable
+
+Work = list[tuple[Stream, Feed]]
+
+SHAPES_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `slots`, `positions`, `table`,
+    `branch_cells`, `weights`.
+
+    What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
+    modulation table, `coefficients` int64 [U], `keys` int64 [U, 5] of step noise (None if no solver draws
+    any). With every pass of its stream a token's row moves on by `row_moves` [T], and the rest by one.
+    token_owners [T], update_owners [U]: which stream of the pass that is.
+    """
+
+    num_contexts: int
+    slots: torch.Tensor
+    positions: torch.Tensor
+    table: FrameTable
+    branch_cells: torch.Tensor
+    weights: torch.Tensor
+    rows: np.ndarray
+    row_moves: np.ndarray
+    coefficients: np.ndarray
+    keys: np.ndarray | None
+    token_owners: np.ndarray
+    update_owners: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
+    numbers and noise keys. Its branches all have the same views."""
+
+    views: Views
+    updates: tuple[bool, ...]
+    levels: tuple[int, ...]
+    weights: tuple[float, ...]
+    modulation_base: int
+    coefficient_base: int
+    timesteps: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shape:
+    """What passes of the same parts have in common; as in Layout. slot_places, slot_rows: [T] where in the
+    joined lists of pages a token's page is, and its row there. update_levels: [U]."""
+
+    lists: PageLists
+    slot_places: np.ndarray
+    slot_rows: np.ndarray
+    branch_cells: torch.Tensor
+    weights: torch.Tensor
+    rows: np.ndarray
+    row_moves: np.ndarray
+    coefficients: np.ndarray
+    update_levels: np.ndarray
+    token_owners: np.ndarray
+    update_owners: np.ndarray
+
+
+class LayoutBuilder:
+    """Lays passes out for one model and pool of pages."""
+
+    def __init__(self, model: ARDiffusionTransformer, page_rows: int, device: torch.device) -> None:
+        spec = model.spec
+        self._model = model
+        self._spec = spec
+        self._page_rows = page_rows
+        self._device = device
+        self._frame_valid = _valid_rows(spec.tokens_per_frame, page_rows)
+        self._context_valid = _valid_rows(spec.context_tokens, page_rows)
+        self._shapes: OrderedDict[tuple[_Part, ...], _Shape] = OrderedDict()
+
+    def build(self, work: Work) -> Layout:
+        parts: list[_Part] = []
+        pages: list[int] = []
+        positions: list[int] = []
+        for stream, feed in work:
+            roster, schedule = feed.roster, stream.schedule
+            shown, views = views_of(roster, stream.policy)
+            for context, frames in zip(stream.pages.context, stream.pages.frames, strict=True):
+                pages += context
+                for frame in shown:
+                    pages += frames[frame]
+                positions += [frame - roster.origin for frame in roster.frames]
+            parts.append(
+                _Part(
+                    views,
+                    roster.updates,
+                    roster.levels,
+                    stream.weights,
+                    schedule.modulation_base,
+                    schedule.coefficient_base,
+                    schedule.timesteps,
+                )
+            )
+        shape = self._shape(tuple(parts))
+        ids = np.array(pages, np.int64)
+        slots = ids[shape.slot_places] * self._page_rows + shape.slot_rows
+        listed = torch.from_numpy(ids[shape.lists.listed].astype(np.int32))
+        device = self._device
+        return Layout(
+            num_contexts=len(shape.lists.contexts),
+            slots=torch.from_numpy(slots).to(device),
+            positions=torch.from_numpy(np.array(positions, np.int64)).to(device),
+            table=shape.lists.table.with_pages(listed).to(device),
+            branch_cells=shape.branch_cells,
+            weights=shape.weights,
+            rows=shape.rows,
+            row_moves=shape.row_moves,
+            coefficients=shape.coefficients,
+            keys=_keys(work, shape.update_levels),
+            token_owners=shape.token_owners,
+            update_owners=shape.update_owners,
+        )
+
+    def forget(self) -> None:
+        self._shapes.clear()
+
+    # --- private
+
+    def _shape(self, parts: tuple[_Part, ...]) -> _Shape:
+        shape = self._shapes.get(parts)
+        if shape is None:
+            shape = self._shapes[parts] = self._shape_of(parts)
+            if len(self._shapes) > SHAPES_KEPT:
+                self._shapes.popitem(last=False)
+        self._shapes.move_to_end(parts)
+        return shape
+
+    def _shape_of(self, parts: tuple[_Part, ...]) -> _Shape:
+        spec, device = self._spec, self._device
+        branches = max(len(part.weights) for part in parts)
+        branch_cells: list[list[int]] = [[] for _ in range(branches)]
+        weights: list[list[float]] = [[] for _ in range(branches)]
+        sequences: list[Views] = []
+        owners: list[int] = []
+        levels: list[int] = []
+        moves: list[bool] = []
+        leads: list[int] = []
+        contexts: list[int] = []
+        for owner, part in enumerate(parts):
+            updated = [offset for offset, updates in enumerate(part.updates) if updates]
+            for branch in range(branches):
+                start, weight = 0, 0.0
+                if branch < len(part.weights):
+                    start, weight = len(levels), part.weights[branch]
+                    sequences.append(part.views)
+                    owners += [owner] * len(part.levels)
+                    leads += [start] * len(part.levels)
+                    levels += part.levels
+                    moves += part.updates
+                    if part.views.feeds_context:
+                        contexts.append(start)
+                branch_cells[branch] += [start + offset for offset in updated]
+                weights[branch] += [weight] * len(updated)
+
+        lists = page_lists(sequences, spec, self._context_valid, self._frame_valid)
+        cells = np.array(branch_cells, np.int64)
+        of_cells, of_contexts = np.array(owners, np.int64), np.array(contexts, np.int64)
+        first, lead = np.array(levels, np.int64), np.array(leads, np.int64)
+        rows = self._rows(parts, of_cells, lead, of_contexts, first)
+        risen = self._rows(parts, of_cells, lead, of_contexts, first + np.array(moves, np.int64))
+        update_owners, update_levels = of_cells[cells[0]], first[cells[0]]
+        bases = np.array([part.coefficient_base for part in parts])
+        tokens = np.repeat([spec.context_tokens, spec.tokens_per_frame], [len(contexts), len(levels)])
+        return _Shape(
+            lists=lists,
+            slot_places=np.concatenate(
+                [
+                    self._tokens(lists.contexts, spec.context_tokens),
+                    self._tokens(lists.frames, spec.tokens_per_frame),
+                ]
+            ),
+            slot_rows=_ranges_of(tokens) % self._page_rows,
+            branch_cells=torch.from_numpy(cells).to(device),
+            weights=torch.from_numpy(np.array(weights, np.float32)).to(device),
+            rows=np.repeat(rows, tokens),
+            row_moves=np.repeat(risen - rows, tokens),
+            coefficients=bases[update_owners] + update_levels,
+            update_levels=update_levels,
+            token_owners=np.repeat(np.concatenate([of_cells[of_contexts], of_cells]), tokens),
+            update_owners=update_owners,
+        )
+
+    def _rows(
+        self,
+        parts: tuple[_Part, ...],
+        owners: np.ndarray,
+        leads: np.ndarray,
+        contexts: np.ndarray,
+        levels: np.ndarray,
+    ) -> np.ndarray:
+        """int32 [K + N]: row of the modulation table for each fed context and each frame at `levels`.
+
+        leads: the cell of each one's first frame; contexts: that of each fed context.
+        """
+        model = self._model
+        bases = np.array([part.modulation_base for part in parts])
+        of_contexts = [
+            model.context_row(int(levels[cell]), parts[owners[cell]].timesteps) for cell in contexts
+        ]
+        found = np.concatenate([np.array(of_contexts, np.int64), model.frame_rows(levels, levels[leads])])
+        return (found + bases[np.concatenate([owners[contexts], owners])]).astype(np.int32)
+
+    def _tokens(self, places: np.ndarray, tokens: int) -> np.ndarray:
+        """Places of units of `tokens` tokens each [units, pages] -> place of each token's page."""
+        return np.repeat(places, self._page_rows, axis=1)[:, :tokens].reshape(-1)
+
+
+def _ranges_of(sizes: np.ndarray) -> np.ndarray:
+    """0 .. sizes[0] - 1, 0 .. sizes[1] - 1, ..."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+
+
+def _keys(work: Work, levels: np.ndarray) -> np.ndarray | None:
+    if not any(stream.schedule.draws_noise for stream, _ in work):
+        return None
+    rows = [
+        (stream.request.seed, stream.request.noise_stream, frame, PURPOSE_STEP, 0)
+        for stream, feed in work
+        for frame in feed.roster.updated
+    ]
+    keys = np.array(rows, np.int64).reshape(len(rows), 5)
+    keys[:, 4] = levels
+    return keys
+
+
+def _valid_rows(tokens: int, page_rows: int) -> list[int]:
+    full, rest = divmod(tokens, page_rows)
+    return [page_rows] * full + ([rest] if rest else [])

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes in which nothing changes but levels, for all streams at a time.
+
+Between two passes that start or finish a frame every stream feeds the same frames again, one level higher.
+Then neither streams nor plans are asked: rows of the tables move on by one, and what the solver returned is
+fed again. The streams catch up when the run ends: before a frame starts or finishes, when a stream joins,
+leaves or is paused, and whenever somebody looks at the latents or the place in the plan of one that takes
+part. So nobody can tell that they had been left behind, and a pass costs the host the same for one stream as
+for a hundred.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import torch
+
+from ardiff_engine.device import upload
+from ardiff_engine.engine.batch import Batch, Packer
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.host_copy import HostCopy
+from ardiff_engine.engine.layout import Work
+from ardiff_engine.engine.stream import Stream
+from ardiff_engine.engine.verdict import Verdict, parts_of
+
+# To begin and to end a run costs the host about as much as a pass.
+LEAST_PASSES = 2
+
+
+class SteadyRun:
+    """version: of the register, when the run began. passes: how many it has done."""
+
+    def __init__(self, packer: Packer, work: Work, limit: int, version: int) -> None:
+        # Not held: a stream that nobody reads is to be garbage while it takes part, too.
+        self._members: list[tuple[weakref.ref[Stream], Feed]] = [(weakref.ref(s), feed) for s, feed in work]
+        self._packer = packer
+        self._limit = limit
+        self.version = version
+        self.passes = 0
+        self._layout = packer.layout(work)
+        self._passed = np.array([feed.passed for _, feed in work], np.int32)
+        self._x, self._condition = packer.inputs(work)
+        self._latents = self._x[:0]
+        source = _source(work)
+        self._source = None if source is None else upload(source, self._x.device)
+        self._parts = parts_of(work)
+
+    @property
+    def over(self) -> bool:
+        return self.passes >= self._limit
+
+    def batch(self) -> Batch:
+        """Of the next pass."""
+        return self._packer.fill(self._layout, self._passed + self.passes, self._x, self._condition)
+
+    def accept(self, latents: torch.Tensor) -> None:
+        """What the solver made of the frames that move, [U, L, C]: the pass is done."""
+        self.passes += 1
+        self._latents = latents
+        if self._source is None:
+            self._x = latents
+        else:
+            self._x = torch.cat([latents, self._x])[self._source]
+
+    def verdict(self, findings: HostCopy) -> Verdict:
+        """Of the pass that the last batch was for, before it is accepted."""
+        return Verdict(self._parts, findings, self._x.device, self.passes)
+
+    def begin(self) -> None:
+        """The streams are left alone from here on."""
+        for ref, _ in self._members:
+            stream = ref()
+            if stream is not None:
+                stream.join(self)
+
+    def settle(self) -> None:
+        """Bring the streams to where the run has come."""
+        counts = [len(feed.roster.updated) if self.passes else 0 for _, feed in self._members]
+        for (ref, feed), latents in zip(self._members, self._latents.split(counts), strict=True):
+            stream = ref()
+            if stream is not None:
+                last = Feed(feed.roster, feed.passed + self.passes - 1)
+                stream.catch_up(last, self.passes, latents)
+
+
+def _source(work: Work) -> torch.Tensor | None:
+    """int64 [N]: where each cell's next input lies in what the solver returns, followed by the inputs.
+
+    None if the two are the same: every cell moves, and has one branch.
+    """
+    moving = sum(len(feed.roster.updated) for _, feed in work)
+    source: list[int] = []
+    begin = 0
+    for stream, feed in work:
+        for _ in stream.weights:
+            at = begin
+            for updates in feed.roster.updates:
+                source.append(at if updates else moving + len(source))
+                at += updates
+        begin += len(feed.roster.updated)
+    if source == list(range(moving)):
+        return None
+    return torch.tensor(source, dtype=torch.int64)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views gathered for all sequences at a time list the pages that each frame is to see, one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_ar_diffusion import tiny
+
+from ardiff_engine.engine.feed import Feeder
+from ardiff_engine.engine.page_lists import page_lists, views_of
+from ardiff_engine.memory import Full, RecomputedWindow, Window
+from ardiff_engine.ops.frame_table import FrameTable
+from ardiff_engine.plan import lag
+
+POLICIES = (RecomputedWindow(4), Window(3), Window(2, sink=2), Window(5, sink=1), Full())
+
+
+def seen_places(table: FrameTable) -> list[list[int]]:
+    """What every query frame sees, by the definition of a FrameTable."""
+    found = []
+    for group in range(table.num_groups):
+        begin = int(table.page_ptr[group])
+        for frame in range(int(table.group_ptr[group]), int(table.group_ptr[group + 1])):
+            found.append(table.pages[begin : begin + int(table.seen[frame])].tolist())
+    return found
+
+
+@st.composite
+def streams(draw):
+    """A feeder somewhere in the life of a stream, sometimes after everything before was forgotten."""
+    policy = draw(st.sampled_from(POLICIES))
+    steps, prefix = draw(st.integers(2, 9)), draw(st.integers(0, 3))
+    feeder = Feeder(lag(12, steps, draw(st.integers(-(-steps // 2), steps)), prefix=prefix), policy, True)
+    for _ in range(draw(st.integers(0, 40))):
+        feeder.advance(feeder.next())
+        if feeder.done:
+            break
+        if draw(st.integers(0, 30)) == 0:
+            feeder.forget()
+    return (feeder, policy) if not feeder.done else draw(streams())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(streams(), min_size=1, max_size=4), st.integers(1, 2), st.integers(1, 3))
+def test_every_frame_sees_what_it_is_to_see(parts, context_pages, frame_pages):
+    spec = replace(
+        tiny("separate_norm", "temporal_causal", "rope").spec,
+        tokens_per_frame=4 * frame_pages,
+        context_tokens=7,
+    )
+    context_valid, frame_valid = [5] * context_pages, [4] * frame_pages
+    rosters, views, base, expected, contexts, fed = [], [], 0, [], [], []
+    for feeder, policy in parts:
+        roster = feeder.next().roster
+        shown, view = views_of(roster, policy)
+        rosters.append(roster)
+        views.append(view)
+        places = {frame: base + context_pages + i * frame_pages for i, frame in enumerate(shown)}
+        context = list(range(base, base + context_pages))
+        if roster.feeds_context:
+            contexts.append(context)
+        for frame in roster.frames:
+            visible = roster.visible(policy.first_seen(frame, roster.newest), frame)
+            run = [places[other] + page for other in visible for page in range(frame_pages)]
+            expected.append(context + run)
+            fed.append([places[frame] + page for page in range(frame_pages)])
+        base += context_pages + len(shown) * frame_pages
+    lists = page_lists(views, spec, context_valid, frame_valid)
+    assert seen_places(lists.table) == contexts + expected
+    assert np.array_equal(lists.frames, fed) and lists.contexts.tolist() == contexts
+    tokens = np.diff(lists.table.frame_ptr.numpy())
+    assert tokens.tolist() == [7] * len(contexts) + [4 * frame_pages] * len(expected)
+    assert set(lists.table.valid.tolist()) <= {4, 5}
+    assert np.array_equal(lists.table.pages.numpy(), lists.listed)
