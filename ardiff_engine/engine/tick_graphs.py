@@ -27,7 +27,7 @@ from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_buffers import TickBuffers
-from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_layout
+from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_layout, with_pages_of
 from ardiff_engine.models.ar_diffusion_config import ModelSpec
 from ardiff_engine.ops.cuda_launch import error_bits
 
@@ -129,6 +129,30 @@ class _Entry:
     replay: Run | None = None
 
 
+class _Kept:
+    """Padded layouts by the objects that they were made from, the last LAYOUTS_KEPT of them."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], tuple[tuple[object, ...], PaddedLayout]] = OrderedDict()
+
+    def get(self, sources: tuple[object, ...]) -> PaddedLayout | None:
+        key = tuple(map(id, sources))
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        self._kept.move_to_end(key)
+        return found[1]
+
+    def add(self, sources: tuple[object, ...], layout: PaddedLayout) -> None:
+        # With its sources, whose ids would otherwise come to stand for other objects.
+        self._kept[tuple(map(id, sources))] = sources, layout
+        if len(self._kept) > LAYOUTS_KEPT:
+            self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
 class TickGraphs:
     """Runs a tick over the static buffers of its shape.
 
@@ -151,7 +175,8 @@ class TickGraphs:
         self._reason = reason
         self._most_shapes = most_shapes
         self._entries: OrderedDict[TickShape, _Entry] = OrderedDict()
-        self._layouts: OrderedDict[int, tuple[tuple[object, ...], PaddedLayout]] = OrderedDict()
+        self._layouts = _Kept()
+        self._views = _Kept()
         self._held: tuple[object, ...] = ()
         self.counts = GraphCounts()
 
@@ -174,6 +199,7 @@ class TickGraphs:
             self._recorder.wait()
         self._entries.clear()
         self._layouts.clear()
+        self._views.clear()
 
     # --- private
 
@@ -218,18 +244,20 @@ class TickGraphs:
             self._held = held
 
     def _padded(self, batch: Batch) -> PaddedLayout:
-        """Batches of one Layout share its tensors: it is padded once."""
-        cells = batch.cells
-        shared = (cells.table, cells.slots, cells.frame_positions, batch.branch_cells, batch.weights)
-        key = id(cells.table)
-        kept = self._layouts.get(key)
-        same = kept is not None and all(a is b for a, b in zip(kept[0], shared, strict=True))
-        if kept is None or not same or kept[1].shape.noisy != (batch.keys is not None):
-            kept = self._layouts[key] = (shared, pad_layout(batch, self._spec))
-            if len(self._layouts) > LAYOUTS_KEPT:
-                self._layouts.popitem(last=False)
-        self._layouts.move_to_end(key)
-        return kept[1]
+        """Batches of one Layout share its tensors: it is padded once. Layouts that differ in their pages
+        alone, as those of a window that slides, share all others: these are padded once for all of them."""
+        cells, table, noisy = batch.cells, batch.cells.table, batch.keys is not None
+        views = (*table.offsets, batch.branch_cells, batch.weights, noisy)
+        own = (*views, table.pages, cells.slots, cells.frame_positions)
+        layout = self._layouts.get(own)
+        if layout is None:
+            like = self._views.get(views)
+            if like is None:
+                like = pad_layout(batch, self._spec)
+                self._views.add(views, like)
+            layout = with_pages_of(like, batch, self._spec)
+            self._layouts.add(own, layout)
+        return layout
 
     def _entry(self, layout: PaddedLayout, batch: Batch) -> _Entry:
         entry = self._entries.get(layout.shape)

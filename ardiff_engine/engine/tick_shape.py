@@ -15,7 +15,7 @@ Added contexts stand behind the real ones and added frames behind the real ones,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -126,6 +126,17 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
         weights=_padded(batch.weights, most_updates, 0),
         table=padded,
         work=work,
+    )
+
+
+def with_pages_of(layout: PaddedLayout, batch: Batch, spec: ModelSpec) -> PaddedLayout:
+    """A padded layout with the pages and positions of a batch that differs in nothing else from its own."""
+    cells, shape = batch.cells, layout.shape
+    return replace(
+        layout,
+        slots=pad_tokens(cells.slots, -1, cells.num_contexts, shape.contexts, shape.cells, spec),
+        positions=_padded(cells.frame_positions, shape.cells, 0),
+        table=layout.table.with_pages(_padded(cells.table.pages, shape.entries, 0)),
     )
 
 
