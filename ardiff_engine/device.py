@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device that was asked for by name: there and usable, or one clear error."""
+"""Devices: one that was asked for by name, usable or one clear error; and values on their way to it."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def usable_device(name: str | torch.device) -> torch.device:
             )
         ) from error
     return device
+
+
+def upload(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`host` on `device`; what is queued after this on the current stream finds it there.
+
+    A copy of ordinary host memory stops the host until a GPU has done all that was queued before. One of
+    page-locked memory does not, and PyTorch hands such memory out again only after the copies that read it.
+    """
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)

@@ -34,12 +34,14 @@ class Plan:
     parts: int
 
 
-def plan(table: FrameTable, heads: int, kv_heads: int, multiprocessors: int) -> Plan:
+def plan(table: FrameTable, heads: int, kv_heads: int, multiprocessors: int, with_room: bool = False) -> Plan:
     module = native()
     assert module is not None, why_not()
     arrays = (table.frame_ptr, table.group_ptr, table.page_ptr, table.valid, table.seen)
     addresses = [x.data_ptr() for x in arrays]
-    raw, sizes = module.attention_work(addresses, table.num_groups, heads, kv_heads, multiprocessors)
+    raw, sizes = module.attention_work(
+        addresses, table.num_groups, heads, kv_heads, multiprocessors, with_room
+    )
     buffer = np.frombuffer(raw, np.int32)
     at, parts = 0, []
     for number, width in zip(sizes[:4], (9, 5, 2, 1), strict=True):
@@ -178,3 +180,30 @@ def test_edited_table_is_refused() -> None:
     table.seen[0] = 99
     with pytest.raises(IndexError, match="does not fit"):
         plan(table, 1, 1, 132)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 16, 132]))
+def test_room_is_added_behind_and_does_nothing(seed: int, multiprocessors: int) -> None:
+    """Tiles and merges without rows, and at most a quarter more of them: each is a thread block to start."""
+    table = random_table(seed)
+    made, room = plan(table, 4, 2, multiprocessors), plan(table, 4, 2, multiprocessors, with_room=True)
+    assert room.tile_rows == made.tile_rows and (room.limits == made.limits).all()
+    for own, more in ((made.tiles, room.tiles), (made.merges, room.merges), (made.blocks, room.blocks)):
+        assert (more[: len(own)] == own).all()
+    for own, more in ((made.tiles, room.tiles), (made.merges, room.merges)):
+        assert len(own) <= len(more) <= 1.25 * len(own)
+    added = room.tiles[len(made.tiles) :]
+    assert (added[:, PART] == -1).all() and not added[:, :PART].any()
+    assert not room.merges[len(made.merges) :].any()
+    assert made.parts <= room.parts <= 2 * made.parts and len(room.blocks) <= 2 * len(made.blocks)
+
+
+def test_room_makes_the_sizes_of_similar_tables_equal() -> None:
+    """One more page per frame, from 2 to 60 pages: 59 tables, few sizes."""
+    sizes = set()
+    for pages in range(2, 61):
+        table = FrameTable.build([32], [list(range(pages))], [[32] * pages])
+        made = plan(table, 16, 16, 132, with_room=True)
+        sizes.add((len(made.tiles), len(made.merges), len(made.blocks), made.tile_rows, made.parts))
+    assert len(sizes) < 16

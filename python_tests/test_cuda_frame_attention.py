@@ -22,8 +22,9 @@ from ardiff_engine import ops
 from ardiff_engine.errors import KernelError, PageTableError, TensorError
 from ardiff_engine.ops import attention_work as schedules
 from ardiff_engine.ops import cuda_launch
-from ardiff_engine.ops.attention_work import AttentionWork, attention_work
+from ardiff_engine.ops.attention_work import AttentionWork, attention_work, keep_recorded
 from ardiff_engine.ops.frame_attention import frame_attention
+from ardiff_engine.ops.frame_attention_cuda import recorded_work
 from ardiff_engine.ops.frame_table import FrameTable
 
 pytest_plugins = ["cuda_machine"]
@@ -446,6 +447,33 @@ def test_a_schedule_goes_with_its_table(machine: torch.device) -> None:
     del table
     gc.collect()
     assert len(schedules._kept()) == before
+
+
+@by_kernel
+def test_a_recorded_call_takes_the_schedules_of_other_tables(
+    machine: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """What a CUDA graph repeats: one set of addresses, sizes with room, the values of one table after the
+    other. The same bits as a call with each table alone."""
+    on_gpu(monkeypatch, 132)
+    shorter = replace(LONG, valid=[[*LONG.valid[0][:-1], 60]])
+    cases = (LONG, shorter, replace(LONG, pages=[[1, 0, 4, 2]]))
+    tensors = given(LONG, dtype, machine)
+    tables = [case.table() for case in cases]
+    expected = [attend(tensors, table, machine) for table in tables]
+    works = [recorded_work(table.offsets, *tensors) for table in tables]
+    assert len({work.sizes for work in works}) == 1 and works[0].sizes[5] > 2
+    names = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen")
+    static = tables[0].over({name: getattr(tables[0], name).clone().to(machine) for name in names})
+    words = works[0].words.clone().to(machine)
+    keep_recorded(static.offsets, LONG.heads, LONG.kv_heads, words, works[0])
+    monkeypatch.setattr(schedules, "_planned", lambda *arguments: pytest.fail("made a schedule of its own"))
+    for table, work, (o, lse) in zip(tables, works, expected, strict=True):
+        words.copy_(work.words)
+        for name in names:
+            getattr(static, name).copy_(getattr(table, name))
+        got = frame_attention(*tensors, static, return_lse=True)
+        assert torch.equal(got[0].cpu(), o) and torch.equal(got[1].cpu(), lse)
 
 
 def test_an_edited_table_is_a_typed_error(machine: torch.device) -> None:

@@ -4,6 +4,7 @@
     tests       the tests marked `gpu`
     sanitizer   compute-sanitizer (memcheck, then synccheck) on small cases, where it is installed
     benchmarks  every op on the shapes of docs/kernels.md, beside the copy rate and unfused PyTorch
+    engine      a tick of one frame, with and without CUDA graphs, beside reading the weights once
 
 with GPU, driver, date, commit, and the machine's own GEMM and copy rates: a time says little without them.
 Exit code 0 only if tests and sanitizer passed. `make gpu` runs it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import re
@@ -94,6 +96,7 @@ def main() -> int:
         "gemm_bfloat16_teraflops": gemm_rate,
         **checks,
         "ops": [asdict(_time(case, copy_rate)) for case in _cases()],
+        "engine": [_engine(cuda_graphs) for cuda_graphs in (True, False)],
         "machine": info.collect(),
     }
     name = re.sub(r"[^a-z0-9]+", "-", record["gpu"].lower()).strip("-")
@@ -176,6 +179,18 @@ def _time(case: Case, copy_rate: float) -> Timing:
     speed = f"{teraflops:6.0f} TFLOP/s" if case.flops else f"{rate:6.0f} GB/s"
     print(f"{what:<36} {backend:<12} {microseconds:8.1f} us  {speed}", flush=True)
     return Timing(case.name, case.shape, backend, microseconds, rate, rate / copy_rate, teraflops, faster)
+
+
+def _engine(cuda_graphs: bool) -> dict[str, Any]:
+    """benchmarks/bench_engine_cuda.py; on the kernels that the engine chooses by itself."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    ticks = importlib.import_module("bench_engine_cuda").one_cell_ticks(cuda_graphs=cuda_graphs)
+    print(
+        f"tick of one cell, {'graphs' if cuda_graphs else 'eager'}: {ticks.seconds * 1e3:.3f} ms, "
+        f"{ticks.times_the_floor:.2f} times reading the weights",
+        flush=True,
+    )
+    return asdict(ticks)
 
 
 def _cases() -> list[Case]:

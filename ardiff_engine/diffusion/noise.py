@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ardiff_engine.device import upload
 from ardiff_engine.errors import TensorError, explain
 
 PURPOSE_INITIAL = 0
@@ -81,7 +82,7 @@ def initial_noise(
     from ardiff_engine.ops.philox_normal import philox_normal
 
     keys = noise_keys(seed, stream, frames, PURPOSE_INITIAL, 0)
-    return philox_normal(keys.to(device), math.prod(shape)).reshape(len(frames), *shape)
+    return philox_normal(upload(keys, torch.device(device)), math.prod(shape)).reshape(len(frames), *shape)
 
 
 def _as_list(values: Ints) -> list[int]:

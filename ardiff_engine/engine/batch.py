@@ -45,7 +45,9 @@ class Packer:
     def __init__(self, model: ARDiffusionTransformer, pool: PagePool, schedules: Schedules) -> None:
         self._pool = pool
         self._schedules = schedules
-        self._device = pool.k.device
+        # Index tensors are packed in host memory. Where the model is elsewhere, whoever runs the pass copies
+        # them all at once (engine.tick_buffers); latents and conditions lie with the model already.
+        self._device = torch.device("cpu")
         self._builder = LayoutBuilder(model, pool.page_rows, self._device)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
 

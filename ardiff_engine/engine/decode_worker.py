@@ -189,8 +189,8 @@ class _Work(Generic[Piece, Picture]):
     # --- for the owner
 
     def record(self) -> torch.cuda.Event | None:
-        """A mark behind the work that the caller has queued. The piece itself needs no further guard: the
-        queue holds it until its result is on the CPU, so its memory cannot be handed on before.
+        """A mark behind the work that the caller has queued. A piece is held until its result is on the CPU;
+        a decoder that lets go of parts of it earlier guards those itself (host_copy.read_here).
         """
         if self._device.type != "cuda":
             return None

@@ -19,6 +19,7 @@ from ardiff_engine.engine.admission import admit, check_memory
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.changes import STALL_SECONDS, Changes
 from ardiff_engine.engine.conditions import condition_rows
+from ardiff_engine.engine.deliveries import Deliveries
 from ardiff_engine.engine.feed import Feed, Feeder
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
@@ -31,6 +32,8 @@ from ardiff_engine.engine.steady_run import LEAST_PASSES, SteadyRun
 from ardiff_engine.engine.stream import CleanFrame, Holdings, Stream
 from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.engine.stream_register import StreamRegister
+from ardiff_engine.engine.tick import Tick
+from ardiff_engine.engine.tick_graphs import ticks_for
 from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
 from ardiff_engine.errors import (
     EngineBusyError,
@@ -53,6 +56,8 @@ class Engine:
     max_batch_tokens: tokens that one pass takes at most; streams then take turns, longest wait first, and one
         that needs more runs alone.
     max_waiting: videos that may wait for pages; beyond that, and by default, `submit` refuses.
+    cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. `stats()` says what was
+        recorded. True on the CPU runs over the same padded buffers and records nothing, for tests.
 
     The model's weights are read when the engine is built (modulation table) and at every pass: after changing
     them, build a new engine.
@@ -67,6 +72,7 @@ class Engine:
         max_pages: int | float = 1024,
         max_batch_tokens: int | None = None,
         max_waiting: int = 0,
+        cuda_graphs: bool | None = None,
     ) -> None:
         self.model = model
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
@@ -83,7 +89,11 @@ class Engine:
         self.pool = PagePool.allocate(model.spec, max_pages, dtype=weight.dtype, device=self.device)
         self._schedules = Schedules(model, solver)
         self._packer = Packer(model, self.pool, self._schedules)
-        self._passes = Passes(model, self._packer, self._schedules)
+        tick = Tick(model, self._schedules)
+        ticks = ticks_for(tick, self._schedules, model.spec, self.device, cuda_graphs)
+        self._passes = Passes(self._packer, tick, ticks)
+        self._deliveries = Deliveries(delay=1 if self.device.type == "cuda" else 0)
+        self._delivered: list[Stream] = []
         self.register = StreamRegister(self.pool.manager, self._schedules, max_waiting)
         self._cells = self._updates = self._frames = 0
         self._seconds = self._planning_seconds = 0.0
@@ -169,6 +179,7 @@ class Engine:
         with self.lock:
             self.register.reap()
             manager, streams, ended = self.pool.manager, self.register.alive(), self.register.ended
+            graphs = self._passes.graphs
             count = {
                 state: sum(s.state == state for s in streams) for state in ("running", "waiting", "suspended")
             }
@@ -194,6 +205,10 @@ class Engine:
                 first_frame_seconds=self._first_frame_seconds,
                 passes_retried=self._passes.retried,
                 exact=all(stream.exact for stream in streams),
+                graphs_captured=graphs.captured,
+                graph_replays=graphs.replays,
+                eager_ticks=graphs.eager,
+                eager_reason=graphs.reason,
             )
 
     @contextlib.contextmanager
@@ -217,6 +232,15 @@ class Engine:
             run, self._run = self._run, None
             if run is not None:
                 run.settle()
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """The engine's lock, with nothing on its way to a reader: edits find streams as readers do."""
+        with self.lock:
+            self._deliver(0)
+            if not self._stepping:
+                self._finish_delivered()
+            yield
 
     def condition(self, condition: torch.Tensor | int | None) -> torch.Tensor:
         return condition_rows(self.model, condition)
@@ -273,6 +297,10 @@ class Engine:
             ended = sum(self.register.ended.values())
             work = self._turn()
         if not work:
+            # Nothing to start: bring in what is on its way, for which readers may be waiting.
+            self._deliver(0)
+            if self._finish_delivered():
+                return True
             # Whoever failed in its turn has given its pages back: one that waits for them may run next.
             return sum(self.register.ended.values()) > ended
         planned = time.perf_counter()
@@ -293,7 +321,7 @@ class Engine:
             except BaseException as error:
                 # Not before the others had their callbacks: nobody would call those again.
                 interrupt = interrupt or error
-            self._finish_if_done(stream)
+        self._finish_delivered()
         if self._recorders:
             self._record(work, started, planned)
         if interrupt is not None:
@@ -333,17 +361,24 @@ class Engine:
             with annotate("ardiff.pack"):
                 batch = run.batch()
             packed = time.perf_counter()
-            latents, finite = self._passes.compute(batch)
+            result = self._passes.compute(batch)
         except Exception:
             return False
         computed = time.perf_counter()
-        # The collector may have ended a stream meanwhile, and the run with it.
-        if not finite or self._run is not run:
+        verdict = run.verdict(result.findings)
+        if self._deliveries.delay == 0 and not verdict.good:
             return False
-        run.accept(latents)
+        # The collector may have ended a stream meanwhile, and the run with it.
+        if self._run is not run:
+            return False
+        run.accept(result.latents)
         self.ticks += 1
         self._cells += batch.x.shape[0]
-        self._updates += len(latents)
+        self._updates += len(result.latents)
+        if self._deliveries.delay:
+            self._deliveries.begin([verdict])
+            self._deliver(self._deliveries.delay)
+            self._finish_delivered()
         finished = time.perf_counter()
         self._seconds += finished - started
         self._planning_seconds += packed - started + finished - computed
@@ -370,7 +405,7 @@ class Engine:
 
     def _turn(self) -> Work:
         """What the streams of this pass feed, their pages taken. A stream that cannot say so fails alone."""
-        runnable = [stream for stream in self.register.alive() if stream.runnable]
+        runnable = [s for s in self.register.alive() if s.runnable and not self._ends(s)]
         if self._max_batch_tokens is not None:
             runnable = self._next_in_turn(runnable, self._max_batch_tokens)
         # In the order of submission: streams that go on together keep the layout of their last pass.
@@ -410,10 +445,12 @@ class Engine:
         anything changes: a stream moved on by half would go on as another video.
         """
         moves: list[tuple[Stream, Feed, torch.Tensor, list[CleanFrame]]] = []
+        verdicts = [outcome.verdict for outcome in outcomes]
+        self._deliveries.check(verdicts)
         for outcome in outcomes:
             self._cells += outcome.cells
             self._updates += len(outcome.latents)
-            for stream, feed, own in outcome.finite_latents():
+            for stream, feed, own in outcome.parts():
                 if stream.done:
                     continue
                 try:
@@ -423,15 +460,36 @@ class Engine:
                 else:
                     moves.append((stream, feed, own, clean))
         moved: list[Stream] = []
+        self._deliveries.begin(verdicts)
         for stream, feed, own, clean in moves:
             if stream.done:
                 continue
             stream.take_over(feed, own, clean)
+            self._deliveries.add(stream, clean)
             moved.append(stream)
+        self._deliver(self._deliveries.delay)
+        return moved
+
+    def _deliver(self, on_their_way: int) -> None:
+        """Hand frames to their readers once it is known that they are good."""
+        for stream, clean in self._deliveries.arrived(on_their_way):
+            stream.deliver(clean)
+            self._delivered.append(stream)
             self._frames += len(clean)
             if clean and self._first_frame_seconds is None:
                 self._first_frame_seconds = stream.first_frame_seconds
-        return moved
+
+    def _ends(self, stream: Stream) -> bool:
+        """Whether only the delivery of its last frames is left."""
+        return stream.passes_under_way > 0 and stream.feeder.done
+
+    def _finish_delivered(self) -> bool:
+        """End videos whose last frames were delivered; whether anything was delivered at all."""
+        delivered = bool(self._delivered)
+        for stream in self._delivered:
+            self._finish_if_done(stream)
+        self._delivered.clear()
+        return delivered
 
     def _tried_again(self, call: Callable[[], T]) -> T:
         """What `call` returns; where memory is short, workspace is freed and it is called once more."""
@@ -444,7 +502,8 @@ class Engine:
         return call()
 
     def _finish_if_done(self, stream: Stream) -> None:
-        if not stream.feeder.done or stream.done:
+        # One that takes part in a run has passes ahead.
+        if stream.in_run or stream.done or not stream.feeder.done or self._ends(stream):
             return
         if stream.then is None:
             stream.finish()

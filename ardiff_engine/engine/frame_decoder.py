@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from ardiff_engine.engine.host_copy import HostCopy, read_here
 from ardiff_engine.errors import NumericalError, explain
 from ardiff_engine.models.latents import from_tokens, regroup
 from ardiff_engine.models.titok import TiTok
@@ -31,6 +32,8 @@ class FrameDecoder:
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Next frames [n, tokens, channels] -> uint8 [n, H, W, 3] on the CPU."""
         weight = next(self._vae.parameters())
+        # A chunk is let go as soon as its last frame is queued, which on a GPU is before it has been decoded.
+        read_here(latents)
         x = regroup(latents.to(weight.device, weight.dtype), self._tokens)
         if not self._vae.config.temporal:
             return to_uint8(self._vae.decode(from_tokens(x[:, None]))[:, 0])
@@ -48,7 +51,10 @@ class FrameDecoder:
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """[n, 3, H, W] in [0, 1] -> uint8 [n, H, W, 3]. NumericalError: NaN or infinity, which have no colour."""
-    if not bool(torch.isfinite(images).all()):
+    pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    # Both in one go: on a GPU the thread waits once, and for its own stream only.
+    finite, pixels = HostCopy(torch.isfinite(images).all(), pixels).wait()
+    if not bool(finite):
         raise NumericalError(
             explain(
                 "decoded pictures",
@@ -57,7 +63,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
                 fix="Check the autoencoder's weights.",
             )
         )
-    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+    return pixels
 
 
 def to_images(frames: torch.Tensor, size: int) -> torch.Tensor:

@@ -16,66 +16,64 @@ from dataclasses import dataclass
 
 import torch
 
-from ardiff_engine import ops
 from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
-from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stream import Stream
-from ardiff_engine.errors import NumericalError, explain, wrapped
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.engine.tick import Tick
+from ardiff_engine.engine.tick_graphs import Computed, EagerTicks, GraphCounts, TickGraphs
+from ardiff_engine.engine.verdict import Verdict, parts_of
+from ardiff_engine.errors import wrapped
 from ardiff_engine.ranges import annotate
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one pass: latents [U, L, C] of the frames that it moved, stream by stream, at their next level; and
-    whether all of them are finite."""
+    """Of one pass: latents [U, L, C] of the frames that it moved, stream by stream, at their next level."""
 
     work: Work
     cells: int
     latents: torch.Tensor
-    finite: bool
+    verdict: Verdict
 
-    def finite_latents(self) -> Iterator[tuple[Stream, Feed, torch.Tensor]]:
-        """Every stream with its own latents. One whose latents are not finite fails, and is left out."""
+    def parts(self) -> Iterator[tuple[Stream, Feed, torch.Tensor]]:
+        """Every stream with its own latents."""
         counts = [len(feed.roster.updated) for _, feed in self.work]
         for (stream, feed), latents in zip(self.work, self.latents.split(counts), strict=True):
-            if self.finite or bool(torch.isfinite(latents).all()):
-                yield stream, feed, latents
-                continue
-            rows = torch.isfinite(latents).flatten(1).all(dim=1).tolist()
-            bad = [frame for frame, ok in zip(feed.roster.updated, rows, strict=True) if not ok]
-            stream.fail(
-                NumericalError(
-                    explain(
-                        f"latents of frame {bad[0]} at tick {stream.ticks_done}",
-                        got="NaN or infinity",
-                        expected="finite numbers",
-                        fix="Check the weights and the condition.",
-                    )
-                )
-            )
+            yield stream, feed, latents
 
 
 class Passes:
-    """retried: passes run again. packing_, model_, solver_seconds: host time of the last `run`."""
+    """retried: passes run again. packing_, model_, solver_seconds: host time of the last `run`; for a tick
+    that a graph repeats, the last two are 0."""
 
-    def __init__(self, model: ARDiffusionTransformer, packer: Packer, schedules: Schedules) -> None:
-        self._model = model
+    def __init__(self, packer: Packer, tick: Tick, ticks: EagerTicks | TickGraphs) -> None:
         self._packer = packer
-        self._schedules = schedules
-        self._dtype = model.x_embedder.weight.dtype
+        self._tick = tick
+        self._ticks = ticks
         self.retried = 0
-        self.packing_seconds = self.model_seconds = self.solver_seconds = 0.0
+        self.packing_seconds = 0.0
 
     def run(self, work: Work) -> list[Outcome]:
         """One pass, or where that fails one per stream. Who fails alone has an error and no outcome."""
-        self.packing_seconds = self.model_seconds = self.solver_seconds = 0.0
+        self.packing_seconds = self._tick.model_seconds = self._tick.solver_seconds = 0.0
         return self._run(work, may_free=True)
+
+    @property
+    def graphs(self) -> GraphCounts:
+        return self._ticks.counts
+
+    @property
+    def model_seconds(self) -> float:
+        return self._tick.model_seconds
+
+    @property
+    def solver_seconds(self) -> float:
+        return self._tick.solver_seconds
 
     def free_workspace(self) -> None:
         self._packer.forget()
+        self._ticks.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -98,42 +96,13 @@ class Passes:
         with annotate("ardiff.pack"):
             batch = self._packer.pack(work)
         self.packing_seconds += time.perf_counter() - started
-        return Outcome(work, batch.x.shape[0], *self.compute(batch))
+        computed = self.compute(batch)
+        verdict = Verdict(parts_of(work), computed.findings, batch.x.device)
+        return Outcome(work, batch.x.shape[0], computed.latents, verdict)
 
-    def compute(self, batch: Batch) -> tuple[torch.Tensor, bool]:
-        """The latents of the frames that it moves [U, L, C], and whether all of them are finite."""
-        started = time.perf_counter()
-        with annotate("ardiff.model"):
-            out = self._forward(batch)
-        computed = time.perf_counter()
-        with annotate("ardiff.solver"):
-            latents = self._solve(batch, out)
-            # One number tells it for all: NaN and infinity survive a sum of absolute values, and nothing
-            # else makes one of them.
-            finite = bool(torch.isfinite(latents.abs().sum(dtype=torch.float64)))
-        self.model_seconds += computed - started
-        self.solver_seconds += time.perf_counter() - computed
-        return latents, finite
-
-    @torch.no_grad()
-    def _forward(self, batch: Batch) -> torch.Tensor:
-        condition = None if batch.condition is None else batch.condition.to(self._dtype)
-        return self._model(batch.x.to(self._dtype), batch.cells, self._schedules.modulation, condition)
-
-    @torch.no_grad()
-    def _solve(self, batch: Batch, out: torch.Tensor) -> torch.Tensor:
-        if not batch.branch_cells.numel():
-            return batch.x[:0]
-        outs = out.float().flatten(1)[batch.branch_cells.reshape(-1)]
-        new = ops.solver_step(
-            batch.x.flatten(1)[batch.branch_cells[0]],
-            outs.reshape(*batch.branch_cells.shape, -1),
-            batch.weights,
-            self._schedules.coefficients[batch.coefficients],
-            keys=batch.keys,
-            clamp=self._schedules.clamp,
-        ).x
-        return new.unflatten(1, batch.x.shape[1:])
+    def compute(self, batch: Batch) -> Computed:
+        """The latents of the frames that it moves [U, L, C], and what is known of them."""
+        return self._ticks.run(batch)
 
 
 def out_of_memory(error: Exception) -> bool:

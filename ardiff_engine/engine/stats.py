@@ -14,6 +14,8 @@ class EngineStats:
     pages, packing. streams_finished, _cancelled and _failed count since the engine was built; cancelled
     includes dropped handles.
     passes_retried: passes that raised and were run again stream by stream, or after freeing workspace.
+    graphs_captured, graph_replays, eager_ticks: passes recorded as CUDA graphs, passes that repeated one, and
+        passes that ran kernel by kernel; eager_reason: why the last of those did, None if none has.
     """
 
     streams_running: int
@@ -37,3 +39,7 @@ class EngineStats:
     first_frame_seconds: float | None
     passes_retried: int
     exact: bool
+    graphs_captured: int
+    graph_replays: int
+    eager_ticks: int
+    eager_reason: str | None

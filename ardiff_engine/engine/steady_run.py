@@ -16,10 +16,13 @@ import weakref
 import numpy as np
 import torch
 
+from ardiff_engine.device import upload
 from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.stream import Stream
+from ardiff_engine.engine.verdict import Verdict, parts_of
 
 # To begin and to end a run costs the host about as much as a pass.
 LEAST_PASSES = 2
@@ -40,7 +43,8 @@ class SteadyRun:
         self._x, self._condition = packer.inputs(work)
         self._latents = self._x[:0]
         source = _source(work)
-        self._source = None if source is None else source.to(self._x.device)
+        self._source = None if source is None else upload(source, self._x.device)
+        self._parts = parts_of(work)
 
     @property
     def over(self) -> bool:
@@ -58,6 +62,10 @@ class SteadyRun:
             self._x = latents
         else:
             self._x = torch.cat([latents, self._x])[self._source]
+
+    def verdict(self, findings: HostCopy) -> Verdict:
+        """Of the pass that the last batch was for, before it is accepted."""
+        return Verdict(self._parts, findings, self._x.device, self.passes)
 
     def begin(self) -> None:
         """The streams are left alone from here on."""

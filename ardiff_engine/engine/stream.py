@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from ardiff_engine.device import upload
 from ardiff_engine.diffusion.noise import initial_noise
 from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.async_frames import AsyncFrames
@@ -100,6 +101,8 @@ class Stream:
         self.saved: SavedPages | None = None
         self.engine = engine
         self.ready: deque[LatentFrame] = deque()
+        self.passes_under_way = self.frames_under_way = 0
+        """Passes that have moved this stream and not yet delivered, and the frames that they made clean."""
         self.kept: list[torch.Tensor] | None = [] if request.num_frames is not None else None
         self._state: State = "waiting"
         self._error: ArdiffError | None = None
@@ -223,7 +226,7 @@ class Stream:
             than `temporal_causal`) nothing is stored, and "keep" is the same as "recommit".
         negative_condition: None leaves the negative branch as it is.
         """
-        with self.engine.lock:
+        with self.engine.settled():
             return stream_edits.set_condition(self, condition, negative_condition, effect)
 
     def fork(
@@ -240,7 +243,7 @@ class Stream:
         finished yet; `result()` gives the whole video. Raises OutOfPagesError when the pool cannot promise as
         many pages again.
         """
-        with self.engine.lock:
+        with self.engine.settled():
             return stream_edits.fork(self, seed, noise_stream, on_step)
 
     def rollback(self, frame: int) -> None:
@@ -250,7 +253,7 @@ class Stream:
         left the window are computed anew from the clean frames, so endless streams, which do not keep those,
         can only go back as far as their window reaches.
         """
-        with self.engine.lock:
+        with self.engine.settled():
             stream_edits.rollback(self, frame)
 
     def extend(self, frames: int) -> None:
@@ -259,17 +262,17 @@ class Stream:
         Before the plan would start them, they simply join it. Later, or with lag 0, they continue the
         finished video as one that is given.
         """
-        with self.engine.lock:
+        with self.engine.settled():
             stream_edits.extend(self, frames)
 
     def suspend(self) -> None:
         """Move K/V and latents to host memory and give all pages and the promise of them back."""
-        with self.engine.lock:
+        with self.engine.settled():
             stream_edits.suspend(self)
 
     def resume(self) -> None:
         """Go on after `suspend`, bit for bit. While the pool is full: OutOfPagesError, no change."""
-        with self.engine.lock:
+        with self.engine.settled():
             stream_edits.resume(self)
 
     # --- for the engine
@@ -301,7 +304,8 @@ class Stream:
     @property
     def runnable(self) -> bool:
         limit = self.request.ahead_limit
-        return self._state == "running" and (limit is None or self._collecting or len(self.ready) < limit)
+        unread = len(self.ready) + self.frames_under_way
+        return self._state == "running" and (limit is None or self._collecting or unread < limit)
 
     def prepare(self, feed: Feed) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
@@ -326,16 +330,29 @@ class Stream:
         return [CleanFrame(frame, latents[row].clone(), latents[row].clone()) for row, frame in clean]
 
     def take_over(self, feed: Feed, latents: torch.Tensor, clean: list[CleanFrame]) -> None:
-        """Go on to the next pass, and hand frames that became clean to the reader."""
+        """Go on to the next pass."""
         self._move(feed, 1, latents)
-        seconds = time.perf_counter() - self._started if clean else 0.0
         for frame in clean:
             self.latents[frame.index] = frame.own
+        self.passes_under_way += 1
+        self.frames_under_way += len(clean)
+
+    def deliver(self, clean: list[CleanFrame]) -> None:
+        """Hand the frames that a pass made clean to the reader."""
+        self.passes_under_way -= 1
+        self.frames_under_way -= len(clean)
+        seconds = time.perf_counter() - self._started if clean else 0.0
+        for frame in clean:
             if self.first_frame_seconds is None:
                 self.first_frame_seconds = seconds
             if self.kept is not None:
                 self.kept.append(frame.own)
             self.ready.append(LatentFrame(frame.index, frame.readers, seconds))
+
+    @property
+    def in_run(self) -> bool:
+        """Whether passes are left to a run: the place in the plan is then behind."""
+        return self._run is not None
 
     def join(self, run: SteadyRun) -> None:
         """Leave the next passes to it, until `catch_up`."""
@@ -395,7 +412,8 @@ class Stream:
             return self.start[given]
         shape = (spec.tokens_per_frame, spec.channels)
         if request.generator is not None:
-            return torch.randn(shape, generator=request.generator, device=request.generator.device).to(device)
+            drawn = torch.randn(shape, generator=request.generator, device=request.generator.device)
+            return upload(drawn, device)
         if frame not in self._drawn:
             # Some frames ahead: a draw of a small frame is nearly all call. What is not used is not missed.
             count = max(1, min(FRAMES_DRAWN, NUMBERS_DRAWN // (shape[0] * shape[1])))

@@ -55,6 +55,18 @@ class StreamKWork:
         return torch.empty(floats, dtype=torch.float32, device=self.buffer.device) if floats else None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedWork:
+    """A schedule in host memory, int32, and its sizes: schedules of equal sizes can take each other's place.
+
+    block_rows: of the Hopper kernel; 0: the schedule is of the sm_80 kernel.
+    """
+
+    words: Tensor
+    sizes: tuple[int, ...]
+    block_rows: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Schedules:
     """Of one table: what they were built from besides `seen`, all of it in host memory (None: to be read back
@@ -154,6 +166,52 @@ def _build_stream_k(
     return StreamKWork(*_planned(schedules, seen, plan, heads, kv_heads), block_rows)
 
 
+def roomy_words(offsets: Sequence[Tensor], heads: int, kv_heads: int, device: torch.device) -> RecordedWork:
+    """The schedule of a table in host memory, for a launch that is recorded once and repeated with others.
+
+    offsets: frame_ptr, group_ptr, page_ptr, valid, seen. Sizes are rounded up, so that similar tables have
+    the same ones; what is added to the schedule does nothing (`roomy` of attention_work.h).
+    """
+    plan = native().attention_work  # type: ignore[union-attr]
+    groups = offsets[1].numel() - 1
+    buffer, sizes = plan(_host_addresses(offsets), groups, heads, kv_heads, _multiprocessors(device), True)
+    return RecordedWork(torch.frombuffer(buffer, dtype=torch.int32), tuple(sizes))
+
+
+def stream_k_words(
+    offsets: Sequence[Tensor], heads: int, kv_heads: int, block_rows: int, device: torch.device
+) -> RecordedWork:
+    """As `roomy_words`, for the Hopper kernel. Not rounded up: a worker takes any number of items, but each
+    one is a whole multiprocessor."""
+    plan = native().attention_stream_k  # type: ignore[union-attr]
+    groups = offsets[1].numel() - 1
+    buffer, sizes = plan(
+        _host_addresses(offsets), groups, heads, kv_heads, _multiprocessors(device), block_rows
+    )
+    return RecordedWork(torch.frombuffer(buffer, dtype=torch.int32), tuple(sizes), block_rows)
+
+
+def keep_recorded(
+    offsets: tuple[Tensor, ...], heads: int, kv_heads: int, words: Tensor, work: RecordedWork
+) -> None:
+    """Calls with a table of these tensors run by the schedule in `words`, whatever it holds by then.
+
+    offsets: frame_ptr, group_ptr, page_ptr, valid, seen of a table whose values change. words: on the device,
+    as many as `work` has. Sizes are those of `work`, so only schedules of equal sizes may be put there.
+    """
+    *others, seen = offsets
+    schedules = _kept()[seen] = _Schedules(tuple(others))
+    if work.block_rows:
+        key = (heads, kv_heads, work.block_rows)
+        schedules.stream_k[key] = StreamKWork(words, work.sizes, work.block_rows)
+    else:
+        schedules.works[heads, kv_heads] = AttentionWork(words, work.sizes)
+
+
+def _host_addresses(offsets: Sequence[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in offsets]
+
+
 def _planned(
     schedules: _Schedules,
     seen: Tensor,
@@ -173,7 +231,7 @@ def _planned(
             )
         )
     host = schedules.host or _read_back((*schedules.offsets, seen))
-    addresses = [tensor.data_ptr() for tensor in host]
+    addresses = _host_addresses(host)
     groups, multiprocessors = host[1].numel() - 1, _multiprocessors(device)
     try:
         buffer, sizes = plan(addresses, groups, heads, kv_heads, multiprocessors)

@@ -18,7 +18,13 @@ import torch
 
 from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops import checks
-from ardiff_engine.ops.attention_work import attention_work, stream_k_work
+from ardiff_engine.ops.attention_work import (
+    RecordedWork,
+    attention_work,
+    roomy_words,
+    stream_k_words,
+    stream_k_work,
+)
 from ardiff_engine.ops.backend import Choice
 from ardiff_engine.ops.cuda_launch import DTYPES, address, error_bits, has_kernel, launch_for
 
@@ -78,6 +84,16 @@ def frame_attention_cuda(
         "frame_attention", q, *arguments, work.buffer.data_ptr(), address(workspace), work.sizes, error
     )
     return o, lse
+
+
+def recorded_work(offsets: tuple[Tensor, ...], q: Tensor, k_pages: Tensor, v_pages: Tensor) -> RecordedWork:
+    """The schedule of a table in host memory for a recorded call with tensors like these; see
+    `attention_work.roomy_words`."""
+    heads, kv_heads = q.shape[1], k_pages.shape[1]
+    if which_kernel(q, k_pages, v_pages).name == "sm_90a":
+        rows = block_rows(k_pages.shape[2])
+        return stream_k_words(offsets, heads, kv_heads, rows, q.device)
+    return roomy_words(offsets, heads, kv_heads, q.device)
 
 
 def which_kernel(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> Choice:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from operator import index
@@ -93,7 +93,7 @@ class FrameTable:
         object.__setattr__(self, "page_rows", int(valid.max(initial=0)))
         if self.device.type != "cpu":
             copies = (frame_ptr, group_ptr, page_ptr, valid, seen)
-            keep_host_copies(_offset_tensors(self), tuple(map(torch.from_numpy, copies)))
+            keep_host_copies(self.offsets, tuple(map(torch.from_numpy, copies)))
 
     @classmethod
     def build(
@@ -174,6 +174,21 @@ class FrameTable:
             bias=bias,
         )
 
+    def over(self, tensors: Mapping[str, torch.Tensor]) -> FrameTable:
+        """This table with its tensors in other memory, which must hold the same values. Not validated.
+
+        CUDA graphs put the values of other tables there, with as many tokens, groups and entries.
+        """
+        other = copy.copy(self)
+        for name, value in tensors.items():
+            object.__setattr__(other, name, value)
+        return other
+
+    @property
+    def offsets(self) -> tuple[torch.Tensor, ...]:
+        """What the schedule of frame_attention is made from."""
+        return self.frame_ptr, self.group_ptr, self.page_ptr, self.valid, self.seen
+
     @property
     def device(self) -> torch.device:
         return self.pages.device
@@ -200,20 +215,14 @@ class FrameTable:
         """The same table on another device. Not validated again, and its offsets stay in host memory too."""
         if torch.device(device) == self.device:
             return self
-        host = _offset_tensors(self) if self.device.type == "cpu" else host_copies(self.seen)
-        moved = copy.copy(self)
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, torch.Tensor):
-                object.__setattr__(moved, item.name, value.to(device))
+        host = self.offsets if self.device.type == "cpu" else host_copies(self.seen)
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved = self.over(
+            {name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+        )
         if host is not None and moved.device.type != "cpu":
-            keep_host_copies(_offset_tensors(moved), host)
+            keep_host_copies(moved.offsets, host)
         return moved
-
-
-def _offset_tensors(table: FrameTable) -> tuple[torch.Tensor, ...]:
-    """What the schedule of frame_attention is made from."""
-    return table.frame_ptr, table.group_ptr, table.page_ptr, table.valid, table.seen
 
 
 def _one_or_more(name: str, given: int | Sequence[int]) -> Sequence[int]:

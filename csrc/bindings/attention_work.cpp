@@ -12,15 +12,16 @@ namespace {
 
 using Sizes = std::array<std::int32_t, 6>;  // tiles, merges, blocks, frames, tile_rows, parts
 
-// table: host addresses of frame_ptr, group_ptr, page_ptr, valid, seen. Returns the plan's int32 buffer and
-// its sizes.
+// table: host addresses of frame_ptr, group_ptr, page_ptr, valid, seen. with_room: see `roomy`. Returns the
+// plan's int32 buffer and its sizes.
 py::tuple plan(const std::array<std::uintptr_t, 5>& table, std::int64_t groups, std::int64_t heads,
-               std::int64_t kv_heads, int multiprocessors) {
+               std::int64_t kv_heads, int multiprocessors, bool with_room) {
   const HostFrameTable host = ardiff::bindings::host_table(table, groups, heads, kv_heads, multiprocessors);
   AttentionPlan built;
   {
     py::gil_scoped_release release;
     built = ardiff::plan_attention(host, heads, kv_heads, multiprocessors);
+    if (with_room) built = ardiff::roomy(built);
   }
   const AttentionPlanSizes& s = built.sizes;
   return py::make_tuple(py::bytearray(reinterpret_cast<const char*>(built.buffer.data()),
@@ -35,6 +36,7 @@ std::int64_t partial_floats(const Sizes& s, std::int64_t kv_heads, std::int64_t 
 }  // namespace
 
 ARDIFF_BINDING(attention_work) {
-  m.def("attention_work", &plan);
+  m.def("attention_work", &plan, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+        py::arg("with_room") = false);
   m.def("attention_partial_floats", &partial_floats);
 }

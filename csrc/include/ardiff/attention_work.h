@@ -83,6 +83,11 @@ struct AttentionPlan {
 AttentionPlan plan_attention(const HostFrameTable& table, std::int64_t heads, std::int64_t kv_heads,
                              int multiprocessors);
 
+// The same plan with room for larger ones, for a launch that is recorded once and repeated with other tables
+// (a CUDA graph): sizes are rounded up, so that similar tables have equal ones. The tiles and merges that are
+// added have no rows, and their thread blocks end at once; blocks and parts that are added are in no tile.
+AttentionPlan roomy(const AttentionPlan& plan);
+
 // Floats of workspace that the parts of a plan need.
 std::int64_t partial_floats(const AttentionPlanSizes& sizes, std::int64_t kv_heads, std::int64_t dim);
 

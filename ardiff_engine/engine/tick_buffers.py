@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory of a recorded tick: every tensor that it reads or returns, at addresses that never change.
+
+A batch comes in by one copy for what changes every tick (levels), one for what changes with the layout
+(pages, views, positions), and one on the device for the latents. Host values travel in one piece of
+page-locked memory each, without waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from math import prod
+
+import torch
+
+from ardiff_engine.engine.batch import Batch
+from ardiff_engine.engine.host_copy import staging_for
+from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_tokens
+from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.ops.attention_work import keep_recorded
+from ardiff_engine.ops.noise_keys import KEY_COLUMNS
+
+ALIGNMENT = 16  # of a tensor in its block: kernels read 16 bytes at a time
+
+Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+class Block:
+    """Tensors of several shapes and dtypes in one piece of memory, filled by one copy."""
+
+    def __init__(self, fields: Fields, device: torch.device) -> None:
+        self._fields = fields
+        sizes = [
+            -(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT for shape, dtype in fields.values()
+        ]
+        self._starts = [0, *accumulate(sizes)]
+        self._bytes = torch.zeros(self._starts[-1], dtype=torch.uint8, device=device)
+        self.tensors = self._views(self._bytes)
+
+    def load(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Values in host memory, one for each field, of its shape."""
+        staging = staging_for(self._bytes)
+        for name, tensor in self._views(staging).items():
+            tensor.copy_(values[name])
+        self._bytes.copy_(staging, non_blocking=True)
+
+    def _views(self, memory: torch.Tensor) -> dict[str, torch.Tensor]:
+        views = {}
+        for start, (name, (shape, dtype)) in zip(self._starts, self._fields.items(), strict=False):
+            end = start + prod(shape) * dtype.itemsize
+            views[name] = memory[start:end].view(dtype).reshape(shape)
+        return views
+
+
+class TickBuffers:
+    """batch: what the tick reads. latents [updates, L, C], finite [updates]: what it leaves."""
+
+    def __init__(self, layout: PaddedLayout, like: Batch, spec: ModelSpec) -> None:
+        shape, device = layout.shape, like.cells.k_pages.device
+        self.shape = shape
+        self._spec = spec
+        self._loaded: PaddedLayout | None = None
+        self._layout = Block(_fields_of(_layout_values(layout)), device)
+        self._levels = Block(_level_fields(shape, spec), device)
+        x = torch.empty(shape.cells, spec.tokens_per_frame, spec.channels, device=device)
+        condition = None
+        if like.condition is not None:
+            condition = torch.empty(shape.contexts, *like.condition.shape[1:], device=device)
+        self.latents = torch.empty(shape.updates, spec.tokens_per_frame, spec.channels, device=device)
+        self.finite = torch.empty(shape.updates, dtype=torch.bool, device=device)
+        held, levels = self._layout.tensors, self._levels.tensors
+        names = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen")
+        self.batch = Batch(
+            cells=CellBatch(
+                num_contexts=shape.contexts,
+                slots=held["slots"],
+                frame_positions=held["positions"],
+                frame_ids=levels["frame_ids"],
+                table=layout.table.over({name: held[name] for name in names}),
+                k_pages=like.cells.k_pages,
+                v_pages=like.cells.v_pages,
+            ),
+            x=x,
+            condition=condition,
+            branch_cells=held["branch_cells"],
+            weights=held["weights"],
+            coefficients=levels["coefficients"],
+            keys=levels["keys"] if shape.noisy else None,
+        )
+        if layout.work is not None:
+            heads, kv_heads = spec.heads, like.cells.k_pages.shape[2]
+            keep_recorded(self.batch.cells.table.offsets, heads, kv_heads, held["work"], layout.work)
+
+    def load(self, layout: PaddedLayout, batch: Batch) -> None:
+        """Put a batch of this shape into the buffers; `layout` is its padded layout."""
+        if layout is not self._loaded:
+            self._loaded = None
+            self._layout.load(_layout_values(layout))
+            self._loaded = layout
+        shape, cells = self.shape, batch.cells
+        rows = pad_tokens(cells.frame_ids, 0, cells.num_contexts, shape.contexts, shape.cells, self._spec)
+        coefficients = torch.zeros(shape.updates, dtype=torch.int64)
+        coefficients[: len(batch.coefficients)] = batch.coefficients
+        levels = {"frame_ids": rows, "coefficients": coefficients}
+        if batch.keys is not None:
+            levels["keys"] = torch.zeros(shape.updates, KEY_COLUMNS, dtype=torch.int64)
+            levels["keys"][: len(batch.keys)] = batch.keys
+        self._levels.load(levels)
+        self.batch.x[: len(batch.x)].copy_(batch.x)
+        if batch.condition is not None and self.batch.condition is not None:
+            self.batch.condition[: len(batch.condition)].copy_(batch.condition)
+
+    def store(self, latents: torch.Tensor, finite: torch.Tensor) -> None:
+        """The last part of the tick: leave its results where the host finds them."""
+        self.latents.copy_(latents)
+        self.finite.copy_(finite)
+
+
+def _layout_values(layout: PaddedLayout) -> dict[str, torch.Tensor]:
+    table = layout.table
+    values = {
+        "slots": layout.slots,
+        "positions": layout.positions,
+        "branch_cells": layout.branch_cells,
+        "weights": layout.weights,
+        "frame_ptr": table.frame_ptr,
+        "group_ptr": table.group_ptr,
+        "page_ptr": table.page_ptr,
+        "pages": table.pages,
+        "valid": table.valid,
+        "seen": table.seen,
+    }
+    return values if layout.work is None else values | {"work": layout.work.words}
+
+
+def _fields_of(values: Mapping[str, torch.Tensor]) -> Fields:
+    return {name: (tuple(value.shape), value.dtype) for name, value in values.items()}
+
+
+def _level_fields(shape: TickShape, spec: ModelSpec) -> Fields:
+    tokens = shape.contexts * spec.context_tokens + shape.cells * spec.tokens_per_frame
+    fields = {
+        "frame_ids": ((tokens,), torch.int32),
+        "coefficients": ((shape.updates,), torch.int64),
+    }
+    return fields | ({"keys": ((shape.updates, KEY_COLUMNS), torch.int64)} if shape.noisy else {})

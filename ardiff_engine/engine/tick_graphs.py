@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ticks over static buffers, recorded once per shape and repeated: a few hundred kernels for one launch.
+
+A pass over a single frame is a millisecond of work in some four hundred kernels, and starting those one by
+one from Python takes longer than running them. A CUDA graph starts them all at once. What a graph holds is
+fixed: addresses, shapes, grids. So a batch is padded to one of few shapes (engine.tick_shape), copied to the
+buffers of that shape (engine.tick_buffers), and the tick runs over those: the first time as it is, which
+loads kernels and allocates workspaces; the second time recorded; from then on repeated. Without a recorder
+(on the CPU, or turned off) the same call runs over the same buffers.
+
+Graphs are dropped when memory that they hold the addresses of is replaced, the least used first when there
+are too many, and all of them for good when a recording fails: the tick then runs as it is, and the counts
+say why.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ardiff_engine.engine.batch import Batch
+from ardiff_engine.engine.host_copy import HostCopy
+from ardiff_engine.engine.schedules import Schedules
+from ardiff_engine.engine.tick import Tick
+from ardiff_engine.engine.tick_buffers import TickBuffers
+from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_layout, with_pages_of
+from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.ops.cuda_launch import error_bits
+
+MOST_SHAPES = 16
+LAYOUTS_KEPT = 16
+FIRST_OF_ITS_SHAPE = "first tick of its shape"
+
+Run = Callable[[], None]
+
+
+class GraphRecorder(Protocol):
+    """What can record a tick. `CudaGraphs` on a GPU."""
+
+    def warm_up(self, run: Run) -> None:
+        """Run it where it will be recorded: nothing may be loaded for the first time while recording."""
+
+    def record(self, run: Run) -> Run:
+        """Record it without running it; what is returned runs it on the current stream."""
+
+    def wait(self) -> None:
+        """Return when nothing that was recorded is running."""
+
+
+class CudaGraphs:
+    """CUDA graphs of one device, which share one pool of memory: they never run side by side.
+
+    Not yet run on a GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, run: Run) -> None:
+        here = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            run()
+        here.wait_stream(self._stream)
+
+    def record(self, run: Run) -> Run:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: a decoder in another thread may allocate or wait meanwhile, which is none of this
+        # recording's business and would end it under the default mode.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            run()
+        return graph.replay
+
+    def wait(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCounts:
+    """captured, replays, eager: graphs recorded, ticks that repeated one, ticks that ran as they are; reason:
+    why the last of those did."""
+
+    captured: int = 0
+    replays: int = 0
+    eager: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """latents: float32 [U, L, C]. findings: on their way to the host: finite, bool [U], and, of kernels that
+    cannot raise, the error bits of their device (ops.cuda_launch)."""
+
+    latents: torch.Tensor
+    findings: HostCopy
+
+
+class EagerTicks:
+    """Runs a tick as it is, over the tensors of the batch."""
+
+    def __init__(self, tick: Tick, reason: str) -> None:
+        self._tick = tick
+        self._reason = reason
+        self._runs = 0
+
+    def run(self, batch: Batch) -> Computed:
+        latents, finite = self._tick(batch)
+        self._runs += 1
+        return Computed(latents, HostCopy(finite))
+
+    @property
+    def counts(self) -> GraphCounts:
+        return GraphCounts(eager=self._runs, reason=self._reason if self._runs else None)
+
+    def clear(self) -> None:
+        """Nothing is kept."""
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    buffers: TickBuffers
+    warm: bool = False
+    replay: Run | None = None
+
+
+class _Kept:
+    """Padded layouts by the objects that they were made from, the last LAYOUTS_KEPT of them."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], tuple[tuple[object, ...], PaddedLayout]] = OrderedDict()
+
+    def get(self, sources: tuple[object, ...]) -> PaddedLayout | None:
+        key = tuple(map(id, sources))
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        self._kept.move_to_end(key)
+        return found[1]
+
+    def add(self, sources: tuple[object, ...], layout: PaddedLayout) -> None:
+        # With its sources, whose ids would otherwise come to stand for other objects.
+        self._kept[tuple(map(id, sources))] = sources, layout
+        if len(self._kept) > LAYOUTS_KEPT:
+            self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
+class TickGraphs:
+    """Runs a tick over the static buffers of its shape.
+
+    recorder: None: nothing is recorded, for the stated reason.
+    """
+
+    def __init__(
+        self,
+        tick: Tick,
+        schedules: Schedules,
+        spec: ModelSpec,
+        recorder: GraphRecorder | None,
+        reason: str | None = None,
+        most_shapes: int = MOST_SHAPES,
+    ) -> None:
+        self._tick = tick
+        self._schedules = schedules
+        self._spec = spec
+        self._recorder = recorder
+        self._reason = reason
+        self._most_shapes = most_shapes
+        self._entries: OrderedDict[TickShape, _Entry] = OrderedDict()
+        self._layouts = _Kept()
+        self._views = _Kept()
+        self._held: tuple[object, ...] = ()
+        self.counts = GraphCounts()
+
+    def run(self, batch: Batch) -> Computed:
+        """The pass over this batch, whose index tensors are in host memory and whose latents are not."""
+        self._drop_stale(batch)
+        layout = self._padded(batch)
+        entry = self._entry(layout, batch)
+        buffers, updates = entry.buffers, batch.branch_cells.shape[1]
+        buffers.load(layout, batch)
+        self._run(entry)
+        # Copied: the next tick of this shape writes over the buffers, whoever still needs what this one left.
+        found = error_bits(batch.cells.k_pages.device).clone()
+        findings = HostCopy(buffers.finite[:updates].clone(), found)
+        return Computed(buffers.latents[:updates].clone(), findings)
+
+    def clear(self) -> None:
+        """Drop all graphs and buffers: workspace that can be built again."""
+        if self._recorder is not None and self._entries:
+            self._recorder.wait()
+        self._entries.clear()
+        self._layouts.clear()
+        self._views.clear()
+
+    # --- private
+
+    def _run(self, entry: _Entry) -> None:
+        if entry.replay is None and self._recorder is not None and entry.warm:
+            try:
+                entry.replay = self._recorder.record(lambda: self._tick_over(entry.buffers))
+            except Exception as error:
+                # Not again: whatever cannot be recorded now cannot be recorded in the next shape either.
+                self._reason = f"recording failed: {type(error).__name__}: {error}"
+                self._recorder.wait()
+                self._recorder = None
+                self._entries = OrderedDict({entry.buffers.shape: entry})
+            else:
+                self._count(captured=1)
+        if entry.replay is not None:
+            entry.replay()
+            self._count(replays=1)
+        elif self._recorder is not None:
+            self._recorder.warm_up(lambda: self._tick_over(entry.buffers))
+            entry.warm = True
+            self._count(eager=1, reason=FIRST_OF_ITS_SHAPE)
+        else:
+            self._tick_over(entry.buffers)
+            self._count(eager=1, reason=self._reason)
+
+    def _tick_over(self, buffers: TickBuffers) -> None:
+        buffers.store(*self._tick(buffers.batch))
+
+    def _count(self, captured: int = 0, replays: int = 0, eager: int = 0, reason: str | None = None) -> None:
+        now = self.counts
+        self.counts = GraphCounts(
+            now.captured + captured, now.replays + replays, now.eager + eager, reason or now.reason
+        )
+
+    def _drop_stale(self, batch: Batch) -> None:
+        """Tables of other solvers, or another pool, lie elsewhere; a graph would read the old ones."""
+        schedules, cells = self._schedules, batch.cells
+        held = (schedules.modulation, schedules.coefficients, cells.k_pages, cells.v_pages)
+        if len(held) != len(self._held) or any(a is not b for a, b in zip(held, self._held, strict=True)):
+            self.clear()
+            self._held = held
+
+    def _padded(self, batch: Batch) -> PaddedLayout:
+        """Batches of one Layout share its tensors: it is padded once. Layouts that differ in their pages
+        alone, as those of a window that slides, share all others: these are padded once for all of them."""
+        cells, table, noisy = batch.cells, batch.cells.table, batch.keys is not None
+        views = (*table.offsets, batch.branch_cells, batch.weights, noisy)
+        own = (*views, table.pages, cells.slots, cells.frame_positions)
+        layout = self._layouts.get(own)
+        if layout is None:
+            like = self._views.get(views)
+            if like is None:
+                like = pad_layout(batch, self._spec)
+                self._views.add(views, like)
+            layout = with_pages_of(like, batch, self._spec)
+            self._layouts.add(own, layout)
+        return layout
+
+    def _entry(self, layout: PaddedLayout, batch: Batch) -> _Entry:
+        entry = self._entries.get(layout.shape)
+        if entry is None:
+            if len(self._entries) >= self._most_shapes:
+                if self._recorder is not None:
+                    self._recorder.wait()
+                self._entries.popitem(last=False)
+            entry = self._entries[layout.shape] = _Entry(TickBuffers(layout, batch, self._spec))
+        self._entries.move_to_end(layout.shape)
+        return entry
+
+
+def ticks_for(
+    tick: Tick, schedules: Schedules, spec: ModelSpec, device: torch.device, cuda_graphs: bool | None
+) -> EagerTicks | TickGraphs:
+    """How an engine on this device runs its ticks; cuda_graphs: as in Engine."""
+    if device.type == "cuda":
+        if cuda_graphs is False:
+            return TickGraphs(tick, schedules, spec, None, "turned off: cuda_graphs=False")
+        return TickGraphs(tick, schedules, spec, CudaGraphs(device))
+    reason = f"no CUDA graphs on {device.type}"
+    return TickGraphs(tick, schedules, spec, None, reason) if cuda_graphs else EagerTicks(tick, reason)
