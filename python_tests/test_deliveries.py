@@ -64,7 +64,7 @@ def engine_for(delay: int = 1, *, cuda_graphs: bool = True) -> Engine:
         max_pages=200,
         cuda_graphs=cuda_graphs,
     )
-    engine._deliveries = Deliveries(delay)
+    engine._steps.deliveries = Deliveries(delay)
     return engine
 
 
@@ -169,7 +169,7 @@ def test_edits_find_a_stream_as_its_reader_does(edit, tick, started):
         while stream.ticks_done < tick:
             engine.step()
         other = EDITS[edit](stream)
-        assert len(engine._deliveries) == 0
+        assert len(engine._steps.deliveries) == 0
         videos.append([stream.result()] + ([other.result()] if edit == "fork" else []))
     assert all(torch.equal(a, b) for a, b in zip(*videos, strict=True))
 
@@ -222,11 +222,11 @@ def test_a_dropped_stream_is_not_kept_by_what_is_on_its_way(started):
     stream = engine.submit(REQUESTS[0])
     for _ in range(5):
         engine.step()
-    assert len(engine._deliveries) == 1
+    assert len(engine._steps.deliveries) == 1
     del stream
     gc.collect()
     assert engine.stats().pages_held == 0 and engine.stats().streams_cancelled == 1
-    assert not engine.step() and len(engine._deliveries) == 0
+    assert not engine.step() and len(engine._steps.deliveries) == 0
 
 
 def test_a_cancelled_stream_gets_nothing_more(started):

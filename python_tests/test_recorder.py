@@ -280,7 +280,7 @@ def test_a_trace_is_written_also_when_the_block_ends_by_an_error(engine, tmp_pat
     content = json.loads((tmp_path / "trace.json").read_text())
     assert [e["name"] for e in slices(content, "engine") if e["name"].startswith("tick")] == ["tick 0"]
     assert not stream.done
-    assert engine._recorders == []
+    assert engine._steps.recorders == []
 
 
 # --- the picture

@@ -14,8 +14,7 @@ from test_engine import SCHEDULE, engine_for
 
 from ardiff_engine import ops
 from ardiff_engine.diffusion import solvers
-from ardiff_engine.engine import Engine, Request, Stream
-from ardiff_engine.engine import engine as engine_module
+from ardiff_engine.engine import Engine, Request, Stream, steps
 from ardiff_engine.errors import ArdiffError, NumericalError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
 
@@ -32,7 +31,7 @@ KINDS = [
 
 
 def runs_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "LEAST_PASSES", 1 << 30)
+    monkeypatch.setattr(steps, "LEAST_PASSES", 1 << 30)
 
 
 def everything(engine: Engine, streams: list[Stream]) -> list[object]:
@@ -57,7 +56,7 @@ def story(seed: int) -> tuple[list[list[object]], list[torch.Tensor | None], int
     """A random life of an engine: what was seen on the way, the videos, and the passes done in runs."""
     chance = random.Random(seed)
     engine = engine_for(steps=STEPS, max_pages=600)
-    engine._max_batch_tokens = chance.choice([None, None, 1000, 20])
+    engine._steps.max_batch_tokens = chance.choice([None, None, 1000, 20])
     streams: list[Stream] = []
     seen: list[list[object]] = []
     in_runs = 0
@@ -83,7 +82,7 @@ def story(seed: int) -> tuple[list[list[object]], list[torch.Tensor | None], int
             pass
         for _ in range(chance.randrange(1, 7)):
             engine.step()
-            in_runs += engine._run is not None and engine._run.passes > 0
+            in_runs += engine._steps.run is not None and engine._steps.run.passes > 0
     for stream in streams:
         stream.resume() if stream.state == "suspended" else None
         stream.take_ready()
@@ -129,7 +128,7 @@ def in_a_run(**options) -> tuple[Engine, list[Stream]]:
     streams = [engine.submit(Request(num_frames=4, lag=12, seed=seed, **options)) for seed in range(3)]
     for _ in range(5):
         engine.step()
-    assert engine._run is not None and engine._run.passes >= 2
+    assert engine._steps.run is not None and engine._steps.run.passes >= 2
     return engine, streams
 
 
@@ -140,12 +139,12 @@ def test_a_run_asks_neither_plans_nor_pages(monkeypatch):
         monkeypatch.setattr(stream, "prepare", pytest.fail)
     monkeypatch.setattr(engine._packer, "layout", pytest.fail)
     assert engine.step() and [stream.ticks_done for stream in streams] == [6, 6, 6]
-    assert engine._run is not None, "to look at the number of passes is not to look at the stream"
+    assert engine._steps.run is not None, "to look at the number of passes is not to look at the stream"
 
 
 def test_looking_at_one_stream_brings_all_up_to_date():
     engine, streams = in_a_run()
-    assert streams[1].feeder.levels == {0: 5} and engine._run is None
+    assert streams[1].feeder.levels == {0: 5} and engine._steps.run is None
     assert [stream._feeder.tick for stream in streams] == [5, 5, 5]
 
 

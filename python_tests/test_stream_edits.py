@@ -206,7 +206,7 @@ def test_reset_is_a_new_video(memory):
 
 
 def noise(stream, frames) -> torch.Tensor:
-    return torch.stack([stream._initial_noise(frame) for frame in frames])
+    return torch.stack([stream.noise.of(frame) for frame in frames])
 
 
 def test_keep_leaves_stored_keys_alone_and_says_that_this_is_not_exact():

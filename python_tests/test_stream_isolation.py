@@ -70,7 +70,7 @@ def test_a_stream_that_cannot_prepare_fails_alone(monkeypatch):
     def explode(*_):
         raise RuntimeError("no noise today")
 
-    monkeypatch.setattr(bad, "_initial_noise", explode)
+    monkeypatch.setattr(bad.noise, "of", explode)
     torch.testing.assert_close(good.result(), alone(), rtol=1e-5, atol=1e-5)
     with pytest.raises(ArdiffError, match="no noise today"):
         bad.result()

@@ -5,46 +5,33 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from os import PathLike
-from typing import TypeVar
 
 import torch
 
 from ardiff_engine.diffusion.solvers import Solver
-from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.admission import admit, check_memory
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.changes import STALL_SECONDS, Changes
 from ardiff_engine.engine.conditions import condition_rows
 from ardiff_engine.engine.deliveries import Deliveries
-from ardiff_engine.engine.feed import Feed, Feeder
-from ardiff_engine.engine.layout import Work
+from ardiff_engine.engine.feed import Feeder
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
-from ardiff_engine.engine.passes import Outcome, Passes, out_of_memory
-from ardiff_engine.engine.recorder import Recorder, TickRecord, stream_tick
+from ardiff_engine.engine.passes import Passes
+from ardiff_engine.engine.recorder import Recorder
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stats import EngineStats
-from ardiff_engine.engine.steady_run import LEAST_PASSES, SteadyRun
-from ardiff_engine.engine.stream import CleanFrame, Holdings, Stream
+from ardiff_engine.engine.steps import Steps
+from ardiff_engine.engine.stream import Holdings, Stream
 from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.engine.stream_register import StreamRegister
 from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_graphs import ticks_for
-from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
-from ardiff_engine.errors import (
-    EngineBusyError,
-    explain,
-    wrapped,
-)
+from ardiff_engine.errors import EngineBusyError, explain
 from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
-from ardiff_engine.ranges import annotate
-
-T = TypeVar("T")
 
 
 class Engine:
@@ -79,9 +66,7 @@ class Engine:
         check_memory(self.memory)
         self.lock = threading.RLock()
         self.changes = Changes()
-        self.ticks = 0
         self._stepping = False
-        self._max_batch_tokens = max_batch_tokens
         weight = model.x_embedder.weight
         self.device = weight.device
         if isinstance(max_pages, float):
@@ -92,14 +77,22 @@ class Engine:
         tick = Tick(model, self._schedules)
         ticks = ticks_for(tick, self._schedules, model.spec, self.device, cuda_graphs)
         self._passes = Passes(self._packer, tick, ticks)
-        self._deliveries = Deliveries(delay=1 if self.device.type == "cuda" else 0)
-        self._delivered: list[Stream] = []
         self.register = StreamRegister(self.pool.manager, self._schedules, max_waiting)
-        self._cells = self._updates = self._frames = 0
-        self._seconds = self._planning_seconds = 0.0
-        self._first_frame_seconds: float | None = None
-        self._recorders: list[Recorder] = []
-        self._run: SteadyRun | None = None
+        deliveries = Deliveries(delay=1 if self.device.type == "cuda" else 0)
+        self._steps = Steps(
+            model.spec,
+            self.register,
+            self.pool.manager,
+            self._packer,
+            self._passes,
+            deliveries,
+            max_batch_tokens,
+        )
+
+    @property
+    def ticks(self) -> int:
+        """Passes so far."""
+        return self._steps.ticks
 
     @property
     def solver(self) -> Solver:
@@ -167,7 +160,7 @@ class Engine:
             self._stepping = True
             ran = True
             try:
-                ran = self._step()
+                ran = self._steps.step()
             finally:
                 self._stepping = False
                 # Only if something happened: readers with nothing to run would wake each other for ever.
@@ -179,7 +172,7 @@ class Engine:
         with self.lock:
             self.register.reap()
             manager, streams, ended = self.pool.manager, self.register.alive(), self.register.ended
-            graphs = self._passes.graphs
+            graphs, steps = self._passes.graphs, self._steps
             count = {
                 state: sum(s.state == state for s in streams) for state in ("running", "waiting", "suspended")
             }
@@ -194,15 +187,15 @@ class Engine:
                 pages_held=manager.held,
                 pages_promised=manager.total - manager.unpromised,
                 pages_total=manager.total,
-                ticks=self.ticks,
-                cells=self._cells,
-                updates=self._updates,
-                frames=self._frames,
-                seconds=self._seconds,
-                planning_seconds=self._planning_seconds,
-                cells_per_second=self._cells / self._seconds if self._seconds else 0.0,
-                cells_per_tick=self._cells / self.ticks if self.ticks else 0.0,
-                first_frame_seconds=self._first_frame_seconds,
+                ticks=steps.ticks,
+                cells=steps.cells,
+                updates=steps.updates,
+                frames=steps.frames,
+                seconds=steps.seconds,
+                planning_seconds=steps.planning_seconds,
+                cells_per_second=steps.cells / steps.seconds if steps.seconds else 0.0,
+                cells_per_tick=steps.cells / steps.ticks if steps.ticks else 0.0,
+                first_frame_seconds=steps.first_frame_seconds,
                 passes_retried=self._passes.retried,
                 exact=all(stream.exact for stream in streams),
                 graphs_captured=graphs.captured,
@@ -216,12 +209,12 @@ class Engine:
         """Record every pass until the block ends, also by an error; then write a Chrome trace to `path`."""
         recorder = Recorder()
         with self.lock:
-            self._recorders.append(recorder)
+            self._steps.recorders.append(recorder)
         try:
             yield recorder
         finally:
             with self.lock:
-                self._recorders.remove(recorder)
+                self._steps.recorders.remove(recorder)
             recorder.write_chrome_trace(path)
 
     # --- for streams
@@ -229,17 +222,15 @@ class Engine:
     def settle(self) -> None:
         """End the run of steady passes, if there is one: every stream catches up."""
         with self.lock:
-            run, self._run = self._run, None
-            if run is not None:
-                run.settle()
+            self._steps.settle()
 
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
         """The engine's lock, with nothing on its way to a reader: edits find streams as readers do."""
         with self.lock:
-            self._deliver(0)
+            self._steps.deliver(0)
             if not self._stepping:
-                self._finish_delivered()
+                self._steps.finish_delivered()
             yield
 
     def condition(self, condition: torch.Tensor | int | None) -> torch.Tensor:
@@ -284,242 +275,6 @@ class Engine:
         )
 
     # --- private
-
-    def _step(self) -> bool:
-        if self._run is not None:
-            if self._goes_on(self._run) and self._step_of(self._run):
-                return True
-            self.settle()
-        started = time.perf_counter()
-        with annotate("ardiff.plan"):
-            self.register.reap()
-            self.register.start_waiting()
-            ended = sum(self.register.ended.values())
-            work = self._turn()
-        if not work:
-            # Nothing to start: bring in what is on its way, for which readers may be waiting.
-            self._deliver(0)
-            if self._finish_delivered():
-                return True
-            # Whoever failed in its turn has given its pages back: one that waits for them may run next.
-            return sum(self.register.ended.values()) > ended
-        planned = time.perf_counter()
-        outcomes = self._passes.run(work)
-        computed = time.perf_counter()
-        # First every stream gets what this pass computed, then callbacks run: one that cancels, fails or is
-        # interrupted finds all streams at the same tick.
-        moved = self._hand_over(outcomes)
-        self.ticks += 1
-        finished = time.perf_counter()
-        self._seconds += finished - started
-        self._planning_seconds += planned - started + finished - computed + self._passes.packing_seconds
-        interrupt: BaseException | None = None
-        for stream in moved:
-            try:
-                if not stream.done:
-                    self._call_back(stream)
-            except BaseException as error:
-                # Not before the others had their callbacks: nobody would call those again.
-                interrupt = interrupt or error
-        self._finish_delivered()
-        if self._recorders:
-            self._record(work, started, planned)
-        if interrupt is not None:
-            raise interrupt
-        if len(moved) == len(work):
-            self._begin_run(moved)
-        return True
-
-    def _begin_run(self, streams: list[Stream]) -> None:
-        """Leave the next passes to a run, if they change nothing but the levels of these streams."""
-        ahead = min(stream.passes_ahead for stream in streams)
-        if ahead < LEAST_PASSES or self._recorders:
-            return
-        # One that waits for its turn or its reader may run next.
-        if sum(stream.state == "running" for stream in self.register.alive()) > len(streams):
-            return
-        began = time.perf_counter()
-        try:
-            work = [(stream, stream.feeder.next()) for stream in streams]
-            run = SteadyRun(self._packer, work, ahead, self.register.version)
-        except Exception:
-            # Whatever it is, the next pass meets it too, and knows whose fault it is.
-            return
-        run.begin()
-        self._run = run
-        self._planning_seconds += time.perf_counter() - began
-        self._seconds += time.perf_counter() - began
-
-    def _goes_on(self, run: SteadyRun) -> bool:
-        register = self.register
-        return not (run.over or register.to_reap or run.version != register.version or self._recorders)
-
-    def _step_of(self, run: SteadyRun) -> bool:
-        """The next pass of the run. False if it failed and changed nothing: the streams do it themselves."""
-        started = time.perf_counter()
-        try:
-            with annotate("ardiff.pack"):
-                batch = run.batch()
-            packed = time.perf_counter()
-            result = self._passes.compute(batch)
-        except Exception:
-            return False
-        computed = time.perf_counter()
-        verdict = run.verdict(result.findings)
-        if self._deliveries.delay == 0 and not verdict.good:
-            return False
-        # The collector may have ended a stream meanwhile, and the run with it.
-        if self._run is not run:
-            return False
-        run.accept(result.latents)
-        self.ticks += 1
-        self._cells += batch.x.shape[0]
-        self._updates += len(result.latents)
-        if self._deliveries.delay:
-            self._deliveries.begin([verdict])
-            self._deliver(self._deliveries.delay)
-            self._finish_delivered()
-        finished = time.perf_counter()
-        self._seconds += finished - started
-        self._planning_seconds += packed - started + finished - computed
-        return True
-
-    def _record(self, work: Work, started: float, planned: float) -> None:
-        fed = {stream.number: stream_tick(stream, feed) for stream, feed in work}
-        held = [stream_tick(s, None) for s in self.register.alive() if s.number not in fed and s.pages.held]
-        manager, passes = self.pool.manager, self._passes
-        record = TickRecord(
-            index=self.ticks - 1,
-            began=started,
-            ended=time.perf_counter(),
-            plan_seconds=planned - started,
-            pack_seconds=passes.packing_seconds,
-            model_seconds=passes.model_seconds,
-            solver_seconds=passes.solver_seconds,
-            streams=(*fed.values(), *held),
-            pages_held=manager.held,
-            pages_total=manager.total,
-        )
-        for recorder in self._recorders:
-            recorder.add(record)
-
-    def _turn(self) -> Work:
-        """What the streams of this pass feed, their pages taken. A stream that cannot say so fails alone."""
-        runnable = [s for s in self.register.alive() if s.runnable and not self._ends(s)]
-        if self._max_batch_tokens is not None:
-            runnable = self._next_in_turn(runnable, self._max_batch_tokens)
-        # In the order of submission: streams that go on together keep the layout of their last pass.
-        work: Work = []
-        for stream in runnable:
-            try:
-                feed = self._tried_again(stream.feeder.next)
-                self._tried_again(partial(stream.prepare, feed))
-            except Exception as error:
-                stream.fail(wrapped(error))
-                continue
-            work.append((stream, feed))
-        # The collector may end a forgotten reader at any line, here too; packing one that has no latents any
-        # more would break the pass for all.
-        return [(stream, feed) for stream, feed in work if not stream.done]
-
-    def _next_in_turn(self, streams: list[Stream], budget: int) -> list[Stream]:
-        """Those that share the next pass, in the order of submission."""
-        spec = self.model.spec
-        planned: list[Stream] = []
-        costs: list[int] = []
-        for stream in longest_waiting_first(streams):
-            try:
-                feed = self._tried_again(stream.feeder.next)
-            except Exception as error:
-                stream.fail(wrapped(error))
-                continue
-            planned.append(stream)
-            costs.append(tokens_of(stream, feed, spec.tokens_per_frame, spec.context_tokens))
-        turn = [planned[index] for index in within_budget(costs, budget)]
-        for stream in turn:
-            self.register.queue_up(stream)
-        return sorted(turn, key=lambda stream: stream.number)
-
-    def _hand_over(self, outcomes: list[Outcome]) -> list[Stream]:
-        """Give every stream what was computed for it: those that went on. All that can fail comes before
-        anything changes: a stream moved on by half would go on as another video.
-        """
-        moves: list[tuple[Stream, Feed, torch.Tensor, list[CleanFrame]]] = []
-        verdicts = [outcome.verdict for outcome in outcomes]
-        self._deliveries.check(verdicts)
-        for outcome in outcomes:
-            self._cells += outcome.cells
-            self._updates += len(outcome.latents)
-            for stream, feed, own in outcome.parts():
-                if stream.done:
-                    continue
-                try:
-                    clean = self._tried_again(partial(stream.clean_copies, feed, own))
-                except Exception as error:
-                    stream.fail(wrapped(error))
-                else:
-                    moves.append((stream, feed, own, clean))
-        moved: list[Stream] = []
-        self._deliveries.begin(verdicts)
-        for stream, feed, own, clean in moves:
-            if stream.done:
-                continue
-            stream.take_over(feed, own, clean)
-            self._deliveries.add(stream, clean)
-            moved.append(stream)
-        self._deliver(self._deliveries.delay)
-        return moved
-
-    def _deliver(self, on_their_way: int) -> None:
-        """Hand frames to their readers once it is known that they are good."""
-        for stream, clean in self._deliveries.arrived(on_their_way):
-            stream.deliver(clean)
-            self._delivered.append(stream)
-            self._frames += len(clean)
-            if clean and self._first_frame_seconds is None:
-                self._first_frame_seconds = stream.first_frame_seconds
-
-    def _ends(self, stream: Stream) -> bool:
-        """Whether only the delivery of its last frames is left."""
-        return stream.passes_under_way > 0 and stream.feeder.done
-
-    def _finish_delivered(self) -> bool:
-        """End videos whose last frames were delivered; whether anything was delivered at all."""
-        delivered = bool(self._delivered)
-        for stream in self._delivered:
-            self._finish_if_done(stream)
-        self._delivered.clear()
-        return delivered
-
-    def _tried_again(self, call: Callable[[], T]) -> T:
-        """What `call` returns; where memory is short, workspace is freed and it is called once more."""
-        try:
-            return call()
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            self._passes.free_workspace()
-        return call()
-
-    def _finish_if_done(self, stream: Stream) -> None:
-        # One that takes part in a run has passes ahead.
-        if stream.in_run or stream.done or not stream.feeder.done or self._ends(stream):
-            return
-        if stream.then is None:
-            stream.finish()
-            return
-        try:
-            stream_edits.start_extension(stream)
-        except Exception as error:
-            stream.fail(wrapped(error))
-
-    def _call_back(self, stream: Stream) -> None:
-        if stream.request.on_step is None:
-            return
-        try:
-            stream.request.on_step(stream)
-        except Exception as error:
-            stream.fail(wrapped(error))
 
     def _add(
         self,

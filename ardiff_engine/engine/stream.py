@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ardiff_engine.device import upload
-from ardiff_engine.diffusion.noise import initial_noise
 from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.async_frames import AsyncFrames
 from ardiff_engine.engine.changes import Changes
 from ardiff_engine.engine.feed import Feed, Feeder
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import ScheduleRows
+from ardiff_engine.engine.starting_noise import StartingNoise
 from ardiff_engine.engine.stream_edits import ConditionReceipt, Effect
 from ardiff_engine.engine.stream_latents import StreamLatents
 from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
@@ -30,10 +29,6 @@ from ardiff_engine.plan import Plan
 if TYPE_CHECKING:
     from ardiff_engine.engine.engine import Engine
     from ardiff_engine.engine.steady_run import SteadyRun
-
-# Starting noise that a stream draws at a time, at most.
-FRAMES_DRAWN = 16
-NUMBERS_DRAWN = 16384
 
 State = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
 
@@ -92,7 +87,7 @@ class Stream:
         self.weights = weights
         self.holdings = holdings
         self._latents = StreamLatents()
-        self._drawn: dict[int, torch.Tensor] = {}
+        self.noise = StartingNoise(request, engine.model.spec, engine.device)
         self.then: Plan | None = None
         """What follows the present plan: an extension that came too late to be part of it."""
         self.exact = True
@@ -109,10 +104,7 @@ class Stream:
         self._collecting = False
         self._started = time.perf_counter()
         self.first_frame_seconds: float | None = None
-        # Copied now: the caller may reuse the tensor while the stream still has frames to start from it.
-        self.start: torch.Tensor | None = None
-        if request.latents is not None:
-            self.start = request.latents.detach().to(engine.device, torch.float32, copy=True)
+        # Copied now: the caller may reuse the tensor.
         if request.prefix is not None:
             prefix = request.prefix.detach().to(engine.device, torch.float32, copy=True)
             self._latents.update(enumerate(prefix.unbind(0)))
@@ -316,7 +308,7 @@ class Stream:
             del self.latents[frame]
         for frame in roster.frames:
             if frame not in self.latents:
-                self.latents[frame] = self._initial_noise(frame)
+                self.latents[frame] = self.noise.of(frame)
         self.pages.prepare(roster)
 
     def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[CleanFrame]:
@@ -399,28 +391,10 @@ class Stream:
         self.state = state
         self.saved = None
         latents.clear()
-        self._drawn.clear()
+        self.noise.clear()
         if self._finalizer.detach() is not None:
             self.engine.register.release(self.holdings, state)
         self.engine.changes.notify()
-
-    def _initial_noise(self, frame: int) -> torch.Tensor:
-        request, device, spec = self.request, self.engine.device, self.engine.model.spec
-        given = frame - request.prefix_frames
-        # Frames that an extension adds have no given noise.
-        if self.start is not None and given < len(self.start):
-            return self.start[given]
-        shape = (spec.tokens_per_frame, spec.channels)
-        if request.generator is not None:
-            drawn = torch.randn(shape, generator=request.generator, device=request.generator.device)
-            return upload(drawn, device)
-        if frame not in self._drawn:
-            # Some frames ahead: a draw of a small frame is nearly all call. What is not used is not missed.
-            count = max(1, min(FRAMES_DRAWN, NUMBERS_DRAWN // (shape[0] * shape[1])))
-            frames = range(frame, frame + count)
-            noise = initial_noise(request.seed, request.noise_stream, frames, shape, device=device)
-            self._drawn = dict(zip(frames, noise.unbind(0), strict=True))
-        return self._drawn.pop(frame)
 
     def _next_ready(self) -> LatentFrame | None:
         self._run_until(lambda: bool(self.ready) or self.done)

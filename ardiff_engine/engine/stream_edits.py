@@ -100,7 +100,7 @@ def fork(
     other = stream.engine.adopt(stream, request)
     other.latents = StreamLatents(dict(stream.latents))
     other.kept = None if stream.kept is None else list(stream.kept)
-    other.then, other.exact, other.start = stream.then, stream.exact, stream.start
+    other.then, other.exact, other.noise.given = stream.then, stream.exact, stream.noise.given
     return other
 
 

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of an engine: whose turn it is, one pass over them, and what everybody gets from it.
+
+Whatever goes wrong stays with the stream that it belongs to. All that can fail for one stream is tried
+before anything changes, so that no stream moves on by half.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from ardiff_engine.engine import stream_edits
+from ardiff_engine.engine.batch import Packer
+from ardiff_engine.engine.deliveries import Deliveries
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.layout import Work
+from ardiff_engine.engine.passes import Outcome, Passes, out_of_memory
+from ardiff_engine.engine.recorder import Recorder, TickRecord, stream_tick
+from ardiff_engine.engine.steady_run import LEAST_PASSES, SteadyRun
+from ardiff_engine.engine.stream import CleanFrame, Stream
+from ardiff_engine.engine.stream_register import StreamRegister
+from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
+from ardiff_engine.errors import wrapped
+from ardiff_engine.memory.page_manager import PageManager
+from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.ranges import annotate
+
+T = TypeVar("T")
+
+
+class Steps:
+    """Called with the engine's lock held. ticks .. first_frame_seconds: as in EngineStats.
+
+    run: the steady passes that are under way, if any. recorders: who is told of every pass.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        register: StreamRegister,
+        manager: PageManager,
+        packer: Packer,
+        passes: Passes,
+        deliveries: Deliveries,
+        max_batch_tokens: int | None,
+    ) -> None:
+        self._spec = spec
+        self._register = register
+        self._manager = manager
+        self._packer = packer
+        self._passes = passes
+        self.deliveries = deliveries
+        self.max_batch_tokens = max_batch_tokens
+        self.ticks = self.cells = self.updates = self.frames = 0
+        self.seconds = self.planning_seconds = 0.0
+        self.first_frame_seconds: float | None = None
+        self.recorders: list[Recorder] = []
+        self.run: SteadyRun | None = None
+        self._delivered: list[Stream] = []
+
+    def step(self) -> bool:
+        """As `Engine.step`."""
+        if self.run is not None:
+            if self._goes_on(self.run) and self._step_of(self.run):
+                return True
+            self.settle()
+        started = time.perf_counter()
+        with annotate("ardiff.plan"):
+            self._register.reap()
+            self._register.start_waiting()
+            ended = sum(self._register.ended.values())
+            work = self._turn()
+        if not work:
+            # Nothing to start: bring in what is on its way, for which readers may be waiting.
+            self.deliver(0)
+            if self.finish_delivered():
+                return True
+            # Whoever failed in its turn has given its pages back: one that waits for them may run next.
+            return sum(self._register.ended.values()) > ended
+        planned = time.perf_counter()
+        outcomes = self._passes.run(work)
+        computed = time.perf_counter()
+        # First every stream gets what this pass computed, then callbacks run: one that cancels, fails or is
+        # interrupted finds all streams at the same tick.
+        moved = self._hand_over(outcomes)
+        self.ticks += 1
+        finished = time.perf_counter()
+        self.seconds += finished - started
+        self.planning_seconds += planned - started + finished - computed + self._passes.packing_seconds
+        interrupt: BaseException | None = None
+        for stream in moved:
+            try:
+                if not stream.done:
+                    self._call_back(stream)
+            except BaseException as error:
+                # Not before the others had their callbacks: nobody would call those again.
+                interrupt = interrupt or error
+        self.finish_delivered()
+        if self.recorders:
+            self._record(work, started, planned)
+        if interrupt is not None:
+            raise interrupt
+        if len(moved) == len(work):
+            self._begin_run(moved)
+        return True
+
+    def settle(self) -> None:
+        """End the run of steady passes, if there is one: every stream catches up."""
+        run, self.run = self.run, None
+        if run is not None:
+            run.settle()
+
+    def deliver(self, on_their_way: int) -> None:
+        """Hand frames to their readers once it is known that they are good."""
+        for stream, clean in self.deliveries.arrived(on_their_way):
+            stream.deliver(clean)
+            self._delivered.append(stream)
+            self.frames += len(clean)
+            if clean and self.first_frame_seconds is None:
+                self.first_frame_seconds = stream.first_frame_seconds
+
+    def finish_delivered(self) -> bool:
+        """End videos whose last frames were delivered; whether anything was delivered at all."""
+        delivered = bool(self._delivered)
+        for stream in self._delivered:
+            self._finish_if_done(stream)
+        self._delivered.clear()
+        return delivered
+
+    # --- private
+
+    def _begin_run(self, streams: list[Stream]) -> None:
+        """Leave the next passes to a run, if they change nothing but the levels of these streams."""
+        ahead = min(stream.passes_ahead for stream in streams)
+        if ahead < LEAST_PASSES or self.recorders:
+            return
+        # One that waits for its turn or its reader may run next.
+        if sum(stream.state == "running" for stream in self._register.alive()) > len(streams):
+            return
+        began = time.perf_counter()
+        try:
+            work = [(stream, stream.feeder.next()) for stream in streams]
+            run = SteadyRun(self._packer, work, ahead, self._register.version)
+        except Exception:
+            # Whatever it is, the next pass meets it too, and knows whose fault it is.
+            return
+        run.begin()
+        self.run = run
+        self.planning_seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - began
+
+    def _goes_on(self, run: SteadyRun) -> bool:
+        register = self._register
+        return not (run.over or register.to_reap or run.version != register.version or self.recorders)
+
+    def _step_of(self, run: SteadyRun) -> bool:
+        """The next pass of the run. False if it failed and changed nothing: the streams do it themselves."""
+        started = time.perf_counter()
+        try:
+            with annotate("ardiff.pack"):
+                batch = run.batch()
+            packed = time.perf_counter()
+            result = self._passes.compute(batch)
+        except Exception:
+            return False
+        computed = time.perf_counter()
+        verdict = run.verdict(result.findings)
+        if self.deliveries.delay == 0 and not verdict.good:
+            return False
+        # The collector may have ended a stream meanwhile, and the run with it.
+        if self.run is not run:
+            return False
+        run.accept(result.latents)
+        self.ticks += 1
+        self.cells += batch.x.shape[0]
+        self.updates += len(result.latents)
+        if self.deliveries.delay:
+            self.deliveries.begin([verdict])
+            self.deliver(self.deliveries.delay)
+            self.finish_delivered()
+        finished = time.perf_counter()
+        self.seconds += finished - started
+        self.planning_seconds += packed - started + finished - computed
+        return True
+
+    def _record(self, work: Work, started: float, planned: float) -> None:
+        fed = {stream.number: stream_tick(stream, feed) for stream, feed in work}
+        held = [stream_tick(s, None) for s in self._register.alive() if s.number not in fed and s.pages.held]
+        manager, passes = self._manager, self._passes
+        record = TickRecord(
+            index=self.ticks - 1,
+            began=started,
+            ended=time.perf_counter(),
+            plan_seconds=planned - started,
+            pack_seconds=passes.packing_seconds,
+            model_seconds=passes.model_seconds,
+            solver_seconds=passes.solver_seconds,
+            streams=(*fed.values(), *held),
+            pages_held=manager.held,
+            pages_total=manager.total,
+        )
+        for recorder in self.recorders:
+            recorder.add(record)
+
+    def _turn(self) -> Work:
+        """What the streams of this pass feed, their pages taken. A stream that cannot say so fails alone."""
+        runnable = [s for s in self._register.alive() if s.runnable and not self._ends(s)]
+        if self.max_batch_tokens is not None:
+            runnable = self._next_in_turn(runnable, self.max_batch_tokens)
+        # In the order of submission: streams that go on together keep the layout of their last pass.
+        work: Work = []
+        for stream in runnable:
+            try:
+                feed = self._tried_again(stream.feeder.next)
+                self._tried_again(partial(stream.prepare, feed))
+            except Exception as error:
+                stream.fail(wrapped(error))
+                continue
+            work.append((stream, feed))
+        # The collector may end a forgotten reader at any line, here too; packing one that has no latents any
+        # more would break the pass for all.
+        return [(stream, feed) for stream, feed in work if not stream.done]
+
+    def _next_in_turn(self, streams: list[Stream], budget: int) -> list[Stream]:
+        """Those that share the next pass, in the order of submission."""
+        spec = self._spec
+        planned: list[Stream] = []
+        costs: list[int] = []
+        for stream in longest_waiting_first(streams):
+            try:
+                feed = self._tried_again(stream.feeder.next)
+            except Exception as error:
+                stream.fail(wrapped(error))
+                continue
+            planned.append(stream)
+            costs.append(tokens_of(stream, feed, spec.tokens_per_frame, spec.context_tokens))
+        turn = [planned[index] for index in within_budget(costs, budget)]
+        for stream in turn:
+            self._register.queue_up(stream)
+        return sorted(turn, key=lambda stream: stream.number)
+
+    def _hand_over(self, outcomes: list[Outcome]) -> list[Stream]:
+        """Give every stream what was computed for it: those that went on. All that can fail comes before
+        anything changes: a stream moved on by half would go on as another video.
+        """
+        moves: list[tuple[Stream, Feed, torch.Tensor, list[CleanFrame]]] = []
+        verdicts = [outcome.verdict for outcome in outcomes]
+        self.deliveries.check(verdicts)
+        for outcome in outcomes:
+            self.cells += outcome.cells
+            self.updates += len(outcome.latents)
+            for stream, feed, own in outcome.parts():
+                if stream.done:
+                    continue
+                try:
+                    clean = self._tried_again(partial(stream.clean_copies, feed, own))
+                except Exception as error:
+                    stream.fail(wrapped(error))
+                else:
+                    moves.append((stream, feed, own, clean))
+        moved: list[Stream] = []
+        self.deliveries.begin(verdicts)
+        for stream, feed, own, clean in moves:
+            if stream.done:
+                continue
+            stream.take_over(feed, own, clean)
+            self.deliveries.add(stream, clean)
+            moved.append(stream)
+        self.deliver(self.deliveries.delay)
+        return moved
+
+    def _ends(self, stream: Stream) -> bool:
+        """Whether only the delivery of its last frames is left."""
+        return stream.passes_under_way > 0 and stream.feeder.done
+
+    def _tried_again(self, call: Callable[[], T]) -> T:
+        """What `call` returns; where memory is short, workspace is freed and it is called once more."""
+        try:
+            return call()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self._passes.free_workspace()
+        return call()
+
+    def _finish_if_done(self, stream: Stream) -> None:
+        # One that takes part in a run has passes ahead.
+        if stream.in_run or stream.done or not stream.feeder.done or self._ends(stream):
+            return
+        if stream.then is None:
+            stream.finish()
+            return
+        try:
+            stream_edits.start_extension(stream)
+        except Exception as error:
+            stream.fail(wrapped(error))
+
+    def _call_back(self, stream: Stream) -> None:
+        if stream.request.on_step is None:
+            return
+        try:
+            stream.request.on_step(stream)
+        except Exception as error:
+            stream.fail(wrapped(error))
