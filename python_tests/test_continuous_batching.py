@@ -163,6 +163,22 @@ def test_steady_ticks_use_their_layout_again(monkeypatch):
     assert engine.ticks == 24 and len(made) <= 12
 
 
+def test_frames_that_only_store_their_keys_are_not_computed_to_the_end(monkeypatch):
+    engine = engine_for(memory=Window(3))
+    wanted: list[tuple[int, int]] = []
+    forward = engine.model.forward
+
+    def watched(x, batch, *rest):
+        tokens = engine.model.spec.tokens_per_frame
+        wanted.append((int(batch.wanted.sum()) // tokens if batch.wanted is not None else len(x), len(x)))
+        return forward(x, batch, *rest)
+
+    monkeypatch.setattr(engine.model, "forward", watched)
+    engine.submit(Request(num_frames=3, lag=4)).result()
+    # The first pass feeds the context too; passes 4 and 8 store the frame before.
+    assert wanted == [(1, 1)] * 4 + [(1, 2)] + [(1, 1)] * 3 + [(1, 2)] + [(1, 1)] * 3
+
+
 def test_the_memory_plan_is_what_is_then_allocated():
     model = tiny("separate_norm", "temporal_causal", "rope")
     solver, memory = solvers.DDIM(SCHEDULE, num_inference_steps=4), RecomputedWindow(4)

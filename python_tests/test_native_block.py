@@ -220,6 +220,26 @@ def test_training_mode_lets_go_of_packed_weights() -> None:
     assert not any(panels() is not None for panels in packed)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_output_that_nobody_wants_is_left_out_and_nothing_else(threads: int) -> None:
+    """Three frames: in turn each of them, and pairs, are fed for their K/V alone."""
+    model, before = model_of(replace(ROPE, depth=3)), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected, whole = run(model, torch.float32)
+        for unwanted in ((0,), (1,), (2,), (0, 2), (0, 1), (0, 1, 2)):
+            x, batch, modulation, condition = cells(model, torch.float32)
+            frames = torch.tensor([frame not in unwanted for frame in range(3)])
+            wanted = torch.cat([torch.zeros(7, dtype=torch.bool), frames.repeat_interleave(5)])
+            with torch.no_grad():
+                out = model(x, replace(batch, wanted=wanted), modulation, condition)
+            assert torch.equal(out[frames], expected[frames])
+            assert not any(torch.equal(out[frame], expected[frame]) for frame in unwanted)
+            assert torch.equal(batch.k_pages, whole.k_pages) and torch.equal(batch.v_pages, whole.v_pages)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_block_in_the_middle_that_must_be_called_parts_the_call_in_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -91,6 +91,7 @@ class Packer:
             table=layout.table,
             k_pages=self._pool.k,
             v_pages=self._pool.v,
+            wanted=layout.wanted,
         )
         return Batch(
             cells=cells,

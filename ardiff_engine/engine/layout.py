@@ -28,8 +28,8 @@ SHAPES_KEPT = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `slots`, `positions`, `table`,
-    `branch_cells`, `weights`.
+    """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `wanted`, `slots`,
+    `positions`, `table`, `branch_cells`, `weights`.
 
     What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
     modulation table, `coefficients` int64 [U], `keys` int64 [U, 5] of step noise (None if no solver draws
@@ -38,6 +38,7 @@ class Layout:
     """
 
     num_contexts: int
+    wanted: torch.Tensor | None
     slots: torch.Tensor
     positions: torch.Tensor
     table: FrameTable
@@ -71,6 +72,7 @@ class _Shape:
     joined lists of pages a token's page is, and its row there. update_levels: [U]."""
 
     lists: PageLists
+    wanted: torch.Tensor | None
     slot_places: np.ndarray
     slot_rows: np.ndarray
     branch_cells: torch.Tensor
@@ -126,6 +128,7 @@ class LayoutBuilder:
         device = self._device
         return Layout(
             num_contexts=len(shape.lists.contexts),
+            wanted=shape.wanted,
             slots=torch.from_numpy(slots).to(device),
             positions=torch.from_numpy(np.array(positions, np.int64)).to(device),
             table=shape.lists.table.with_pages(listed).to(device),
@@ -189,8 +192,10 @@ class LayoutBuilder:
         update_owners, update_levels = of_cells[cells[0]], first[cells[0]]
         bases = np.array([part.coefficient_base for part in parts])
         tokens = np.repeat([spec.context_tokens, spec.tokens_per_frame], [len(contexts), len(levels)])
+        wanted = np.repeat(np.concatenate([np.zeros(len(contexts), bool), np.array(moves, bool)]), tokens)
         return _Shape(
             lists=lists,
+            wanted=None if wanted.all() else torch.from_numpy(wanted),
             slot_places=np.concatenate(
                 [
                     self._tokens(lists.contexts, spec.context_tokens),

@@ -169,6 +169,7 @@ class ARDiffusionTransformer(nn.Module):
         context_dim].
 
         Writes the K/V of every token to its slot, then attends through the views: -> [N, L, C]. No gradient.
+        The output of cells that are not `batch.wanted` may be anything.
         """
         config = self.config
         frames, length = x.shape[0], config.tokens_per_frame

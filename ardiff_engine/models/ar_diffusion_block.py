@@ -192,5 +192,7 @@ def run_blocks(
     ready = native_block.runnable(own, h, modulation)
     if ready:
         rows, stride = modulation[attend.layer], modulation.stride(0)
-        native_block.run(ready, h, rows, stride, attend, own[0].replaces_residual, LAYER_NORM_EPS)
+        # All blocks write K and V of all tokens; what follows in the last one is for those that are wanted.
+        wanted = attend.batch.wanted if attend.layer + len(ready) == len(modulation) else None
+        native_block.run(ready, h, rows, stride, attend, own[0].replaces_residual, LAYER_NORM_EPS, wanted)
     return len(ready)

@@ -20,6 +20,8 @@ class CellBatch:
     frame_ids: int32 [T], row of the modulation table for each token.
     table: views in token order; every query frame is one context unit or one frame.
     k_pages, v_pages: [layers, pages, heads, page_rows, head_dim], written and read in place.
+    wanted: bool [T], tokens whose output is wanted; that of others, which only store K/V, may be anything.
+        None: all of them.
     """
 
     num_contexts: int
@@ -29,3 +31,4 @@ class CellBatch:
     table: FrameTable
     k_pages: torch.Tensor
     v_pages: torch.Tensor
+    wanted: torch.Tensor | None = None

@@ -111,7 +111,9 @@ def workspace(
     """
     if torch.is_grad_enabled() or not on_native_cpu(h, batch.k_pages, batch.v_pages):
         return None
-    per_token = ((batch.slots, torch.int64), (batch.frame_ids, torch.int32), (positions, torch.int64))
+    per_token = [(batch.slots, torch.int64), (batch.frame_ids, torch.int32), (positions, torch.int64)]
+    if batch.wanted is not None:
+        per_token.append((batch.wanted, torch.bool))
     if not all(t.dtype == dtype and t.shape == h.shape[:1] and t.is_contiguous() for t, dtype in per_token):
         return None
     k, v = batch.k_pages, batch.v_pages
@@ -142,10 +144,12 @@ def run(
     attend: PagedAttention,
     replaces_residual: bool,
     eps: float,
+    wanted: torch.Tensor | None = None,
 ) -> None:
     """h [T, D] -> the output of blocks `attend.layer` and following, in place.
 
     rows: [M, 6, D] of the modulation table, for the first of them; the next one's are rows_stride further on.
+    wanted: bool [T], tokens whose output is wanted of the last of them; the others' h then means nothing.
 
     Raises:
         PageTableError: slots, views or frame ids that do not fit; nothing is written then.
@@ -159,6 +163,7 @@ def run(
                 *_addresses(h, rows, batch.frame_ids, batch.slots),
                 *_addresses(attend.positions, attend.frequencies, k[layer], v[layer], scratch),
                 0 if scratch is None else scratch.numel(),
+                _address(wanted),
             ),
             (
                 *_addresses(table.frame_ptr, table.group_ptr, table.page_ptr),

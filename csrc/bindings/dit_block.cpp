@@ -8,7 +8,9 @@
 //   u = modulate(h);  h += gate linear(gelu(linear(u)))
 //
 // All but attention goes over chunks of the tokens, so that qkv and the hidden layer, the widest rows, stay
-// in the caches however many cells a batch has. Rows do not depend on each other: chunks change no bits.
+// in the caches however many cells a batch has. Rows do not depend on each other: chunks change no bits, and
+// in the last block what follows attention is left out for tokens whose output nobody wants: those of frames
+// that only store K/V.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -77,8 +79,8 @@ struct Workspace {
 // panels and bias of qkv, proj, fc1, fc2; weight and bias of the norms of q and k (0: none)
 using Weights = Integers<12>;
 // h, modulation rows, frame_ids, slots, positions, frequencies (0: none), K pages, V pages, workspace and its
-// number of floats; modulation rows and pages are those of the first block
-using Tensors = Integers<10>;
+// number of floats, wanted (0: all); modulation rows and pages are those of the first block
+using Tensors = Integers<11>;
 // frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number of groups
 using Table = Integers<8>;
 
@@ -155,7 +157,8 @@ class Block {
     return ardiff::bindings::table_fits(attend_, s_.tokens) ? nullptr : "a table of another batch or pool";
   }
 
-  void run() const {
+  // wanted: uint8 [tokens], whose output is; null: everybody's.
+  void run(const std::uint8_t* wanted) const {
     using ardiff::LinearEpilogue;
     const std::int64_t width = s_.width, hidden = s_.hidden;
     for (Range rows{0, 0}; next(&rows);) {
@@ -165,7 +168,7 @@ class Block {
       norm_rope_write(rows);
     }
     ardiff::cpu::frame_attention(attend_);
-    for (Range rows{0, 0}; next(&rows);) {
+    for (Range rows{0, 0}; next(&rows, wanted);) {
       float *u = work_.u + rows.first * width, *h = h_ + rows.first * width;
       linear(rows, 1, u, width, h, width, LinearEpilogue::gated, 2);
       modulate(rows, 3);
@@ -175,9 +178,17 @@ class Block {
   }
 
  private:
-  bool next(Range* rows) const {
+  bool next(Range* rows, const std::uint8_t* wanted = nullptr) const {
     rows->first += rows->count;
-    rows->count = std::min(work_.chunk, s_.tokens - rows->first);
+    if (wanted == nullptr) {
+      rows->count = std::min(work_.chunk, s_.tokens - rows->first);
+      return rows->count > 0;
+    }
+    while (rows->first < s_.tokens && !wanted[rows->first]) ++rows->first;
+    const std::int64_t end = std::min(s_.tokens, rows->first + work_.chunk);
+    std::int64_t last = rows->first;
+    while (last < end && wanted[last]) ++last;
+    rows->count = last - rows->first;
     return rows->count > 0;
   }
 
@@ -262,7 +273,8 @@ void dit_blocks(const std::vector<Weights>& blocks, const Tensors& tensors, cons
   // What is checked is the same for all of them.
   if (const char* misfit = block(0).misfit()) throw py::index_error(misfit);
   py::gil_scoped_release release;
-  for (std::size_t i = 0; i < blocks.size(); ++i) block(i).run();
+  const auto* wanted = at<const std::uint8_t>(tensors, 10);
+  for (std::size_t i = 0; i < blocks.size(); ++i) block(i).run(i + 1 == blocks.size() ? wanted : nullptr);
 }
 
 }  // namespace
