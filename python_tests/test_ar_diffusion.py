@@ -167,6 +167,15 @@ def test_training_calls_layers_that_were_hooked(name, autocast, monkeypatch):
         handle = model.layers[0].get_submodule(name).register_forward_hook(lambda *given: 0 * given[2])
         assert relative(model.forward_clip(x, t, model.context()), plain) > 1e-2
         handle.remove()
+        gradients = []
+        handle = (
+            model.layers[0]
+            .get_submodule(name)
+            .register_full_backward_hook(lambda *given: gradients.append(given))
+        )
+        model.forward_clip(x, t, model.context()).square().sum().backward()
+        handle.remove()
+        assert len(gradients) == 1
 
 
 def test_training_without_biases():

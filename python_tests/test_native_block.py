@@ -12,6 +12,8 @@ from dataclasses import replace
 import pytest
 import torch
 from native_isa import isa  # noqa: F401
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 
 from ardiff_engine.errors import ArdiffError, PageTableError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, CellBatch, native_block
@@ -238,6 +240,57 @@ def test_output_that_nobody_wants_is_left_out_and_nothing_else(threads: int) -> 
             assert torch.equal(batch.k_pages, whole.k_pages) and torch.equal(batch.v_pages, whole.v_pages)
     finally:
         torch.set_num_threads(before)
+
+
+def test_another_pool_than_the_models_is_not_written_beyond_its_end() -> None:
+    model = model_of(ROPE)
+    x, batch, modulation, condition = cells(model, torch.float32)
+    shape = (ROPE.depth + 1, *batch.k_pages.shape[1:])
+    guarded = [torch.full(shape, 7.0), torch.full(shape, 7.0)]
+    model.blocks.append(copy.deepcopy(model.layers[0]))
+    batch = replace(batch, k_pages=guarded[0][:-1], v_pages=guarded[1][:-1])
+    with torch.no_grad(), pytest.raises(IndexError):
+        model(x, batch, torch.cat([modulation, modulation[:1]]), condition)
+    assert all(bool((pages[-1] == 7.0).all()) for pages in guarded)
+
+
+def test_pruned_and_parametrised_norms_run_as_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch)
+    model = model_of(ROPE)
+    prune.random_unstructured(model.layers[0].attn.q_norm, "weight", 0.3)
+    register_parametrization(model.layers[1].attn.k_norm, "weight", torch.nn.Identity())
+    with torch.no_grad():
+        out, _ = run(model, torch.float32)
+        assert not calls
+        monkeypatch.setattr(native_block, "workspace", lambda *given: None)
+        assert torch.allclose(out, run(model, torch.float32)[0], atol=1e-5)
+
+
+def test_what_is_kept_of_a_block_does_not_hold_its_weights() -> None:
+    model = model_of(ROPE)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run(model, torch.float32)
+    packed = [weakref.ref(layer.packed_copy()) for block in model.layers for layer in block.linears]
+    model.load_state_dict(state)
+    gc.collect()
+    assert not any(copy() is not None for copy in packed)
+
+
+def test_blocks_that_differ_are_calls_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(ROPE)
+    model.layers[1].replaces_residual = True
+    got, _ = run(model, torch.float32)
+    monkeypatch.setattr(native_block, "workspace", lambda *given: None)
+    assert torch.allclose(got, run(model, torch.float32)[0], atol=1e-5)
+
+
+def test_a_hook_that_no_call_concerns_costs_nothing() -> None:
+    model = model_of(ROPE)
+    model.layers[0].attn.q_norm.register_forward_hook(lambda *_: None)
+    run(model, torch.float32)
+    kept = model.layers[0]._prepared
+    run(model, torch.float32)
+    assert kept is not None and model.layers[0]._prepared is kept
 
 
 def test_a_block_in_the_middle_that_must_be_called_parts_the_call_in_two(

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from test_engine import SCHEDULE, engine_for
 from ardiff_engine import ops
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request, Stream, steps
+from ardiff_engine.engine.steady_run import SteadyRun
 from ardiff_engine.errors import ArdiffError, NumericalError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
 
@@ -181,6 +184,92 @@ def test_one_that_fails_in_a_run_fails_alone(monkeypatch):
     with pytest.raises(NumericalError):
         streams[1].result()
     assert torch.equal(streams[0].result(), alone[0]) and torch.equal(streams[2].result(), alone[1])
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt at the n-th call of the engine's code, as Ctrl-C may."""
+
+    def __init__(self, place: int) -> None:
+        self.left = place
+        self._root = str(Path(steps.__file__).parent)
+
+    def __enter__(self) -> InterruptAt:
+        # Finalizers of garbage would swallow it.
+        gc.collect()
+        gc.disable()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+        gc.enable()
+
+    def _trace(self, frame, event: str, _):
+        # Where CPython looks for signals: on entry of a function, and after calls.
+        if not frame.f_code.co_filename.startswith(self._root):
+            return None
+        if event == "call":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self._trace
+
+
+@pytest.mark.parametrize("act", ["step", "submit", "cancel", "look"])
+def test_an_interrupt_at_any_call_loses_nothing(act: str):
+    """In a run: within its next pass, or while others' calls end it. Guided, so that inputs are gathered."""
+    expected = [stream.result() for stream in guided()[1]]
+    struck = 0
+    for place in range(1, 400):
+        engine, streams = guided()
+        for _ in range(5):
+            engine.step()
+        acts = {
+            "step": engine.step,
+            "submit": partial(engine.submit, Request(num_frames=1, lag=12)),
+            "cancel": streams[2].cancel,
+            "look": lambda streams=streams: streams[1].feeder.levels,
+        }
+        try:
+            with InterruptAt(place) as interrupt:
+                kept = acts[act]()  # a stream that is dropped at once would be ended within the trace
+        except KeyboardInterrupt:
+            struck += 1
+        for stream, video in zip(streams[:2], expected, strict=False):
+            assert torch.equal(stream.result(), video), place
+        else:
+            del kept
+        if interrupt.left > 0:
+            break
+    assert struck == place - 1 and struck > 5
+
+
+def guided() -> tuple[Engine, list[Stream]]:
+    engine = engine_for(steps=STEPS, memory=Window(3), max_pages=300)
+    kinds = [{"seed": seed, "guidance_scale": 2.0} for seed in range(3)]
+    return engine, [engine.submit(Request(num_frames=1, lag=12, **kind)) for kind in kinds]
+
+
+def test_memory_that_is_short_between_two_passes_is_no_pass(monkeypatch):
+    expected = [stream.result() for stream in guided()[1]]
+    engine, streams = guided()
+    for _ in range(5):
+        engine.step()
+    accept, struck = SteadyRun.accept, []
+
+    def short(run, latents):
+        if not struck:
+            struck.append(run.passes)
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    torch, "cat", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("injected"))
+                )
+                accept(run, latents)
+        accept(run, latents)
+
+    monkeypatch.setattr(SteadyRun, "accept", short)
+    assert engine.step() and struck and engine.ticks == 6
+    assert all(torch.equal(s.result(), video) for s, video in zip(streams, expected, strict=True))
 
 
 def test_an_error_or_an_interrupt_in_a_run_loses_nothing(monkeypatch):

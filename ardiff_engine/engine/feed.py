@@ -94,7 +94,8 @@ class Feeder:
         self.ticks_total = 0
         self.floor = 0
         self._levels: dict[int, int] = {frame: plan.num_steps for frame in range(plan.prefix)}
-        self._moved: Feed | None = None
+        self.moved: Feed | None = None
+        """The last pass, if its frames have not been written down in `levels`."""
         self._policy = policy
         self._cacheable = cacheable
         self._prefill = policy.prefill(plan.prefix) if cacheable else []
@@ -118,10 +119,11 @@ class Feeder:
     def levels(self) -> dict[int, int]:
         """Solver steps that each frame which somebody may still see has finished."""
         # Written down only when somebody asks or the roster changes: steady passes would repeat it for all.
-        moved, self._moved = self._moved, None
+        moved = self.moved
         if moved is not None:
             risen = (level + 1 for level in moved.updated_levels)
             self._levels.update(zip(moved.roster.updated, risen, strict=True))
+            self.moved = None
         return self._levels
 
     @property
@@ -171,17 +173,15 @@ class Feeder:
         finishing = steady.begin + self.plan.num_steps - 1 - steady.roster.highest
         return min(steady.end, finishing) - self.tick
 
-    def advance(self, feed: Feed, passes: int = 1) -> None:
-        """Record that `feed` has run, and the passes - 1 before it that had the same roster."""
-        roster = feed.roster
-        if roster is not self._advanced:
-            self._take_up(roster)
+    def advance(self, feed: Feed) -> None:
+        """Record that `feed` has run."""
+        self.take_up(feed.roster)
         if self._prefill:
             self._prefill.pop(0)
             return
-        self._moved = feed
-        self.tick += passes
-        self.ticks_total += passes
+        self.moved = feed
+        self.tick += 1
+        self.ticks_total += 1
 
     # --- changes on the way
 
@@ -236,18 +236,26 @@ class Feeder:
 
     # --- private
 
-    def _take_up(self, roster: Roster) -> None:
-        """Note what the first pass with this roster stores, and drop what nobody sees any more."""
+    def take_up(self, roster: Roster) -> None:
+        """Note what the first pass with this roster has stored, and drop what nobody sees any more.
+
+        Part of `advance`. Where that is interrupted the pass is done again, and finds what it stored.
+        """
+        if roster is self._advanced:
+            return
         if roster.origin != self._last_origin:
             self._committed.clear()
-        self._context_done, self._last_origin, self._advanced = True, roster.origin, roster
+        self._context_done, self._last_origin = True, roster.origin
         self._committed.update(set(roster.frames) - set(roster.updated))
         levels = self.levels
-        if self._prefill:
-            return
-        for frame in [f for f in levels if f < roster.first_held and f not in roster.sinks]:
+        for frame in () if self._prefill else [f for f in levels if self._passed_by(f, roster)]:
             del levels[frame]
             self._committed.discard(frame)
+        self._advanced = roster
+
+    @staticmethod
+    def _passed_by(frame: int, roster: Roster) -> bool:
+        return frame < roster.first_held and frame not in roster.sinks
 
     @property
     def _sinks(self) -> range:

@@ -23,7 +23,7 @@ from ardiff_engine.ops.frame_table import FrameTable
 
 Work = list[tuple[Stream, Feed]]
 
-SHAPES_KEPT = 64
+SHAPES_KEPT = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)

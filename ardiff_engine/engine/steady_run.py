@@ -29,7 +29,7 @@ LEAST_PASSES = 2
 
 
 class SteadyRun:
-    """version: of the register, when the run began. passes: how many it has done."""
+    """version: of the register, when the run began."""
 
     def __init__(self, packer: Packer, work: Work, limit: int, version: int) -> None:
         # Not held: a stream that nobody reads is to be garbage while it takes part, too.
@@ -37,35 +37,41 @@ class SteadyRun:
         self._packer = packer
         self._limit = limit
         self.version = version
-        self.passes = 0
+        self._ended = False
         self._layout = packer.layout(work)
         self._passed = np.array([feed.passed for _, feed in work], np.int32)
-        self._x, self._condition = packer.inputs(work)
-        self._latents = self._x[:0]
+        x, self._condition = packer.inputs(work)
+        # Passes done, what the last one returned, what the next one feeds. Replaced as one: an error or an
+        # interrupt between two of them would go on with another video.
+        self._done: tuple[int, torch.Tensor, torch.Tensor] = 0, x[:0], x
         source = _source(work)
-        self._source = None if source is None else upload(source, self._x.device)
+        self._source = None if source is None else upload(source, x.device)
         self._parts = parts_of(work)
 
     @property
+    def passes(self) -> int:
+        """How many it has done."""
+        return self._done[0]
+
+    @property
     def over(self) -> bool:
-        return self.passes >= self._limit
+        return self._ended or self.passes >= self._limit
 
     def batch(self) -> Batch:
         """Of the next pass."""
-        return self._packer.fill(self._layout, self._passed + self.passes, self._x, self._condition)
+        passes, _, x = self._done
+        return self._packer.fill(self._layout, self._passed + passes, x, self._condition)
 
     def accept(self, latents: torch.Tensor) -> None:
-        """What the solver made of the frames that move, [U, L, C]: the pass is done."""
-        self.passes += 1
-        self._latents = latents
-        if self._source is None:
-            self._x = latents
-        else:
-            self._x = torch.cat([latents, self._x])[self._source]
+        """What the solver made of the frames that move, [U, L, C]: the pass is done, unless it raises."""
+        passes, _, x = self._done
+        fed = latents if self._source is None else torch.cat([latents, x])[self._source]
+        self._done = passes + 1, latents, fed
 
     def verdict(self, findings: HostCopy) -> Verdict:
         """Of the pass that the last batch was for, before it is accepted."""
-        return Verdict(self._parts, findings, self._x.device, self.passes)
+        passes, _, x = self._done
+        return Verdict(self._parts, findings, x.device, passes)
 
     def begin(self) -> None:
         """The streams are left alone from here on."""
@@ -75,13 +81,15 @@ class SteadyRun:
                 stream.join(self)
 
     def settle(self) -> None:
-        """Bring the streams to where the run has come."""
-        counts = [len(feed.roster.updated) if self.passes else 0 for _, feed in self._members]
-        for (ref, feed), latents in zip(self._members, self._latents.split(counts), strict=True):
+        """Bring the streams to where the run has come. It can be called again after an interrupt, and while
+        it is called: those that have caught up do not again."""
+        self._ended = True
+        passes, moved, _ = self._done
+        counts = [len(feed.roster.updated) if passes else 0 for _, feed in self._members]
+        for (ref, feed), latents in zip(self._members, moved.split(counts), strict=True):
             stream = ref()
             if stream is not None:
-                last = Feed(feed.roster, feed.passed + self.passes - 1)
-                stream.catch_up(last, self.passes, latents)
+                stream.catch_up(self, Feed(feed.roster, feed.passed + passes - 1), passes, latents)
 
 
 def _source(work: Work) -> torch.Tensor | None:

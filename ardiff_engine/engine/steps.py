@@ -65,8 +65,9 @@ class Steps:
 
     def step(self) -> bool:
         """As `Engine.step`."""
-        if self.run is not None:
-            if self._goes_on(self.run) and self._step_of(self.run):
+        run = self.run
+        if run is not None:
+            if self._goes_on(run) and self._step_of(run):
                 return True
             self.settle()
         started = time.perf_counter()
@@ -111,9 +112,10 @@ class Steps:
 
     def settle(self) -> None:
         """End the run of steady passes, if there is one: every stream catches up."""
-        run, self.run = self.run, None
+        run = self.run
         if run is not None:
             run.settle()
+            self.run = None
 
     def deliver(self, on_their_way: int) -> None:
         """Hand frames to their readers once it is known that they are good."""
@@ -166,16 +168,14 @@ class Steps:
                 batch = run.batch()
             packed = time.perf_counter()
             result = self._passes.compute(batch)
+            computed = time.perf_counter()
+            verdict = run.verdict(result.findings)
+            # The collector may have ended a stream meanwhile, and the run with it.
+            if (self.deliveries.delay == 0 and not verdict.good) or self.run is not run:
+                return False
+            run.accept(result.latents)
         except Exception:
             return False
-        computed = time.perf_counter()
-        verdict = run.verdict(result.findings)
-        if self.deliveries.delay == 0 and not verdict.good:
-            return False
-        # The collector may have ended a stream meanwhile, and the run with it.
-        if self.run is not run:
-            return False
-        run.accept(result.latents)
         self.ticks += 1
         self.cells += batch.x.shape[0]
         self.updates += len(result.latents)

@@ -350,11 +350,13 @@ class Stream:
         """Leave the next passes to it, until `catch_up`."""
         self._run = run
 
-    def catch_up(self, feed: Feed, passes: int, latents: torch.Tensor) -> None:
+    def catch_up(self, run: SteadyRun, feed: Feed, passes: int, latents: torch.Tensor) -> None:
         """The run has ended after `passes`, the last one over `feed`; latents: of the frames it moved."""
-        self._run = None
+        if self._run is not run:
+            return
         if passes and not self.done:
             self._move(feed, passes, latents)
+        self._run = None
 
     @property
     def passes_ahead(self) -> int:
@@ -379,9 +381,20 @@ class Stream:
     # --- private
 
     def _move(self, feed: Feed, passes: int, latents: torch.Tensor) -> None:
-        self._feeder.advance(feed, passes)
-        if feed.roster.updated:
-            self._latents.move(feed.roster.updated, latents)
+        """The last of `passes` was over `feed`."""
+        feeder, own, updated = self._feeder, self._latents, feed.roster.updated
+        if not updated:
+            feeder.advance(feed)
+            return
+        feeder.take_up(feed.roster)
+        places = own.places_after(updated)
+        # No call from here on, which an interrupt could come in with: a stream whose place in the plan does
+        # not belong to its latents would go on as another video.
+        own.places, own.block_frames, own.block = places, updated, latents
+        feeder.moved = feed
+        feeder.tick += passes
+        feeder.ticks_total += passes
+        self._run = None
 
     def _end(self, state: State) -> None:
         if self.done:

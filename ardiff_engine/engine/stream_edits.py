@@ -181,7 +181,7 @@ def suspend(stream: Stream) -> None:
         return
     if stream.state == "running":
         stream.saved = stream.pages.save(stream.engine.pool)
-    stream.latents = StreamLatents({f: latent.cpu() for f, latent in stream.latents.items()})
+    stream.latents = StreamLatents({f: latent.to("cpu", copy=True) for f, latent in stream.latents.items()})
     stream.state = "suspended"
     stream.engine.changes.notify()
 

@@ -83,9 +83,6 @@ class StreamPages:
                     frames[frame] = self._own(frames.get(frame, []), self._per_frame)
         self._prepared, self._own_frames = roster, frozenset(roster.frames)
 
-    def view(self, branch: int, frames: list[int]) -> list[int]:
-        return [page for frame in frames for page in self.frames[branch][frame]]
-
     def drop_from(self, frame: int) -> None:
         """Give back the pages of `frame` and of all later ones."""
         self._unprepare()

@@ -92,7 +92,12 @@ class Block(nn.Module):
         norms = (self.attn.q_norm, self.attn.k_norm)
         if None in norms:
             return [({}, "", None)] * 4
-        return [(n._parameters, name, n._parameters[name]) for n in norms if n for name in ("weight", "bias")]
+        return [
+            (norm._parameters, name, norm._parameters.get(name))
+            for norm in norms
+            if norm is not None
+            for name in ("weight", "bias")
+        ]
 
     @property
     def as_built(self) -> bool:
@@ -117,7 +122,7 @@ class Block(nn.Module):
         if isinstance(attend, PagedAttention) and attend.workspace is not None:
             ready = native_block.runnable([self], h, rows)
             if ready:
-                native_block.run(ready, h, rows, 0, attend, self.replaces_residual, LAYER_NORM_EPS)
+                native_block.run(ready, h, rows, 0, attend, LAYER_NORM_EPS)
                 return h
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows.unbind(1)
         u, h = self._modulate(h, shift_a, scale_a, frame_ids)
@@ -185,7 +190,9 @@ def run_blocks(
     if attend.workspace is None:
         return 0
     own: list[Block] = []
-    for block in blocks:
+    # Not beyond the layers of the pool and of the table, which the call takes on trust.
+    layers = min(len(attend.batch.k_pages), len(attend.batch.v_pages), len(modulation))
+    for block in blocks[: layers - attend.layer]:
         if type(block) is not Block or native_block.is_hooked(block):
             break
         own.append(block)
@@ -194,5 +201,5 @@ def run_blocks(
         rows, stride = modulation[attend.layer], modulation.stride(0)
         # All blocks write K and V of all tokens; what follows in the last one is for those that are wanted.
         wanted = attend.batch.wanted if attend.layer + len(ready) == len(modulation) else None
-        native_block.run(ready, h, rows, stride, attend, own[0].replaces_residual, LAYER_NORM_EPS, wanted)
+        native_block.run(ready, h, rows, stride, attend, LAYER_NORM_EPS, wanted)
     return len(ready)

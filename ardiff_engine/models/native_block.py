@@ -3,13 +3,15 @@
 
 A pass over one frame is a few hundred microseconds of arithmetic per block; ten ops called one by one from
 Python cost as much again, and a pass over memory for the bias, the GELU and each residual. Even to find out
-that nothing stands in the way costs a tenth of it, so that each block keeps what it found (`Prepared`), and
-only looks whether that still holds.
+that nothing stands in the way costs a tenth of it, so each block keeps what it found (`Prepared`), and only
+looks whether that still holds.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,64 +29,86 @@ if TYPE_CHECKING:
     from ardiff_engine.models.ar_diffusion_block import Block
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """weights: addresses of the packed weights and biases of qkv, proj, fc1, fc2, then of the norms' weights
+    and biases. held: what the packed ones belong to: another thread may pack anew during the call."""
+
+    weights: tuple[int, ...]
+    hidden: int
+    replaces_residual: bool
+    held: tuple[object, ...]
+
+
 class Prepared:
-    """A block's weights as the native call takes them, and what tells that they are the block's still.
+    """What a block found out about its layers, and what tells that it still holds.
 
-    A layer that was replaced or hooked (LoRA, quantisation, an observer) must be called as a module.
-
-    weights: addresses of the packed weight and bias of qkv, proj, fc1, fc2; of the norms' weights and biases.
+    A layer that was replaced or hooked (LoRA, quantisation, an observer) must be called as a module. Packed
+    weights are not kept alive: they are let go of when their layer lets go of them.
     """
 
     def __init__(self, block: Block) -> None:
         linears, vectors = block.linears, block.qk_vectors
-        self.hidden = block.mlp.fc1.out_features
+        self._block = weakref.ref(block)
+        self._hidden = block.mlp.fc1.out_features
         self._modules = [(block._modules, name, block._modules[name]) for name in ("attn", "mlp")]
         for part in (block.attn, block.mlp):
             self._modules += [(part._modules, name, child) for name, child in part._modules.items()]
-        self._types = [(part, type(part)) for _, _, part in self._modules if part is not None]
-        self._linears = [(layer, layer.packed(), layer._packed) for layer in linears]
+        self._types = [(part, type(part)) for part in (block.attn, block.mlp, *linears)]
+        copies = [layer.packed_copy() for layer in linears]
+        panels = [copy.weight.panels.data_ptr() for copy in copies]
+        self._linears = [(layer, weakref.ref(copy)) for layer, copy in zip(linears, copies, strict=True)]
         self._vectors = [(layer._parameters, "bias", layer.bias) for layer in linears] + vectors
         self._addresses = [_address(tensor) for _, _, tensor in self._vectors]
         biases, norms = self._addresses[: len(linears)], self._addresses[len(linears) :]
-        panels = [weight.panels.data_ptr() for _, weight, _ in self._linears]
         pairs = zip(panels, biases, strict=True)
-        self.weights = (*(address for pair in pairs for address in pair), *norms)
+        self._weights = (*(address for pair in pairs for address in pair), *norms)
 
-    def holds(self) -> bool:
+    def ready(self) -> Ready | None:
+        """None if the block has changed."""
+        block = self._block()
+        if block is None:
+            return None
         for modules, name, part in self._modules:
             if modules.get(name) is not part:
-                return False
+                return None
         for part, kind in self._types:
             if type(part) is not kind or is_hooked(part):
-                return False
-        for layer, _, packed in self._linears:
+                return None
+        held: list[object] = []
+        for layer, ref in self._linears:
+            packed = ref()
             if packed is None or layer._packed is not packed or not packed.is_of(layer.weight):
-                return False
+                return None
+            held.append(packed)
         for (parameters, name, tensor), address in zip(self._vectors, self._addresses, strict=True):
             if parameters.get(name) is not tensor:
-                return False
+                return None
             if tensor is not None and (tensor.data_ptr() != address or not _plain(tensor)):
-                return False
-        return True
+                return None
+        return Ready(self._weights, self._hidden, block.replaces_residual, tuple(held))
 
 
 def is_hooked(part: nn.Module) -> bool:
-    """Whether calling it would run more, or other, code than that of its class."""
-    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__)
+    """Whether calling it would run more, or other, code than the forward of its class."""
+    forward = part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__
+    return bool(forward or part._backward_hooks or part._backward_pre_hooks)
 
 
 def all_are_hooked() -> bool:
-    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+    forward = module._global_forward_hooks or module._global_forward_pre_hooks
+    return bool(forward or module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
-def prepared(block: Block) -> Prepared | None:
+def ready(block: Block) -> Ready | None:
     """None where the block has to run as modules."""
     if all_are_hooked():
         return None
-    kept = block._prepared
-    if kept is None or not kept.holds():
-        kept = block._prepared = Prepared(block) if _can_be_prepared(block) else None
-    return kept
+    found = None if block._prepared is None else block._prepared.ready()
+    if found is None and _can_be_prepared(block):
+        block._prepared = Prepared(block)
+        found = block._prepared.ready()
+    return found
 
 
 def _can_be_prepared(block: Block) -> bool:
@@ -98,7 +122,9 @@ def _can_be_prepared(block: Block) -> bool:
             return False
         if layer.bias is not None and not _plain(layer.bias):
             return False
-    return all(tensor is None or _plain(tensor) for _, _, tensor in block.qk_vectors)
+    # A pruned or parametrised norm computes its weight: what it uses is no parameter.
+    norms = zip(block.attn.qk_weights(), block.qk_vectors, strict=True)
+    return all(own is used and (own is None or _plain(own)) for used, (_, _, own) in norms)
 
 
 def workspace(
@@ -123,26 +149,30 @@ def workspace(
     return h.new_empty(kernels().dit_block_floats(_sizes(h, config.mlp_width, config.heads, 0, k)))
 
 
-def runnable(blocks: Sequence[Block], h: torch.Tensor, rows: torch.Tensor) -> list[Prepared]:
+def runnable(blocks: Sequence[Block], h: torch.Tensor, rows: torch.Tensor) -> list[Ready]:
     """The first blocks that can run as one call, up to one that cannot. rows: of the modulation table."""
-    found: list[Prepared] = []
+    found: list[Ready] = []
     if not (_plain(h) and _plain(rows)):
         return found
     for block in blocks:
-        ready = prepared(block)
-        if ready is None or (found and ready.hidden != found[0].hidden):
+        own = ready(block)
+        if own is None or (found and _kind(own) != _kind(found[0])):
             break
-        found.append(ready)
+        found.append(own)
     return found
 
 
+def _kind(block: Ready) -> tuple[int, bool]:
+    """What is the same for all blocks of one call."""
+    return block.hidden, block.replaces_residual
+
+
 def run(
-    blocks: Sequence[Prepared],
+    blocks: Sequence[Ready],
     h: torch.Tensor,
     rows: torch.Tensor,
     rows_stride: int,
     attend: PagedAttention,
-    replaces_residual: bool,
     eps: float,
     wanted: torch.Tensor | None = None,
 ) -> None:
@@ -173,7 +203,7 @@ def run(
             _sizes(h, blocks[0].hidden, attend.heads, rows.shape[0], k),
             rows_stride,
             k.stride(0),
-            replaces_residual,
+            blocks[0].replaces_residual,
             eps,
             QK_NORM_EPS,
         )

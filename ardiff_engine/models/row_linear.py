@@ -17,7 +17,7 @@ from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ops.linear import PANEL_OUTPUTS
 
 
-class _Packed:
+class PackedCopy:
     """The packed copy of a weight, and what tells that weight from another one in the same place."""
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -52,14 +52,18 @@ class RowLinear(nn.Linear):
     `weight.data`, and of a weight that was made under `torch.inference_mode()`.
     """
 
-    _packed: _Packed | None = None
+    _packed: PackedCopy | None = None
 
     def packed(self) -> ops.PackedWeight:
         """The weight as `ops.linear` takes it: float32 on the CPU only."""
+        return self.packed_copy().weight
+
+    def packed_copy(self) -> PackedCopy:
+        """The same, with what tells that it is this weight's. Kept by the layer until the weight changes."""
         packed = self._packed
         if packed is None or not packed.is_of(self.weight):
-            packed = self._packed = _Packed(self.weight)
-        return packed.weight
+            packed = self._packed = PackedCopy(self.weight)
+        return packed
 
     @property
     def packs(self) -> bool:
