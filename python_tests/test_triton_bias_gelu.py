@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton kernels of bias_gelu against torch's GELU in float64.
 
-Limits: relative L2 1e-6 in float32 (gradients 2e-6), one rounding in half precision.
+Limits: relative L2 1e-6 in float32 (gradients 2e-6), one rounding in half precision; Triton's interpreter
+cuts bfloat16 off instead of rounding it, which is twice that.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from triton_device import DEVICES
+from triton_device import DEVICES, INTERPRETED
 
 from ardiff_engine.kernels.triton import bias_gelu
 
 Tensor = torch.Tensor
-LIMITS = {torch.float32: (1e-6, 2e-6), torch.bfloat16: (4e-3, 4e-3), torch.float16: (5e-4, 5e-4)}
+BFLOAT16 = 8e-3 if INTERPRETED else 4e-3
+LIMITS = {torch.float32: (1e-6, 2e-6), torch.bfloat16: (BFLOAT16, BFLOAT16), torch.float16: (5e-4, 5e-4)}
 SIZES = [(1, 1), (37, 100), (130, 260)]  # the last needs several programs in both directions
 
 
