@@ -10,7 +10,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from versus import THREADS, Row, versus
 
-from ardiff_engine.ops.norm_rope import norm_rope
+from ardiff_engine.ops.norm_rope import reference_norm_rope
 from ardiff_engine.ops.norm_rope_write import norm_rope_write_
 
 ROWS = 32
@@ -35,7 +35,7 @@ def test_write(
     }  # fmt: skip
 
     def unfused() -> object:
-        q, k, v = norm_rope(qkv, positions, **options)
+        q, k, v = reference_norm_rope(qkv, positions, **options)
         k_pages[slots // ROWS, :, slots % ROWS] = k
         v_pages[slots // ROWS, :, slots % ROWS] = v
         return q

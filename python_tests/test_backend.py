@@ -137,6 +137,9 @@ def test_every_op_has_a_triton_kernel_with_its_arguments(op: str) -> None:
     runs = {"frame_attention": "_forward", "frame_attention_backward": "_backward", "copy_pages_": "_copy"}
     runs |= {"rotate_pages_": "_rotate", "gate_residual_": "_run_in_place"}
     runs |= {"modulate_backward": "reference_modulate_backward"}
+    runs |= dict.fromkeys(
+        ("norm_rope_backward", "norm_rope_pages_backward", "bias_gelu_backward"), "_run_backward"
+    )
     runs |= {"gate_residual_backward": "reference_gate_residual_backward"}
     run = getattr(module, runs.get(op, "_run"))
     assert list(inspect.signature(kernel).parameters) == list(inspect.signature(run).parameters)

@@ -17,7 +17,7 @@ from ardiff_engine.ops import pages as pages_module
 from ardiff_engine.ops.add_noise import TARGETS, reference_add_noise
 from ardiff_engine.ops.gate_residual import reference_gate_residual
 from ardiff_engine.ops.modulate import reference_modulate
-from ardiff_engine.ops.norm_rope import norm_rope
+from ardiff_engine.ops.norm_rope import reference_norm_rope
 from ardiff_engine.ops.norm_rope import rotate as rotate_reference
 from ardiff_engine.ops.philox_normal import reference_philox_normal
 from ardiff_engine.ops.sample_timesteps import RULES, reference_sample_timesteps
@@ -236,7 +236,7 @@ def test_norm_rope_write(
         **{name: place(value) for name, value in weights.items()},
     )
     wide = {name: None if value is None else value.double() for name, value in weights.items()}
-    expected_q, expected_k, expected_v = norm_rope(
+    expected_q, expected_k, expected_v = reference_norm_rope(
         qkv.double(),
         positions,
         heads=heads,

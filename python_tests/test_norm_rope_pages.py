@@ -9,6 +9,7 @@ from native_isa import isa  # noqa: F401
 
 from ardiff_engine import ops
 from ardiff_engine.errors import ConfigError, PageTableError, TensorError
+from ardiff_engine.ops.norm_rope import affine_sizes
 from ardiff_engine.ops.norm_rope_pages import reference_norm_rope_pages
 
 # (tokens, heads, kv_heads, head dim, pages, page rows)
@@ -153,3 +154,22 @@ def test_opcheck() -> None:
 def test_bad_input(change: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.norm_rope_pages(**{**inputs(SIZES[1], "layer", True, True), **change})
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "rms", "rms_full"])
+def test_the_explicit_backward_is_that_of_the_formula(norm: str) -> None:
+    """What a pass backward runs on where no kernel takes it: against autograd, in float64."""
+    given = inputs(SIZES[1], norm, False, True)
+    _, heads, kv_heads, dim, pages, rows = SIZES[1]
+    counts = affine_sizes(heads, kv_heads, dim, norm)
+    weights = [torch.randn(n).double().requires_grad_() if norm != "none" else None for n in counts]
+    qkv = given["qkv"].double().requires_grad_()
+    leaves = [qkv, *(w for w in weights if w is not None)]
+    sizes = (given["slots"], given["positions"], pages, rows, heads, kv_heads)
+    rest = (norm, *weights, 1e-5, given["frequencies"])
+    want = reference_norm_rope_pages(qkv, *sizes, *rest)
+    got = torch.ops.ardiff.norm_rope_pages(qkv, *sizes, dim, *rest)
+    gradients = [torch.randn_like(out) for out in want]
+    expected = torch.autograd.grad(want, leaves, gradients)
+    for one, other in zip(torch.autograd.grad(got, leaves, gradients), expected, strict=True):
+        assert relative(one, other) <= 1e-12

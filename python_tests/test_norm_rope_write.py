@@ -9,7 +9,7 @@ import torch
 from native_isa import isa  # noqa: F401
 
 from ardiff_engine.errors import ConfigError, PageTableError, TensorError
-from ardiff_engine.ops.norm_rope import NORMS, norm_rope
+from ardiff_engine.ops.norm_rope import NORMS, reference_norm_rope
 from ardiff_engine.ops.norm_rope_write import norm_rope_write_
 
 NAN = float("nan")
@@ -44,7 +44,7 @@ class Case:
 
     def expected(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = {n: v.double() if isinstance(v, torch.Tensor) else v for n, v in self.options.items()}
-        return norm_rope(self.qkv.double(), self.positions, **wide)  # type: ignore[arg-type]
+        return reference_norm_rope(self.qkv.double(), self.positions, **wide)  # type: ignore[arg-type]
 
     def run(self) -> torch.Tensor:
         return norm_rope_write_(
@@ -134,7 +134,7 @@ def test_norm_rope_gradcheck() -> None:
         case.positions.remainder_(100)
         wide = {n: v.double() if isinstance(v, torch.Tensor) else v for n, v in case.options.items()}
         torch.autograd.gradcheck(
-            lambda x, wide=wide, case=case: norm_rope(x, case.positions, **wide),  # type: ignore[arg-type]
+            lambda x, wide=wide, case=case: reference_norm_rope(x, case.positions, **wide),  # type: ignore[arg-type]
             (case.qkv.double().requires_grad_(),),
         )
 

@@ -41,6 +41,29 @@ def frame_rows(device: str) -> Tensors:
     return (y, normed, out, in_place, *grads)
 
 
+def trained(device: str) -> Tensors:
+    """norm_rope_pages, norm_rope and bias_gelu, and the gradients of all that they have gradients of."""
+    qkv, bias = draw(0, 5, 32).to(device).requires_grad_(), draw(1, 32).to(device).requires_grad_()
+    ids = torch.tensor([3, 0, -1, 5, 1], device=device)
+    results: list[torch.Tensor] = []
+    for norm, q, k in (("layer", 8, 8), ("rms_full", 16, 8)):
+        weights = [draw(i, n).to(device).requires_grad_() for i, n in enumerate((q, q, k, k))]
+        named = dict(zip(("q_weight", "q_bias", "k_weight", "k_bias"), weights, strict=True))
+        frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001], dtype=torch.float64, device=device)
+        paged = ops.norm_rope_pages(
+            qkv, ids, ids.abs(), num_pages=3, page_rows=2, heads=2, kv_heads=1, norm=norm,
+            frequencies=frequencies, **named,
+        )  # fmt: skip
+        plain = ops.norm_rope(
+            qkv, ids.abs(), heads=2, kv_heads=1, norm=norm, frequencies=frequencies, qkv_bias=bias, **named
+        )
+        for outs, leaves in ((paged, (qkv, *weights)), (plain, (qkv, *weights, bias))):
+            loss = sum(((i + 1) * o**3).sum() for i, o in enumerate(outs))
+            results += [*outs, *torch.autograd.grad(loss, leaves)]
+    y = ops.bias_gelu(qkv, bias)
+    return (*results, y, *torch.autograd.grad(y.square().sum(), (qkv, bias)))
+
+
 def page_pool(device: str) -> Tensors:
     k, v = (torch.zeros(2, 3, 2, 4, 8, device=device) for _ in range(2))
     slots, positions = torch.tensor([3, -1, 5], device=device), torch.tensor([0, 7, 900], device=device)
@@ -67,7 +90,7 @@ def noise(device: str) -> Tensors:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("calls", [attention, frame_rows, page_pool, noise])
+@pytest.mark.parametrize("calls", [attention, frame_rows, trained, page_pool, noise])
 def test_public_ops(calls: Callable[[str], Tensors], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARDIFF_BACKEND", "reference")
     want = calls(device)

@@ -10,10 +10,13 @@ import torch
 
 from ardiff_engine.kernels.triton import (
     add_noise,
+    bias_gelu,
     frame_attention,
     frame_attention_backward,
     gate_residual,
     modulate,
+    norm_rope,
+    norm_rope_pages,
     norm_rope_write,
     pages,
     philox_normal,
@@ -68,6 +71,9 @@ def _frame_rows(width: int, dtype: torch.dtype) -> None:
         modulate.backward(x, x[:0], x, table[:, 1], ids, norm, 1e-6)
     gate_residual.run(x, x, table[:, 2], ids, table[0, 0])
     gate_residual.backward(x, x, table[:, 2], ids, table[0, 0])
+    for bias in (table[0, 0], None):
+        bias_gelu.run(x, bias)
+        bias_gelu.backward(x, x, bias)
 
 
 def _pages(heads: int, dim: int, dtype: torch.dtype) -> None:
@@ -79,6 +85,12 @@ def _pages(heads: int, dim: int, dtype: torch.dtype) -> None:
         norm_rope_write.run(
             qkv, pool[0], pool[0], ids, ids, heads, heads, norm, *weights, 1e-5, frequencies, None
         )
+        q, k, v = norm_rope_pages.run(
+            qkv, ids, ids, 1, 32, heads, heads, dim, norm, *weights, 1e-5, frequencies
+        )
+        norm_rope_pages.backward(q, k, v, qkv, ids, ids, heads, heads, norm, *weights[:2], 1e-5, frequencies)
+        q, k, v = norm_rope.run(qkv, ids, heads, heads, norm, *weights, 1e-5, frequencies, qkv[0])
+        norm_rope.backward(q, k, v, qkv, ids, heads, heads, norm, *weights[:2], 1e-5, frequencies, qkv[0])
     pages.copy_pages(pool, pool, ids[:1], ids[1:2])
     pages.rotate_pages(pool, ids[:1], ids[1:2], frequencies, None)
 

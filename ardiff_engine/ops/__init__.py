@@ -10,8 +10,9 @@ from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.ops.gate_residual import gate_residual, gate_residual_
 from ardiff_engine.ops.linear import PackedWeight, linear, pack_linear
 from ardiff_engine.ops.modulate import modulate
+from ardiff_engine.ops.norm_rope import norm_rope
 from ardiff_engine.ops.norm_rope_pages import norm_rope_pages
-from ardiff_engine.ops.norm_rope_write import norm_rope, norm_rope_write_
+from ardiff_engine.ops.norm_rope_write import norm_rope_write_
 from ardiff_engine.ops.pages import copy_pages_, rotate_pages_
 from ardiff_engine.ops.philox_normal import philox_normal
 from ardiff_engine.ops.sample_timesteps import sample_timesteps

@@ -35,11 +35,17 @@ OPS = (
     "frame_attention",
     "frame_attention_backward",
     "norm_rope_write_",
+    "norm_rope",
+    "norm_rope_backward",
+    "norm_rope_pages",
+    "norm_rope_pages_backward",
     "linear",
     "modulate",
     "modulate_backward",
     "gate_residual",
     "gate_residual_backward",
+    "bias_gelu",
+    "bias_gelu_backward",
     "add_noise",
     "solver_step",
     "sample_timesteps",
@@ -53,9 +59,14 @@ _TRITON_PLACES = {
     "modulate_backward": ("modulate", "backward"),
     "gate_residual_": ("gate_residual", "run_in_place"),
     "gate_residual_backward": ("gate_residual", "backward"),
+    "norm_rope_backward": ("norm_rope", "backward"),
+    "norm_rope_pages_backward": ("norm_rope_pages", "backward"),
+    "bias_gelu_backward": ("bias_gelu", "backward"),
     "copy_pages_": ("pages", "copy_pages"),
     "rotate_pages_": ("pages", "rotate_pages"),
 }
+# On the CPU, norm_rope_write_ and norm_rope_pages are what inference and training use instead.
+_WITHOUT_CPU_KERNEL = ("norm_rope", "norm_rope_backward")
 _CUDA_CAPABILITY = (8, 0)
 
 
@@ -165,6 +176,8 @@ def _check_name(name: str) -> None:
 def _cpu_misfit(op: str, given: tuple[torch.Tensor, ...]) -> str | None:
     if any(tensor.device.type != "cpu" for tensor in given):
         return _elsewhere(given)
+    if op in _WITHOUT_CPU_KERNEL:
+        return f"there is no C++ kernel of {op}"
     for tensor in given:
         if tensor.dtype != torch.float32:
             return f"dtype is {_name(tensor.dtype)}; native kernels take float32"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ardiff_engine.ops import checks
-from ardiff_engine.ops.backend import on_native_cpu
+from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import address
 from ardiff_engine.ops.native_kernels import kernels
 
@@ -24,7 +24,8 @@ Tensor = torch.Tensor
 def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [T, D] floating point, bias [D] of its dtype -> gelu(x + bias) [T, D]. Differentiable in both.
 
-    Float32 on the CPU has a kernel for both passes, which is differentiable once; everything else is PyTorch.
+    The kernels, for float32 on the CPU and for GPUs, are differentiable once. Traced by torch.compile, and
+    elsewhere, it is the formula in PyTorch.
 
     Raises:
         TensorError: a wrong shape, dtype or device.
@@ -35,7 +36,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         checks.shape("bias", bias, (x.shape[1],))
         checks.same("bias", bias, "x", x)
-    if not on_native_cpu(x, bias):
+    if torch.compiler.is_compiling() or choose("bias_gelu", x, bias).name == "reference":
         return reference_bias_gelu(x, bias)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     y: Tensor = torch.ops.ardiff.bias_gelu(x, bias) if needs_grad else _run(x, bias)
@@ -48,24 +49,37 @@ def reference_bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _run(x: Tensor, bias: Tensor | None) -> Tensor:
+    backend = choose("bias_gelu", x, bias).name
+    if backend == "reference":
+        return reference_bias_gelu(x, bias)
+    if backend == "triton":
+        made: Tensor = triton_kernel("bias_gelu")(x, bias)
+        return made
     x, bias = x.contiguous(), None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
     kernels().bias_gelu(address(x), address(bias), address(y), *x.shape)
     return y
 
 
-_op = torch.library.custom_op("ardiff::bias_gelu", _run, mutates_args=())
-
-
-@torch.library.custom_op("ardiff::bias_gelu_backward", mutates_args=())
-def _backward_op(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _run_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """(dx, dbias); dbias is empty without a bias."""
+    backend = choose("bias_gelu_backward", dy, x, bias).name
+    if backend == "reference":
+        dx = torch.ops.aten.gelu_backward(dy, x if bias is None else x + bias, approximate="tanh")
+        return dx, x.new_empty(0) if bias is None else dx.sum(0)
+    if backend == "triton":
+        dx, dbias = triton_kernel("bias_gelu_backward")(dy, x, bias)
+        return dx, dbias
     dy, x, bias = dy.contiguous(), x.contiguous(), None if bias is None else bias.contiguous()
     dx, dbias = torch.empty_like(x), x.new_empty(0 if bias is None else x.shape[1])
     kernels().bias_gelu_backward(
         address(dy), address(x), address(bias), address(dx), 0 if bias is None else address(dbias), *x.shape
     )
     return dx, dbias
+
+
+_op = torch.library.custom_op("ardiff::bias_gelu", _run, mutates_args=())
+_backward_op = torch.library.custom_op("ardiff::bias_gelu_backward", _run_backward, mutates_args=())
 
 
 @_op.register_fake

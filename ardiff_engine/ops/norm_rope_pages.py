@@ -14,10 +14,16 @@ import torch
 
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops import checks
-from ardiff_engine.ops.backend import on_native_cpu
+from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import address
 from ardiff_engine.ops.native_kernels import kernels
-from ardiff_engine.ops.norm_rope import NORMS, check_norm_rope, norm_rope
+from ardiff_engine.ops.norm_rope import (
+    NORMS,
+    affine_sizes,
+    check_norm_rope,
+    reference_norm_rope,
+    reference_norm_rope_backward,
+)
 from ardiff_engine.ops.norm_rope_write import norm_rope_write_
 
 Tensor = torch.Tensor
@@ -45,7 +51,8 @@ def norm_rope_pages(
 
     slots int64 [T]: page * page_rows + row, all distinct; -1: K and V of this token are dropped. Rows that no
     slot names are 0. The other arguments, the formula and its precision are `norm_rope`'s. Differentiable in
-    qkv, weights and biases; float32 on the CPU has a kernel for both passes (norm "none", "layer" or "rms").
+    qkv, weights and biases, by kernels once: float32 on the CPU (norm "none", "layer" or "rms") and GPUs.
+    Traced by torch.compile it is the formula in PyTorch.
 
     Raises:
         ConfigError: an unknown norm, or head counts that do not divide the row.
@@ -62,7 +69,8 @@ def norm_rope_pages(
     affine = (q_weight, q_bias, k_weight, k_bias)
     head_dim = check_norm_rope(qkv, positions, heads, kv_heads, norm, affine, frequencies, None)
     _check(qkv, slots, num_pages, page_rows)
-    if norm == "rms_full" or not on_native_cpu(qkv, *affine):
+    backend = "reference" if torch.compiler.is_compiling() else choose("norm_rope_pages", qkv, *affine).name
+    if backend == "reference" or (backend == "cpu" and norm == "rms_full"):
         return reference_norm_rope_pages(
             qkv, slots, positions, num_pages, page_rows, heads, kv_heads, norm, *affine, eps, frequencies
         )
@@ -79,18 +87,8 @@ def reference_norm_rope_pages(
     k_bias: Tensor | None, eps: float, frequencies: Tensor | None,
 ) -> Three:  # fmt: skip
     """The specification in PyTorch."""
-    q, k, v = norm_rope(
-        qkv,
-        positions,
-        heads=heads,
-        kv_heads=kv_heads,
-        norm=norm,
-        q_weight=q_weight,
-        q_bias=q_bias,
-        k_weight=k_weight,
-        k_bias=k_bias,
-        eps=eps,
-        frequencies=frequencies,
+    q, k, v = reference_norm_rope(
+        qkv, positions, heads, kv_heads, norm, q_weight, q_bias, k_weight, k_bias, eps, frequencies, None
     )
     # Dropped tokens go to one page more, which is then cut off.
     rows = torch.where(slots < 0, num_pages * page_rows, slots)
@@ -134,12 +132,17 @@ def _check(qkv: Tensor, slots: Tensor, num_pages: int, page_rows: int) -> None:
             )
 
 
-@torch.library.custom_op("ardiff::norm_rope_pages", mutates_args=())
-def _forward(
+def _run(
     qkv: Tensor, slots: Tensor, positions: Tensor, num_pages: int, page_rows: int, heads: int, kv_heads: int,
     head_dim: int, norm: str, q_weight: Tensor | None, q_bias: Tensor | None, k_weight: Tensor | None,
     k_bias: Tensor | None, eps: float, frequencies: Tensor | None,
 ) -> Three:  # fmt: skip
+    if choose("norm_rope_pages", qkv, q_weight, q_bias, k_weight, k_bias).name == "triton":
+        q, k_pages, v_pages = triton_kernel("norm_rope_pages")(
+            qkv, slots, positions, num_pages, page_rows, heads, kv_heads, head_dim, norm, q_weight, q_bias,
+            k_weight, k_bias, eps, frequencies,
+        )  # fmt: skip
+        return q, k_pages, v_pages
     k_pages, v_pages = (qkv.new_zeros(num_pages, kv_heads, page_rows, head_dim) for _ in "kv")
     with torch.no_grad():
         q = norm_rope_write_(
@@ -161,13 +164,25 @@ def _forward(
     return q, k_pages, v_pages
 
 
-@torch.library.custom_op("ardiff::norm_rope_pages_backward", mutates_args=())
-def _backward(
+def _run_backward(
     dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, slots: Tensor, positions: Tensor, heads: int,
     kv_heads: int, norm: str, q_weight: Tensor | None, k_weight: Tensor | None, eps: float,
     frequencies: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(dqkv, [4, d]: gradients of q weight, q bias, k weight, k bias)"""
+    """(dqkv, gradients of q weight, q bias, k weight, k bias in one row)"""
+    backend = choose("norm_rope_pages_backward", dq, dk, dv, qkv, q_weight, k_weight).name
+    if backend == "triton":
+        dqkv, daffine = triton_kernel("norm_rope_pages_backward")(
+            dq, dk, dv, qkv, slots, positions, heads, kv_heads, norm, q_weight, k_weight, eps, frequencies
+        )
+        return dqkv, daffine
+    if backend == "reference" or norm == "rms_full":
+        page, row = slots.clamp_min(0) // dk.shape[2], slots.clamp_min(0) % dk.shape[2]
+        dk, dv = (torch.where(slots[:, None, None] < 0, 0, t[page, :, row]) for t in (dk, dv))
+        dqkv, daffine, _ = reference_norm_rope_backward(
+            dq, dk, dv, qkv, positions, heads, kv_heads, norm, q_weight, k_weight, eps, frequencies, None
+        )
+        return dqkv, daffine
     qkv, dq, dk, dv = (t.contiguous() for t in (qkv, dq, dk, dv))
     slots, positions = slots.contiguous(), positions.contiguous()
     weights = [None if t is None else t.contiguous() for t in (q_weight, k_weight)]
@@ -187,10 +202,14 @@ def _backward(
         NORMS.index(norm),
         eps,
     )
-    return dqkv, daffine
+    return dqkv, daffine.flatten()
 
 
-@_forward.register_fake
+_op = torch.library.custom_op("ardiff::norm_rope_pages", _run, mutates_args=())
+_backward_op = torch.library.custom_op("ardiff::norm_rope_pages_backward", _run_backward, mutates_args=())
+
+
+@_op.register_fake
 def _(
     qkv: Tensor, slots: Tensor, positions: Tensor, num_pages: int, page_rows: int, heads: int, kv_heads: int,
     head_dim: int, *_rest: Any
@@ -199,9 +218,14 @@ def _(
     return qkv.new_empty(qkv.shape[0], heads, head_dim), qkv.new_empty(pages), qkv.new_empty(pages)
 
 
-@_backward.register_fake
-def _(dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(qkv), qkv.new_empty(4, dq.shape[2])
+@_backward_op.register_fake
+def _(
+    dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, slots: Tensor, positions: Tensor, heads: int,
+    kv_heads: int, norm: str, *_rest: Any
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    sizes = affine_sizes(heads, kv_heads, dq.shape[2], norm)
+    dtype = torch.promote_types(qkv.dtype, torch.float32)
+    return torch.empty_like(qkv), qkv.new_empty(sum(sizes), dtype=dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
@@ -215,12 +239,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Three) -> None:
 
 def _differentiate(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
     qkv, slots, positions, q_weight, k_weight, frequencies = ctx.saved_tensors
-    dqkv, daffine = _backward(
+    dqkv, daffine = _backward_op(
         dq, dk, dv, qkv, slots, positions, ctx.heads, ctx.kv_heads, ctx.norm, q_weight, k_weight, ctx.eps,
         frequencies,
     )  # fmt: skip
-    affine = (gradient if given else None for gradient, given in zip(daffine, ctx.affine, strict=True))
+    sizes = affine_sizes(ctx.heads, ctx.kv_heads, dq.shape[2], ctx.norm)
+    affine = (g if given else None for g, given in zip(daffine.split(sizes), ctx.affine, strict=True))
     return (dqkv, *(None,) * 8, *affine, None, None)
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+_op.register_autograd(_differentiate, setup_context=_save)

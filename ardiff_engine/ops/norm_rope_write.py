@@ -15,7 +15,7 @@ from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import optional, same, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch_for
 from ardiff_engine.ops.native_kernels import kernels
-from ardiff_engine.ops.norm_rope import NORMS, check_norm_rope, norm_rope
+from ardiff_engine.ops.norm_rope import NORMS, check_norm_rope, reference_norm_rope
 
 # csrc/cuda/norm_rope_write.cu shares a head between the lanes of one warp.
 _CUDA_HEAD_BYTES = 1024
@@ -98,19 +98,8 @@ def reference_norm_rope_write_(
         low, high = torch.aminmax(slots)
         if int(low) < -1 or int(high) >= pages * rows:
             raise _slot_error(int(low) if int(low) < -1 else int(high), pages, rows)
-    q, k, v = norm_rope(
-        qkv,
-        positions,
-        heads=heads,
-        kv_heads=kv_heads,
-        norm=norm,
-        q_weight=q_weight,
-        q_bias=q_bias,
-        k_weight=k_weight,
-        k_bias=k_bias,
-        eps=eps,
-        frequencies=frequencies,
-        qkv_bias=qkv_bias,
+    q, k, v = reference_norm_rope(
+        qkv, positions, heads, kv_heads, norm, q_weight, q_bias, k_weight, k_bias, eps, frequencies, qkv_bias
     )
     written = slots >= 0
     page, row = slots[written] // rows, slots[written] % rows

@@ -6,6 +6,7 @@
 | `frame_attention`, `frame_attention_backward` | `run` each |
 | `modulate` | `run`, `backward` |
 | `gate_residual` | `run`, `run_in_place`, `backward` |
+| `norm_rope_pages`, `norm_rope`, `bias_gelu` | `run`, `backward` |
 | `norm_rope_write`, `add_noise`, `solver_step`, `philox_normal`, `sample_timesteps` | `run` each |
 | `pages` | `copy_pages`, `rotate_pages` |
 

@@ -26,12 +26,13 @@ Tensor = torch.Tensor
 
 
 def run(
-    qkv: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, positions: Tensor, heads: int,
+    qkv: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor | None, positions: Tensor, heads: int,
     kv_heads: int, norm: str, q_weight: Tensor | None, q_bias: Tensor | None, k_weight: Tensor | None,
     k_bias: Tensor | None, eps: float, frequencies: Tensor | None, qkv_bias: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """q; K and V are in the pages. See `ardiff_engine.ops.norm_rope_write_`."""
-    qkv, positions, slots = qkv.contiguous(), positions.contiguous(), slots.contiguous()
+    """q; K and V are in the pages. See `ardiff_engine.ops.norm_rope_write_`; no slots: token t to row t."""
+    qkv, positions = qkv.contiguous(), positions.contiguous()
+    slots = None if slots is None else slots.contiguous()
     frequencies = None if frequencies is None else frequencies.to(torch.float64).contiguous()
     tokens, (pages, _, page_rows, dim) = qkv.shape[0], k_pages.shape
     q = qkv.new_empty(tokens, heads, dim)
@@ -77,8 +78,10 @@ def _norm_rope_write(
         z = rotate_pairs(z, cosine, sine, Q_ROWS, COLUMNS // 2)
     tl.store(q + token * HEADS * DIM + at, z.to(dtype), mask=inside)
 
-    slot = tl.load(slots + token)
-    report(errors, (slot < -1) | (slot >= num_slots), BAD_SLOT)
+    slot = token
+    if slots is not None:
+        slot = tl.load(slots + token)
+        report(errors, (slot < -1) | (slot >= num_slots), BAD_SLOT)
     if (slot >= 0) & (slot < num_slots):
         kv_head = tl.arange(0, KV_ROWS)
         kv_at, kv_inside = _heads(kv_head, KV_HEADS, DIM, COLUMNS)
