@@ -34,7 +34,7 @@ class PackageWithSources(build_py):
             target, ignore_errors=True
         )  # of an earlier build: its files must not outlive their removal
         for folder in ("include", "cuda"):
-            shutil.copytree(ROOT / "csrc" / folder, target / folder, ignore=shutil.ignore_patterns("sm90"))
+            shutil.copytree(ROOT / "csrc" / folder, target / folder)
 
 
 class CMakeBuild(build_ext):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ardiff_engine import ops
-from ardiff_engine.kernels import nvrtc
+from ardiff_engine.kernels import nvrtc, tensor_map
 from ardiff_engine.ops import attention_work, backend, cuda_launch
 
 CPU = torch.device("cpu")
@@ -143,7 +143,8 @@ def through_nvrtc(
     module = emulated_modules(getattr(request.module, "EMULATED", "module"))
     module.emulation.reset()
     emulated = EmulatedCupy(module, EmulatedNvrtc())
-    for cached in (nvrtc.why_no_nvrtc, nvrtc._launchers, nvrtc._function, nvrtc.route):
+    cached_calls = (nvrtc.why_no_nvrtc, nvrtc._launchers, nvrtc._function, nvrtc.route, tensor_map.encode)
+    for cached in cached_calls:
         cached.cache_clear()
     monkeypatch.setenv("ARDIFF_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(nvrtc, "_cupy", lambda: emulated)
@@ -156,7 +157,7 @@ def through_nvrtc(
     monkeypatch.setattr(backend, "_choice", lambda op, tensors: backend.Choice("cuda", "emulated"))
     cuda_launch.error_bits(CPU).zero_()
     yield emulated
-    for cached in (nvrtc.why_no_nvrtc, nvrtc._launchers, nvrtc._function, nvrtc.route):
+    for cached in cached_calls:
         cached.cache_clear()
 
 

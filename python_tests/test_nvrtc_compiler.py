@@ -19,7 +19,7 @@ from emulated_cupy import EmulatedNvrtc
 from ardiff_engine.errors import BackendNotAvailableError, KernelError
 from ardiff_engine.kernels import kernel_cache, nvrtc_compiler
 from ardiff_engine.kernels.kernel_cache import CompiledKernel
-from ardiff_engine.kernels.nvrtc_compiler import architecture, compile_kernel, key, sources_digest
+from ardiff_engine.kernels.nvrtc_compiler import architecture, compile_kernel, key, source_of, sources_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = "ardiff::cuda::add_noise_kernel<float>"
@@ -52,7 +52,10 @@ def test_a_key_changes_with_everything_that_the_binary_depends_on(
     keys = [now(), now(target="sm_80"), now(kernel=KERNEL.replace("float", "ardiff::Float16"))]
     keys.append(now(nvrtc=EmulatedNvrtc((13, 1))))
     assert now() == keys[0]
-    for name in ("cuda/add_noise.cu", "cuda/packed.cuh", "cuda/extent.h", "include/ardiff/scalar.h"):
+    for name in (
+        "cuda/add_noise.cu", "cuda/packed.cuh", "cuda/extent.h", "cuda/sm90/slab.cuh",
+        "include/ardiff/scalar.h",
+    ):  # fmt: skip
         file = csrc / name
         file.write_text(file.read_text() + "\n")
         keys.append(now())
@@ -65,13 +68,34 @@ def test_a_key_changes_with_everything_that_the_binary_depends_on(
 
 
 def test_architectures() -> None:
-    nvrtc = EmulatedNvrtc(archs=(75, 80, 86, 90))
-    assert architecture(nvrtc, (8, 0)) == "sm_80" and architecture(nvrtc, (9, 0)) == "sm_90"
-    assert architecture(nvrtc, (8, 9)) == "compute_86" and architecture(nvrtc, (12, 0)) == "compute_90"
+    def target(capability: tuple[int, int], *archs: int, source: str = "pages.cu") -> str:
+        return architecture(EmulatedNvrtc(archs=archs), capability, source)
+
+    known, hopper = (75, 80, 86, 90), "sm90/frame_attention.cu"
+    assert target((8, 0), *known) == "sm_80" and target((9, 0), *known) == "sm_90"
+    assert target((8, 9), *known) == "compute_86" and target((12, 0), *known) == "compute_90"
+    assert target((9, 0), *known, source=hopper) == "sm_90a"
     with pytest.raises(BackendNotAvailableError, match=r"compute capability 7.5, expected 8.0"):
-        architecture(nvrtc, (7, 5))
-    with pytest.raises(BackendNotAvailableError, match="does not know sm_90"):
-        architecture(EmulatedNvrtc(archs=(70, 75)), (9, 0))
+        target((7, 5), *known)
+    with pytest.raises(BackendNotAvailableError, match="does not know sm_90.*expected.* sm_80 or newer"):
+        target((9, 0), 70, 75)
+    for capability in ((8, 9), (10, 0)):  # nothing translates this code
+        with pytest.raises(
+            BackendNotAvailableError, match=r"sm90/frame_attention.cu.*expected 9.0 \(Hopper\)"
+        ):
+            target(capability, *known, 100, source=hopper)
+    with pytest.raises(BackendNotAvailableError, match="does not know sm_90.*compiles for sm_90a"):
+        target((9, 0), 80, 86, source=hopper)
+
+
+def test_the_source_of_a_kernel(csrc: Path) -> None:
+    assert source_of(KERNEL, csrc) == "add_noise.cu"
+    assert source_of("ardiff::cuda::frame_attention_kernel<ardiff::BFloat16, 64, 64>", csrc) == (
+        "frame_attention.cu"
+    )
+    for kernel in ("_kernel<ardiff::BFloat16, 64, 112>", "_merge_kernel<ardiff::Float16>"):
+        name = f"ardiff::cuda::frame_attention_sm90{kernel}"
+        assert source_of(name, csrc) == "sm90/frame_attention.cu"
 
 
 def test_an_unknown_kernel(csrc: Path) -> None:
@@ -176,7 +200,7 @@ def test_structs_have_one_layout_for_the_host_and_for_nvrtc(nvrtc_check: ModuleT
     if library is None or compiler is None:
         pytest.skip("needs g++ and libnvrtc (pip install nvidia-cuda-nvrtc; no GPU)")
     structs = layouts()
-    assert len(structs) == 19 and sum(map(len, structs.values())) > 100
+    assert len(structs) == 20 and sum(map(len, structs.values())) > 100
     headers = sorted(file.name for file in (ROOT / "csrc" / "include" / "ardiff").glob("*.h"))
     includes = "".join(f'#include "ardiff/{name}"\n' for name in headers)
     fields = [(name, field) for name, fields in structs.items() for field in fields]

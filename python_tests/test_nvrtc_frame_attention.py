@@ -41,5 +41,6 @@ def test_launches_and_results_are_those_of_the_launchers(cupy: EmulatedCupy, dty
 def test_every_kernel_of_the_launcher_is_listed_by_its_name(
     emulated_modules: Callable[[str], ModuleType],
 ) -> None:
-    listed = [name for name in native().launches.kernels() if "frame_attention" in name]  # type: ignore[union-attr]
+    kernels = native().launches.kernels()  # type: ignore[union-attr]
+    listed = [name for name in kernels if "frame_attention" in name and "sm90" not in name]
     assert sorted(listed) == emulated_modules("attention_module").emulation.kernels()

@@ -124,7 +124,7 @@ def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
     files = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in names if name.startswith("ardiff_engine/")}
     assert package <= files
-    kernels = {name for name in names if re.match(r"csrc/(include|cuda)/(?!sm90/)", name)}
+    kernels = {name for name in names if re.match(r"csrc/(include|cuda)/", name)}
     assert kernels and {f"ardiff_engine/kernels/{name}" for name in kernels} <= files
     assert not [
         name for name in files if name.startswith(("python_tests/", "benchmarks/", "examples/", "tools/"))

@@ -194,9 +194,7 @@ class InterruptAt:
         self._root = str(Path(steps.__file__).parent)
 
     def __enter__(self) -> InterruptAt:
-        # Finalizers of garbage would swallow it.
-        gc.collect()
-        gc.disable()
+        gc.disable()  # finalizers of garbage would swallow it
         sys.settrace(self._trace)
         return self
 

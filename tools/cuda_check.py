@@ -187,22 +187,29 @@ def _sass_problems(cubin: Path, source: Path, nvcc: str) -> list[str]:
     hot = [name for name in REQUIRED_SASS if name in source.read_text()]
     if not (hopper or hot):
         return []
-    tool = _cuobjdump(nvcc)
+    tool = cuobjdump(nvcc)
     if tool is None:
         return ["its SASS must be looked at, but there is no cuobjdump: pip install triton"]
-    result = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=False)
-    functions = _functions(result.stdout)
-    problems = _missing("its SASS", result.stdout, REQUIRED_HOPPER_SASS) if hopper else []
+    functions = sass_functions(tool, cubin)
+    problems = _missing("its SASS", "".join(functions.values()), REQUIRED_HOPPER_SASS) if hopper else []
     for kernel in hot:
-        found = {name: text for name, text in functions.items() if name.split("<")[0] == kernel}
-        problems += [] if found else [f"no {kernel} in its SASS"]
-        for name, text in found.items():
-            problems += _missing(name, text, REQUIRED_SASS[kernel])
-            if kernel == OVERLAPPED and not _overlaps(text):
-                problems.append(f"{name}: no EX2 between the waits for its products")
+        problems += [] if kernel in map(base_name, functions) else [f"no {kernel} in its SASS"]
     for name, text in functions.items():
-        problems += [f"{name}: local memory ({word})" for word in LOCAL_MEMORY_SASS if _holds(text, word)]
+        problems += function_problems(name, text)
     return problems
+
+
+def function_problems(name: str, sass: str) -> list[str]:
+    """What is wrong with the SASS of a kernel, one of a file that holds hot ones."""
+    problems = _missing(name, sass, REQUIRED_SASS.get(base_name(name), ()))
+    if base_name(name) == OVERLAPPED and not _overlaps(sass):
+        problems.append(f"{name}: no EX2 between the waits for its products")
+    return problems + [f"{name}: local memory ({word})" for word in LOCAL_MEMORY_SASS if _holds(sass, word)]
+
+
+def base_name(kernel: str) -> str:
+    """frame_attention_kernel of frame_attention_kernel<float, 4>."""
+    return kernel.split("<")[0]
 
 
 def _overlaps(sass: str) -> bool:
@@ -212,6 +219,12 @@ def _overlaps(sass: str) -> bool:
         pending == "1" and _holds(text, "MUFU.EX2")
         for pending, text in zip(rest[::2], rest[1::2], strict=True)
     )
+
+
+def sass_functions(tool: str, cubin: Path) -> dict[str, str]:
+    """The SASS of each function of a cubin, by its readable name."""
+    result = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=False)
+    return _functions(result.stdout)
 
 
 def _functions(sass: str) -> dict[str, str]:
@@ -228,7 +241,7 @@ def _holds(sass: str, word: str) -> bool:
     return re.search(rf"\b{word}\b", sass) is not None
 
 
-def _cuobjdump(nvcc: str) -> str | None:
+def cuobjdump(nvcc: str) -> str | None:
     """Of the toolkit, or the one that Triton's wheel carries."""
     beside = Path(nvcc).resolve().parent / "cuobjdump"
     if beside.exists():

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles every CUDA kernel with NVRTC, as machines without nvcc do at first use. Needs no GPU and no nvcc.
 
-For each kernel that a launcher can start: cubins for sm_80 and sm_90, through the package's own code
-(ardiff_engine.kernels.nvrtc_compiler), and PTX, in which each parameter must be as large as the bytes that
-the native module passes for it. Exit code 0 only if all of it holds.
+For each kernel that a launcher can start, through the package's own code (kernels/nvrtc_compiler.py):
+
+    cubins     for sm_80 and sm_90; those of csrc/cuda/sm90 for sm_90a alone. NVRTC's log must be empty: no
+               warning, no note of ptxas that wgmma was serialised
+    SASS       as tools/cuda_check.py wants it after nvcc, where there is a disassembler (Triton's wheel has
+               one; the output says if it was left out)
+    PTX        in which each parameter must be as large as the bytes that the native module passes for it
+
+Exit code 0 only if all of it holds.
 """
 
 from __future__ import annotations
@@ -14,17 +20,27 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+from cuda_check import REQUIRED_SASS, base_name, cuobjdump, function_problems, sass_functions  # noqa: E402
 
 from ardiff_engine._native import native, why_not  # noqa: E402
 from ardiff_engine.errors import KernelError  # noqa: E402
-from ardiff_engine.kernels.nvrtc_compiler import compile_kernel, source_folder, version  # noqa: E402
+from ardiff_engine.kernels.nvrtc_compiler import (  # noqa: E402
+    compile_kernel,
+    is_hopper,
+    source_folder,
+    source_of,
+    version,
+)
 
 TARGETS = ("sm_80", "sm_90", "compute_80")
+HOPPER_TARGETS = ("sm_90a", "compute_90a")
 PARAMETER = re.compile(r"\.param (?:\.align \d+ )?\.(\w+)[^,\[]*(?:\[(\d+)\])?")
 
 
@@ -64,6 +80,8 @@ class Nvrtc:
     def compileProgram(self, program: ctypes.c_void_p, options: Sequence[str]) -> None:
         flags = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         self._call("nvrtcCompileProgram", program, len(options), flags)
+        if self.getProgramLog(program).strip():
+            raise RuntimeError("it compiles, but not without remarks")
 
     def getLoweredName(self, program: ctypes.c_void_p, name: str) -> str:
         lowered = ctypes.c_char_p()
@@ -113,15 +131,17 @@ def main() -> int:
     if module is None or csrc is None:
         print(f"nvrtc-check: FAILED: it needs the native module: {why_not()}")
         return 1
-    nvrtc = Nvrtc(library)
+    nvrtc, disassembler = Nvrtc(library), cuobjdump(shutil.which("nvcc") or "nvcc")
     kernels = {name: sizes for name, sizes in module.launches.kernels().items() if options.only in name}
-    print(f"nvrtc-check: NVRTC {version(nvrtc)}, {len(kernels)} kernels for {', '.join(TARGETS)}", flush=True)
+    print(f"nvrtc-check: NVRTC {version(nvrtc)}, {len(kernels)} kernels", flush=True)
+    if disassembler is None:
+        print("nvrtc-check: SASS LEFT OUT: there is no cuobjdump here (pip install triton)")
     failures = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = {
-            (name, target): pool.submit(check, nvrtc, name, sizes, target, csrc)
+            (name, target): pool.submit(check, nvrtc, name, sizes, target, csrc, disassembler)
             for name, sizes in kernels.items()
-            for target in TARGETS
+            for target in targets(name, csrc)
         }
         for (name, target), job in jobs.items():
             problem = job.result()
@@ -132,16 +152,38 @@ def main() -> int:
     return 1 if failures or not kernels else 0
 
 
-def check(nvrtc: Nvrtc, kernel: str, sizes: Sequence[int], target: str, csrc: Path) -> str | None:
+def targets(kernel: str, csrc: Path) -> tuple[str, ...]:
+    return HOPPER_TARGETS if is_hopper(source_of(kernel, csrc)) else TARGETS
+
+
+def check(
+    nvrtc: Nvrtc, kernel: str, sizes: Sequence[int], target: str, csrc: Path, disassembler: str | None = None
+) -> str | None:
     """What is wrong with a kernel, or None."""
     try:
         compiled = compile_kernel(nvrtc, kernel, target, csrc)
     except KernelError as error:
         return str(error)
     if target.startswith("sm_"):
-        return None if compiled.binary[:4] == b"\x7fELF" else "not a cubin"
+        if compiled.binary[:4] != b"\x7fELF":
+            return "not a cubin"
+        return None if disassembler is None else sass_problems(compiled.binary, kernel, disassembler)
     found = list(parameter_sizes(compiled.binary.decode(), compiled.symbol))
     return None if found == list(sizes) else f"parameters of {found} bytes, the launcher passes {list(sizes)}"
+
+
+def sass_problems(binary: bytes, kernel: str, disassembler: str) -> str | None:
+    """What is wrong with the SASS of a kernel that cuda_check.py has demands on, or None."""
+    name = base_name(kernel).rsplit("::")[-1]
+    if name not in REQUIRED_SASS:
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(binary)
+        cubin.flush()
+        functions = sass_functions(disassembler, Path(cubin.name))
+    if [base_name(function) for function in functions] != [name]:
+        return f"{name} and nothing else should be in its SASS, found {list(functions)}"
+    return "\n".join(line for each in functions.items() for line in function_problems(*each)) or None
 
 
 def parameter_sizes(ptx: str, symbol: str) -> Iterator[int]:

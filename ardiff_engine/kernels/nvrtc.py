@@ -3,8 +3,9 @@
 
 `launchers()` stands in for `ardiff_engine._C.cuda`, with the same functions: `modulate_float32(arguments...,
 device, stream) -> status`. Each asks the native module what its launcher would launch (`_C.launches`, from
-the launchers of csrc/cuda themselves: kernels by name, grids, the bytes of every argument), compiles what is
-not in memory or in the cache on disk, and starts it on the given stream. So geometry and layouts exist once,
+the launchers of csrc/cuda themselves: kernels by name, grids, the bytes of every argument; a tensor map is
+named by what it is encoded from), compiles what is not in memory or in the cache on disk, and starts it on
+the given stream. So geometry and layouts exist once,
 in C++. What this route costs is some ten microseconds of Python per launch.
 
 Not yet run on a GPU.
@@ -25,7 +26,15 @@ import torch
 from ardiff_engine._native import native, why_not
 from ardiff_engine.errors import BackendNotAvailableError, KernelError, explain
 from ardiff_engine.kernels import kernel_cache
-from ardiff_engine.kernels.nvrtc_compiler import architecture, compile_kernel, key, source_folder, version
+from ardiff_engine.kernels.nvrtc_compiler import (
+    architecture,
+    compile_kernel,
+    key,
+    source_folder,
+    source_of,
+    version,
+)
+from ardiff_engine.kernels.tensor_map import encode
 
 _SHARED_WITHOUT_ASKING = 48 * 1024  # csrc/cuda/launch.cuh
 _COMPILING = threading.Lock()
@@ -89,7 +98,8 @@ def _launch(launches_of: Any, *arguments: Any) -> int:
     with cuda.Device(device):
         for kernel, grid, block, shared, values in launches:
             function = _function(kernel, device)
-            buffers = [(ctypes.c_char * len(value)).from_buffer_copy(value) for value in values]
+            given_bytes = [value if isinstance(value, bytes) else encode(value) for value in values]
+            buffers = [(ctypes.c_char * len(value)).from_buffer_copy(value) for value in given_bytes]
             addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
             try:
                 if shared > _SHARED_WITHOUT_ASKING:
@@ -124,7 +134,8 @@ def _function(kernel: str, device: int) -> Any:
     if csrc is None:
         raise BackendNotAvailableError("the CUDA sources are not installed")
     with _COMPILING:  # another thread may be at the same kernel: it is on disk afterwards
-        target = architecture(cuda.nvrtc, torch.cuda.get_device_capability(device))
+        capability = torch.cuda.get_device_capability(device)
+        target = architecture(cuda.nvrtc, capability, source_of(kernel, csrc))
         name = key(cuda.nvrtc, kernel, target, csrc)
         compiled = kernel_cache.load(name)
         if compiled is None:

@@ -22,6 +22,7 @@ from ardiff_engine.kernels.kernel_cache import CompiledKernel
 FLAGS = ("-std=c++17", "-fmad=false")
 _FORMAT = 1  # of what a key stands for; raise it when FLAGS or the includes are put together in another way
 _LEAST = (8, 0)
+_HOPPER, _HOPPER_FOLDER = (9, 0), "sm90"
 
 
 def source_folder() -> Path | None:
@@ -33,13 +34,24 @@ def source_folder() -> Path | None:
     return None
 
 
-def architecture(nvrtc: Any, capability: tuple[int, int]) -> str:
+def architecture(nvrtc: Any, capability: tuple[int, int], source: str) -> str:
     """sm_90 for (9, 0): code for this very GPU. Where this NVRTC is older than the GPU, PTX for the newest
-    architecture that it knows (compute_90), which the driver translates.
+    architecture that it knows (compute_90), which the driver translates. sm_90a for sources of sm90/: their
+    instructions exist on Hopper alone, and nothing translates them.
 
     Raises:
         BackendNotAvailableError: the kernels do not run on this GPU.
     """
+    hopper = is_hopper(source)
+    if hopper and capability != _HOPPER:
+        raise BackendNotAvailableError(
+            explain(
+                f"the kernels of csrc/cuda/{source}",
+                got=f"a GPU of compute capability {capability[0]}.{capability[1]}",
+                expected="9.0 (Hopper)",
+                fix="Unset ARDIFF_HOPPER.",
+            )
+        )
     if capability < _LEAST:
         raise BackendNotAvailableError(
             explain(
@@ -52,13 +64,13 @@ def architecture(nvrtc: Any, capability: tuple[int, int]) -> str:
     wanted = 10 * capability[0] + capability[1]
     known = [number for number in nvrtc.getSupportedArchs() if number <= wanted]
     if wanted in known:
-        return f"sm_{wanted}"
-    if not known or max(known) < 80:
+        return f"sm_{wanted}{'a' if hopper else ''}"
+    if hopper or not known or max(known) < 80:
         raise BackendNotAvailableError(
             explain(
                 "NVRTC",
                 got=f"version {version(nvrtc)}, which does not know sm_{wanted}",
-                expected="one that compiles for sm_80 or newer",
+                expected=f"one that compiles for {'sm_90a' if hopper else 'sm_80 or newer'}",
                 fix="Update nvidia-cuda-nvrtc.",
             )
         )
@@ -81,7 +93,7 @@ def sources_digest(csrc: Path) -> str:
     """Of all sources and headers that NVRTC may read. Read once per process: a running process goes on with
     the sources that it began with."""
     digest = hashlib.sha256()
-    for file in sorted([*(csrc / "include").rglob("*.h"), *(csrc / "cuda").glob("*.*")]):
+    for file in sorted([*(csrc / "include").rglob("*.h"), *(csrc / "cuda").rglob("*.*")]):
         digest.update(f"{file.relative_to(csrc)}\0{file.stat().st_size}\0".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -93,7 +105,7 @@ def compile_kernel(nvrtc: Any, kernel: str, target: str, csrc: Path) -> Compiled
     Raises:
         KernelError: no source has this kernel, or it does not compile; the message holds NVRTC's log.
     """
-    source = _source_of(kernel, csrc)
+    source = source_of(kernel, csrc)
     includes = (f"-I{csrc / 'include'}", f"-I{csrc}", f"-I{csrc / 'cuda'}")
     program = nvrtc.createProgram(f'#include "cuda/{source}"\n', source, (), ())
     try:
@@ -112,10 +124,16 @@ def compile_kernel(nvrtc: Any, kernel: str, target: str, csrc: Path) -> Compiled
     return CompiledKernel(symbol, binary)
 
 
-def _source_of(kernel: str, csrc: Path) -> str:
-    """The file of csrc/cuda that declares the kernel."""
+@cache
+def source_of(kernel: str, csrc: Path) -> str:
+    """The file of csrc/cuda that declares the kernel: add_noise.cu, sm90/frame_attention.cu."""
     name = kernel.split("<")[0].rsplit("::")[-1]
-    for file in sorted((csrc / "cuda").glob("*.cu")):
+    for file in sorted((csrc / "cuda").rglob("*.cu")):
         if re.search(rf"\b{name}\(", file.read_text(encoding="utf-8")):
-            return file.name
+            return file.relative_to(csrc / "cuda").as_posix()
     raise KernelError(f"{kernel}: no file of {csrc / 'cuda'} declares it; install ardiff-engine again")
+
+
+def is_hopper(source: str) -> bool:
+    """Whether a source of csrc/cuda is for sm_90a."""
+    return source.startswith(f"{_HOPPER_FOLDER}/")

@@ -12,7 +12,8 @@
 //             device's number and the stream. Returns a CUDA status, which ardiff_engine.ops.cuda_launch
 //             turns into a typed error.
 //   launches  always: lists what would be launched, for ardiff_engine.kernels.nvrtc. The same arguments but
-//             device and stream. Returns (status, [(kernel, grid, block, shared bytes, [argument bytes])]).
+//             device and stream. Returns (status, [(kernel, grid, block, shared bytes, [argument])]), an
+//             argument as its bytes, or, for a tensor map, what is to be encoded.
 //
 // The emulated modules of the tests have `cuda` only.
 #pragma once
@@ -27,11 +28,28 @@
 
 namespace ardiff::bindings {
 
+template <class Integer, std::size_t count>
+py::tuple python_integers(const Integer (&values)[count]) {
+  py::tuple all(count);
+  for (std::size_t i = 0; i < count; ++i) all[i] = py::int_(values[i]);
+  return all;
+}
+
+// Bytes, or for a tensor map what cuTensorMapEncodeTiled takes to write it, in its order.
+inline py::object python_argument(const cuda::ListedArgument& argument) {
+  if (const auto* bytes = std::get_if<std::string>(&argument)) return py::bytes(*bytes);
+  const auto& t = std::get<cuda::TiledTensor>(argument);
+  return py::make_tuple(t.type, t.kRank, reinterpret_cast<std::uintptr_t>(t.address),
+                        python_integers(t.sizes), python_integers(t.strides), python_integers(t.box),
+                        python_integers(t.every), t.kInterleaveNone, t.kSwizzle128B, t.kPromotion256B,
+                        t.kFillZeros);
+}
+
 inline py::tuple python_launches(cuda::ListStatus status, const cuda::LaunchList& launches) {
   py::list list;
   for (const cuda::Launch& l : launches) {
     py::list arguments;
-    for (const std::string& bytes : l.arguments) arguments.append(py::bytes(bytes));
+    for (const cuda::ListedArgument& a : l.arguments) arguments.append(python_argument(a));
     list.append(py::make_tuple(l.kernel, py::make_tuple(l.grid.x, l.grid.y, l.grid.z),
                                py::make_tuple(l.block.x, l.block.y, l.block.z), l.shared_bytes, arguments));
   }

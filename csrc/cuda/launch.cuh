@@ -13,6 +13,7 @@
 #include "cuda/launch_list.h"
 
 #define __global__
+#define __grid_constant__
 
 namespace ardiff::cuda {
 
@@ -24,7 +25,7 @@ template <auto kernel, class... Arguments>
 Status launch_with_shared(Extent grid, Extent block, int shared_bytes, Stream stream,
                           const Arguments&... arguments) {
   static_assert(std::is_same_v<decltype(kernel), void (*)(Arguments...)>, "arguments are not converted");
-  stream->push_back({ListedKernel<kernel>::name, grid, block, shared_bytes, {bytes_of(arguments)...}});
+  stream->push_back({ListedKernel<kernel>::name, grid, block, shared_bytes, {listed(arguments)...}});
   return kSuccess;
 }
 

@@ -7,21 +7,27 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <string>
 #include <type_traits>
 #include <typeinfo>
+#include <variant>
 #include <vector>
 
 #include "cuda/extent.h"
+#include "cuda/tensor_map.h"
 
 namespace ardiff::cuda {
+
+// The bytes of an argument, or the tensor whose map is to be encoded.
+using ListedArgument = std::variant<std::string, TiledTensor>;
 
 struct Launch {
   const std::string& kernel;  // as C++ and NVRTC name it: ardiff::cuda::add_noise_kernel<float>
   Extent grid, block;
-  int shared_bytes;                    // of dynamic shared memory
-  std::vector<std::string> arguments;  // the bytes of each
+  int shared_bytes;  // of dynamic shared memory
+  std::vector<ListedArgument> arguments;
 };
 using LaunchList = std::vector<Launch>;
 
@@ -62,9 +68,16 @@ struct ListedKernel<kernel> {
 };
 
 template <class T>
-std::string bytes_of(const T& value) {
+ListedArgument listed(const T& value) {
   static_assert(std::is_trivially_copyable_v<T>, "parameters are copied to the device as they are");
   return std::string(reinterpret_cast<const char*>(&value), sizeof value);
+}
+
+// Put there by `encode` of sm90/tensor_map.cuh.
+inline ListedArgument listed(const TensorMap& map) {
+  TiledTensor tensor;
+  std::memcpy(&tensor, &map, sizeof tensor);
+  return tensor;
 }
 
 }  // namespace ardiff::cuda

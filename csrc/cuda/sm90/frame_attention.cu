@@ -22,14 +22,29 @@
 // Assumes: D, and all strides, are multiples of 8; q, k, v, o are 16-byte aligned; block_rows divides the
 // page rows and is 112 or a divisor of 128 (checked by the launcher); the schedule was built for this table.
 // Page ids are checked here: one out of range is not seen and sets kBadView.
-#include "cuda/frame_attention_merge.cuh"
+#include "ardiff/frame_attention.h"
+#include "ardiff/storage.h"
+#include "cuda/frame_attention_sizes.h"
 #include "cuda/launch.cuh"
+#include "cuda/sm90/frame_attention_sizes.h"
+#include "cuda/sm90/tensor_map.cuh"
+#include "cuda/tensor_map.h"
+#if ARDIFF_KERNELS
+#include "cuda/frame_attention_merge.cuh"
 #include "cuda/sm90/frame_attention_consume.cuh"
 #include "cuda/sm90/frame_attention_load.cuh"
-#include "cuda/sm90/tensor_map.cuh"
+#endif
 
 namespace ardiff::cuda {
 
+template <class T, int kDim, int kKeys>
+__global__ void frame_attention_sm90_kernel(const __grid_constant__ TensorMap k_map,
+                                            const __grid_constant__ TensorMap v_map,
+                                            const FrameAttentionParams p, const StreamKWork work);
+template <class T>
+__global__ void frame_attention_sm90_merge_kernel(const FrameAttentionParams p, const StreamKWork work);
+
+#if ARDIFF_KERNELS
 template <class T, int kDim, int kKeys>
 __global__ void __launch_bounds__(kStreamThreads, 1)
     frame_attention_sm90_kernel(const __grid_constant__ TensorMap k_map,
@@ -67,33 +82,10 @@ __global__ void __launch_bounds__(kThreads)
   merge_rows<T>(p, at.merge, at.kv_head, work.partial_o, work.partial_lse,
                 std::int64_t{at.merge.part} * kStreamRows, kStreamRows);
 }
+#endif
 
-#define ARDIFF_FRAME_ATTENTION(T, kDim)                                                                  \
-  template __global__ void frame_attention_sm90_kernel<T, kDim, 112>(const __grid_constant__ TensorMap,  \
-                                                                     const __grid_constant__ TensorMap,  \
-                                                                     FrameAttentionParams, StreamKWork); \
-  template __global__ void frame_attention_sm90_kernel<T, kDim, 128>(const __grid_constant__ TensorMap,  \
-                                                                     const __grid_constant__ TensorMap,  \
-                                                                     FrameAttentionParams, StreamKWork);
-ARDIFF_FRAME_ATTENTION(BFloat16, 64)
-ARDIFF_FRAME_ATTENTION(BFloat16, 80)
-ARDIFF_FRAME_ATTENTION(BFloat16, 96)
-ARDIFF_FRAME_ATTENTION(BFloat16, 128)
-ARDIFF_FRAME_ATTENTION(Float16, 64)
-ARDIFF_FRAME_ATTENTION(Float16, 80)
-ARDIFF_FRAME_ATTENTION(Float16, 96)
-ARDIFF_FRAME_ATTENTION(Float16, 128)
-#undef ARDIFF_FRAME_ATTENTION
-template __global__ void frame_attention_sm90_merge_kernel<BFloat16>(FrameAttentionParams, StreamKWork);
-template __global__ void frame_attention_sm90_merge_kernel<Float16>(FrameAttentionParams, StreamKWork);
-
-#if !defined(__CUDACC_RTC__)
+#if ARDIFF_LAUNCHERS
 namespace {
-
-template <class T>
-constexpr CUtensorMapDataType kTensorType = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-template <>
-constexpr CUtensorMapDataType kTensorType<Float16> = CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
 
 bool launchable(const FrameAttentionParams& p, const StreamKWork& work) {
   const auto address = [](const float* x) { return reinterpret_cast<std::uintptr_t>(x); };
@@ -107,26 +99,25 @@ bool launchable(const FrameAttentionParams& p, const StreamKWork& work) {
 }
 
 template <class T, int kDim, int kKeys>
-cudaError_t launch_workers(const FrameAttentionParams& p, const StreamKWork& work, cudaStream_t stream) {
+Status launch_workers(const FrameAttentionParams& p, const StreamKWork& work, Stream stream) {
   TensorMap k_map, v_map;
-  cudaError_t status =
-      encode_pages(k_map, kTensorType<T>, p.k, p, {p.k_page, p.k_head, p.k_row}, work.block_rows);
-  if (status != cudaSuccess) return status;
-  status = encode_pages(v_map, kTensorType<T>, p.v, p, {p.v_page, p.v_head, p.v_row}, work.block_rows);
-  if (status != cudaSuccess) return status;
-  return launch_with_shared(frame_attention_sm90_kernel<T, kDim, kKeys>,
-                            dim3(static_cast<unsigned>(work.num_workers)), dim3(kStreamThreads),
-                            StreamMemory<kDim, kKeys>::kBytes, stream, k_map, v_map, p, work);
+  Status status = encode(k_map, page_boxes<T>(p.k, p, {p.k_page, p.k_head, p.k_row}, work.block_rows));
+  if (status != kSuccess) return status;
+  status = encode(v_map, page_boxes<T>(p.v, p, {p.v_page, p.v_head, p.v_row}, work.block_rows));
+  if (status != kSuccess) return status;
+  return launch_with_shared<frame_attention_sm90_kernel<T, kDim, kKeys>>(
+      {static_cast<unsigned>(work.num_workers)}, {kStreamThreads}, StreamSizes<kDim, kKeys>::kBytes, stream,
+      k_map, v_map, p, work);
 }
 
 template <class T, int kDim>
-cudaError_t launch_keys(const FrameAttentionParams& p, const StreamKWork& work, cudaStream_t stream) {
+Status launch_keys(const FrameAttentionParams& p, const StreamKWork& work, Stream stream) {
   return work.block_rows == 112 ? launch_workers<T, kDim, 112>(p, work, stream)
                                 : launch_workers<T, kDim, 128>(p, work, stream);
 }
 
 template <class T>
-cudaError_t launch_dim(const FrameAttentionParams& p, const StreamKWork& work, cudaStream_t stream) {
+Status launch_dim(const FrameAttentionParams& p, const StreamKWork& work, Stream stream) {
   if (p.dim <= 64) return launch_keys<T, 64>(p, work, stream);
   if (p.dim <= 80) return launch_keys<T, 80>(p, work, stream);
   if (p.dim <= 96) return launch_keys<T, 96>(p, work, stream);
@@ -135,21 +126,18 @@ cudaError_t launch_dim(const FrameAttentionParams& p, const StreamKWork& work, c
 
 }  // namespace
 
-// The pointers of p are to values of type T. cudaErrorInvalidValue where the assumptions above do not hold.
+// The pointers of p are to values of type T. kInvalidValue where the assumptions above do not hold.
 template <class T>
-cudaError_t frame_attention_sm90(const FrameAttentionParams& p, const StreamKWork& work,
-                                 cudaStream_t stream) {
-  if (!launchable(p, work)) return cudaErrorInvalidValue;
-  const cudaError_t status = launch_dim<T>(p, work, stream);
-  if (status != cudaSuccess || work.num_merges == 0) return status;
-  return launch_with_shared(frame_attention_sm90_merge_kernel<T>,
-                            dim3(static_cast<unsigned>(work.num_merges)), dim3(kThreads), 0, stream, p, work);
+Status frame_attention_sm90(const FrameAttentionParams& p, const StreamKWork& work, Stream stream) {
+  if (!launchable(p, work)) return kInvalidValue;
+  const Status status = launch_dim<T>(p, work, stream);
+  if (status != kSuccess || work.num_merges == 0) return status;
+  return launch<frame_attention_sm90_merge_kernel<T>>({static_cast<unsigned>(work.num_merges)}, {kThreads},
+                                                      stream, p, work);
 }
 
-template cudaError_t frame_attention_sm90<BFloat16>(const FrameAttentionParams&, const StreamKWork&,
-                                                    cudaStream_t);
-template cudaError_t frame_attention_sm90<Float16>(const FrameAttentionParams&, const StreamKWork&,
-                                                   cudaStream_t);
+template Status frame_attention_sm90<BFloat16>(const FrameAttentionParams&, const StreamKWork&, Stream);
+template Status frame_attention_sm90<Float16>(const FrameAttentionParams&, const StreamKWork&, Stream);
 #endif
 
 }  // namespace ardiff::cuda

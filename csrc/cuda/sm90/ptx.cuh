@@ -9,13 +9,9 @@
 #pragma once
 
 #include "cuda/ptx.cuh"
+#include "cuda/tensor_map.h"
 
 namespace ardiff::cuda {
-
-// What cuTensorMapEncodeTiled writes. A kernel takes it by value, as a __grid_constant__.
-struct alignas(64) TensorMap {
-  std::uint64_t words[16];
-};
 
 // An mbarrier whose phases complete after `arrivals` arrivals and all bytes that were announced.
 __device__ inline void mbarrier_init(std::uint32_t barrier, int arrivals) {

@@ -1,14 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor maps of page pools: what the copy engine of Hopper needs to know of a tensor, encoded by the driver.
+// Tensor maps of page pools, for launchers: encoded by the driver where kernels are launched, left to Python
+// (ardiff_engine/kernels/tensor_map.py) where launches are listed.
 #pragma once
 
-#include "cuda/sm90/ptx.cuh"
+#include "cuda/launch.cuh"
 
-#if !defined(__CUDACC_RTC__)
-#include <cuda.h>
-#include <cuda_runtime.h>
+#if ARDIFF_LAUNCHERS
+#include "ardiff/frame_attention.h"
+#include "ardiff/storage.h"
+#include "cuda/tensor_map.h"
+
+#if defined(ARDIFF_LAUNCH_LIST)
+#include <cstring>
 
 namespace ardiff::cuda {
+
+// `listed` of launch_list.h takes it out again.
+inline Status encode(TensorMap& map, const TiledTensor& tensor) {
+  map = {};
+  std::memcpy(&map, &tensor, sizeof tensor);
+  return kSuccess;
+}
+
+}  // namespace ardiff::cuda
+
+#else
+#include <cuda.h>
+
+namespace ardiff::cuda {
+
+static_assert(TiledTensor::kFloat16 == CU_TENSOR_MAP_DATA_TYPE_FLOAT16 &&
+                  TiledTensor::kBFloat16 == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 &&
+                  TiledTensor::kInterleaveNone == CU_TENSOR_MAP_INTERLEAVE_NONE &&
+                  TiledTensor::kSwizzle128B == CU_TENSOR_MAP_SWIZZLE_128B &&
+                  TiledTensor::kPromotion256B == CU_TENSOR_MAP_L2_PROMOTION_L2_256B &&
+                  TiledTensor::kFillZeros == CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+              "the numbers of cuda.h");
+static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap),
+              "one layout");
 
 // The driver's encoder, found through the runtime, so that nothing links against libcuda; null with a driver
 // that has none.
@@ -21,30 +50,47 @@ inline auto tensor_map_encoder() -> decltype(&cuTensorMapEncodeTiled) {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
 
+inline Status encode(TensorMap& map, const TiledTensor& tensor) {
+  const auto encoder = tensor_map_encoder();
+  if (encoder == nullptr) return cudaErrorCallRequiresNewerDriver;
+  const CUresult result = encoder(
+      reinterpret_cast<CUtensorMap*>(&map), static_cast<CUtensorMapDataType>(tensor.type), TiledTensor::kRank,
+      const_cast<void*>(tensor.address), reinterpret_cast<const cuuint64_t*>(tensor.sizes),
+      reinterpret_cast<const cuuint64_t*>(tensor.strides), tensor.box, tensor.every,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? kSuccess : kInvalidValue;
+}
+
+}  // namespace ardiff::cuda
+#endif
+
+namespace ardiff::cuda {
+
 struct PageStrides {
   std::int64_t page, head, row;  // in elements of 2 bytes
 };
 
-// Pages [P, H, R, D] as (column, row, head, page), in boxes of 64 columns x box_rows, with the 128-byte
-// swizzle.
-inline cudaError_t encode_pages(TensorMap& map, CUtensorMapDataType type, const void* pages,
-                                const FrameAttentionParams& p, const PageStrides& strides, int box_rows) {
-  const auto encode = tensor_map_encoder();
-  if (encode == nullptr) return cudaErrorCallRequiresNewerDriver;
-  const auto size = [](std::int64_t items) { return static_cast<cuuint64_t>(items < 1 ? 1 : items); };
+template <class T>
+constexpr std::uint32_t kTensorType = TiledTensor::kBFloat16;
+template <>
+constexpr std::uint32_t kTensorType<Float16> = TiledTensor::kFloat16;
+
+// Pages [P, H, R, D] as (column, row, head, page), in boxes of 64 columns x box_rows.
+template <class T>
+TiledTensor page_boxes(const void* pages, const FrameAttentionParams& p, const PageStrides& strides,
+                       int box_rows) {
+  const auto size = [](std::int64_t items) { return static_cast<std::uint64_t>(items < 1 ? 1 : items); };
   // The stride of a dimension of one item means nothing, and may be 0, which the driver would refuse.
   const auto step = [](std::int64_t items, std::int64_t stride) {
-    return static_cast<cuuint64_t>(items > 1 ? 2 * stride : 16);
+    return static_cast<std::uint64_t>(items > 1 ? 2 * stride : 16);
   };
-  const cuuint64_t sizes[4] = {size(p.dim), size(p.page_rows), size(p.kv_heads), size(p.num_pages)};
-  const cuuint64_t steps[3] = {step(p.page_rows, strides.row), step(p.kv_heads, strides.head),
-                               step(p.num_pages, strides.page)};
-  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1}, every[4] = {1, 1, 1, 1};
-  const CUresult result =
-      encode(reinterpret_cast<CUtensorMap*>(&map), type, 4, const_cast<void*>(pages), sizes, steps, box,
-             every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  return {pages,
+          {size(p.dim), size(p.page_rows), size(p.kv_heads), size(p.num_pages)},
+          {step(p.page_rows, strides.row), step(p.kv_heads, strides.head), step(p.num_pages, strides.page)},
+          {64, static_cast<std::uint32_t>(box_rows), 1, 1},
+          {1, 1, 1, 1},
+          kTensorType<T>};
 }
 
 }  // namespace ardiff::cuda

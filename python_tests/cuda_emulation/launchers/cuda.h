@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The part of the CUDA driver that the emulated module needs: tensor maps, with the driver's own conditions.
+// The part of the CUDA driver that the emulated module needs: tensor maps, with the driver's own conditions,
+// and only those that the emulated copy engine (../cuda/sm90/ptx.cuh) implements.
 #pragma once
 
 #include "cuda_runtime.h"
@@ -14,7 +15,7 @@ enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_128B = 3 };
 enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_L2_256B = 3 };
 enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0 };
 
-struct alignas(64) CUtensorMap {
+struct alignas(128) CUtensorMap {
   cuuint64_t opaque[16];
 };
 
@@ -31,15 +32,19 @@ static_assert(sizeof(EncodedMap) <= sizeof(CUtensorMap), "fits into a tensor map
 
 }  // namespace emulation
 
-inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* address,
-                                       const cuuint64_t* sizes, const cuuint64_t* strides,
-                                       const cuuint32_t* box, const cuuint32_t* steps, CUtensorMapInterleave,
-                                       CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
+                                       void* address, const cuuint64_t* sizes, const cuuint64_t* strides,
+                                       const cuuint32_t* box, const cuuint32_t* steps,
+                                       CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                                       CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
   emulation::EncodedMap encoded{
       emulation::EncodedMap::kEncoded, static_cast<const unsigned char*>(address), {}, {}, {}};
   bool good = rank == 4 && reinterpret_cast<std::uintptr_t>(map) % 64 == 0 &&
               reinterpret_cast<std::uintptr_t>(address) % 16 == 0 && box[0] * 2 <= 128 &&
-              box[0] * 2 % 16 == 0;
+              box[0] * 2 % 16 == 0 &&
+              (type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 || type == CU_TENSOR_MAP_DATA_TYPE_FLOAT16) &&
+              interleave == CU_TENSOR_MAP_INTERLEAVE_NONE && swizzle == CU_TENSOR_MAP_SWIZZLE_128B &&
+              promotion == CU_TENSOR_MAP_L2_PROMOTION_L2_256B && fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
   for (int i = 0; good && i < 4; ++i) {
     good = sizes[i] >= 1 && sizes[i] <= cuuint64_t{1} << 32 && box[i] >= 1 && box[i] <= 256 && steps[i] == 1;
     encoded.sizes[i] = sizes[i];

@@ -2,6 +2,7 @@
 // Starts an emulated kernel as the CUDA driver does: by its name, with a list of addresses of its parameters.
 #pragma once
 
+#include <cstring>
 #include <map>
 #include <string>
 #include <utility>
@@ -22,6 +23,14 @@ inline std::map<std::string, NamedKernel>& named_kernels() {
   return kernels;
 }
 
+// The driver copies parameters, wherever they lie.
+template <class Parameter>
+Parameter copied(const void* from) {
+  Parameter value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
 template <auto kernel>
 struct Starter;
 
@@ -29,7 +38,7 @@ template <class... Parameters, void (*kernel)(Parameters...)>
 struct Starter<kernel> {
   template <std::size_t... i>
   static cudaError_t with(const cudaLaunchConfig_t& config, void** given, std::index_sequence<i...>) {
-    return cudaLaunchKernelEx(&config, kernel, *static_cast<Parameters*>(given[i])...);
+    return cudaLaunchKernelEx(&config, kernel, copied<Parameters>(given[i])...);
   }
   static cudaError_t start(const cudaLaunchConfig_t& config, void** given) {
     return with(config, given, std::index_sequence_for<Parameters...>{});

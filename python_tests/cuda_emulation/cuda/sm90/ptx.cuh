@@ -10,12 +10,9 @@
 #include <cuda.h>
 
 #include "cuda/ptx.cuh"
+#include "cuda/tensor_map.h"
 
 namespace ardiff::cuda {
-
-struct alignas(64) TensorMap {
-  std::uint64_t words[16];
-};
 
 inline emulation::Mbarrier& mbarrier(std::uint32_t address) {
   const auto found = machine().mbarriers.find(address);
