@@ -50,6 +50,8 @@ class Roster:
 
     def visible(self, first: int, last: int) -> list[int]:
         """Frames that a view of first..last shows, sinks before it included, in order."""
+        if not self.sinks:
+            return list(range(max(first, self.floor), last + 1))
         before = range(self.sinks.start, min(self.sinks.stop, first))
         return [*before, *(f for f in range(first, last + 1) if f >= self.floor or f in self.sinks)]
 

@@ -8,7 +8,6 @@ and other frames. So shapes are kept, and laying out a pass whose shape is known
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +95,7 @@ class LayoutBuilder:
         self._device = device
         self._frame_valid = _valid_rows(spec.tokens_per_frame, page_rows)
         self._context_valid = _valid_rows(spec.context_tokens, page_rows)
-        self._shapes: OrderedDict[tuple[_Part, ...], _Shape] = OrderedDict()
+        self._shapes: dict[tuple[_Part, ...], _Shape] = {}
 
     def build(self, work: Work) -> Layout:
         parts: list[_Part] = []
@@ -148,12 +147,13 @@ class LayoutBuilder:
     # --- private
 
     def _shape(self, parts: tuple[_Part, ...]) -> _Shape:
+        # The oldest goes first, whoever was used last: the keys are long, and hashing one twice costs more than
+        # a shape that is made anew now and then.
         shape = self._shapes.get(parts)
         if shape is None:
             shape = self._shapes[parts] = self._shape_of(parts)
             if len(self._shapes) > SHAPES_KEPT:
-                self._shapes.popitem(last=False)
-        self._shapes.move_to_end(parts)
+                self._shapes.pop(next(iter(self._shapes)))
         return shape
 
     def _shape_of(self, parts: tuple[_Part, ...]) -> _Shape:

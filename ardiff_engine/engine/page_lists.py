@@ -40,14 +40,18 @@ def views_of(roster: Roster, policy: MemoryPolicy) -> tuple[list[int], Views]:
     frames, newest = roster.frames, roster.newest
     firsts = [policy.first_seen(frame, newest) for frame in frames]
     shown = roster.visible(min(firsts), frames[-1])
+    if not roster.sinks:
+        # One run of frames: the places follow from the numbers.
+        base = shown[0]
+        starts = tuple([max(first - base, 0) for first in firsts])
+        stops = tuple([frame + 1 - base for frame in frames])
+        return shown, Views(len(shown), starts, stops, (0,) * len(frames), roster.feeds_context)
     end = roster.sinks.stop
     return shown, Views(
         num_shown=len(shown),
         starts=tuple([bisect_left(shown, first) for first in firsts]),
         stops=tuple([bisect_right(shown, frame) for frame in frames]),
-        sinks=tuple([bisect_left(shown, min(end, first)) for first in firsts])
-        if roster.sinks
-        else (0,) * len(frames),
+        sinks=tuple([bisect_left(shown, min(end, first)) for first in firsts]),
         feeds_context=roster.feeds_context,
     )
 

@@ -97,6 +97,8 @@ def _source(work: Work) -> torch.Tensor | None:
 
     None if the two are the same: every cell moves, and has one branch.
     """
+    if all(len(stream.weights) == 1 and all(feed.roster.updates) for stream, feed in work):
+        return None
     moving = sum(len(feed.roster.updated) for _, feed in work)
     source: list[int] = []
     begin = 0
@@ -107,6 +109,4 @@ def _source(work: Work) -> torch.Tensor | None:
                 source.append(at if updates else moving + len(source))
                 at += updates
         begin += len(feed.roster.updated)
-    if source == list(range(moving)):
-        return None
     return torch.tensor(source, dtype=torch.int64)

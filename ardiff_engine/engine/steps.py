@@ -85,6 +85,7 @@ class Steps:
             return sum(self._register.ended.values()) > ended
         planned = time.perf_counter()
         outcomes = self._passes.run(work)
+        self.deliveries.check([outcome.verdict for outcome in outcomes])
         computed = time.perf_counter()
         # First every stream gets what this pass computed, then callbacks run: one that cancels, fails or is
         # interrupted finds all streams at the same tick.
@@ -168,11 +169,11 @@ class Steps:
                 batch = run.batch()
             packed = time.perf_counter()
             result = self._passes.compute(batch)
-            computed = time.perf_counter()
             verdict = run.verdict(result.findings)
             # The collector may have ended a stream meanwhile, and the run with it.
             if (self.deliveries.delay == 0 and not verdict.good) or self.run is not run:
                 return False
+            computed = time.perf_counter()
             run.accept(result.latents)
         except Exception:
             return False
@@ -249,8 +250,6 @@ class Steps:
         anything changes: a stream moved on by half would go on as another video.
         """
         moves: list[tuple[Stream, Feed, torch.Tensor, list[CleanFrame]]] = []
-        verdicts = [outcome.verdict for outcome in outcomes]
-        self.deliveries.check(verdicts)
         for outcome in outcomes:
             self.cells += outcome.cells
             self.updates += len(outcome.latents)
@@ -264,7 +263,7 @@ class Steps:
                 else:
                     moves.append((stream, feed, own, clean))
         moved: list[Stream] = []
-        self.deliveries.begin(verdicts)
+        self.deliveries.begin([outcome.verdict for outcome in outcomes])
         for stream, feed, own, clean in moves:
             if stream.done:
                 continue

@@ -318,8 +318,8 @@ class Stream:
             return []
         # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
         moved = zip(feed.roster.updated, feed.updated_levels, strict=True)
-        clean = [(row, frame) for row, (frame, level) in enumerate(moved) if level + 1 == steps]
-        return [CleanFrame(frame, latents[row].clone(), latents[row].clone()) for row, frame in clean]
+        clean = [(latents[row], frame) for row, (frame, level) in enumerate(moved) if level + 1 == steps]
+        return [CleanFrame(frame, latent.clone(), latent.clone()) for latent, frame in clean]
 
     def take_over(self, feed: Feed, latents: torch.Tensor, clean: list[CleanFrame]) -> None:
         """Go on to the next pass."""

@@ -184,6 +184,13 @@ class FrameTable:
             object.__setattr__(other, name, value)
         return other
 
+    def __copy__(self) -> FrameTable:
+        # Not through pickling, as copy.copy would: a scheduler makes several tables per tick.
+        other = object.__new__(FrameTable)
+        for name in self.__slots__:
+            object.__setattr__(other, name, getattr(self, name))
+        return other
+
     @property
     def offsets(self) -> tuple[torch.Tensor, ...]:
         """What the schedule of frame_attention is made from."""
