@@ -147,8 +147,8 @@ class LayoutBuilder:
     # --- private
 
     def _shape(self, parts: tuple[_Part, ...]) -> _Shape:
-        # The oldest goes first, whoever was used last: the keys are long, and hashing one twice costs more than
-        # a shape that is made anew now and then.
+        # The oldest goes first, whoever was used last: the keys are long, and hashing one twice costs more
+        # than a shape that is made anew now and then.
         shape = self._shapes.get(parts)
         if shape is None:
             shape = self._shapes[parts] = self._shape_of(parts)
