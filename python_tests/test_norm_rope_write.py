@@ -9,7 +9,8 @@ import torch
 from native_isa import isa  # noqa: F401
 
 from ardiff_engine.errors import ConfigError, PageTableError, TensorError
-from ardiff_engine.ops.norm_rope import NORMS, reference_norm_rope
+from ardiff_engine.ops.norm_rope import reference_norm_rope
+from ardiff_engine.ops.norm_rope_checks import NORMS
 from ardiff_engine.ops.norm_rope_write import norm_rope_write_
 
 NAN = float("nan")

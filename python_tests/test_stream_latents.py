@@ -26,7 +26,7 @@ def test_any_calls_leave_what_a_dictionary_would_have(seed: int) -> None:
                 expected[frame] = step
             case 1:
                 frames = tuple(sorted(chance.sample(range(8), chance.randrange(1, 5))))
-                latents.move(frames, torch.stack([latent(step + f / 10) for f in frames]))
+                latents.rows = latents.after(frames, torch.stack([latent(step + f / 10) for f in frames]))
                 expected |= {f: step + f / 10 for f in frames}
             case 2 if frame in expected:
                 del latents[frame]
@@ -47,7 +47,7 @@ def test_any_calls_leave_what_a_dictionary_would_have(seed: int) -> None:
 
 def test_what_a_pass_moved_is_not_copied() -> None:
     latents, block = StreamLatents(), torch.randn(3, 2, 3)
-    latents.move((4, 5, 6), block)
+    latents.rows = latents.after((4, 5, 6), block)
     (whole,) = latents.runs((4, 5, 6))
     assert whole is block and latents[5].data_ptr() == block[1].data_ptr()
     latents[7] = latent(0.5)

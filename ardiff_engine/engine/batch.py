@@ -40,15 +40,16 @@ class Batch:
 
 
 class Packer:
-    """Packs feeds. Holds what stays the same from pass to pass."""
+    """Packs feeds. Holds what stays the same from pass to pass.
+
+    Index tensors are packed in host memory. Where the model is elsewhere, whoever runs the pass copies them
+    all at once (engine.tick_buffers); latents and conditions lie with the model already.
+    """
 
     def __init__(self, model: ARDiffusionTransformer, pool: PagePool, schedules: Schedules) -> None:
         self._pool = pool
         self._schedules = schedules
-        # Index tensors are packed in host memory. Where the model is elsewhere, whoever runs the pass copies
-        # them all at once (engine.tick_buffers); latents and conditions lie with the model already.
-        self._device = torch.device("cpu")
-        self._builder = LayoutBuilder(model, pool.page_rows, self._device)
+        self._builder = LayoutBuilder(model, pool.page_rows)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
 
     def pack(self, work: Work) -> Batch:
@@ -87,7 +88,7 @@ class Packer:
             num_contexts=layout.num_contexts,
             slots=layout.slots,
             frame_positions=layout.positions,
-            frame_ids=self._on_device(layout.rows + layout.row_moves * passed[layout.token_owners]),
+            frame_ids=torch.from_numpy(layout.rows + layout.row_moves * passed[layout.token_owners]),
             table=layout.table,
             k_pages=self._pool.k,
             v_pages=self._pool.v,
@@ -99,16 +100,11 @@ class Packer:
             condition=condition,
             branch_cells=layout.branch_cells,
             weights=layout.weights,
-            coefficients=self._on_device(layout.coefficients + risen),
-            keys=None if keys is None else self._on_device(keys),
+            coefficients=torch.from_numpy(layout.coefficients + risen),
+            keys=None if keys is None else torch.from_numpy(keys),
         )
 
     def forget(self) -> None:
         """Drop kept layouts: workspace that can be built again."""
         self._layouts.clear()
         self._builder.forget()
-
-    # --- private
-
-    def _on_device(self, numbers: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(numbers).to(self._device)

@@ -15,7 +15,7 @@ import torch
 
 from ardiff_engine.diffusion.noise import PURPOSE_STEP
 from ardiff_engine.engine.feed import Feed
-from ardiff_engine.engine.page_lists import PageLists, Views, page_lists, views_of
+from ardiff_engine.engine.page_lists import PageLists, Views, page_lists, ranges, views_of
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 from ardiff_engine.ops.frame_table import FrameTable
@@ -85,14 +85,13 @@ class _Shape:
 
 
 class LayoutBuilder:
-    """Lays passes out for one model and pool of pages."""
+    """Lays passes out for one model and pool of pages, in host memory."""
 
-    def __init__(self, model: ARDiffusionTransformer, page_rows: int, device: torch.device) -> None:
+    def __init__(self, model: ARDiffusionTransformer, page_rows: int) -> None:
         spec = model.spec
         self._model = model
         self._spec = spec
         self._page_rows = page_rows
-        self._device = device
         self._frame_valid = _valid_rows(spec.tokens_per_frame, page_rows)
         self._context_valid = _valid_rows(spec.context_tokens, page_rows)
         self._shapes: dict[tuple[_Part, ...], _Shape] = {}
@@ -124,13 +123,12 @@ class LayoutBuilder:
         ids = np.array(pages, np.int64)
         slots = ids[shape.slot_places] * self._page_rows + shape.slot_rows
         listed = torch.from_numpy(ids[shape.lists.listed].astype(np.int32))
-        device = self._device
         return Layout(
             num_contexts=len(shape.lists.contexts),
             wanted=shape.wanted,
-            slots=torch.from_numpy(slots).to(device),
-            positions=torch.from_numpy(np.array(positions, np.int64)).to(device),
-            table=shape.lists.table.with_pages(listed).to(device),
+            slots=torch.from_numpy(slots),
+            positions=torch.from_numpy(np.array(positions, np.int64)),
+            table=shape.lists.table.with_pages(listed),
             branch_cells=shape.branch_cells,
             weights=shape.weights,
             rows=shape.rows,
@@ -157,7 +155,7 @@ class LayoutBuilder:
         return shape
 
     def _shape_of(self, parts: tuple[_Part, ...]) -> _Shape:
-        spec, device = self._spec, self._device
+        spec = self._spec
         branches = max(len(part.weights) for part in parts)
         branch_cells: list[list[int]] = [[] for _ in range(branches)]
         weights: list[list[float]] = [[] for _ in range(branches)]
@@ -202,9 +200,9 @@ class LayoutBuilder:
                     self._tokens(lists.frames, spec.tokens_per_frame),
                 ]
             ),
-            slot_rows=_ranges_of(tokens) % self._page_rows,
-            branch_cells=torch.from_numpy(cells).to(device),
-            weights=torch.from_numpy(np.array(weights, np.float32)).to(device),
+            slot_rows=ranges(np.zeros_like(tokens), tokens) % self._page_rows,
+            branch_cells=torch.from_numpy(cells),
+            weights=torch.from_numpy(np.array(weights, np.float32)),
             rows=np.repeat(rows, tokens),
             row_moves=np.repeat(risen - rows, tokens),
             coefficients=bases[update_owners] + update_levels,
@@ -236,12 +234,6 @@ class LayoutBuilder:
     def _tokens(self, places: np.ndarray, tokens: int) -> np.ndarray:
         """Places of units of `tokens` tokens each [units, pages] -> place of each token's page."""
         return np.repeat(places, self._page_rows, axis=1)[:, :tokens].reshape(-1)
-
-
-def _ranges_of(sizes: np.ndarray) -> np.ndarray:
-    """0 .. sizes[0] - 1, 0 .. sizes[1] - 1, ..."""
-    ends = np.cumsum(sizes)
-    return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
 
 
 def _keys(work: Work, levels: np.ndarray) -> np.ndarray | None:

@@ -115,7 +115,7 @@ def page_lists(
     valid = np.array(
         [rows for views in sequences for rows in context_valid + frame_valid * views.num_shown], np.int32
     )
-    listed = _ranges(run_begins.T.reshape(-1), run_lengths.T.reshape(-1))
+    listed = ranges(run_begins.T.reshape(-1), run_lengths.T.reshape(-1))
     entries = run_lengths.sum(axis=0)
     return PageLists(
         table=FrameTable.from_flat(query_tokens, members, entries, listed, valid[listed], seen),
@@ -125,7 +125,7 @@ def page_lists(
     )
 
 
-def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """begins[0], begins[0] + 1, ... (lengths[0] of them), begins[1], ..."""
     ends = np.cumsum(lengths)
     return np.repeat(begins - (ends - lengths), lengths) + np.arange(ends[-1])

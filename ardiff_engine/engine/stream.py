@@ -387,10 +387,10 @@ class Stream:
             feeder.advance(feed)
             return
         feeder.take_up(feed.roster)
-        places = own.places_after(updated)
+        rows = own.after(updated, latents)
         # No call from here on, which an interrupt could come in with: a stream whose place in the plan does
         # not belong to its latents would go on as another video.
-        own.places, own.block_frames, own.block = places, updated, latents
+        own.rows = rows
         feeder.moved = feed
         feeder.tick += passes
         feeder.ticks_total += passes

@@ -4,8 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """places: of each frame, a latent of its own, or its row in `block`. frames: those of the rows, in order;
+    empty once a row is not its frame's latent any more."""
+
+    places: dict[int, torch.Tensor | int]
+    frames: tuple[int, ...]
+    block: torch.Tensor
 
 
 class StreamLatents(MutableMapping[int, torch.Tensor]):
@@ -13,72 +24,69 @@ class StreamLatents(MutableMapping[int, torch.Tensor]):
 
     The frames that one pass has moved lie behind each other in what it returned, and are wanted in that order
     by the next pass: they stay rows of that tensor, so that nothing is cut up and put together again.
+
+    rows: replaced as a whole by what `after` gives, so that an interrupt finds the old ones or the new ones.
     """
 
-    __slots__ = ("block", "block_frames", "places")
+    __slots__ = ("rows",)
 
     def __init__(self, latents: dict[int, torch.Tensor] | None = None) -> None:
-        # A latent of its own, or its row in the block.
-        self.places: dict[int, torch.Tensor | int] = {} if latents is None else dict(latents)
-        self.block: torch.Tensor = torch.empty(0)
-        # Empty once a row of the block is not a frame's latent any more.
-        self.block_frames: tuple[int, ...] = ()
+        self.rows = Rows({} if latents is None else dict(latents), (), torch.empty(0))
 
     def __getitem__(self, frame: int) -> torch.Tensor:
-        place = self.places[frame]
-        return self.block[place] if isinstance(place, int) else place
+        place = self.rows.places[frame]
+        return self.rows.block[place] if isinstance(place, int) else place
 
     def __setitem__(self, frame: int, latent: torch.Tensor) -> None:
-        if isinstance(self.places.get(frame), int):
-            self.block_frames = ()
-        self.places[frame] = latent
+        rows = self.rows
+        if isinstance(rows.places.get(frame), int):
+            self.rows = Rows(rows.places, (), rows.block)
+        rows.places[frame] = latent
 
     def __delitem__(self, frame: int) -> None:
-        if isinstance(self.places.pop(frame), int):
-            self.block_frames = ()
+        rows = self.rows
+        if isinstance(rows.places.pop(frame), int):
+            self.rows = Rows(rows.places, (), rows.block)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.places)
+        return iter(self.rows.places)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows.places)
 
     def __contains__(self, frame: object) -> bool:
-        return frame in self.places
+        return frame in self.rows.places
 
     def clear(self) -> None:
-        self.places.clear()
-        self.block, self.block_frames = torch.empty(0), ()
+        self.rows = Rows({}, (), torch.empty(0))
 
-    def move(self, frames: tuple[int, ...], block: torch.Tensor) -> None:
-        """What a pass returned for these frames, [len(frames), tokens, channels]. Kept, not copied."""
-        places = self.places_after(frames)
-        self.places, self.block_frames, self.block = places, frames, block
-
-    def places_after(self, frames: tuple[int, ...]) -> dict[int, torch.Tensor | int]:
-        """`places`, if these frames become the rows of another block. Nothing has changed yet."""
-        if frames and frames == self.block_frames:
-            return self.places
-        kept = {frame: self[frame] for frame in self.places.keys() - frames}
-        return {**kept, **dict(zip(frames, range(len(frames)), strict=True))}
+    def after(self, frames: tuple[int, ...], block: torch.Tensor) -> Rows:
+        """`rows` after a pass that returned `block` [len(frames), tokens, channels] for these frames. It is
+        kept, not copied. Nothing has changed yet."""
+        places = self.rows.places
+        if not frames or frames != self.rows.frames:
+            kept = {frame: self[frame] for frame in places.keys() - frames}
+            places = {**kept, **dict(zip(frames, range(len(frames)), strict=True))}
+        return Rows(places, frames, block)
 
     def runs(self, frames: tuple[int, ...]) -> list[torch.Tensor]:
         """The latents of `frames` in that order, as tensors [some frames, tokens, channels]; not to be
         written."""
-        if frames and frames == self.block_frames:
-            return [self.block]
+        places, block = self.rows.places, self.rows.block
+        if frames and frames == self.rows.frames:
+            return [block]
         found: list[torch.Tensor] = []
-        rows = range(0)
+        run = range(0)
         for frame in frames:
-            place = self.places[frame]
-            if isinstance(place, int) and rows and place == rows.stop:
-                rows = range(rows.start, place + 1)
+            place = places[frame]
+            if isinstance(place, int) and run and place == run.stop:
+                run = range(run.start, place + 1)
                 continue
-            if rows:
-                found.append(self.block[rows.start : rows.stop])
-            rows = range(place, place + 1) if isinstance(place, int) else range(0)
+            if run:
+                found.append(block[run.start : run.stop])
+            run = range(place, place + 1) if isinstance(place, int) else range(0)
             if not isinstance(place, int):
                 found.append(place[None])
-        if rows:
-            found.append(self.block[rows.start : rows.stop])
+        if run:
+            found.append(block[run.start : run.stop])
         return found

@@ -5,8 +5,8 @@
 device, stream) -> status`. Each asks the native module what its launcher would launch (`_C.launches`, from
 the launchers of csrc/cuda themselves: kernels by name, grids, the bytes of every argument; a tensor map is
 named by what it is encoded from), compiles what is not in memory or in the cache on disk, and starts it on
-the given stream. So geometry and layouts exist once,
-in C++. What this route costs is some ten microseconds of Python per launch.
+the given stream. So geometry and layouts exist once, in C++. What this route costs is some ten microseconds
+of Python per launch.
 
 Not yet run on a GPU.
 """

@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 
-from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
-from ardiff_engine.ops.checks import device, optional, shape, tensor
+from ardiff_engine.ops.checks import optional, tensor
+from ardiff_engine.ops.norm_rope_checks import check_norm_rope
 
 Tensor = torch.Tensor
 Three = tuple[Tensor, Tensor, Tensor]
-NORMS = ("none", "layer", "rms", "rms_full")
 
 
 def norm_rope(
@@ -124,95 +123,6 @@ def rotate(z: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
     """Rotates the interleaved pairs of the last dimension; cosine and sine broadcast over [..., d / 2]."""
     even, odd = z[..., 0::2], z[..., 1::2]
     return torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).flatten(-2)
-
-
-def check_norm_rope(
-    qkv: torch.Tensor,
-    positions: torch.Tensor,
-    heads: int,
-    kv_heads: int,
-    norm: str,
-    affine: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
-    frequencies: torch.Tensor | None,
-    qkv_bias: torch.Tensor | None,
-) -> int:
-    """Checks the metadata of all arguments and returns the head dimension."""
-    if norm not in NORMS:
-        raise ConfigError(
-            explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these.")
-        )
-    if qkv.dim() != 2 or not qkv.is_floating_point():
-        raise TensorError(
-            explain(
-                "qkv",
-                got=f"{qkv.dtype} {list(qkv.shape)}",
-                expected="floating point [T, W]",
-                fix="Flatten it.",
-            )
-        )
-    tokens, width = qkv.shape
-    if heads < 1 or kv_heads < 1 or width % (heads + 2 * kv_heads) or heads % kv_heads:
-        raise ConfigError(
-            explain(
-                "head counts",
-                got=f"heads={heads}, kv_heads={kv_heads}, row width {width}",
-                expected="a row of heads + 2 kv_heads equal parts, and heads a multiple of kv_heads",
-                fix="Pass the counts of the model that made qkv.",
-            )
-        )
-    head_dim = width // (heads + 2 * kv_heads)
-    if positions.dtype != torch.int64 or positions.shape != (tokens,) or positions.device != qkv.device:
-        raise TensorError(
-            explain(
-                "positions",
-                got=f"{positions.dtype} {list(positions.shape)} on {positions.device}",
-                expected=f"torch.int64 [{tokens}] on {qkv.device}",
-                fix="Pass one position per token.",
-            )
-        )
-    if norm == "none" and any(a is not None for a in affine):
-        raise ConfigError(
-            explain(
-                "norm weights",
-                got="weights with norm='none'",
-                expected="none",
-                fix="Choose a norm, or drop them.",
-            )
-        )
-    for index, value in enumerate(affine):
-        if value is not None:
-            name = ("q_weight", "q_bias", "k_weight", "k_bias")[index]
-            shape(name, value, (head_dim * (1 if norm != "rms_full" else heads if index < 2 else kv_heads),))
-            device(name, value, qkv.device)
-    if qkv_bias is not None:
-        shape("qkv_bias", qkv_bias, (width,))
-        device("qkv_bias", qkv_bias, qkv.device)
-    if frequencies is not None:
-        check_frequencies(frequencies, head_dim, qkv.device)
-    return head_dim
-
-
-def check_frequencies(frequencies: torch.Tensor, head_dim: int, on: torch.device) -> None:
-    if head_dim % 2:
-        raise ConfigError(
-            explain(
-                "head dimension",
-                got=head_dim,
-                expected="an even number",
-                fix="RoPE rotates pairs of columns.",
-            )
-        )
-    shape("frequencies", frequencies, (head_dim // 2,))
-    device("frequencies", frequencies, on)
-    if not frequencies.is_floating_point():
-        raise TensorError(
-            explain(
-                "dtype of frequencies",
-                got=frequencies.dtype,
-                expected="float64",
-                fix="Convert with .double().",
-            )
-        )
 
 
 def _normalise(

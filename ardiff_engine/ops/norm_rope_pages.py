@@ -18,12 +18,11 @@ from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import address
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import (
-    NORMS,
     affine_sizes,
-    check_norm_rope,
     reference_norm_rope,
     reference_norm_rope_backward,
 )
+from ardiff_engine.ops.norm_rope_checks import NORMS, check_norm_rope
 from ardiff_engine.ops.norm_rope_write import norm_rope_write_
 
 Tensor = torch.Tensor

@@ -15,7 +15,8 @@ from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import optional, same, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch_for
 from ardiff_engine.ops.native_kernels import kernels
-from ardiff_engine.ops.norm_rope import NORMS, check_norm_rope, reference_norm_rope
+from ardiff_engine.ops.norm_rope import reference_norm_rope
+from ardiff_engine.ops.norm_rope_checks import NORMS, check_norm_rope
 
 # csrc/cuda/norm_rope_write.cu shares a head between the lanes of one warp.
 _CUDA_HEAD_BYTES = 1024

@@ -20,7 +20,8 @@ from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import optional, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch, launch_for
 from ardiff_engine.ops.native_kernels import kernels
-from ardiff_engine.ops.norm_rope import check_frequencies, rotate
+from ardiff_engine.ops.norm_rope import rotate
+from ardiff_engine.ops.norm_rope_checks import check_frequencies
 
 _CUDA_HEAD_DIM = 512  # csrc/cuda/rope.cuh keeps the sines of a position in shared memory
 
