@@ -28,7 +28,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 THREADS = (1, 2)
 _BUDGET = 2.5  # seconds per row
-_LEAST, _MOST = 3, 40  # turns
+_LEAST, _MOST = 5, 40  # turns
 _GEMM = 1024
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
