@@ -173,3 +173,19 @@ def test_flat_lists_make_the_table_that_lists_of_lists_make() -> None:
     assert (flat.num_tokens, flat.num_groups, flat.pool_pages, flat.page_rows) == (12, 2, 8, 8)
     with pytest.raises(PageTableError, match="seen"):
         FrameTable.from_flat([5], [1], [1], [0], [8], [2])
+
+
+def test_other_pages_in_the_same_views() -> None:
+    table = FrameTable.build([[5, 3], [4]], [[2, 0, 7], [1]], [[8, 8, 1], [8]], [[1, 3], [1]])
+    other = table.with_pages(torch.tensor([9, 4, 0, 3], dtype=torch.int32))
+    assert other.pages.tolist() == [9, 4, 0, 3] and other.pool_pages == 10
+    assert table.pages.tolist() == [2, 0, 7, 1] and table.pool_pages == 8
+    assert other.seen is table.seen
+    empty = FrameTable.build([1], [[]], [[]])
+    assert empty.with_pages(torch.zeros(0, dtype=torch.int32)).pool_pages == 0
+    for bad in (-1, -(2**31)):
+        with pytest.raises(PageTableError, match=str(bad)):
+            table.with_pages(torch.tensor([9, bad, 0, 3], dtype=torch.int32))
+    for wrong in (torch.zeros(3, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)):
+        with pytest.raises(ConfigError, match="with_pages"):
+            table.with_pages(wrong)

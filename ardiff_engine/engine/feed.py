@@ -74,17 +74,20 @@ class Feed:
     @property
     def updated_levels(self) -> tuple[int, ...]:
         """Of the frames that the solver moves, before it does."""
-        return tuple(compress(self.levels, self.roster.updates))
+        roster, passed = self.roster, self.passed
+        return tuple([level + passed for level in compress(roster.levels, roster.updates)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Steady:
-    """From tick `begin` to before `end` of `plan` the roster stays the same."""
+    """From tick `begin` to before `end` of `plan` the solver moves the same frames. The roster holds for all
+    of them; where it `stores` K/V of others besides, which is done once, for the first alone."""
 
     plan: Plan
     begin: int
     end: int
     roster: Roster
+    stores: bool
 
 
 class Feeder:
@@ -123,7 +126,7 @@ class Feeder:
         # Written down only when somebody asks or the roster changes: steady passes would repeat it for all.
         moved = self.moved
         if moved is not None:
-            risen = (level + 1 for level in moved.updated_levels)
+            risen = [level + 1 for level in moved.updated_levels]
             self._levels.update(zip(moved.roster.updated, risen, strict=True))
             self.moved = None
         return self._levels
@@ -140,14 +143,19 @@ class Feeder:
     def next(self) -> Feed:
         if self._prefill:
             return self._prefill_feed(self._prefill[0])
-        steady = self._steady
-        if steady is not None and steady.plan is self.plan and steady.begin <= self.tick < steady.end:
-            return Feed(steady.roster, self.tick - steady.begin)
-        feed = self._planned()
-        # A pass that stores something is followed by one that need not.
-        stores = self._cacheable and (feed.roster.feeds_context or not all(feed.roster.updates))
-        end = self.tick if stores else self.plan.steady_until(self.tick)
-        self._steady = _Steady(self.plan, self.tick, end, feed.roster)
+        steady, tick = self._steady, self.tick
+        if steady is None or steady.plan is not self.plan or not steady.begin <= tick < steady.end:
+            feed = self._planned()
+            stores = self._cacheable and (feed.roster.feeds_context or not all(feed.roster.updates))
+            end = self.plan.steady_until(tick)
+            self._steady = _Steady(self.plan, tick, end, feed.roster, stores)
+            return feed
+        if not steady.stores:
+            return Feed(steady.roster, tick - steady.begin)
+        if tick == steady.begin:
+            return Feed(steady.roster)
+        feed = self._without_stores(steady.roster, tick - steady.begin)
+        self._steady = _Steady(self.plan, tick, steady.end, feed.roster, stores=False)
         return feed
 
     def _planned(self) -> Feed:
@@ -166,11 +174,9 @@ class Feeder:
 
     @property
     def passes_ahead(self) -> int:
-        """Passes from here on that feed the same as the last one, one level higher, and finish no frame."""
+        """Passes that feed what `next` says, each one level higher, and that store and finish no frame."""
         steady = self._steady
-        if self._prefill or steady is None or steady.plan is not self.plan:
-            return 0
-        if steady.roster is not self._advanced:
+        if self._prefill or steady is None or steady.stores or steady.plan is not self.plan:
             return 0
         finishing = steady.begin + self.plan.num_steps - 1 - steady.roster.highest
         return min(steady.end, finishing) - self.tick
@@ -248,16 +254,12 @@ class Feeder:
         if roster.origin != self._last_origin:
             self._committed.clear()
         self._context_done, self._last_origin = True, roster.origin
-        self._committed.update(set(roster.frames) - set(roster.updated))
-        levels = self.levels
-        for frame in () if self._prefill else [f for f in levels if self._passed_by(f, roster)]:
+        self._committed.update(set(roster.frames).difference(roster.updated))
+        levels, first, sinks = self.levels, roster.first_held, roster.sinks
+        for frame in () if self._prefill else [f for f in levels if f < first and f not in sinks]:
             del levels[frame]
             self._committed.discard(frame)
         self._advanced = roster
-
-    @staticmethod
-    def _passed_by(frame: int, roster: Roster) -> bool:
-        return frame < roster.first_held and frame not in roster.sinks
 
     @property
     def _sinks(self) -> range:
@@ -273,15 +275,16 @@ class Feeder:
     def _stale(self, oldest: int, newest: int, origin: int) -> list[int]:
         """Finished frames whose K/V a later frame of this or a later pass reads and that are not stored."""
         committed = self._committed if origin == self._last_origin else set()
-        first = self._policy.first_held(oldest, newest)
-        frames = [*range(self._sinks.start, min(self._sinks.stop, first)), *range(first, oldest)]
+        sinks, first = self._sinks, self._policy.first_held(oldest, newest)
+        frames = [*range(sinks.start, min(sinks.stop, first)), *range(first, oldest)]
         return [
             f for f in frames if f not in committed and self._remembered(f) and self._seen_later(f, newest)
         ]
 
     def _feed(self, frames: list[int], levels: list[int], committed: int, newest: int, origin: int) -> Feed:
         """The first `committed` frames are fed for their K/V alone."""
-        first = next((frame for frame in frames if frame not in self._sinks), frames[0])
+        sinks = self._sinks
+        first = next((frame for frame in frames if frame not in sinks), frames[0])
         roster = Roster(
             frames=tuple(frames),
             updates=(False,) * committed + (True,) * (len(frames) - committed),
@@ -290,10 +293,15 @@ class Feeder:
             first_held=self._policy.first_held(first, newest),
             origin=origin,
             floor=self.floor,
-            sinks=self._sinks,
+            sinks=sinks,
             feeds_context=not self._context_done,
         )
         return Feed(roster)
+
+    def _without_stores(self, roster: Roster, passed: int) -> Feed:
+        """As planned anew, once what the roster stores is stored: no frame has started or finished since."""
+        levels = [level + passed for level in compress(roster.levels, roster.updates)]
+        return self._feed(list(roster.updated), levels, 0, roster.newest, roster.origin)
 
     def _prefill_feed(self, chunk: range) -> Feed:
         newest = chunk[-1]

@@ -9,6 +9,7 @@ and other frames. So shapes are kept, and laying out a pass whose shape is known
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -105,8 +106,7 @@ class LayoutBuilder:
             shown, views = views_of(roster, stream.policy)
             for context, frames in zip(stream.pages.context, stream.pages.frames, strict=True):
                 pages += context
-                for frame in shown:
-                    pages += frames[frame]
+                pages += chain.from_iterable(map(frames.__getitem__, shown))
                 positions += [frame - roster.origin for frame in roster.frames]
             parts.append(
                 _Part(

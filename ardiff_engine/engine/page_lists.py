@@ -43,7 +43,7 @@ def views_of(roster: Roster, policy: MemoryPolicy) -> tuple[list[int], Views]:
     if not roster.sinks:
         # One run of frames: the places follow from the numbers.
         base = shown[0]
-        starts = tuple([max(first - base, 0) for first in firsts])
+        starts = tuple([first - base if first > base else 0 for first in firsts])
         stops = tuple([frame + 1 - base for frame in frames])
         return shown, Views(len(shown), starts, stops, (0,) * len(frames), roster.feeds_context)
     end = roster.sinks.stop

@@ -83,32 +83,8 @@ class Steps:
                 return True
             # Whoever failed in its turn has given its pages back: one that waits for them may run next.
             return sum(self._register.ended.values()) > ended
-        planned = time.perf_counter()
-        outcomes = self._passes.run(work)
-        self.deliveries.check([outcome.verdict for outcome in outcomes])
-        computed = time.perf_counter()
-        # First every stream gets what this pass computed, then callbacks run: one that cancels, fails or is
-        # interrupted finds all streams at the same tick.
-        moved = self._hand_over(outcomes)
-        self.ticks += 1
-        finished = time.perf_counter()
-        self.seconds += finished - started
-        self.planning_seconds += planned - started + finished - computed + self._passes.packing_seconds
-        interrupt: BaseException | None = None
-        for stream in moved:
-            try:
-                if not stream.done:
-                    self._call_back(stream)
-            except BaseException as error:
-                # Not before the others had their callbacks: nobody would call those again.
-                interrupt = interrupt or error
-        self.finish_delivered()
-        if self.recorders:
-            self._record(work, started, planned)
-        if interrupt is not None:
-            raise interrupt
-        if len(moved) == len(work):
-            self._begin_run(moved)
+        if not self._begin_run(work, started):
+            self._step_over(work, started)
         return True
 
     def settle(self) -> None:
@@ -137,25 +113,56 @@ class Steps:
 
     # --- private
 
-    def _begin_run(self, streams: list[Stream]) -> None:
-        """Leave the next passes to a run, if they change nothing but the levels of these streams."""
-        ahead = min(stream.passes_ahead for stream in streams)
-        if ahead < LEAST_PASSES or self.recorders:
-            return
+    def _step_over(self, work: Work, started: float) -> None:
+        """A pass after which every stream is told. started: when its planning did."""
+        planned = time.perf_counter()
+        outcomes = self._passes.run(work)
+        self.deliveries.check([outcome.verdict for outcome in outcomes])
+        computed = time.perf_counter()
+        # First every stream gets what this pass computed, then callbacks run: one that cancels, fails or is
+        # interrupted finds all streams at the same tick.
+        moved = self._hand_over(outcomes)
+        self.ticks += 1
+        finished = time.perf_counter()
+        self.seconds += finished - started
+        self.planning_seconds += planned - started + finished - computed + self._passes.packing_seconds
+        interrupt: BaseException | None = None
+        for stream in moved:
+            try:
+                if not stream.done:
+                    self._call_back(stream)
+            except BaseException as error:
+                # Not before the others had their callbacks: nobody would call those again.
+                interrupt = interrupt or error
+        self.finish_delivered()
+        if self.recorders:
+            self._record(work, started, planned)
+        if interrupt is not None:
+            raise interrupt
+
+    def _begin_run(self, work: Work, started: float) -> bool:
+        """Leave this pass and the next ones to a run, if they change nothing but the levels of these streams.
+        False if they do, or if the first pass failed: nothing has changed then."""
+        ahead = 0 if self.recorders else min(stream.passes_ahead for stream, _ in work)
+        if ahead < LEAST_PASSES:
+            return False
         # One that waits for its turn or its reader may run next.
-        if sum(stream.state == "running" for stream in self._register.alive()) > len(streams):
-            return
-        began = time.perf_counter()
+        if sum(stream.state == "running" for stream in self._register.alive()) > len(work):
+            return False
         try:
-            work = [(stream, stream.feeder.next()) for stream in streams]
             run = SteadyRun(self._packer, work, ahead, self._register.version)
         except Exception:
-            # Whatever it is, the next pass meets it too, and knows whose fault it is.
-            return
+            # Whatever it is, a pass over these streams meets it too, and knows whose fault it is.
+            return False
         run.begin()
         self.run = run
-        self.planning_seconds += time.perf_counter() - began
-        self.seconds += time.perf_counter() - began
+        planned = time.perf_counter()
+        if not self._step_of(run):
+            self.settle()
+            return False
+        self.planning_seconds += planned - started
+        self.seconds += planned - started
+        return True
 
     def _goes_on(self, run: SteadyRun) -> bool:
         register = self._register

@@ -306,9 +306,8 @@ class Stream:
             return
         for frame in [f for f in self.latents if f < roster.first_held and f not in roster.sinks]:
             del self.latents[frame]
-        for frame in roster.frames:
-            if frame not in self.latents:
-                self.latents[frame] = self.noise.of(frame)
+        for frame in self.latents.missing(roster.frames):
+            self.latents[frame] = self.noise.of(frame)
         self.pages.prepare(roster)
 
     def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[CleanFrame]:
@@ -317,9 +316,11 @@ class Stream:
         if feed.roster.highest + feed.passed + 1 < steps:
             return []
         # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
-        moved = zip(feed.roster.updated, feed.updated_levels, strict=True)
-        clean = [(latents[row], frame) for row, (frame, level) in enumerate(moved) if level + 1 == steps]
-        return [CleanFrame(frame, latent.clone(), latent.clone()) for latent, frame in clean]
+        frames, last = feed.roster.updated, steps - 1
+        clean = [
+            (frames[row], latents[row]) for row, level in enumerate(feed.updated_levels) if level == last
+        ]
+        return [CleanFrame(frame, latent.clone(), latent.clone()) for frame, latent in clean]
 
     def take_over(self, feed: Feed, latents: torch.Tensor, clean: list[CleanFrame]) -> None:
         """Go on to the next pass."""
@@ -360,7 +361,8 @@ class Stream:
 
     @property
     def passes_ahead(self) -> int:
-        """Passes that differ from the last one in their levels alone, and that nobody asked to be told of."""
+        """Passes from the next one on that differ in their levels alone, and that nobody asked to be told
+        of."""
         if self.request.on_step is not None or self.done:
             return 0
         return self._feeder.passes_ahead

@@ -60,6 +60,11 @@ class StreamLatents(MutableMapping[int, torch.Tensor]):
     def clear(self) -> None:
         self.rows = Rows({}, (), torch.empty(0))
 
+    def missing(self, frames: tuple[int, ...]) -> list[int]:
+        """Those that have no latent."""
+        places = self.rows.places
+        return [frame for frame in frames if frame not in places]
+
     def after(self, frames: tuple[int, ...], block: torch.Tensor) -> Rows:
         """`rows` after a pass that returned `block` [len(frames), tokens, channels] for these frames. It is
         kept, not copied. Nothing has changed yet."""

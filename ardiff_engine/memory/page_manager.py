@@ -132,8 +132,7 @@ class Lease:
         """The same pages where this lease is the only holder, fresh ones for those that are shared.
 
         The contents are not copied: a frame that is fed writes all of its rows before anyone reads them.
-            There
-        always is a free page: each holder was promised one.
+        There always is a free page: each holder was promised one.
         """
         manager = self._open()
         own = []

@@ -212,10 +212,13 @@ class FrameTable:
                 )
             )
         ids = pages.numpy()
-        _not_negative("page ids", ids, "Free slots must not be listed.")
+        # Read as unsigned, a negative id is the largest: one pass finds both.
+        highest = int(ids.view(np.uint32).max(initial=0)) if ids.size else -1
+        if highest >= 2**31:
+            _not_negative("page ids", ids, "Free slots must not be listed.")
         other = copy.copy(self)
         object.__setattr__(other, "pages", pages.contiguous())
-        object.__setattr__(other, "pool_pages", int(ids.max(initial=-1)) + 1)
+        object.__setattr__(other, "pool_pages", highest + 1)
         return other
 
     def to(self, device: str | torch.device) -> FrameTable:
