@@ -28,7 +28,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 THREADS = (1, 2)
 _BUDGET = 2.5  # seconds per row
-_LEAST, _MOST = 5, 40  # turns
+_LEAST, _FEW, _MOST = 2, 5, 40  # turns: of the slowest rows, of slow ones, of any
+_SLOW = 60.0  # seconds for those few turns
 _GEMM = 1024
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -72,15 +73,16 @@ def versus(
 
         began = time.perf_counter()
         turn()
-        turns = int(_BUDGET / (2 * (time.perf_counter() - began)))
+        seconds = 2 * (time.perf_counter() - began)
+        turns = max(int(_BUDGET / seconds), min(_FEW, int(_SLOW / seconds)))
         benchmark.group = f"{row.op} {row.shape}, threads={row.threads}"
         benchmark.pedantic(ours, setup=turn, rounds=max(_LEAST, min(_MOST, turns)))
-    seconds, other = benchmark.stats.stats.min, rival.least * row.opponent_scale
+    own, other = benchmark.stats.stats.min, rival.least * row.opponent_scale
     info = benchmark.extra_info
     info.update(op=row.op, shape=row.shape, threads=row.threads, opponent=row.opponent)
-    info.update(seconds=seconds, opponent_seconds=other, ratio=other / seconds, bar=row.bar)
+    info.update(seconds=own, opponent_seconds=other, ratio=other / own, bar=row.bar)
     if machine is not None:
-        info.update(share=machine.least * _scale(row) / seconds, share_bar=row.share_bar)
+        info.update(share=machine.least * _scale(row) / own, share_bar=row.share_bar)
         info["share_of"] = "GEMM" if row.flops else "copy"
 
 

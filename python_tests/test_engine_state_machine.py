@@ -3,7 +3,7 @@
 
 The network is replaced by a cheap function, so that tens of thousands of transitions run in a test; plans,
 policies, pages, packing and the solver are the real ones. ARDIFF_STATE_MACHINE_EXAMPLES sets the number of
-runs of up to 100 transitions (500 by default).
+runs of up to 100 transitions (560 by default, 50,000 transitions).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections import Counter
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -54,8 +55,12 @@ MODEL = CheapModel(
 
 
 class EngineMachine(RuleBasedStateMachine):
+    transitions = 0
+    """Of all runs: the books are looked at once before the first and after each."""
+
     def __init__(self) -> None:
         super().__init__()
+        EngineMachine.transitions -= 1
         solver = solvers.DDIM(SCHEDULE, num_inference_steps=6)
         self.engine = Engine(MODEL, solver=solver, max_pages=POOL, max_waiting=2, max_batch_tokens=24)
         self.streams: list = []
@@ -156,6 +161,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @invariant()
     def books_are_right(self) -> None:
+        EngineMachine.transitions += 1
         engine, manager = self.engine, self.engine.pool.manager
         stats = engine.stats()
         assert manager.free + manager.held == POOL
@@ -186,10 +192,20 @@ class EngineMachine(RuleBasedStateMachine):
         assert stats.pages_held == stats.pages_promised == 0 and not self.engine.register.alive()
 
 
+RUNS, STEPS = int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", "560")), 100
+
 EngineMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", "500")),
-    stateful_step_count=100,
+    max_examples=RUNS,
+    stateful_step_count=STEPS,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 TestEngineMachine = EngineMachine.TestCase
+
+
+def test_as_many_transitions_ran_as_were_asked_for() -> None:
+    if not EngineMachine.transitions:
+        pytest.skip("the state machine has not run")
+    print(f"{EngineMachine.transitions} transitions")
+    # Some runs end early: 560 make 50,000.
+    assert EngineMachine.transitions >= 0.9 * RUNS * STEPS

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,3 +67,18 @@ def test_the_pass_after_one_that_stores_is_not_planned_anew() -> None:
         feeder.advance(feed)
     # Frame 2 starts in pass 8, where frame 0 is stored; from pass 9 on a roster without it counts on.
     assert seen[8:12] == [(0, False), (0, True), (1, True), (2, True)]
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_given_frames_that_recommit_forgets_need_not_be_stored(before: int) -> None:
+    """A window of two sees the last of seven given frames: chunks before it have nothing left to feed."""
+    feeder = Feeder(lag(10, 4, 4, prefix=7), Window(2), True)
+    for _ in range(before):
+        feeder.advance(feeder.next())
+    feeder.recommit()
+    fed = []
+    while not feeder.done:
+        feed = feeder.next()
+        fed += feed.roster.frames
+        feeder.advance(feed)
+    assert min(fed) == 6 and {7, 8, 9} <= set(fed)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strikes import Strike, interrupt
 
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PageTableError
-from ardiff_engine.memory import PageManager, choose_page_rows
+from ardiff_engine.memory import PageManager, choose_page_rows, page_manager
 
 CALLS = st.lists(
     st.tuples(st.sampled_from(["lease", "take", "give", "close"]), st.integers(0, 5), st.integers(0, 9)),
@@ -87,3 +90,54 @@ def test_wrong_returns_are_refused():
 )
 def test_page_rows_with_the_least_padding(tokens, rows):
     assert choose_page_rows(tokens) == rows
+
+
+@pytest.mark.parametrize("by", ["ctrl-c", "collector"])
+def test_whatever_comes_in_between_every_page_is_free_or_held(by):
+    """Ctrl-C at any place of any call; and the collector, which closes the lease that is at work."""
+    root = (Path(page_manager.__file__),)
+    for place in range(1, 2000):
+        manager = PageManager(12)
+        first, second = manager.lease(5), manager.lease(6)
+        shared = first.take(3)
+        try:
+            with Strike(place, root, interrupt if by == "ctrl-c" else second.close) as strike:
+                second.share(first, shared)
+                second.make_writable(list(shared[:2]))
+                second.give_back(second.take(2))
+                second.resize(5)
+                second.keep(shared)
+                second.close()
+        except (KeyboardInterrupt, PageTableError):
+            pass
+        holders = [(page in first._held) + (page in second._held) for page in range(12)]
+        assert holders == [manager.holders(page) for page in range(12)], place
+        assert manager.free == holders.count(0) and manager.free + manager.held == 12
+        assert manager.unpromised == 12 - 5 - (0 if second.closed else second.most)
+        assert second.held <= second.most and first.held == 3
+        second.close()
+        first.close()
+        assert manager.unpromised == manager.free == 12
+        assert sorted(manager.lease(12).take(12)) == list(range(12))
+        if strike.left > 0:
+            break
+    assert place > 60 and strike.left > 0
+
+
+def test_pages_that_nobody_got_are_returned():
+    manager = PageManager(8)
+    lease = manager.lease(6)
+    kept = lease.take(2)
+    lease.take(3)
+    lease.keep(kept)
+    assert lease.held == 2 and manager.free == 6 and len(lease.take(4)) == 4
+
+
+def test_shared_pages_are_replaced_in_place():
+    manager = PageManager(8)
+    first, second = manager.lease(4), manager.lease(4)
+    pages = first.take(3)
+    second.share(first, pages[:2])
+    own = list(pages)
+    assert first.make_writable(own) and own[2] == pages[2] and not set(own[:2]) & set(pages)
+    assert not first.make_writable(own) and [manager.holders(page) for page in pages] == [1, 1, 1]

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ardiff_engine.engine.stream import CleanFrame, Stream
+from ardiff_engine.engine.stream import Delivery, Stream
 from ardiff_engine.engine.verdict import Verdict
 
 
@@ -24,7 +24,7 @@ class _Step:
     """What the passes of one step finished. Streams are held weakly: one that nobody holds has no reader."""
 
     verdicts: list[Verdict]
-    frames: list[tuple[weakref.ref[Stream], list[CleanFrame]]]
+    deliveries: list[tuple[weakref.ref[Stream], Delivery]]
 
 
 class Deliveries:
@@ -47,16 +47,23 @@ class Deliveries:
         """A step: what `add` is given from now on is known to be good when these are."""
         self._steps.append(_Step(verdicts, []))
 
-    def add(self, stream: Stream, clean: list[CleanFrame]) -> None:
-        self._steps[-1].frames.append((weakref.ref(stream), clean))
+    def add(self, stream: Stream, delivery: Delivery) -> None:
+        """Before the stream moves on: the delivery is due when it has."""
+        self._steps[-1].deliveries.append((weakref.ref(stream), delivery))
 
-    def arrived(self, on_their_way: int) -> Iterator[tuple[Stream, list[CleanFrame]]]:
-        """What all steps but the last `on_their_way` finished; waits for them. Struck streams have failed."""
+    def arrived(self, on_their_way: int) -> Iterator[tuple[Stream, Delivery]]:
+        """What all steps but the last `on_their_way` finished; waits for them. Struck streams have failed.
+
+        A step is kept until all of it has been handed over: after an interrupt, what is still due comes.
+        """
         while len(self._steps) > on_their_way:
-            step = self._steps.popleft()
+            step = self._steps[0]
             for verdict in step.verdicts if self.delay else ():
                 verdict.fail_struck()
-            for ref, clean in step.frames:
+            for ref, delivery in step.deliveries:
                 stream = ref()
-                if stream is not None and not stream.done:
-                    yield stream, clean
+                if delivery.due and stream is not None and not stream.done:
+                    yield stream, delivery
+            # Nobody else has taken it off meanwhile: one whose frames were handed over may have looked here.
+            if self._steps and self._steps[0] is step:
+                self._steps.popleft()

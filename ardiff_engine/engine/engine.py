@@ -239,11 +239,15 @@ class Engine:
     def adopt(self, parent: Stream, request: Request) -> Stream:
         """A fork of `parent`: its place in the plan, its pages."""
         lease = self.pool.manager.lease(parent.pages.most)
-        pages = parent.pages.fork(lease)
-        solver = parent.schedule.solver
-        stream = self._add(
-            request, parent.feeder.copy(), parent.policy, parent.conditions, parent.weights, pages, solver
-        )
+        try:
+            pages = parent.pages.fork(lease)
+            feeder, solver = parent.feeder.copy(), parent.schedule.solver
+            stream = self._add(
+                request, feeder, parent.policy, parent.conditions, parent.weights, pages, solver
+            )
+        except BaseException:
+            lease.close()
+            raise
         stream.state = "running"
         return stream
 

@@ -80,8 +80,9 @@ class Feed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Steady:
-    """From tick `begin` to before `end` of `plan` the solver moves the same frames. The roster holds for all
-    of them; where it `stores` K/V of others besides, which is done once, for the first alone."""
+    """From tick `begin` to before `end` of `plan` the solver moves the same frames. The roster is fed in all
+    of them; if it `stores` K/V of other frames or of the context, in the first alone, and the next one
+    follows from it."""
 
     plan: Plan
     begin: int
@@ -174,7 +175,8 @@ class Feeder:
 
     @property
     def passes_ahead(self) -> int:
-        """Passes that feed what `next` says, each one level higher, and that store and finish no frame."""
+        """Passes that feed what `next` has said for this one, each one level higher, and that store and
+        finish no frame."""
         steady = self._steady
         if self._prefill or steady is None or steady.stores or steady.plan is not self.plan:
             return 0
@@ -210,6 +212,7 @@ class Feeder:
         if any(f not in self._sinks for f in before):
             self.floor = max(self.floor, first)
         self._committed.clear()
+        self._prefill = self._still_seen(self._prefill)
         return self._stale(oldest, newest, self._origin(newest)) if self._cacheable else []
 
     def forget(self) -> int:
@@ -239,15 +242,15 @@ class Feeder:
         if from_scratch:
             self._levels = dict.fromkeys(range(plan.prefix), plan.num_steps)
             self._committed.clear()
-            chunks = self._policy.prefill(plan.prefix) if self._cacheable else []
-            self._prefill = [chunk for chunk in chunks if any(self._remembered(f) for f in chunk)]
+            self._prefill = self._still_seen(self._policy.prefill(plan.prefix) if self._cacheable else [])
 
     # --- private
 
     def take_up(self, roster: Roster) -> None:
         """Note what the first pass with this roster has stored, and drop what nobody sees any more.
 
-        Part of `advance`. Where that is interrupted the pass is done again, and finds what it stored.
+        Part of `advance`. Where that is interrupted it is done again: the pass with it, or, after a run of
+        passes, this alone.
         """
         if roster is self._advanced:
             return
@@ -271,6 +274,9 @@ class Feeder:
 
     def _remembered(self, frame: int) -> bool:
         return frame >= self.floor or frame in self._sinks
+
+    def _still_seen(self, chunks: list[range]) -> list[range]:
+        return [chunk for chunk in chunks if any(self._remembered(f) for f in chunk)]
 
     def _stale(self, oldest: int, newest: int, origin: int) -> list[int]:
         """Finished frames whose K/V a later frame of this or a later pass reads and that are not stored."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Passes in which nothing changes but levels, for all streams at a time.
 
-Between two passes that start or finish a frame every stream feeds the same frames again, one level higher.
-Then neither streams nor plans are asked: rows of the tables move on by one, and what the solver returned is
-fed again. The streams catch up when the run ends: before a frame starts or finishes, when a stream joins,
-leaves or is paused, and whenever somebody looks at the latents or the place in the plan of one that takes
-part. So nobody can tell that they had been left behind, and a pass costs the host the same for one stream as
-for a hundred.
+From a pass that starts a frame, or the one after it if that stores K/V of others, to the one that finishes a
+frame every stream feeds the same frames again, one level higher. Then neither streams nor plans are asked:
+rows of the tables move on by one, and what the solver returned is fed again. The streams catch up when the
+run ends: before a frame starts or finishes, when a stream joins, leaves or is paused, and whenever somebody
+looks at the latents or the place in the plan of one that takes part. So nobody can tell that they had been
+left behind, and a pass costs the host the same for one stream as for a hundred.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SteadyRun:
         self._packer = packer
         self._limit = limit
         self.version = version
-        self._ended = False
+        self._ended = self._settling = False
         self._layout = packer.layout(work)
         self._passed = np.array([feed.passed for _, feed in work], np.int32)
         x, self._condition = packer.inputs(work)
@@ -80,16 +80,26 @@ class SteadyRun:
             if stream is not None:
                 stream.join(self)
 
-    def settle(self) -> None:
-        """Bring the streams to where the run has come. It can be called again after an interrupt, and while
-        it is called: those that have caught up do not again."""
-        self._ended = True
-        passes, moved, _ = self._done
-        counts = [len(feed.roster.updated) if passes else 0 for _, feed in self._members]
-        for (ref, feed), latents in zip(self._members, moved.split(counts), strict=True):
-            stream = ref()
-            if stream is not None:
-                stream.catch_up(self, Feed(feed.roster, feed.passed + passes - 1), passes, latents)
+    def settle(self) -> bool:
+        """Bring the streams to where the run has come; whether all are there. After an interrupt it can be
+        called again: those that have caught up do not again.
+
+        While it is called it does nothing: the collector may end a stream just then, which settles the run,
+        and one that moves must not be moved from the start.
+        """
+        if self._settling:
+            return False
+        self._ended = self._settling = True
+        try:
+            passes, moved, _ = self._done
+            counts = [len(feed.roster.updated) if passes else 0 for _, feed in self._members]
+            for (ref, feed), latents in zip(self._members, moved.split(counts), strict=True):
+                stream = ref()
+                if stream is not None:
+                    stream.catch_up(self, Feed(feed.roster, feed.passed + passes - 1), passes, latents)
+        finally:
+            self._settling = False
+        return True
 
 
 def _source(work: Work) -> torch.Tensor | None:

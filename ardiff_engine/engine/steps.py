@@ -22,7 +22,7 @@ from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.passes import Outcome, Passes, out_of_memory
 from ardiff_engine.engine.recorder import Recorder, TickRecord, stream_tick
 from ardiff_engine.engine.steady_run import LEAST_PASSES, SteadyRun
-from ardiff_engine.engine.stream import CleanFrame, Stream
+from ardiff_engine.engine.stream import Delivery, Stream
 from ardiff_engine.engine.stream_register import StreamRegister
 from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
 from ardiff_engine.errors import wrapped
@@ -70,6 +70,10 @@ class Steps:
             if self._goes_on(run) and self._step_of(run):
                 return True
             self.settle()
+        if self._delivered or len(self.deliveries) > self.deliveries.delay:
+            # An interrupt came before the last step had handed everything over.
+            self.deliver(self.deliveries.delay)
+            self.finish_delivered()
         started = time.perf_counter()
         with annotate("ardiff.plan"):
             self._register.reap()
@@ -83,24 +87,35 @@ class Steps:
                 return True
             # Whoever failed in its turn has given its pages back: one that waits for them may run next.
             return sum(self._register.ended.values()) > ended
-        if not self._begin_run(work, started):
+        run = self._run_over(work)
+        if run is None:
             self._step_over(work, started)
+            return True
+        run.begin()
+        self.run = run
+        planned = time.perf_counter()
+        self.planning_seconds += planned - started
+        self.seconds += planned - started
+        if not self._step_of(run):
+            self.settle()
+            work = [(stream, feed) for stream, feed in work if not stream.done]
+            if work:
+                self._step_over(work, time.perf_counter())
         return True
 
     def settle(self) -> None:
         """End the run of steady passes, if there is one: every stream catches up."""
         run = self.run
-        if run is not None:
-            run.settle()
+        if run is not None and run.settle():
             self.run = None
 
     def deliver(self, on_their_way: int) -> None:
         """Hand frames to their readers once it is known that they are good."""
-        for stream, clean in self.deliveries.arrived(on_their_way):
-            stream.deliver(clean)
+        for stream, delivery in self.deliveries.arrived(on_their_way):
             self._delivered.append(stream)
-            self.frames += len(clean)
-            if clean and self.first_frame_seconds is None:
+            stream.deliver(delivery)
+            self.frames += len(delivery.clean)
+            if delivery.clean and self.first_frame_seconds is None:
                 self.first_frame_seconds = stream.first_frame_seconds
 
     def finish_delivered(self) -> bool:
@@ -140,29 +155,19 @@ class Steps:
         if interrupt is not None:
             raise interrupt
 
-    def _begin_run(self, work: Work, started: float) -> bool:
-        """Leave this pass and the next ones to a run, if they change nothing but the levels of these streams.
-        False if they do, or if the first pass failed: nothing has changed then."""
+    def _run_over(self, work: Work) -> SteadyRun | None:
+        """For this pass and the next ones, if they change nothing but the levels of these streams."""
         ahead = 0 if self.recorders else min(stream.passes_ahead for stream, _ in work)
         if ahead < LEAST_PASSES:
-            return False
+            return None
         # One that waits for its turn or its reader may run next.
         if sum(stream.state == "running" for stream in self._register.alive()) > len(work):
-            return False
+            return None
         try:
-            run = SteadyRun(self._packer, work, ahead, self._register.version)
+            return SteadyRun(self._packer, work, ahead, self._register.version)
         except Exception:
             # Whatever it is, a pass over these streams meets it too, and knows whose fault it is.
-            return False
-        run.begin()
-        self.run = run
-        planned = time.perf_counter()
-        if not self._step_of(run):
-            self.settle()
-            return False
-        self.planning_seconds += planned - started
-        self.seconds += planned - started
-        return True
+            return None
 
     def _goes_on(self, run: SteadyRun) -> bool:
         register = self._register
@@ -256,7 +261,7 @@ class Steps:
         """Give every stream what was computed for it: those that went on. All that can fail comes before
         anything changes: a stream moved on by half would go on as another video.
         """
-        moves: list[tuple[Stream, Feed, torch.Tensor, list[CleanFrame]]] = []
+        moves: list[tuple[Stream, Feed, torch.Tensor, Delivery]] = []
         for outcome in outcomes:
             self.cells += outcome.cells
             self.updates += len(outcome.latents)
@@ -268,14 +273,15 @@ class Steps:
                 except Exception as error:
                     stream.fail(wrapped(error))
                 else:
-                    moves.append((stream, feed, own, clean))
+                    moves.append((stream, feed, own, Delivery(clean)))
         moved: list[Stream] = []
         self.deliveries.begin([outcome.verdict for outcome in outcomes])
-        for stream, feed, own, clean in moves:
+        for stream, feed, own, delivery in moves:
             if stream.done:
                 continue
-            stream.take_over(feed, own, clean)
-            self.deliveries.add(stream, clean)
+            # First: whatever interrupts from now on, frames of a stream that has moved reach its reader.
+            self.deliveries.add(stream, delivery)
+            stream.take_over(feed, own, delivery)
             moved.append(stream)
         self.deliver(self.deliveries.delay)
         return moved

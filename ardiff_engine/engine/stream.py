@@ -52,6 +52,15 @@ class CleanFrame:
 
 
 @dataclass(slots=True, eq=False)
+class Delivery:
+    """The frames that a pass made clean. due: the stream has moved on by that pass, and its reader has not
+    got them yet."""
+
+    clean: list[CleanFrame]
+    due: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Holdings:
     """What a stream must return when it ends, even when its handle is only garbage by then."""
 
@@ -322,25 +331,27 @@ class Stream:
         ]
         return [CleanFrame(frame, latent.clone(), latent.clone()) for frame, latent in clean]
 
-    def take_over(self, feed: Feed, latents: torch.Tensor, clean: list[CleanFrame]) -> None:
-        """Go on to the next pass."""
-        self._move(feed, 1, latents)
-        for frame in clean:
+    def take_over(self, feed: Feed, latents: torch.Tensor, delivery: Delivery) -> None:
+        """Go on to the next pass; what this one made clean is due from then on."""
+        self._move(feed, 1, latents, delivery)
+        for frame in delivery.clean:
             self.latents[frame.index] = frame.own
-        self.passes_under_way += 1
-        self.frames_under_way += len(clean)
 
-    def deliver(self, clean: list[CleanFrame]) -> None:
+    def deliver(self, delivery: Delivery) -> None:
         """Hand the frames that a pass made clean to the reader."""
+        count = len(delivery.clean)
+        seconds = time.perf_counter() - self._started if count else 0.0
+        ready = [LatentFrame(frame.index, frame.readers, seconds) for frame in delivery.clean]
+        kept = [frame.own for frame in delivery.clean]
+        if count and self.first_frame_seconds is None:
+            self.first_frame_seconds = seconds
+        # No call from here on, which an interrupt could come in with: frames would come twice, or never.
+        if self.kept is not None:
+            self.kept += kept
+        self.ready += ready
         self.passes_under_way -= 1
-        self.frames_under_way -= len(clean)
-        seconds = time.perf_counter() - self._started if clean else 0.0
-        for frame in clean:
-            if self.first_frame_seconds is None:
-                self.first_frame_seconds = seconds
-            if self.kept is not None:
-                self.kept.append(frame.own)
-            self.ready.append(LatentFrame(frame.index, frame.readers, seconds))
+        self.frames_under_way -= count
+        delivery.due = False
 
     @property
     def in_run(self) -> bool:
@@ -382,21 +393,28 @@ class Stream:
 
     # --- private
 
-    def _move(self, feed: Feed, passes: int, latents: torch.Tensor) -> None:
-        """The last of `passes` was over `feed`."""
+    def _move(self, feed: Feed, passes: int, latents: torch.Tensor, delivery: Delivery | None = None) -> None:
+        """The last of `passes` was over `feed`. A stream that the collector ends meanwhile stays as it is."""
         feeder, own, updated = self._feeder, self._latents, feed.roster.updated
-        if not updated:
+        count = 0 if delivery is None else len(delivery.clean)
+        if updated:
+            feeder.take_up(feed.roster)
+            rows = own.after(updated, latents)
+            if self.done:
+                return
+            # No call from here on, which an interrupt could come in with: a stream whose place in the plan
+            # does not belong to its latents would go on as another video.
+            own.rows = rows
+            feeder.moved = feed
+            feeder.tick += passes
+            feeder.ticks_total += passes
+        else:
             feeder.advance(feed)
-            return
-        feeder.take_up(feed.roster)
-        rows = own.after(updated, latents)
-        # No call from here on, which an interrupt could come in with: a stream whose place in the plan does
-        # not belong to its latents would go on as another video.
-        own.rows = rows
-        feeder.moved = feed
-        feeder.tick += passes
-        feeder.ticks_total += passes
         self._run = None
+        if delivery is not None:
+            delivery.due = True
+            self.passes_under_way += 1
+            self.frames_under_way += count
 
     def _end(self, state: State) -> None:
         if self.done:

@@ -34,8 +34,9 @@ class StreamLatents(MutableMapping[int, torch.Tensor]):
         self.rows = Rows({} if latents is None else dict(latents), (), torch.empty(0))
 
     def __getitem__(self, frame: int) -> torch.Tensor:
-        place = self.rows.places[frame]
-        return self.rows.block[place] if isinstance(place, int) else place
+        rows = self.rows
+        place = rows.places[frame]
+        return rows.block[place] if isinstance(place, int) else place
 
     def __setitem__(self, frame: int, latent: torch.Tensor) -> None:
         rows = self.rows
@@ -45,8 +46,9 @@ class StreamLatents(MutableMapping[int, torch.Tensor]):
 
     def __delitem__(self, frame: int) -> None:
         rows = self.rows
-        if isinstance(rows.places.pop(frame), int):
+        if isinstance(rows.places[frame], int):
             self.rows = Rows(rows.places, (), rows.block)
+        del rows.places[frame]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.rows.places)
@@ -77,8 +79,9 @@ class StreamLatents(MutableMapping[int, torch.Tensor]):
     def runs(self, frames: tuple[int, ...]) -> list[torch.Tensor]:
         """The latents of `frames` in that order, as tensors [some frames, tokens, channels]; not to be
         written."""
-        places, block = self.rows.places, self.rows.block
-        if frames and frames == self.rows.frames:
+        rows = self.rows
+        places, block = rows.places, rows.block
+        if frames and frames == rows.frames:
             return [block]
         found: list[torch.Tensor] = []
         run = range(0)

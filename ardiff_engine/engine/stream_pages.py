@@ -71,12 +71,16 @@ class StreamPages:
         own = self._own_frames
         self._unprepare()
         lease = self._open()
+        listed = sum([len(pages) for pages in self.context])
+        if lease.held != listed + self._per_frame * sum([len(frames) for frames in self.frames]):
+            lease.keep(self.ids)
         for frames in self.frames:
             for frame in [f for f in frames if f < roster.first_held and f not in roster.sinks]:
                 lease.give_back(frames.pop(frame))
                 self.version += 1
         if roster.feeds_context:
-            self.context = [self._own(pages, self._per_context) for pages in self.context]
+            for branch, pages in enumerate(self.context):
+                self.context[branch] = self._own(pages, self._per_context)
         for frames in self.frames:
             for frame in roster.frames:
                 if frame not in own:
@@ -134,12 +138,12 @@ class StreamPages:
         self._prepared, self._own_frames = None, frozenset()
 
     def _own(self, pages: list[int], count: int) -> list[int]:
-        """`count` pages that no other stream holds: those given, if they are."""
+        """`count` pages that no other stream holds: those given, where they are."""
         lease = self._open()
-        own = lease.writable(pages) if pages else lease.take(count)
-        if own != pages:
+        changed = lease.make_writable(pages) if pages else True
+        if changed:
             self.version += 1
-        return own
+        return pages or lease.take(count)
 
     def _open(self) -> Lease:
         if self.lease is None:

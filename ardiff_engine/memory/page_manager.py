@@ -3,23 +3,27 @@
 
 A stream takes a `Lease` when it is admitted: a promise of as many pages as it can ever need. Pages are then
 taken and given back within the lease, so a running stream never meets an empty pool. Forked streams hold the
-same pages until one of them writes (`Lease.writable`): a page has one holder or no writer.
+same pages until one of them writes (`Lease.make_writable`): a page has one holder or no writer.
 
 Invariants, at all times: free + held == total; a page is free exactly when no lease holds it; a lease holds
 no more than it was promised, shared pages included; the promises add up to at most total.
+
+They hold whatever interrupts: Ctrl-C, or the collector, which may close a lease while it takes pages. Both
+come in with a call or at the end of a turn of a loop, so a page changes hands in lines that call nothing.
 """
 
 from __future__ import annotations
-
-from collections import deque
 
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PageTableError, explain
 
 
 class PageManager:
-    """Page ids 0..total-1, each with the number of leases that hold it."""
+    """Page ids 0..total-1, each with the number of leases that hold it.
 
-    __slots__ = ("_free", "_holders", "_promised", "total")
+    Free ids lie in a ring, `_num_free` of them from `_head` on: the longest unused is taken first.
+    """
+
+    __slots__ = ("_head", "_holders", "_num_free", "_promised", "_ring", "total")
 
     def __init__(self, total: int) -> None:
         if total < 1:
@@ -27,17 +31,18 @@ class PageManager:
                 explain("pages in the pool", got=total, expected=">= 1", fix="Raise max_pages.")
             )
         self.total = total
-        self._free: deque[int] = deque(range(total))
+        self._ring = list(range(total))
+        self._head, self._num_free = 0, total
         self._holders = [0] * total
         self._promised = 0
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        return self._num_free
 
     @property
     def held(self) -> int:
-        return self.total - len(self._free)
+        return self.total - self._num_free
 
     @property
     def unpromised(self) -> int:
@@ -56,10 +61,13 @@ class PageManager:
                     "pages of a lease", got=most, expected=">= 0", fix="Ask for what the stream can need."
                 )
             )
-        self._promise(most, most)
-        return Lease(self, most)
+        self._check_promise(most, most)
+        lease = Lease(self, 0)
+        self._promised += most
+        lease.most = most
+        return lease
 
-    def _promise(self, more: int, most: int) -> None:
+    def _check_promise(self, more: int, most: int) -> None:
         if more > self.unpromised:
             raise OutOfPagesError(
                 explain(
@@ -70,19 +78,6 @@ class PageManager:
                     fix="Wait for a stream to finish, use a smaller window, or raise max_pages.",
                 )
             )
-        self._promised += more
-
-    def _take(self, count: int) -> list[int]:
-        pages = [self._free.popleft() for _ in range(count)]
-        for page in pages:
-            self._holders[page] = 1
-        return pages
-
-    def _release(self, pages: list[int]) -> None:
-        for page in pages:
-            self._holders[page] -= 1
-            if not self._holders[page]:
-                self._free.append(page)
 
 
 class Lease:
@@ -92,7 +87,7 @@ class Lease:
 
     def __init__(self, manager: PageManager, most: int) -> None:
         self._manager: PageManager | None = manager
-        self._held: set[int] = set()
+        self._held: dict[int, None] = {}
         self.most = most
 
     @property
@@ -107,15 +102,29 @@ class Lease:
         """`count` pages that nobody else holds. More than was promised is refused, and nothing is taken."""
         manager = self._open()
         self._fits(count)
-        pages = manager._take(count)
-        self._held.update(pages)
+        pages = [-1] * count
+        for index in range(count):
+            if self._manager is None:
+                self._open()  # raises: the collector has closed the lease
+            page = manager._ring[manager._head]
+            manager._head = (manager._head + 1) % manager.total
+            manager._num_free -= 1
+            manager._holders[page] = 1
+            self._held[page] = None
+            pages[index] = page
         return pages
 
+    def keep(self, pages: list[int]) -> None:
+        """Return all but these: what an interrupted call took, and nobody got."""
+        self._open()
+        self._release(sorted(self._held.keys() - set(pages)))
+
     def share(self, other: Lease, pages: list[int]) -> None:
-        """Hold pages of `other` too. Neither may write them from now on: see `writable`."""
+        """Hold pages of `other` too. Neither may write them from now on: see `make_writable`."""
         manager = self._open()
         self._fits(len(pages))
-        if other._open() is not manager or not other._held.issuperset(pages) or self._held & set(pages):
+        wanted = set(pages)
+        if other._open() is not manager or wanted - other._held.keys() or wanted & self._held.keys():
             raise PageTableError(
                 explain(
                     "pages to share",
@@ -125,23 +134,35 @@ class Lease:
                 )
             )
         for page in pages:
+            if self._manager is None or other._manager is None:
+                self._open()
+                other._open()
             manager._holders[page] += 1
-        self._held.update(pages)
+            self._held[page] = None
 
-    def writable(self, pages: list[int]) -> list[int]:
-        """The same pages where this lease is the only holder, fresh ones for those that are shared.
+    def make_writable(self, pages: list[int]) -> bool:
+        """Put fresh pages in the places of those that others hold too; whether there were any.
 
         The contents are not copied: a frame that is fed writes all of its rows before anyone reads them.
         There always is a free page: each holder was promised one.
         """
         manager = self._open()
-        own = []
-        for page in pages:
-            if manager._holders[page] > 1:
-                self.give_back([page])
-                page = self.take(1)[0]
-            own.append(page)
-        return own
+        changed = False
+        for index in range(len(pages)):
+            if self._manager is None:
+                self._open()
+            shared = pages[index]
+            if manager._holders[shared] > 1:
+                page = manager._ring[manager._head]
+                manager._head = (manager._head + 1) % manager.total
+                manager._num_free -= 1
+                manager._holders[page] = 1
+                manager._holders[shared] -= 1
+                self._held[page] = None
+                del self._held[shared]
+                pages[index] = page
+                changed = True
+        return changed
 
     def resize(self, most: int) -> None:
         """Change the promise, or raise OutOfPagesError and change nothing."""
@@ -155,13 +176,17 @@ class Lease:
                     fix="Give pages back first.",
                 )
             )
-        manager._promise(most - self.most, most)
+        more = most - self.most
+        manager._check_promise(more, most)
+        if self._manager is None:
+            self._open()
+        manager._promised += more
         self.most = most
 
     def give_back(self, pages: list[int]) -> None:
         """Return pages of this lease. A page that it does not hold is refused, and nothing is returned."""
-        manager = self._open()
-        if len(set(pages)) != len(pages) or not self._held.issuperset(pages):
+        self._open()
+        if len(set(pages)) != len(pages) or set(pages) - self._held.keys():
             raise PageTableError(
                 explain(
                     "pages to give back",
@@ -170,17 +195,25 @@ class Lease:
                     fix="Give back each page once.",
                 )
             )
-        self._held.difference_update(pages)
-        manager._release(pages)
+        self._release(pages)
 
     def close(self) -> None:
-        """Return every page and the promise. Safe to call twice."""
-        if self._manager is None:
-            return
-        self._manager._release(sorted(self._held))
-        self._manager._promised -= self.most
-        self._held.clear()
-        self._manager = None
+        """Return every page and the promise. Safe to call twice, and within itself."""
+        self._release(sorted(self._held))
+        manager = self._manager
+        if manager is not None:
+            manager._promised -= self.most
+            self._manager = None
+
+    def _release(self, pages: list[int]) -> None:
+        manager = self._manager
+        for page in pages:
+            if manager is not None and page in self._held:
+                del self._held[page]
+                manager._holders[page] -= 1
+                if not manager._holders[page]:
+                    manager._ring[(manager._head + manager._num_free) % manager.total] = page
+                    manager._num_free += 1
 
     def _fits(self, count: int) -> None:
         if len(self._held) + count > self.most:

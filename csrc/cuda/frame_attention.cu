@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int load = 0; load < kSlots - 1; ++load) start_load(load);
 
-  // A warp sees key blocks up to `most`; below `fewest` all of its rows do.
+  // Kept in shared memory: the loop over steps has no registers to spare.
   const std::int32_t* limits = shared.limits + first_row;
   int most = 0, fewest = tile.last;
   if (lane < kTiles * 16 && first_row + lane < tile.rows) most = fewest = limits[lane];
@@ -147,6 +147,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     most = most > other_most ? most : other_most;
     fewest = fewest < other_fewest ? fewest : other_fewest;
   }
+  if (lane == 0) shared.sights[thread / 32] = {fewest, most};
 
   const float scale = p.scale * kLog2E;
   const std::uint32_t warp_q = q + first_row * kDim * 2;
@@ -161,8 +162,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (thread < kStepBlocks) {
       shared.list(step + 2)[thread] = resolve(p, work, tile, kv_head, block + 2 * kStepBlocks + thread);
     }
-    const bool seen = block < most;
-    bool plain = scale > 0.0f && block + kStepBlocks <= fewest;
+    const Sight sight = shared.sights[opaque(thread) / 32];
+    const bool seen = block < sight.most;
+    bool plain = scale > 0.0f && block + kStepBlocks <= sight.fewest;
 #pragma unroll
     for (int j = 0; j < kStepBlocks; ++j) plain = plain && keys[j].rows == kKeyBlock;
     Weights<kTiles> weights;

@@ -42,11 +42,13 @@ struct SharedMemory {
       : q(memory),
         ring(memory + Bytes::kQueries),
         keys(reinterpret_cast<Keys*>(ring + Bytes::kRing)),
-        limits(reinterpret_cast<std::int32_t*>(keys + kKeyLists * kStepBlocks)) {}
+        limits(reinterpret_cast<std::int32_t*>(keys + kKeyLists * kStepBlocks)),
+        sights(reinterpret_cast<Sight*>(limits + kRows)) {}
 
   unsigned char *q, *ring;
   Keys* keys;
   std::int32_t* limits;  // key blocks that a row sees
+  Sight* sights;         // per warp
 
   __device__ Keys* list(int step) const { return keys + step % kKeyLists * kStepBlocks; }
   // Loads are numbered K of step 0, V of step 0, K of step 1, ...
