@@ -70,6 +70,9 @@ class StreamPages:
         """Give back pages that nobody sees any more; make sure that what is fed has pages of its own."""
         own = self._own_frames
         self._unprepare()
+        # Before anything changes: what was laid out for the pages so far must not be found again, even if an
+        # interrupt comes in and this is done again.
+        self.version += 1
         lease = self._open()
         listed = sum([len(pages) for pages in self.context])
         if lease.held != listed + self._per_frame * sum([len(frames) for frames in self.frames]):
@@ -77,7 +80,6 @@ class StreamPages:
         for frames in self.frames:
             for frame in [f for f in frames if f < roster.first_held and f not in roster.sinks]:
                 lease.give_back(frames.pop(frame))
-                self.version += 1
         if roster.feeds_context:
             for branch, pages in enumerate(self.context):
                 self.context[branch] = self._own(pages, self._per_context)
@@ -90,11 +92,11 @@ class StreamPages:
     def drop_from(self, frame: int) -> None:
         """Give back the pages of `frame` and of all later ones."""
         self._unprepare()
+        self.version += 1
         lease = self._open()
         for frames in self.frames:
             for later in [f for f in frames if f >= frame]:
                 lease.give_back(frames.pop(later))
-        self.version += 1
 
     def fork(self, lease: Lease) -> StreamPages:
         """The same pages under another lease. Whoever feeds a shared page next takes a fresh one for it."""
@@ -140,10 +142,10 @@ class StreamPages:
     def _own(self, pages: list[int], count: int) -> list[int]:
         """`count` pages that no other stream holds: those given, where they are."""
         lease = self._open()
-        changed = lease.make_writable(pages) if pages else True
-        if changed:
-            self.version += 1
-        return pages or lease.take(count)
+        if not pages:
+            return lease.take(count)
+        lease.make_writable(pages)
+        return pages
 
     def _open(self) -> Lease:
         if self.lease is None:

@@ -140,14 +140,13 @@ class Lease:
             manager._holders[page] += 1
             self._held[page] = None
 
-    def make_writable(self, pages: list[int]) -> bool:
-        """Put fresh pages in the places of those that others hold too; whether there were any.
+    def make_writable(self, pages: list[int]) -> None:
+        """Put fresh pages in the places of those that others hold too.
 
         The contents are not copied: a frame that is fed writes all of its rows before anyone reads them.
         There always is a free page: each holder was promised one.
         """
         manager = self._open()
-        changed = False
         for index in range(len(pages)):
             if self._manager is None:
                 self._open()
@@ -161,8 +160,6 @@ class Lease:
                 self._held[page] = None
                 del self._held[shared]
                 pages[index] = page
-                changed = True
-        return changed
 
     def resize(self, most: int) -> None:
         """Change the promise, or raise OutOfPagesError and change nothing."""
