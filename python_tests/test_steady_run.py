@@ -353,3 +353,27 @@ def test_an_interrupt_at_any_place_of_a_step_loses_no_frame(tick):
         stats = engine.stats()
         assert stats.pages_held == stats.pages_promised == 0 and stats.streams_finished == 2, place
     assert struck > 20
+
+
+def test_an_interrupt_while_shared_pages_are_replaced_mixes_no_videos():
+    """The first step after a fork, in which each of the two takes pages of its own."""
+    root = (Path(steps.__file__).parent, Path(page_manager.__file__))
+
+    def forked() -> tuple[Engine, list[Stream]]:
+        engine = engine_for(steps=4, memory=Window(3), max_pages=100)
+        stream = engine.submit(Request(num_frames=4, lag=2))
+        for _ in range(5):
+            engine.step()
+        return engine, [stream, stream.fork(seed=9)]
+
+    expected = [stream.result() for stream in forked()[1]]
+    for place in range(1, 20000, 5):
+        engine, streams = forked()
+        with contextlib.suppress(KeyboardInterrupt), Strike(place, root, interrupt) as strike:
+            engine.step()
+        if strike.left > 0:
+            break
+        videos = [stream.result() for stream in streams]
+        assert all(torch.equal(a, b) for a, b in zip(videos, expected, strict=True)), place
+        assert engine.stats().pages_held == engine.stats().pages_promised == 0, place
+    assert place > 200
