@@ -377,3 +377,32 @@ def test_an_interrupt_while_shared_pages_are_replaced_mixes_no_videos():
         assert all(torch.equal(a, b) for a, b in zip(videos, expected, strict=True)), place
         assert engine.stats().pages_held == engine.stats().pages_promised == 0, place
     assert place > 200
+
+
+@pytest.mark.parametrize("way", ["cancel", "drop"])
+def test_an_interrupt_while_a_stream_ends_leaks_no_page(way):
+    """Whoever is interrupted in cancel() cancels again or drops the handle; who dropped it just goes on."""
+    root = (Path(steps.__file__).parent, Path(page_manager.__file__))
+    for place in range(1 if way == "cancel" else 2, 2000, 5):
+        engine, streams = in_a_run()
+        dropped = streams.pop()
+        if way == "drop":
+            del dropped
+            gc.collect()
+        act = dropped.cancel if way == "cancel" else engine.stats
+        with contextlib.suppress(KeyboardInterrupt), Strike(place, root, interrupt) as strike:
+            act()
+        del act
+        if way == "cancel":
+            if place % 2:
+                dropped.cancel()
+            del dropped
+            gc.collect()
+        stats = engine.stats()
+        assert stats.streams_running == 2 and stats.streams_cancelled == 1, place
+        assert stats.pages_promised == sum(stream.pages.most for stream in streams), place
+        assert stats.pages_held == sum(stream.pages.held for stream in streams), place
+        assert [rows.users for rows in engine._schedules._entries.values()] == [3], place
+        if strike.left > 0:
+            break
+    assert 20 < place < 1999

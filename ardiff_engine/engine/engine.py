@@ -77,7 +77,7 @@ class Engine:
         tick = Tick(model, self._schedules)
         ticks = ticks_for(tick, self._schedules, model.spec, self.device, cuda_graphs)
         self._passes = Passes(self._packer, tick, ticks)
-        self.register = StreamRegister(self.pool.manager, self._schedules, max_waiting)
+        self.register = StreamRegister(self.pool.manager, max_waiting)
         deliveries = Deliveries(delay=1 if self.device.type == "cuda" else 0)
         self._steps = Steps(
             model.spec,
@@ -297,7 +297,8 @@ class Engine:
             )
         except BaseException:
             pages.close()
-            self._schedules.leave(holdings.schedule)
+            holdings.returned = True
+            holdings.schedule.users -= 1
             raise
         self.register.add(stream)
         return stream

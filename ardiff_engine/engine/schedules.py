@@ -16,7 +16,10 @@ from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 
 
 class ScheduleRows:
-    """Where one solver's rows begin. The bases move when tables of solvers that nobody uses are dropped."""
+    """Where one solver's rows begin. The bases move when tables of solvers that nobody uses are dropped.
+
+    users: streams with this solver. Without one the rows stay until another solver needs room.
+    """
 
     __slots__ = ("coefficient_base", "draws_noise", "modulation_base", "solver", "users")
 
@@ -77,10 +80,6 @@ class Schedules:
         rows = self._entries[key]
         rows.users += 1
         return rows
-
-    def leave(self, rows: ScheduleRows) -> None:
-        """One user less. The rows stay until another solver needs room."""
-        rows.users -= 1
 
     @torch.no_grad()
     def _block(self, solver: Solver) -> tuple[torch.Tensor, torch.Tensor]:

@@ -66,6 +66,7 @@ class Holdings:
 
     pages: StreamPages
     schedule: ScheduleRows
+    returned: bool = False
 
 
 class Stream:
@@ -417,17 +418,18 @@ class Stream:
             self.frames_under_way += count
 
     def _end(self, state: State) -> None:
-        if self.done:
-            return
-        # Before the state: a stream that has ended does not catch up.
-        latents = self.latents
-        self.state = state
-        self.saved = None
-        latents.clear()
-        self.noise.clear()
-        if self._finalizer.detach() is not None:
-            self.engine.register.release(self.holdings, state)
-        self.engine.changes.notify()
+        if not self.done:
+            # Before the state: a stream that has ended does not catch up.
+            latents = self.latents
+            self.state = state
+            self.saved = None
+            latents.clear()
+            self.noise.clear()
+        # Also for one that has ended: an interrupt may have come in between.
+        if self._finalizer.alive:
+            self.engine.register.release(self.holdings, self._state)
+            self._finalizer.detach()
+            self.engine.changes.notify()
 
     def _next_ready(self) -> LatentFrame | None:
         self._run_until(lambda: bool(self.ready) or self.done)

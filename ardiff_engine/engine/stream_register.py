@@ -6,7 +6,6 @@ from __future__ import annotations
 import weakref
 from collections import deque
 
-from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stream import Holdings, Stream
 from ardiff_engine.errors import OutOfPagesError, explain
 from ardiff_engine.memory.page_manager import PageManager
@@ -21,13 +20,12 @@ class StreamRegister:
     version: rises with every stream that comes, goes or changes its state.
     """
 
-    def __init__(self, manager: PageManager, schedules: Schedules, max_waiting: int) -> None:
+    def __init__(self, manager: PageManager, max_waiting: int) -> None:
         self.submitted = 0
         self.version = 0
         self.ended = {"finished": 0, "cancelled": 0, "failed": 0}
         self.dropped: deque[Holdings] = deque()
         self._manager = manager
-        self._schedules = schedules
         self._max_waiting = max_waiting
         self._streams: dict[int, weakref.ref[Stream]] = {}
         self._unattended: dict[int, Stream] = {}
@@ -59,11 +57,13 @@ class StreamRegister:
         self._places += 1
 
     def release(self, holdings: Holdings, state: str = "cancelled") -> None:
-        """Take back what a stream held."""
+        """Take back what a stream held, once. After an interrupt it can be called again."""
         self.version += 1
         holdings.pages.close()
-        self._schedules.leave(holdings.schedule)
-        self.ended[state] += 1
+        if not holdings.returned:
+            holdings.returned = True
+            holdings.schedule.users -= 1
+            self.ended[state] += 1
 
     def leave_later(self, stream: Stream) -> None:
         """Cancel it before the next pass. Takes no lock: any thread may call this, the collector too."""
@@ -75,10 +75,13 @@ class StreamRegister:
 
     def reap(self) -> None:
         """Take back what streams held whose handles are gone, or whose readers are."""
+        # Taken off last: an interrupt may come in between, and both can be done twice.
         while self.dropped:
-            self.release(self.dropped.popleft())
+            self.release(self.dropped[0])
+            self.dropped.popleft()
         while self._left:
-            self._left.popleft().cancel()
+            self._left[0].cancel()
+            self._left.popleft()
 
     # --- waiting for pages
 
