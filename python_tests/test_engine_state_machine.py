@@ -3,7 +3,7 @@
 
 The network is replaced by a cheap function, so that tens of thousands of transitions run in a test; plans,
 policies, pages, packing and the solver are the real ones. ARDIFF_STATE_MACHINE_EXAMPLES sets the number of
-runs of up to 100 transitions (560 by default, 50,000 transitions).
+runs of up to 100 transitions (630 by default, 50,000 transitions).
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert stats.pages_held == stats.pages_promised == 0 and not self.engine.register.alive()
 
 
-RUNS, STEPS = int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", "560")), 100
+RUNS, STEPS = int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", "630")), 100
 
 EngineMachine.TestCase.settings = settings(
     max_examples=RUNS,
@@ -207,5 +207,5 @@ def test_as_many_transitions_ran_as_were_asked_for() -> None:
     if not EngineMachine.transitions:
         pytest.skip("the state machine has not run")
     print(f"{EngineMachine.transitions} transitions")
-    # Some runs end early: 560 make 50,000.
-    assert EngineMachine.transitions >= 0.9 * RUNS * STEPS
+    # Some runs end early: 87 to 95 transitions a run were seen. 630 runs make 50,000.
+    assert EngineMachine.transitions >= 0.8 * RUNS * STEPS
