@@ -142,6 +142,15 @@ class Pipeline:
 
     # --- generating
 
+    def encode(self, video: Video) -> torch.Tensor:
+        """uint8 [T, H, W, 3] or a path -> clean latents [T, tokens, channels]: a `Request.prefix`."""
+        return self._encode(self._read(video))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Clean latents [T, tokens, channels] of a video from its first frame on, as `Stream.result` gives
+        them -> uint8 [T, H, W, 3] on the CPU. Frames that come one by one: `engine.frame_decoder`."""
+        return FrameDecoder(self.vae)(latents)
+
     def __call__(
         self,
         *,
@@ -251,7 +260,7 @@ class Pipeline:
         Arguments are checked now, not at the first frame. Leaving the loop cancels the stream. While a frame
         is decoded, the ticks of the next ones run; nothing runs while the caller is busy with a frame.
         """
-        prefix = None if video is None else self._encode(self._read(video))
+        prefix = None if video is None else self.encode(video)
         request = Request(
             num_frames=num_frames,
             lag=lag,

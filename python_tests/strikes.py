@@ -6,10 +6,14 @@ from __future__ import annotations
 import dis
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 class Strike:
@@ -19,10 +23,10 @@ class Strike:
     left: places that were still to come; above 0 if there were fewer than n.
     """
 
-    def __init__(self, place: int, roots: tuple[Path, ...], act: Callable[[], object]) -> None:
-        self.left = place
+    def __init__(self, place: int, roots: tuple[Path, ...]) -> None:
+        self.act: Callable[[], object] = interrupt
+        self.left = self.place = place
         self._roots = tuple(str(root) for root in roots)
-        self._act = act
         self._before: dict[FrameType, str] = {}
 
     def __enter__(self) -> Strike:
@@ -54,8 +58,17 @@ class Strike:
         self.left -= 1
         if self.left == 0:
             sys.settrace(None)
-            self._act()
+            self.act()
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
+def strikes(*roots: Path, least: int, every: int = 1, first: int = 1) -> Iterator[Strike]:
+    """A strike at every so-manieth place, up to one that finds no such place any more. Fails where there are
+    fewer than `least` places: the test would have looked at next to nothing."""
+    place = first
+    while True:
+        strike = Strike(place, roots)
+        yield strike
+        if strike.left > 0:
+            break
+        place += every
+    assert place > least, f"only {place} places"

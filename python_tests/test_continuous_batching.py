@@ -41,7 +41,7 @@ def test_alone_and_batched_are_the_same_to_the_bit(alone, seed):
     """Random mixes, joining at random ticks, with and without a token budget, some cancelled on the way."""
     chance = random.Random(seed)
     engine = engine_for(max_pages=400)
-    engine._steps.max_batch_tokens = chance.choice([None, 8, 20, 40])
+    engine._steps.turns.max_batch_tokens = chance.choice([None, 8, 20, 40])
     streams = []
     for _ in range(chance.randint(2, 6)):
         kind = chance.randrange(len(KINDS))
@@ -59,7 +59,7 @@ def test_alone_and_batched_are_the_same_to_the_bit(alone, seed):
 
 def test_streams_take_turns_within_the_token_budget():
     engine = engine_for(max_pages=400)
-    engine._steps.max_batch_tokens = 2 * (3 + 5)
+    engine._steps.turns.max_batch_tokens = 2 * (3 + 5)
     seen = []
     forward = engine.model.forward
 

@@ -146,7 +146,7 @@ def test_the_last_pass_can_strike_too(started):
     assert engine.step() and stream.feeder.done and stream.state == "running"
     with pytest.raises(NumericalError):
         stream.result()
-    assert not stream.ready and engine.stats().pages_held == 0
+    assert not stream.outbox.ready and engine.stats().pages_held == 0
 
 
 EDITS = {
@@ -213,7 +213,7 @@ def test_a_slow_reader_stops_its_stream_at_max_ahead(started):
     engine = engine_for()
     stream = engine.submit(Request(num_frames=8, lag=2, max_ahead=2))
     while engine.step():
-        assert stream.frames_ready + stream.frames_under_way <= 2
+        assert stream.frames_ready + stream.outbox.frames_under_way <= 2
     assert stream.frames_ready == 2 and stream.state == "running"
 
 
@@ -235,7 +235,7 @@ def test_a_cancelled_stream_gets_nothing_more(started):
     for _ in range(4):
         engine.step()
     stream.cancel()
-    assert not stream.ready, "frame 0 was on its way"
+    assert not stream.outbox.ready, "frame 0 was on its way"
     while engine.step():
         pass
-    assert not stream.ready and stream.state == "cancelled" and engine.stats().frames == 0
+    assert not stream.outbox.ready and stream.state == "cancelled" and engine.stats().frames == 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ar_diffusion import tiny
 
-from ardiff_engine.engine.feed import Feeder
+from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.page_lists import page_lists, views_of
 from ardiff_engine.memory import Full, RecomputedWindow, Window
 from ardiff_engine.ops.frame_table import FrameTable

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strikes import Strike, interrupt
+from strikes import interrupt, strikes
 
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PageTableError
 from ardiff_engine.memory import PageManager, choose_page_rows, page_manager
@@ -95,13 +95,13 @@ def test_page_rows_with_the_least_padding(tokens, rows):
 @pytest.mark.parametrize("by", ["ctrl-c", "collector"])
 def test_whatever_comes_in_between_every_page_is_free_or_held(by):
     """Ctrl-C at any place of any call; and the collector, which closes the lease that is at work."""
-    root = (Path(page_manager.__file__),)
-    for place in range(1, 2000):
+    for strike in strikes(Path(page_manager.__file__), least=60):
         manager = PageManager(12)
         first, second = manager.lease(5), manager.lease(6)
         shared = first.take(3)
         try:
-            with Strike(place, root, interrupt if by == "ctrl-c" else second.close) as strike:
+            strike.act = interrupt if by == "ctrl-c" else second.close
+            with strike:
                 second.share(first, shared)
                 second.make_writable(list(shared[:2]))
                 second.give_back(second.take(2))
@@ -111,7 +111,7 @@ def test_whatever_comes_in_between_every_page_is_free_or_held(by):
         except (KeyboardInterrupt, PageTableError):
             pass
         holders = [(page in first._held) + (page in second._held) for page in range(12)]
-        assert holders == [manager.holders(page) for page in range(12)], place
+        assert holders == [manager.holders(page) for page in range(12)], strike.place
         assert manager.free == holders.count(0) and manager.free + manager.held == 12
         assert manager.unpromised == 12 - 5 - (0 if second.closed else second.most)
         assert second.held <= second.most and first.held == 3
@@ -119,9 +119,6 @@ def test_whatever_comes_in_between_every_page_is_free_or_held(by):
         first.close()
         assert manager.unpromised == manager.free == 12
         assert sorted(manager.lease(12).take(12)) == list(range(12))
-        if strike.left > 0:
-            break
-    assert place > 60 and strike.left > 0
 
 
 def test_pages_that_nobody_got_are_returned():

@@ -66,6 +66,17 @@ def test_continuation_keeps_the_given_frames_and_depends_on_them(pipe):
     assert torch.equal(torch.stack([frame.image for frame in streamed]), out.frames[0, 4:])
 
 
+def test_an_engine_continues_an_encoded_video_as_the_pipeline_does(pipe):
+    given = clip(4, 20, 16)
+    out = pipe(video=given, **OPTIONS)
+    solver = ade.solvers.DDIM(pipe.schedule, num_inference_steps=4, prediction=pipe.prediction)
+    memory = ade.memory.RecomputedWindow(pipe.transformer.spec.num_frames)
+    engine = ade.Engine(pipe.transformer, solver=solver, memory=memory, max_pages=100)
+    latents = engine.submit(ade.Request(num_frames=10, lag=2, prefix=pipe.encode(given))).result()
+    assert torch.equal(latents, out.latents[0])
+    assert torch.equal(pipe.decode(latents)[4:], out.frames[0, 4:])
+
+
 def test_videos_of_other_sizes_are_cropped(pipe):
     wide = clip(3, height=20, width=40)
     out = pipe(video=wide, **OPTIONS)

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import gc
 import random
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -59,7 +57,7 @@ def story(seed: int) -> tuple[list[list[object]], list[torch.Tensor | None], int
     """A random life of an engine: what was seen on the way, the videos, and the passes done in runs."""
     chance = random.Random(seed)
     engine = engine_for(steps=STEPS, max_pages=600)
-    engine._steps.max_batch_tokens = chance.choice([None, None, 1000, 20])
+    engine._steps.turns.max_batch_tokens = chance.choice([None, None, 1000, 20])
     streams: list[Stream] = []
     seen: list[list[object]] = []
     in_runs = 0
@@ -184,61 +182,6 @@ def test_one_that_fails_in_a_run_fails_alone(monkeypatch):
     with pytest.raises(NumericalError):
         streams[1].result()
     assert torch.equal(streams[0].result(), alone[0]) and torch.equal(streams[2].result(), alone[1])
-
-
-class InterruptAt:
-    """Raises KeyboardInterrupt at the n-th call of the engine's code, as Ctrl-C may."""
-
-    def __init__(self, place: int) -> None:
-        self.left = place
-        self._root = str(Path(steps.__file__).parent)
-
-    def __enter__(self) -> InterruptAt:
-        gc.disable()  # finalizers of garbage would swallow it
-        sys.settrace(self._trace)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-        gc.enable()
-
-    def _trace(self, frame, event: str, _):
-        # Where CPython looks for signals: on entry of a function, and after calls.
-        if not frame.f_code.co_filename.startswith(self._root):
-            return None
-        if event == "call":
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-        return self._trace
-
-
-@pytest.mark.parametrize("act", ["step", "submit", "cancel", "look"])
-def test_an_interrupt_at_any_call_loses_nothing(act: str):
-    """In a run: within its next pass, or while others' calls end it. Guided, so that inputs are gathered."""
-    expected = [stream.result() for stream in guided()[1]]
-    returned: list[object] = []  # a stream that is dropped at once would end within the trace
-    struck = 0
-    for place in range(1, 400):
-        engine, streams = guided()
-        for _ in range(5):
-            engine.step()
-        acts = {
-            "step": engine.step,
-            "submit": partial(engine.submit, Request(num_frames=1, lag=12)),
-            "cancel": streams[2].cancel,
-            "look": lambda streams=streams: streams[1].feeder.levels,
-        }
-        try:
-            with InterruptAt(place) as interrupt:
-                returned.append(acts[act]())
-        except KeyboardInterrupt:
-            struck += 1
-        for stream, video in zip(streams[:2], expected, strict=False):
-            assert torch.equal(stream.result(), video), place
-        if interrupt.left > 0:
-            break
-    assert struck == place - 1 and struck > 5
 
 
 def guided() -> tuple[Engine, list[Stream]]:

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ardiff_engine.engine.stream import LatentFrame, Stream
+    from ardiff_engine.engine.outbox import LatentFrame
+    from ardiff_engine.engine.stream import Stream
 
 
 class AsyncFrames(AsyncIterator["LatentFrame"]):
@@ -27,12 +28,12 @@ class AsyncFrames(AsyncIterator["LatentFrame"]):
     async def __anext__(self) -> LatentFrame:
         stream, engine = self._stream, self._stream.engine
         try:
-            while not stream.ready:
+            while not stream.outbox.ready:
                 if stream.done:
                     stream.raise_if_failed()
                     raise StopAsyncIteration
                 before = engine.changes.count
-                if await asyncio.to_thread(engine.step) or stream.ready or stream.done:
+                if await asyncio.to_thread(engine.step) or stream.outbox.ready or stream.done:
                     continue
                 if not await engine.changes.wait_async(before):
                     raise engine.stalled(stream)

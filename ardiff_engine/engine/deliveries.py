@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ardiff_engine.engine.stream import Delivery, Stream
+from ardiff_engine.engine.outbox import Delivery
+from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.verdict import Verdict
 
 

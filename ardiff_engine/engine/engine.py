@@ -16,7 +16,7 @@ from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.changes import STALL_SECONDS, Changes
 from ardiff_engine.engine.conditions import condition_rows
 from ardiff_engine.engine.deliveries import Deliveries
-from ardiff_engine.engine.feed import Feeder
+from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
 from ardiff_engine.engine.passes import Passes
 from ardiff_engine.engine.recorder import Recorder
@@ -24,11 +24,12 @@ from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.stats import EngineStats
 from ardiff_engine.engine.steps import Steps
-from ardiff_engine.engine.stream import Holdings, Stream
+from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.stream_pages import StreamPages
-from ardiff_engine.engine.stream_register import StreamRegister
+from ardiff_engine.engine.stream_register import Holdings, StreamRegister
 from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_graphs import ticks_for
+from ardiff_engine.engine.turns import Turns
 from ardiff_engine.errors import EngineBusyError, explain
 from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
@@ -79,15 +80,8 @@ class Engine:
         self._passes = Passes(self._packer, tick, ticks)
         self.register = StreamRegister(self.pool.manager, max_waiting)
         deliveries = Deliveries(delay=1 if self.device.type == "cuda" else 0)
-        self._steps = Steps(
-            model.spec,
-            self.register,
-            self.pool.manager,
-            self._packer,
-            self._passes,
-            deliveries,
-            max_batch_tokens,
-        )
+        turns = Turns(model.spec, self.register, self._passes, max_batch_tokens)
+        self._steps = Steps(self.register, self.pool.manager, self._packer, self._passes, turns, deliveries)
 
     @property
     def ticks(self) -> int:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -25,6 +26,8 @@ from ardiff_engine.engine.tick_graphs import Computed, EagerTicks, GraphCounts, 
 from ardiff_engine.engine.verdict import Verdict, parts_of
 from ardiff_engine.errors import wrapped
 from ardiff_engine.ranges import annotate
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,16 @@ class Passes:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def tried_again(self, call: Callable[[], T]) -> T:
+        """What `call` returns; where memory is short, workspace is freed and it is called once more."""
+        try:
+            return call()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self.free_workspace()
+        return call()
 
     def _run(self, work: Work, may_free: bool) -> list[Outcome]:
         try:

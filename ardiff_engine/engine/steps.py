@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of an engine: whose turn it is, one pass over them, and what everybody gets from it.
+"""The steps of an engine: one pass over the streams whose turn it is, and what everybody gets from it.
 
 Whatever goes wrong stays with the stream that it belongs to. All that can fail for one stream is tried
 before anything changes, so that no stream moves on by half.
@@ -8,9 +8,7 @@ before anything changes, so that no stream moves on by half.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import torch
 
@@ -19,18 +17,16 @@ from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.deliveries import Deliveries
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
-from ardiff_engine.engine.passes import Outcome, Passes, out_of_memory
+from ardiff_engine.engine.outbox import Delivery
+from ardiff_engine.engine.passes import Outcome, Passes
 from ardiff_engine.engine.recorder import Recorder, TickRecord, stream_tick
 from ardiff_engine.engine.steady_run import LEAST_PASSES, SteadyRun
-from ardiff_engine.engine.stream import Delivery, Stream
+from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.stream_register import StreamRegister
-from ardiff_engine.engine.turns import longest_waiting_first, tokens_of, within_budget
+from ardiff_engine.engine.turns import Turns
 from ardiff_engine.errors import wrapped
 from ardiff_engine.memory.page_manager import PageManager
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
 from ardiff_engine.ranges import annotate
-
-T = TypeVar("T")
 
 
 class Steps:
@@ -41,21 +37,19 @@ class Steps:
 
     def __init__(
         self,
-        spec: ModelSpec,
         register: StreamRegister,
         manager: PageManager,
         packer: Packer,
         passes: Passes,
+        turns: Turns,
         deliveries: Deliveries,
-        max_batch_tokens: int | None,
     ) -> None:
-        self._spec = spec
         self._register = register
         self._manager = manager
         self._packer = packer
         self._passes = passes
+        self.turns = turns
         self.deliveries = deliveries
-        self.max_batch_tokens = max_batch_tokens
         self.ticks = self.cells = self.updates = self.frames = 0
         self.seconds = self.planning_seconds = 0.0
         self.first_frame_seconds: float | None = None
@@ -79,7 +73,7 @@ class Steps:
             self._register.reap()
             self._register.start_waiting()
             ended = sum(self._register.ended.values())
-            work = self._turn()
+            work = self.turns.next()
         if not work:
             # Nothing to start: bring in what is on its way, for which readers may be waiting.
             self.deliver(0)
@@ -113,10 +107,10 @@ class Steps:
         """Hand frames to their readers once it is known that they are good."""
         for stream, delivery in self.deliveries.arrived(on_their_way):
             self._delivered.append(stream)
-            stream.deliver(delivery)
+            stream.outbox.deliver(delivery)
             self.frames += len(delivery.clean)
             if delivery.clean and self.first_frame_seconds is None:
-                self.first_frame_seconds = stream.first_frame_seconds
+                self.first_frame_seconds = stream.outbox.first_frame_seconds
 
     def finish_delivered(self) -> bool:
         """End videos whose last frames were delivered; whether anything was delivered at all."""
@@ -220,43 +214,6 @@ class Steps:
         for recorder in self.recorders:
             recorder.add(record)
 
-    def _turn(self) -> Work:
-        """What the streams of this pass feed, their pages taken. A stream that cannot say so fails alone."""
-        runnable = [s for s in self._register.alive() if s.runnable and not self._ends(s)]
-        if self.max_batch_tokens is not None:
-            runnable = self._next_in_turn(runnable, self.max_batch_tokens)
-        # In the order of submission: streams that go on together keep the layout of their last pass.
-        work: Work = []
-        for stream in runnable:
-            try:
-                feed = self._tried_again(stream.feeder.next)
-                self._tried_again(partial(stream.prepare, feed))
-            except Exception as error:
-                stream.fail(wrapped(error))
-                continue
-            work.append((stream, feed))
-        # The collector may end a forgotten reader at any line, here too; packing one that has no latents any
-        # more would break the pass for all.
-        return [(stream, feed) for stream, feed in work if not stream.done]
-
-    def _next_in_turn(self, streams: list[Stream], budget: int) -> list[Stream]:
-        """Those that share the next pass, in the order of submission."""
-        spec = self._spec
-        planned: list[Stream] = []
-        costs: list[int] = []
-        for stream in longest_waiting_first(streams):
-            try:
-                feed = self._tried_again(stream.feeder.next)
-            except Exception as error:
-                stream.fail(wrapped(error))
-                continue
-            planned.append(stream)
-            costs.append(tokens_of(stream, feed, spec.tokens_per_frame, spec.context_tokens))
-        turn = [planned[index] for index in within_budget(costs, budget)]
-        for stream in turn:
-            self._register.queue_up(stream)
-        return sorted(turn, key=lambda stream: stream.number)
-
     def _hand_over(self, outcomes: list[Outcome]) -> list[Stream]:
         """Give every stream what was computed for it: those that went on. All that can fail comes before
         anything changes: a stream moved on by half would go on as another video.
@@ -269,7 +226,7 @@ class Steps:
                 if stream.done:
                     continue
                 try:
-                    clean = self._tried_again(partial(stream.clean_copies, feed, own))
+                    clean = self._passes.tried_again(partial(stream.clean_copies, feed, own))
                 except Exception as error:
                     stream.fail(wrapped(error))
                 else:
@@ -286,23 +243,9 @@ class Steps:
         self.deliver(self.deliveries.delay)
         return moved
 
-    def _ends(self, stream: Stream) -> bool:
-        """Whether only the delivery of its last frames is left."""
-        return stream.passes_under_way > 0 and stream.feeder.done
-
-    def _tried_again(self, call: Callable[[], T]) -> T:
-        """What `call` returns; where memory is short, workspace is freed and it is called once more."""
-        try:
-            return call()
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            self._passes.free_workspace()
-        return call()
-
     def _finish_if_done(self, stream: Stream) -> None:
         # One that takes part in a run has passes ahead.
-        if stream.in_run or stream.done or not stream.feeder.done or self._ends(stream):
+        if stream.in_run or stream.done or not stream.feeder.done or stream.ends:
             return
         if stream.then is None:
             stream.finish()

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,7 +13,9 @@ import torch
 from ardiff_engine.engine import stream_edits
 from ardiff_engine.engine.async_frames import AsyncFrames
 from ardiff_engine.engine.changes import Changes
-from ardiff_engine.engine.feed import Feed, Feeder
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.feeder import Feeder
+from ardiff_engine.engine.outbox import CleanFrame, Delivery, LatentFrame, Outbox
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import ScheduleRows
 from ardiff_engine.engine.starting_noise import StartingNoise
@@ -29,44 +29,9 @@ from ardiff_engine.plan import Plan
 if TYPE_CHECKING:
     from ardiff_engine.engine.engine import Engine
     from ardiff_engine.engine.steady_run import SteadyRun
+    from ardiff_engine.engine.stream_register import Holdings
 
 State = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LatentFrame:
-    """A frame that has become clean. latent: [tokens, channels]; seconds: since its stream was submitted."""
-
-    index: int
-    latent: torch.Tensor
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CleanFrame:
-    """Two copies of a frame that a pass has finished: for the stream, and for its reader."""
-
-    index: int
-    own: torch.Tensor
-    readers: torch.Tensor
-
-
-@dataclass(slots=True, eq=False)
-class Delivery:
-    """The frames that a pass made clean. due: the stream has moved on by that pass, and its reader has not
-    got them yet."""
-
-    clean: list[CleanFrame]
-    due: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Holdings:
-    """What a stream must return when it ends, even when its handle is only garbage by then."""
-
-    pages: StreamPages
-    schedule: ScheduleRows
-    returned: bool = False
 
 
 class Stream:
@@ -105,21 +70,15 @@ class Stream:
         """In the queue for turns (engine.turns)."""
         self.saved: SavedPages | None = None
         self.engine = engine
-        self.ready: deque[LatentFrame] = deque()
-        self.passes_under_way = self.frames_under_way = 0
-        """Passes that have moved this stream and not yet delivered, and the frames that they made clean."""
-        self.kept: list[torch.Tensor] | None = [] if request.num_frames is not None else None
         self._state: State = "waiting"
         self._error: ArdiffError | None = None
         self._collecting = False
-        self._started = time.perf_counter()
-        self.first_frame_seconds: float | None = None
-        # Copied now: the caller may reuse the tensor.
+        given: tuple[torch.Tensor, ...] = ()
         if request.prefix is not None:
-            prefix = request.prefix.detach().to(engine.device, torch.float32, copy=True)
-            self._latents.update(enumerate(prefix.unbind(0)))
-            if self.kept is not None:
-                self.kept.extend(prefix.unbind(0))
+            # Copied now: the caller may reuse the tensor.
+            given = request.prefix.detach().to(engine.device, torch.float32, copy=True).unbind(0)
+            self._latents.update(enumerate(given))
+        self.outbox = Outbox(None if request.num_frames is None else list(given))
         self._finalizer = weakref.finalize(
             self, _forgotten, engine.register.dropped, engine.changes, holdings
         )
@@ -149,7 +108,7 @@ class Stream:
     @property
     def frames_ready(self) -> int:
         """Clean frames that wait to be read."""
-        return len(self.ready)
+        return len(self.outbox.ready)
 
     @property
     def ticks_done(self) -> int:
@@ -159,8 +118,7 @@ class Stream:
 
     def take_ready(self) -> list[LatentFrame]:
         """The frames that are ready now, without running anything."""
-        # One by one: another thread may be adding frames meanwhile.
-        frames = [self.ready.popleft() for _ in range(len(self.ready))]
+        frames = self.outbox.take_all()
         self.engine.changes.notify()
         return frames
 
@@ -174,7 +132,8 @@ class Stream:
 
         Frames that were not read by then can still be iterated.
         """
-        if self.kept is None:
+        kept = self.outbox.kept
+        if kept is None:
             raise StreamClosedError(
                 explain(
                     "result() of an endless stream",
@@ -195,7 +154,7 @@ class Stream:
                     fix="Submit a new request.",
                 )
             )
-        return torch.stack(self.kept)
+        return torch.stack(kept)
 
     def raise_if_failed(self) -> None:
         """Raise the error that ended this stream, if one did."""
@@ -306,8 +265,7 @@ class Stream:
     @property
     def runnable(self) -> bool:
         limit = self.request.ahead_limit
-        unread = len(self.ready) + self.frames_under_way
-        return self._state == "running" and (limit is None or self._collecting or unread < limit)
+        return self._state == "running" and (limit is None or self._collecting or self.outbox.unread < limit)
 
     def prepare(self, feed: Feed) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
@@ -338,21 +296,10 @@ class Stream:
         for frame in delivery.clean:
             self.latents[frame.index] = frame.own
 
-    def deliver(self, delivery: Delivery) -> None:
-        """Hand the frames that a pass made clean to the reader."""
-        count = len(delivery.clean)
-        seconds = time.perf_counter() - self._started if count else 0.0
-        ready = [LatentFrame(frame.index, frame.readers, seconds) for frame in delivery.clean]
-        kept = [frame.own for frame in delivery.clean]
-        if count and self.first_frame_seconds is None:
-            self.first_frame_seconds = seconds
-        # No call from here on, which an interrupt could come in with: frames would come twice, or never.
-        if self.kept is not None:
-            self.kept += kept
-        self.ready += ready
-        self.passes_under_way -= 1
-        self.frames_under_way -= count
-        delivery.due = False
+    @property
+    def ends(self) -> bool:
+        """Whether only the delivery of its last frames is left."""
+        return self.outbox.passes_under_way > 0 and self.feeder.done
 
     @property
     def in_run(self) -> bool:
@@ -388,7 +335,7 @@ class Stream:
             self._end("failed")
 
     def pop(self) -> LatentFrame:
-        frame = self.ready.popleft()
+        frame = self.outbox.ready.popleft()
         self.engine.changes.notify()
         return frame
 
@@ -396,7 +343,7 @@ class Stream:
 
     def _move(self, feed: Feed, passes: int, latents: torch.Tensor, delivery: Delivery | None = None) -> None:
         """The last of `passes` was over `feed`. A stream that the collector ends meanwhile stays as it is."""
-        feeder, own, updated = self._feeder, self._latents, feed.roster.updated
+        feeder, own, outbox, updated = self._feeder, self._latents, self.outbox, feed.roster.updated
         count = 0 if delivery is None else len(delivery.clean)
         if updated:
             feeder.take_up(feed.roster)
@@ -414,8 +361,8 @@ class Stream:
         self._run = None
         if delivery is not None:
             delivery.due = True
-            self.passes_under_way += 1
-            self.frames_under_way += count
+            outbox.passes_under_way += 1
+            outbox.frames_under_way += count
 
     def _end(self, state: State) -> None:
         if not self.done:
@@ -432,8 +379,8 @@ class Stream:
             self.engine.changes.notify()
 
     def _next_ready(self) -> LatentFrame | None:
-        self._run_until(lambda: bool(self.ready) or self.done)
-        if self.ready:
+        self._run_until(lambda: bool(self.outbox.ready) or self.done)
+        if self.outbox.ready:
             return self.pop()
         self.raise_if_failed()
         return None

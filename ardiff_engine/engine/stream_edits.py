@@ -99,7 +99,8 @@ def fork(
     request.check(stream.engine.model.spec)
     other = stream.engine.adopt(stream, request)
     other.latents = StreamLatents(dict(stream.latents))
-    other.kept = None if stream.kept is None else list(stream.kept)
+    kept = stream.outbox.kept
+    other.outbox.kept = None if kept is None else list(kept)
     other.then, other.exact, other.noise.given = stream.then, stream.exact, stream.noise.given
     return other
 
@@ -118,7 +119,7 @@ def rollback(stream: Stream, frame: int) -> None:
             )
         )
     missing = feeder.missing(frame)
-    if missing and stream.kept is None:
+    if missing and stream.outbox.kept is None:
         raise PlanError(
             explain(
                 "rollback of an endless stream",
@@ -131,11 +132,7 @@ def rollback(stream: Stream, frame: int) -> None:
     _make_room(stream, new)
     _go_on(stream, new, from_scratch=bool(missing))
     stream.then = None
-    if stream.kept is not None:
-        del stream.kept[frame:]
-    unread = [ready for ready in stream.ready if ready.index < frame]
-    stream.ready.clear()
-    stream.ready.extend(unread)
+    stream.outbox.forget_from(frame)
 
 
 def extend(stream: Stream, frames: int) -> None:
@@ -210,9 +207,10 @@ def resume(stream: Stream) -> None:
 
 def _go_on(stream: Stream, plan: Plan, *, from_scratch: bool) -> None:
     if from_scratch:
-        assert stream.kept is not None, "finite streams keep their clean frames"
+        kept = stream.outbox.kept
+        assert kept is not None, "finite streams keep their clean frames"
         stream.pages.drop_from(0)
-        stream.latents = StreamLatents(dict(enumerate(stream.kept[: plan.prefix])))
+        stream.latents = StreamLatents(dict(enumerate(kept[: plan.prefix])))
     else:
         stream.pages.drop_from(plan.prefix)
         stream.latents = StreamLatents({f: latent for f, latent in stream.latents.items() if f < plan.prefix})

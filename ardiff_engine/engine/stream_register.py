@@ -5,10 +5,22 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from dataclasses import dataclass
 
-from ardiff_engine.engine.stream import Holdings, Stream
+from ardiff_engine.engine.schedules import ScheduleRows
+from ardiff_engine.engine.stream import Stream
+from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.errors import OutOfPagesError, explain
 from ardiff_engine.memory.page_manager import PageManager
+
+
+@dataclass(slots=True, eq=False)
+class Holdings:
+    """What a stream must return when it ends, even when its handle is only garbage by then."""
+
+    pages: StreamPages
+    schedule: ScheduleRows
+    returned: bool = False
 
 
 class StreamRegister:

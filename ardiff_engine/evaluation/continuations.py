@@ -10,13 +10,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ardiff_engine.data.clips import to_images
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.admission import admit
-from ardiff_engine.engine.frame_decoder import FrameDecoder
 from ardiff_engine.memory import RecomputedWindow
-from ardiff_engine.models import regroup, to_tokens
 from ardiff_engine.pipeline import Pipeline
 
 
@@ -38,8 +35,6 @@ def continue_clips(
     classes: one per clip, or None where the model is not told. Clip i is what a pipeline makes of it alone
     with noise stream i.
     """
-    weight = next(pipeline.vae.parameters())
-    tokens = pipeline.transformer.config.tokens_per_frame
     requests = [
         Request(
             num_frames=num_frames,
@@ -48,9 +43,7 @@ def continue_clips(
             guidance_scale=guidance_scale,
             seed=seed,
             noise_stream=index,
-            prefix=regroup(
-                to_tokens(pipeline.vae.encode(to_images(start).to(weight)[None]))[0], tokens
-            ).float(),
+            prefix=pipeline.encode(start),
         )
         for index, (start, class_id) in enumerate(zip(starts, classes, strict=True))
     ]
@@ -64,4 +57,4 @@ def continue_clips(
         stream.result() for stream in tqdm(streams, "continuations", disable=not progress, leave=False)
     ]
     given = starts.shape[1]
-    return np.stack([FrameDecoder(pipeline.vae)(latents)[given:].numpy() for latents in results])
+    return np.stack([pipeline.decode(latents)[given:].numpy() for latents in results])

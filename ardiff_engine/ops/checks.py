@@ -168,6 +168,21 @@ def inner_contiguous(name: str, value: torch.Tensor) -> None:
         )
 
 
+def token_rows(name: str, value: torch.Tensor, width: str) -> tuple[int, int]:
+    """One row of `width` columns per token, floating point; both sizes."""
+    if value.dim() != 2 or not value.is_floating_point():
+        raise TensorError(
+            explain(
+                name,
+                got=f"{value.dtype} {list(value.shape)}",
+                expected=f"floating point [T, {width}]",
+                fix="Flatten the tokens.",
+            )
+        )
+    tokens, columns = value.shape
+    return tokens, columns
+
+
 def finite(name: str, value: torch.Tensor) -> None:
     """Reads the values: not for hot paths."""
     if not bool(torch.isfinite(value).all()):

@@ -13,16 +13,7 @@ from ardiff_engine.ops import checks
 
 def check_frame_rows(x: torch.Tensor, frame_ids: torch.Tensor, tables: dict[str, torch.Tensor]) -> None:
     """Metadata of x [T, D], frame_ids int32 [T], tables [M, D] of one M; `check_range` checks the values."""
-    if x.dim() != 2 or not x.is_floating_point():
-        raise TensorError(
-            explain(
-                "x",
-                got=f"{x.dtype} {list(x.shape)}",
-                expected="floating point [T, D]",
-                fix="Flatten the tokens.",
-            )
-        )
-    tokens, width = x.shape
+    tokens, width = checks.token_rows("x", x, "D")
     if frame_ids.dtype != torch.int32 or frame_ids.dim() != 1 or frame_ids.shape[0] != tokens:
         raise TensorError(
             explain(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.errors import ConfigError, TensorError, explain
-from ardiff_engine.ops.checks import device, shape
+from ardiff_engine.ops.checks import device, shape, token_rows
 
 NORMS = ("none", "layer", "rms", "rms_full")
 
@@ -27,16 +27,7 @@ def check_norm_rope(
         raise ConfigError(
             explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these.")
         )
-    if qkv.dim() != 2 or not qkv.is_floating_point():
-        raise TensorError(
-            explain(
-                "qkv",
-                got=f"{qkv.dtype} {list(qkv.shape)}",
-                expected="floating point [T, W]",
-                fix="Flatten it.",
-            )
-        )
-    tokens, width = qkv.shape
+    tokens, width = token_rows("qkv", qkv, "W")
     if heads < 1 or kv_heads < 1 or width % (heads + 2 * kv_heads) or heads % kv_heads:
         raise ConfigError(
             explain(

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ardiff_engine.engine.feed import Feed, Feeder
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.memory import Full, MemoryPolicy, RecomputedWindow, Window
 from ardiff_engine.plan import Plan, explicit, lag
 
