@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pybind11
 import pytest
 import torch
 
 from ardiff_engine.ops import attention_work, backend, cuda_launch, frame_attention_cuda
-from ardiff_engine.ops.backend import Choice
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATION = ROOT / "python_tests" / "cuda_emulation" / "launchers"
@@ -76,17 +76,21 @@ def emulated(
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The device of the test's tensors; every op launches its CUDA kernel or raises."""
+    monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
+    # Which kernel of frame_attention runs must not depend on who runs the tests.
+    monkeypatch.delenv("ARDIFF_HOPPER", raising=False)
     if request.param == "gpu":
-        monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
         device = torch.device("cuda", torch.cuda.current_device())
     else:
         module = request.getfixturevalue("emulated")
+        monkeypatch.setattr(backend, "cuda", mock.Mock)  # has every kernel: a module has one op's alone
+        monkeypatch.setattr(backend, "_not_on_gpu", lambda given: None)
+        monkeypatch.setattr(backend, "_capability", lambda device: (8, 0))
         monkeypatch.setattr(cuda_launch, "cuda", lambda: module.cuda)
         monkeypatch.setattr(cuda_launch, "_place", lambda device: (0, 0))
         monkeypatch.setattr(attention_work, "native", lambda: module)
         monkeypatch.setattr(attention_work, "_multiprocessors", lambda device: 1)
         monkeypatch.setattr(frame_attention_cuda, "_capability", lambda device: (8, 0))
-        monkeypatch.setattr(backend, "_choice", lambda op, tensors: Choice("cuda", "emulated"))
         device = torch.device("cpu")
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)

@@ -40,12 +40,25 @@ class Plan:
         return [int(steps[a:b].sum()) for a, b in pairwise(self.begins.tolist())]
 
 
-def plan(table: FrameTable, heads: int, kv_heads: int, multiprocessors: int, block_rows: int) -> Plan:
+def plan(
+    table: FrameTable,
+    heads: int,
+    kv_heads: int,
+    multiprocessors: int,
+    block_rows: int,
+    with_room: bool = False,
+) -> Plan:
     module = native()
     assert module is not None, why_not()
     arrays = (table.frame_ptr, table.group_ptr, table.page_ptr, table.valid, table.seen)
     raw, sizes = module.attention_stream_k(
-        [x.data_ptr() for x in arrays], table.num_groups, heads, kv_heads, multiprocessors, block_rows
+        [x.data_ptr() for x in arrays],
+        table.num_groups,
+        heads,
+        kv_heads,
+        multiprocessors,
+        block_rows,
+        with_room,
     )
     items, merges, blocks, frames, workers, parts = sizes
     assert workers == multiprocessors
@@ -142,6 +155,30 @@ def test_short_tiles_are_not_cut() -> None:
     table = FrameTable.build([32] * 64, [list(range(19 * i, 19 * i + 19)) for i in range(64)], valid)
     made = plan(table, 16, 16, 132, 32)
     assert made.parts == 0 and max(made.loads(4)) == 40
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 16, 132]), st.sampled_from([16, 112]))
+def test_room_is_added_behind_and_does_nothing(seed: int, multiprocessors: int, block_rows: int) -> None:
+    """Merges without rows, of which each is a thread block to start, and items that no worker takes."""
+    table = random_table(seed)
+    made = plan(table, 4, 2, multiprocessors, block_rows)
+    room = plan(table, 4, 2, multiprocessors, block_rows, with_room=True)
+    assert (room.begins == made.begins).all() and (room.limits == made.limits).all()
+    for own, more in ((made.items, room.items), (made.merges, room.merges), (made.blocks, room.blocks)):
+        assert (more[: len(own)] == own).all() and not more[len(own) :].any()
+        assert len(more) <= 2 * len(own)
+    assert len(room.merges) <= 1.25 * len(made.merges)
+    assert made.parts <= room.parts <= 2 * made.parts
+
+
+def test_room_makes_the_sizes_of_similar_tables_equal() -> None:
+    """A frame of Wan more, from 1 to 21 frames: 21 tables, few sizes."""
+    sizes = set()
+    for frames in range(1, 22):
+        made = plan(wan(1560, 1560 * frames), 12, 12, 132, 112, with_room=True)
+        sizes.add((len(made.items), len(made.merges), len(made.blocks), made.parts))
+    assert len(sizes) < 10
 
 
 def test_what_cannot_be_planned() -> None:

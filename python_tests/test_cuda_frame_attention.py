@@ -19,7 +19,7 @@ import torch
 from test_frame_attention import NAN, Case, relative
 
 from ardiff_engine import ops
-from ardiff_engine.errors import KernelError, PageTableError, TensorError
+from ardiff_engine.errors import BackendNotAvailableError, KernelError, PageTableError, TensorError
 from ardiff_engine.ops import attention_work as schedules
 from ardiff_engine.ops import cuda_launch
 from ardiff_engine.ops.attention_work import AttentionWork, attention_work, keep_recorded
@@ -354,7 +354,7 @@ def test_what_the_float_kernel_does_not_take_is_refused(machine: torch.device) -
     case = replace(SMALL, dim=257)
     with pytest.raises(TensorError, match="head dimension: got 257, expected at most 256 for float32"):
         attend(given(case, torch.float32, machine), case.table(), machine)
-    with pytest.raises(TensorError, match="float64"):
+    with pytest.raises(BackendNotAvailableError, match="float64"):
         attend(given(SMALL, torch.float64, machine), SMALL.table(), machine)
     check(replace(SMALL, dim=21, heads=2), torch.float32, machine)  # any D, any address
 
@@ -453,20 +453,27 @@ def test_a_schedule_goes_with_its_table(machine: torch.device) -> None:
 def test_a_recorded_call_takes_the_schedules_of_other_tables(
     machine: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
+    check_recorded(LONG, machine, monkeypatch, dtype)
+
+
+def check_recorded(
+    case: Case, machine: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     """What a CUDA graph repeats: one set of addresses, sizes with room, the values of one table after the
     other. The same bits as a call with each table alone."""
     on_gpu(monkeypatch, 132)
-    shorter = replace(LONG, valid=[[*LONG.valid[0][:-1], 60]])
-    cases = (LONG, shorter, replace(LONG, pages=[[1, 0, 4, 2]]))
-    tensors = given(LONG, dtype, machine)
-    tables = [case.table() for case in cases]
+    shorter = replace(case, valid=[[*case.valid[0][:-1], 60]])
+    first, second, *others = case.pages[0]
+    cases = (case, shorter, replace(case, pages=[[second, first, *others]]))
+    tensors = given(case, dtype, machine)
+    tables = [each.table() for each in cases]
     expected = [attend(tensors, table, machine) for table in tables]
     works = [recorded_work(table.offsets, *tensors) for table in tables]
     assert len({work.sizes for work in works}) == 1 and works[0].sizes[5] > 2
     names = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen")
     static = tables[0].over({name: getattr(tables[0], name).clone().to(machine) for name in names})
     words = works[0].words.clone().to(machine)
-    keep_recorded(static.offsets, LONG.heads, LONG.kv_heads, words, works[0])
+    keep_recorded(static.offsets, case.heads, case.kv_heads, words, works[0])
     monkeypatch.setattr(schedules, "_planned", lambda *arguments: pytest.fail("made a schedule of its own"))
     for table, work, (o, lse) in zip(tables, works, expected, strict=True):
         words.copy_(work.words)

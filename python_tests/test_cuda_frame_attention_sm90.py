@@ -29,6 +29,7 @@ from test_cuda_frame_attention import (
     attend,
     by_half,
     check,
+    check_recorded,
     compare,
     given,
     on_gpu,
@@ -76,6 +77,7 @@ def parts_of(case: Case, device: torch.device) -> int:
 ONE_TOKEN = replace(
     SMALL, tokens=[[1] * 9], pages=[list(range(9))], valid=[[1] * 9], seen=[list(range(1, 10))], rows=16
 )
+LONGER = replace(LONG, pages=[[4, 1, 0, 2] * 4], valid=[[144, 144, 144, 70] * 4], seen=[[16]])
 # Three tiles of one head, the last of 4 rows; frames end inside of a tile, so the two halves of a tile see
 # different numbers of pages. The second group sees all of a page at once: the path without masks.
 TALL = Case(
@@ -98,6 +100,12 @@ def test_kernel_matches_float64(
     """Pages of 13 rows are not for this kernel: one-token frames get pages of 16 here."""
     on_gpu(monkeypatch, multiprocessors)
     check({**CASES, "one-token-frames": ONE_TOKEN, "tall": TALL}[name], torch.bfloat16, hopper)
+
+
+def test_a_recorded_call_takes_the_schedules_of_other_tables(
+    hopper: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_recorded(LONGER, hopper, monkeypatch, torch.bfloat16)
 
 
 @pytest.mark.parametrize("rows", [16, 32, 48, 64, 80, 96, 112, 128, 144])
@@ -126,23 +134,19 @@ def test_the_block_fits_into_a_multiprocessor(emulated: ModuleType, hopper: torc
 
 @by_half
 def test_parts_are_merged(hopper: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    long = replace(LONG, pages=[[4, 1, 0, 2] * 4], valid=[[144, 144, 144, 70] * 4], seen=[[16]])
     on_gpu(monkeypatch, 1)
-    assert parts_of(long, hopper) == 0
-    whole, _ = check(long, dtype, hopper)
+    assert parts_of(LONGER, hopper) == 0
+    whole, _ = check(LONGER, dtype, hopper)
     on_gpu(monkeypatch, 4)
-    assert parts_of(long, hopper) == 4
-    split, _ = check(long, dtype, hopper)
+    assert parts_of(LONGER, hopper) == 4
+    split, _ = check(LONGER, dtype, hopper)
     assert relative(split, whole) <= LIMIT[dtype]
 
 
 def test_rows_that_see_only_some_parts(hopper: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame that sees nothing of a part gets weight 0 for it, also when the frame sees nothing at all."""
     on_gpu(monkeypatch, 6)
-    case = replace(
-        LONG, tokens=[[3, 9, 60, 9]], pages=[[4, 1, 0, 2] * 4], valid=[[144, 144, 144, 70] * 4],
-        seen=[[0, 2, 9, 16]], dim=72, heads=2,
-    )  # fmt: skip
+    case = replace(LONGER, tokens=[[3, 9, 60, 9]], seen=[[0, 2, 9, 16]], dim=72, heads=2)
     assert parts_of(case, hopper) > 2
     check(case, torch.bfloat16, hopper)
 

@@ -64,11 +64,11 @@ class TickBuffers:
         self._loaded: PaddedLayout | None = None
         self._layout = Block(_fields_of(_layout_values(layout)), device)
         self._levels = Block(_level_fields(shape, spec), device)
-        x = torch.empty(shape.cells, spec.tokens_per_frame, spec.channels, device=device)
+        x = like.x.new_empty(shape.cells, spec.tokens_per_frame, spec.channels)
         condition = None
         if like.condition is not None:
-            condition = torch.empty(shape.contexts, *like.condition.shape[1:], device=device)
-        self.latents = torch.empty(shape.updates, spec.tokens_per_frame, spec.channels, device=device)
+            condition = like.condition.new_empty(shape.contexts, *like.condition.shape[1:])
+        self.latents = x.new_empty(shape.updates, spec.tokens_per_frame, spec.channels)
         self.finite = torch.empty(shape.updates, dtype=torch.bool, device=device)
         held, levels = self._layout.tensors, self._levels.tensors
         names = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen")

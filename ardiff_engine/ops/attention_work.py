@@ -181,12 +181,11 @@ def roomy_words(offsets: Sequence[Tensor], heads: int, kv_heads: int, device: to
 def stream_k_words(
     offsets: Sequence[Tensor], heads: int, kv_heads: int, block_rows: int, device: torch.device
 ) -> RecordedWork:
-    """As `roomy_words`, for the Hopper kernel. Not rounded up: a worker takes any number of items, but each
-    one is a whole multiprocessor."""
+    """As `roomy_words`, for the Hopper kernel, whose workers are as many as the GPU has multiprocessors."""
     plan = native().attention_stream_k  # type: ignore[union-attr]
     groups = offsets[1].numel() - 1
     buffer, sizes = plan(
-        _host_addresses(offsets), groups, heads, kv_heads, _multiprocessors(device), block_rows
+        _host_addresses(offsets), groups, heads, kv_heads, _multiprocessors(device), block_rows, True
     )
     return RecordedWork(torch.frombuffer(buffer, dtype=torch.int32), tuple(sizes), block_rows)
 

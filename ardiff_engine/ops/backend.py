@@ -68,6 +68,8 @@ _TRITON_PLACES = {
 # On the CPU, norm_rope_write_ and norm_rope_pages are what inference and training use instead.
 _WITHOUT_CPU_KERNEL = ("norm_rope", "norm_rope_backward")
 _CUDA_CAPABILITY = (8, 0)
+# Their CUDA kernels copy bytes.
+_ANY_DTYPE = ("copy_pages_",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def triton_kernel(op: str) -> Callable[..., Any]:
 def backends() -> dict[str, dict[str, Choice]]:
     """For every op, what float32 tensors run on per device type, and why."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    samples = {device: torch.empty(0, device=device) for device in devices}
+    samples = {device: torch.empty(0, dtype=torch.float32, device=device) for device in devices}
     return {op: {device: _choice(op, (sample,)) for device, sample in samples.items()} for op in OPS}
 
 
@@ -191,9 +193,9 @@ def _cuda_misfit(op: str, given: tuple[torch.Tensor, ...]) -> str | None:
     stem = _stem(op)
     if not (hasattr(module, stem) or hasattr(module, f"{stem}_float32")):
         return f"there is no CUDA kernel of {op}"
-    misfit = _gpu_misfit(given)
+    misfit = _not_on_gpu(given) or (None if op in _ANY_DTYPE else _dtype_misfit(given))
     if misfit is None and given:
-        capability = torch.cuda.get_device_capability(given[0].device)
+        capability = _capability(given[0].device)
         if capability < _CUDA_CAPABILITY:
             return f"the GPU has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0"
     return misfit
@@ -205,13 +207,17 @@ def _triton_misfit(op: str, given: tuple[torch.Tensor, ...]) -> str | None:
         return why
     # Triton's interpreter runs on the CPU: that is how its kernels are tested without a GPU.
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return _dtype_misfit(given) if interpreted else _gpu_misfit(given)
+    return (None if interpreted else _not_on_gpu(given)) or _dtype_misfit(given)
 
 
-def _gpu_misfit(given: tuple[torch.Tensor, ...]) -> str | None:
+def _not_on_gpu(given: tuple[torch.Tensor, ...]) -> str | None:
     if any(tensor.device.type != "cuda" for tensor in given):
         return f"tensors are on {', '.join(sorted({tensor.device.type for tensor in given}))}"
-    return _dtype_misfit(given)
+    return None
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _dtype_misfit(given: tuple[torch.Tensor, ...]) -> str | None:

@@ -65,26 +65,60 @@ def has_kernel(kernel: str) -> bool:
     return hasattr(_module(), kernel)
 
 
-@cache
 def error_bits(device: torch.device) -> torch.Tensor:
-    """The int32 of a device that its kernels set bits in. A CUDA graph must not be its first caller."""
-    return torch.zeros(1, dtype=torch.int32, device=device)
+    """The int32 of a device that its kernels set bits in.
+
+    Raises:
+        KernelError: the first call for this device is within a CUDA graph capture.
+    """
+    bits = _error_words().get(device)
+    return _new_error_word(device) if bits is None else bits
+
+
+def _new_error_word(device: torch.device) -> torch.Tensor:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # The zeros would be recorded: until the first replay the word would hold whatever is there, and every
+        # replay would clear what nobody has read.
+        raise KernelError(
+            explain(
+                "a kernel inside of a CUDA graph capture",
+                got=f"the first one of this process on {device}",
+                expected="one that has run before",
+                fix="Call it once before the capture.",
+            )
+        )
+    # Under inference_mode too: a tensor made there could not be cleared outside of it.
+    with torch.inference_mode(False):
+        bits = torch.zeros(1, dtype=torch.int32, device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # kernels on other streams set bits in it
+    return _error_words().setdefault(device, bits)
+
+
+@cache
+def _error_words() -> dict[torch.device, torch.Tensor]:
+    """Per device, for the life of the process: graphs hold their addresses."""
+    return {}
 
 
 def check_device(device: str | torch.device) -> None:
-    """Waits for the device, and raises what its kernels have found since the last check.
+    """Waits for all streams of the device, and raises what its kernels have found since the last check.
 
     Raises:
         PageTableError: ids out of range; names the ops.
         KernelError: CUDA reports a failed kernel.
     """
-    bits = error_bits(_with_index(torch.device(device)))
+    device = _with_index(torch.device(device))
+    bits = error_bits(device)
     try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         found = int(bits.item())
     except RuntimeError as error:
         raise KernelError(f"a kernel failed on {device}: {error}") from error
     if found:
-        bits.zero_()
+        # What other threads find meanwhile stays for the next check.
+        bits.bitwise_and_(~found)
         names = "; ".join(text for bit, text in _FINDINGS.items() if found & bit)
         raise PageTableError(
             explain(

@@ -119,6 +119,8 @@ def why_not_sm90(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> str | None:
         return f"the GPU has compute capability {major}.{minor}; it needs {HOPPER}.x"
     if q.shape[2] < LEAST_SM90_COLUMNS:
         return f"head dimension is {q.shape[2]}; it takes {LEAST_SM90_COLUMNS} to {MOST_COLUMNS}"
+    if k_pages.shape[0] == 0:
+        return "there are no pages, and a tensor map needs an address"
     if k_pages.shape[2] % _BOX_ROWS[-1]:
         return f"pages have {k_pages.shape[2]} rows; it takes multiples of {_BOX_ROWS[-1]}"
     steps = (*_steps(k_pages), *_steps(v_pages))

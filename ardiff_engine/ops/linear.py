@@ -59,7 +59,7 @@ def pack_linear(weight: torch.Tensor) -> PackedWeight:
     else:
         if weight.stride(1) != 1:
             weight = weight.contiguous()
-        panels = torch.empty(count, inputs, PANEL_OUTPUTS)
+        panels = torch.empty(count, inputs, PANEL_OUTPUTS, dtype=torch.float32)
         kernels().pack_linear(weight.data_ptr(), panels.data_ptr(), outputs, inputs, weight.stride(0))
     return PackedWeight(panels, inputs, outputs)
 

@@ -92,7 +92,7 @@ def _multiply(multiplier: int, words: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _run(keys: torch.Tensor, elements: int) -> torch.Tensor:
-    out = torch.empty(keys.shape[0], elements, device=keys.device)
+    out = torch.empty(keys.shape[0], elements, dtype=torch.float32, device=keys.device)
     backend = choose("philox_normal", out).name
     if backend == "reference":
         return reference_philox_normal(keys, elements)

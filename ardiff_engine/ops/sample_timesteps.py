@@ -146,7 +146,7 @@ def _run(
     device: torch.device | None = None,
 ) -> torch.Tensor:
     device = device or torch.device("cpu")
-    backend = choose("sample_timesteps", torch.empty(0, device=device)).name
+    backend = choose("sample_timesteps", torch.empty(0, dtype=torch.float32, device=device)).name
     if backend == "reference":
         drawn = reference_sample_timesteps(batch, num_frames, num_timesteps, rule, seed, first_sample)
         return drawn.to(device)

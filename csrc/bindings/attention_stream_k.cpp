@@ -13,9 +13,9 @@ namespace {
 
 using Sizes = std::array<std::int32_t, 6>;  // items, merges, blocks, frames, workers, parts
 
-// As attention_work, in boxes of block_rows. Returns the plan's int32 buffer and its sizes.
+// As attention_work, in boxes of block_rows.
 py::tuple plan(const std::array<std::uintptr_t, 5>& table, std::int64_t groups, std::int64_t heads,
-               std::int64_t kv_heads, int multiprocessors, std::int32_t block_rows) {
+               std::int64_t kv_heads, int multiprocessors, std::int32_t block_rows, bool with_room) {
   if (block_rows != 112 && (block_rows < 16 || 128 % block_rows)) {
     throw py::value_error("attention_stream_k: block_rows must be 112 or a divisor of 128 from 16 on");
   }
@@ -25,6 +25,7 @@ py::tuple plan(const std::array<std::uintptr_t, 5>& table, std::int64_t groups, 
   {
     py::gil_scoped_release release;
     built = ardiff::plan_stream_k(host, heads, kv_heads, multiprocessors, block_rows);
+    if (with_room) built = ardiff::roomy(built);
   }
   const StreamKSizes& s = built.sizes;
   return py::make_tuple(py::bytearray(reinterpret_cast<const char*>(built.buffer.data()),
@@ -39,6 +40,7 @@ std::int64_t partial_floats(const Sizes& s, std::int64_t dim) {
 }  // namespace
 
 ARDIFF_BINDING(attention_stream_k) {
-  m.def("attention_stream_k", &plan);
+  m.def("attention_stream_k", &plan, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+        py::arg("with_room") = false);
   m.def("attention_stream_k_floats", &partial_floats);
 }

@@ -80,4 +80,37 @@ void append(std::vector<std::int32_t>& buffer, const std::vector<T>& items) {
   if (bytes) std::memcpy(buffer.data() + at, items.data(), bytes);
 }
 
+// Sizes of schedules that are recorded once and filled anew: few of them, for many numbers. By at most a
+// quarter, for what costs a thread block each; by at most a factor of 2, for what costs memory alone.
+inline std::int32_t quarter_octave(std::int32_t n) {
+  std::int32_t step = 1;
+  while (step * 8 < n) step *= 2;
+  return (n + step - 1) / step * step;
+}
+
+inline std::int32_t octave(std::int32_t n) {
+  std::int32_t size = n ? 1 : 0;
+  while (size < n) size *= 2;
+  return size;
+}
+
+// Copies the buffer of a plan, one kind of items after the other, with room behind each kind.
+class WithRoom {
+ public:
+  explicit WithRoom(const std::vector<std::int32_t>& plan) : from_(plan.data()) {}
+
+  template <class T>
+  void copy(std::int32_t items, std::int32_t room_for, const T& nothing) {
+    constexpr std::int32_t kInts = sizeof(T) / sizeof(std::int32_t);
+    buffer.insert(buffer.end(), from_, from_ + items * kInts);
+    from_ += items * kInts;
+    append(buffer, std::vector<T>(static_cast<std::size_t>(room_for - items), nothing));
+  }
+
+  std::vector<std::int32_t> buffer;
+
+ private:
+  const std::int32_t* from_;
+};
+
 }  // namespace ardiff

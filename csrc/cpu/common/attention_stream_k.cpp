@@ -161,6 +161,19 @@ StreamKPlan plan_stream_k(const HostFrameTable& table, std::int64_t heads, std::
   return plan;
 }
 
+StreamKPlan roomy(const StreamKPlan& plan) {
+  const StreamKSizes& s = plan.sizes;
+  const StreamKSizes sizes{octave(s.items), quarter_octave(s.merges), octave(s.blocks), s.frames,
+                           s.workers,       octave(s.parts)};
+  WithRoom room(plan.buffer);
+  room.copy(s.workers + 1, sizes.workers + 1, std::int32_t{});
+  room.copy(s.items, sizes.items, StreamKItem{});
+  room.copy(s.merges, sizes.merges, StreamKMerge{});
+  room.copy(s.blocks, sizes.blocks, KeyBlock{});
+  room.copy(s.frames, sizes.frames, std::int32_t{});
+  return {sizes, std::move(room.buffer)};
+}
+
 std::int64_t partial_floats(const StreamKSizes& sizes, std::int64_t dim) {
   return std::int64_t{sizes.parts} * kStreamRows * (dim + 1);
 }

@@ -118,34 +118,16 @@ AttentionPlan plan_attention(const HostFrameTable& table, std::int64_t heads, st
 }
 
 AttentionPlan roomy(const AttentionPlan& plan) {
-  // Thread blocks that do nothing still take a start each: an eighth more of them on average. Key blocks and
-  // workspace cost nothing but memory.
-  const auto quarter_octave = [](std::int32_t n) {
-    std::int32_t step = 1;
-    while (step * 8 < n) step *= 2;
-    return (n + step - 1) / step * step;
-  };
-  const auto octave = [](std::int32_t n) {
-    std::int32_t size = n ? 1 : 0;
-    while (size < n) size *= 2;
-    return size;
-  };
   const AttentionPlanSizes& s = plan.sizes;
-  AttentionPlan room;
-  room.sizes = {quarter_octave(s.tiles), quarter_octave(s.merges), octave(s.blocks), s.frames, s.tile_rows,
-                octave(s.parts)};
-  const std::int32_t* from = plan.buffer.data();
-  const auto copy = [&](std::int32_t items, std::int32_t room_for, auto nothing) {
-    constexpr std::int32_t kInts = sizeof(nothing) / sizeof(std::int32_t);
-    room.buffer.insert(room.buffer.end(), from, from + items * kInts);
-    from += items * kInts;
-    append(room.buffer, std::vector(static_cast<std::size_t>(room_for - items), nothing));
-  };
-  copy(s.tiles, room.sizes.tiles, AttentionTile{0, 0, 0, 0, 0, 0, 0, 0, -1});
-  copy(s.merges, room.sizes.merges, AttentionMerge{});
-  copy(s.blocks, room.sizes.blocks, KeyBlock{});
-  copy(s.frames, room.sizes.frames, std::int32_t{});
-  return room;
+  const AttentionPlanSizes sizes{
+      quarter_octave(s.tiles), quarter_octave(s.merges), octave(s.blocks), s.frames, s.tile_rows,
+      octave(s.parts)};
+  WithRoom room(plan.buffer);
+  room.copy(s.tiles, sizes.tiles, AttentionTile{0, 0, 0, 0, 0, 0, 0, 0, -1});
+  room.copy(s.merges, sizes.merges, AttentionMerge{});
+  room.copy(s.blocks, sizes.blocks, KeyBlock{});
+  room.copy(s.frames, sizes.frames, std::int32_t{});
+  return {sizes, std::move(room.buffer)};
 }
 
 std::int64_t partial_floats(const AttentionPlanSizes& sizes, std::int64_t kv_heads, std::int64_t dim) {

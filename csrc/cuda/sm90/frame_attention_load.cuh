@@ -7,8 +7,8 @@
 // The *scrubber* makes V safe to multiply. Rows of a page that do not exist may hold anything, and so may
 // pages that only some query rows of a tile see: a weight of 0 would not save a product from a NaN there. So,
 // where a step is not `plain`, the scrubber waits for V, zeroes what does not exist, takes out values that
-// are not finite, and only then lets the consumers have it. Rows that do see such a value become NaN as a
-// whole: a failing frame fails alone.
+// are not finite if some rows do not see them, and only then lets the consumers have it. Rows that do see
+// such a value become NaN as a whole: a failing frame fails alone.
 #pragma once
 
 #include "cuda/frame_attention_finite.cuh"
@@ -63,14 +63,17 @@ __device__ void produce(const StreamMemory<kDim, kKeys>& shared, const TensorMap
   const bool mine = key < kKeys, starts = mine && row_in_box == 0;  // starts: this lane copies the box
   int step = 0, scrubs = 0;
   for (int i = work.begins[worker]; i < work.begins[worker + 1]; ++i) {
-    const StreamKItem& item = work.items[i];
-    const AttentionTile tile = item.tile;
+    // Copied: the compiler would read the item again for every box, as copies may write any memory.
+    const AttentionTile tile = work.items[i].tile;
+    const std::int32_t kv_head = work.items[i].kv_head;
     const int fewest = fewest_boxes(work, tile, lane), steps = steps_of(tile, boxes);
     for (int s = 0; s < steps; ++s, ++step) {
       const int first = tile.first + s * boxes;
       Box box{static_cast<std::int32_t>(p.num_pages), 0, 16, 0.0f};
       if (mine) box = find_box(p, work, tile, first + key / block_rows, row_in_box);
-      const bool plain = first + boxes <= fewest && !any_lane(box.rows < 16 || box.bias != 0.0f);
+      const int last = first + boxes < tile.last ? first + boxes : tile.last;
+      const bool whole = last <= fewest && !any_lane(box.bias != 0.0f);
+      const bool plain = whole && !any_lane(box.rows < 16);
 
       const auto load = [&](int number, const TensorMap& map, std::uint32_t arrival) {
         if (lane == 0) mbarrier_arrive_expect(arrival, Memory::kSlotBytes);
@@ -79,15 +82,14 @@ __device__ void produce(const StreamMemory<kDim, kKeys>& shared, const TensorMap
 #pragma unroll
         for (int slab = 0; slab < Memory::kSlabs; ++slab) {
           const auto to = static_cast<std::uint32_t>(slab * Memory::kSlotSlabBytes + key * kSlabRowBytes);
-          copy_box(shared.slot(number) + to, map, slab * kSlabColumns, box.row, item.kv_head, box.page,
-                   arrival);
+          copy_box(shared.slot(number) + to, map, slab * kSlabColumns, box.row, kv_head, box.page, arrival);
         }
       };
       const int k = 2 * step, v = k + 1;
       mbarrier_wait(shared.empty(k), Memory::parity(k) ^ 1);
       StepList<kKeys>& list = shared.list(step);
       if (mine) list.keys[lane] = {box.bias, box.rows, first + key / block_rows, 0};
-      if (lane == 0) list.plain = plain;
+      if (lane == 0) list.whole = whole, list.plain = plain;
       warp_barrier();  // lane 0 publishes what all lanes wrote
       load(k, k_map, shared.full(k));
       mbarrier_wait(shared.empty(v), Memory::parity(v) ^ 1);
@@ -97,7 +99,21 @@ __device__ void produce(const StreamMemory<kDim, kKeys>& shared, const TensorMap
   }
 }
 
-// Replaces values of V that must not be multiplied by zeros.
+// Zeroes the rows of V that do not exist: at the end of a page, and behind the last one.
+template <int kDim, int kKeys>
+__device__ void zero_missing(std::uint32_t slot, const StepList<kKeys>& list, int lane) {
+  using Memory = StreamMemory<kDim, kKeys>;
+  constexpr int kChunks = kDim / 8;
+#pragma unroll 1
+  for (int group = 0; group < kKeys / 16; ++group) {
+    for (int index = list.keys[group].rows * kChunks + lane; index < 16 * kChunks; index += 32) {
+      store_shared(slot + chunk_offset(Memory::kSlotSlabBytes, 16 * group + index / kChunks, index % kChunks),
+                   uint4{0, 0, 0, 0});
+    }
+  }
+}
+
+// The same, and replaces values of V that must not be multiplied by zeros.
 template <class T, int kDim, int kKeys>
 __device__ void scrub_values(std::uint32_t slot, StepList<kKeys>& list, int lane) {
   using Memory = StreamMemory<kDim, kKeys>;
@@ -120,8 +136,6 @@ __device__ void scrub_values(std::uint32_t slot, StepList<kKeys>& list, int lane
     store_shared(at, x);
     keys.spoilt = 1;
   }
-  fence_async();
-  warp_barrier();
 }
 
 template <class T, int kDim, int kKeys>
@@ -140,7 +154,13 @@ __device__ void scrub(const StreamMemory<kDim, kKeys>& shared, const StreamKWork
       if (lane == 0) mbarrier_arrive(shared.empty(k));
       if (!plain) {
         mbarrier_wait(shared.landed(scrubs), Memory::scrub_parity(scrubs));
-        scrub_values<T, kDim, kKeys>(shared.slot(v), list, lane);
+        if (list.whole) {
+          zero_missing<kDim, kKeys>(shared.slot(v), list, lane);
+        } else {
+          scrub_values<T, kDim, kKeys>(shared.slot(v), list, lane);
+        }
+        fence_async();
+        warp_barrier();
         if (lane == 0) mbarrier_arrive(shared.full(v));
         ++scrubs;
       }

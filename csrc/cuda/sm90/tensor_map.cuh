@@ -81,13 +81,17 @@ template <class T>
 TiledTensor page_boxes(const void* pages, const FrameAttentionParams& p, const PageStrides& strides,
                        int box_rows) {
   const auto size = [](std::int64_t items) { return static_cast<std::uint64_t>(items < 1 ? 1 : items); };
-  // The stride of a dimension of one item means nothing, and may be 0, which the driver would refuse.
-  const auto step = [](std::int64_t items, std::int64_t stride) {
-    return static_cast<std::uint64_t>(items > 1 ? 2 * stride : 16);
+  // The stride of a dimension of one item means nothing, and may be 0, which the driver would refuse: what
+  // the dimension before it takes up stands in.
+  const auto step = [](std::int64_t items, std::int64_t stride, std::int64_t before) {
+    return items > 1 ? stride : before;
   };
+  const std::int64_t row = strides.row, head = step(p.kv_heads, strides.head, p.page_rows * row),
+                     page = step(p.num_pages, strides.page, p.kv_heads * head);
+  const auto bytes = [](std::int64_t elements) { return static_cast<std::uint64_t>(2 * elements); };
   return {pages,
           {size(p.dim), size(p.page_rows), size(p.kv_heads), size(p.num_pages)},
-          {step(p.page_rows, strides.row), step(p.kv_heads, strides.head), step(p.num_pages, strides.page)},
+          {bytes(row), bytes(head), bytes(page)},
           {64, static_cast<std::uint32_t>(box_rows), 1, 1},
           {1, 1, 1, 1},
           kTensorType<T>};

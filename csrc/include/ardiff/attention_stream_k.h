@@ -67,6 +67,10 @@ struct StreamKPlan {
 StreamKPlan plan_stream_k(const HostFrameTable& table, std::int64_t heads, std::int64_t kv_heads,
                           int multiprocessors, std::int32_t block_rows);
 
+// The same plan with room for larger ones, as `roomy` of attention_work.h: merges that are added have no
+// rows, and no worker takes the items that are added.
+StreamKPlan roomy(const StreamKPlan& plan);
+
 // Floats of workspace that the parts of a plan need.
 std::int64_t partial_floats(const StreamKSizes& sizes, std::int64_t dim);
 
