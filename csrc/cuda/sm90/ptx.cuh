@@ -34,10 +34,12 @@ __device__ inline void mbarrier_arrive_expect(std::uint32_t barrier, int bytes) 
 }
 
 // Waits until the phase of this parity is complete. Phases are numbered from 0; of a fresh mbarrier, the one
-// before (parity 1) is.
+// before (parity 1) is. A phase that never completes is a mistake of this kernel: it traps, after seconds,
+// so that the mistake is an error at the next synchronisation and not a GPU that hangs.
 __device__ inline void mbarrier_wait(std::uint32_t barrier, int parity) {
-  std::uint32_t done = 0;
-  while (done == 0) {
+  constexpr std::uint32_t kMostTries = 1u << 27;  // of some 20 ns or more each; a step takes microseconds
+  for (std::uint32_t tries = 0;; ++tries) {
+    std::uint32_t done = 0;
     asm volatile(
         "{\n"
         ".reg .pred complete;\n"
@@ -47,6 +49,8 @@ __device__ inline void mbarrier_wait(std::uint32_t barrier, int parity) {
         : "=r"(done)
         : "r"(barrier), "r"(parity)
         : "memory");
+    if (done != 0) return;
+    if (tries == kMostTries) __trap();
   }
 }
 
