@@ -26,6 +26,7 @@ import pybind11
 import pytest
 import torch
 
+from ardiff_engine.kernels import nvrtc
 from ardiff_engine.ops import attention_work, backend, cuda_launch, frame_attention_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,13 +74,21 @@ def emulated(
     assert module.emulation.bank_conflicts() == 0
 
 
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["emulated", *(pytest.param(on, marks=pytest.mark.gpu) for on in ("gpu", "gpu-nvrtc"))])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """The device of the test's tensors; every op launches its CUDA kernel or raises."""
+    """The device of the test's tensors; every op launches its CUDA kernel or raises.
+
+    gpu-nvrtc: the kernels that NVRTC compiles, also where others were built ahead of time.
+    """
     monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
     # Which kernel of frame_attention runs must not depend on who runs the tests.
     monkeypatch.delenv("ARDIFF_HOPPER", raising=False)
-    if request.param == "gpu":
+    if request.param == "gpu-nvrtc":
+        if nvrtc.why_no_nvrtc() is not None:
+            pytest.skip(nvrtc.why_no_nvrtc())
+        for module in (backend, cuda_launch):
+            monkeypatch.setattr(module, "cuda", nvrtc.launchers)
+    if request.param != "emulated":
         device = torch.device("cuda", torch.cuda.current_device())
     else:
         module = request.getfixturevalue("emulated")

@@ -8,6 +8,7 @@ name (cuda_emulation/launchers/start_by_name.h) with the parameters that it is g
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -82,6 +83,7 @@ class EmulatedCupy:
         self.devices: list[int] = []
         self.streams: list[int] = []
         self.loaded: list[str] = []
+        self._context = threading.local()  # a thread has none until it asks for one
         self.refuses = ""  # what the driver says instead of loading a module
 
     def driverGetVersion(self) -> int:
@@ -90,6 +92,10 @@ class EmulatedCupy:
     def Device(self, index: int) -> EmulatedCupy:
         self.devices.append(index)
         return self
+
+    def setDevice(self, index: int) -> None:
+        assert index == self.devices[-1]
+        self._context.current = index
 
     def __enter__(self) -> None:
         pass
@@ -123,6 +129,8 @@ class EmulatedCupy:
         shared: int, stream: int, parameters: int, extra: int,
     ) -> None:  # fmt: skip
         assert extra == 0
+        if not hasattr(self._context, "current"):
+            raise RuntimeError("CUDA_ERROR_INVALID_CONTEXT: invalid device context")
         self.streams.append(stream)
         if self.gpu.start(self.loaded[function], (gx, gy, gz), (bx, by, bz), shared, parameters):
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")

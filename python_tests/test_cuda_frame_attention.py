@@ -502,7 +502,9 @@ def test_no_tokens(machine: torch.device) -> None:
 @pytest.mark.gpu
 def test_a_steady_call_neither_waits_nor_is_refused_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
-    device = torch.device("cuda")
+    monkeypatch.delenv("ARDIFF_HOPPER", raising=False)
+    device = torch.device("cuda", torch.cuda.current_device())
+    ops.check_device(device)
     tensors, table = given(LONG, torch.bfloat16, device), LONG.table().to(device)
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(KernelError, match="Call it once with this table"), torch.cuda.graph(graph):
@@ -527,8 +529,8 @@ def test_a_steady_call_neither_waits_nor_is_refused_in_a_graph(monkeypatch: pyte
 @pytest.mark.parametrize("tokens", [[1560], [32] * 16, [40]], ids=["long", "short-frames", "few"])
 def test_gpu_large(monkeypatch: pytest.MonkeyPatch, tokens: list[int], dim: int, dtype: torch.dtype) -> None:
     """Sizes at which many blocks run at a time, and all ways to cut the work come up; twice the same bits."""
-    monkeypatch.undo()
     monkeypatch.setenv("ARDIFF_BACKEND", "cuda")
+    monkeypatch.delenv("ARDIFF_HOPPER", raising=False)
     pages = 40
     case = Case(
         [tokens],

@@ -7,8 +7,10 @@ here: as it is (cuda_graphs=True), and through a recorder whose replay calls wha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -207,6 +209,36 @@ def test_graphs_are_bounded_and_the_least_used_goes_first():
     assert newest in graphs._entries and len(graphs._entries) == 2
 
 
+def test_every_thread_runs_a_tick_once_before_it_records_one():
+    """Libraries keep handles and workspaces by thread, and none may be made while recording: asyncio readers
+    run their steps in threads that change from step to step."""
+    events: list[tuple[str, int]] = []
+
+    class ByThread(FakeGraphs):
+        def warm_up(self, run: Callable[[], None]) -> None:
+            events.append(("warm up", threading.get_ident()))
+            super().warm_up(run)
+
+        def record(self, run: Callable[[], None]) -> Callable[[], None]:
+            assert ("warm up", threading.get_ident()) in events
+            events.append(("record", threading.get_ident()))
+            return super().record(run)
+
+    engine = engine_for()
+    recording(engine, ByThread())
+    streams = [engine.submit(request) for request in PLAIN]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+        threads = [one, two]
+        turn = 0
+        while threads[turn % 2].submit(engine.step).result():
+            turn += 1
+    videos_of_threads = [stream.result() for stream in streams]
+    expected = [engine_for().submit(request).result() for request in PLAIN]
+    assert all(torch.equal(a, b) for a, b in zip(videos_of_threads, expected, strict=True))
+    assert [event for event, _ in events].count("record") > 1
+    assert len({thread for _, thread in events}) == 2
+
+
 def test_a_recording_that_fails_is_tried_once_and_named():
     recorder = FakeGraphs(RuntimeError("operation not permitted"))
     engine = engine_for()
@@ -289,7 +321,8 @@ def test_off_on_a_cpu_unless_asked_for():
     assert isinstance(engine_for(cuda_graphs=True)._passes._ticks, TickGraphs)
 
 
-def test_cuda_graphs_record_on_a_stream_of_their_own_from_one_pool(monkeypatch):
+@pytest.fixture
+def cuda_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The order of calls that `CudaGraphs` makes, on a stand-in for torch.cuda."""
     calls: list[str] = []
 
@@ -300,26 +333,73 @@ def test_cuda_graphs_record_on_a_stream_of_their_own_from_one_pool(monkeypatch):
         def wait_stream(self, other: Stream) -> None:
             calls.append(f"{self.name} waits for {other.name}")
 
+    @contextmanager
     def graph(recorded, *, pool, stream, capture_error_mode):
         calls.append(f"capture on {stream.name}, pool {pool}, {capture_error_mode}")
-        return nullcontext()
+        try:
+            yield
+        except Exception:
+            raise RuntimeError("operation failed due to a previous error during capture") from None
+
+    @contextmanager
+    def use(stream):
+        yield
+        calls.append(f"leave {stream.name}")
 
     recorded = SimpleNamespace(replay=lambda: calls.append("replay"))
     stand_in = {
-        "Stream": lambda device: Stream("side"),
+        "Stream": lambda device, priority: Stream(f"side of priority {priority}"),
         "current_stream": lambda device: Stream("main"),
-        "stream": lambda stream: nullcontext(),
+        "stream": use,
+        "synchronize": lambda device: calls.append("wait"),
         "graph_pool_handle": lambda: 7,
         "graph": graph,
         "CUDAGraph": lambda: recorded,
     }
     for name, value in stand_in.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    return calls
+
+
+SIDE = "side of priority -1"
+
+
+def test_cuda_graphs_record_on_a_stream_of_their_own_from_one_pool(cuda_calls):
     graphs = CudaGraphs(torch.device("cuda", 0))
-    graphs.warm_up(lambda: calls.append("tick"))
-    assert calls == ["side waits for main", "tick", "main waits for side"]
-    calls.clear()
-    replays = [graphs.record(lambda: calls.append("tick")) for _ in range(2)]
-    assert calls == ["capture on side, pool 7, thread_local", "tick"] * 2
+    graphs.warm_up(lambda: cuda_calls.append("tick"))
+    assert cuda_calls == [f"{SIDE} waits for main", "tick", f"leave {SIDE}", f"main waits for {SIDE}"]
+    cuda_calls.clear()
+    replays = [graphs.record(lambda: cuda_calls.append("tick")) for _ in range(2)]
+    assert cuda_calls == [f"capture on {SIDE}, pool 7, thread_local", "tick", "leave main"] * 2
     replays[1]()
-    assert calls[-1] == "replay"
+    assert cuda_calls[-1] == "replay"
+
+
+def test_a_recording_that_fails_says_why(cuda_calls):
+    """The end of a capture that was broken raises, too, and hides what broke it."""
+
+    def breaks() -> None:
+        raise RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED")
+
+    with pytest.raises(RuntimeError, match="CUBLAS_STATUS_NOT_INITIALIZED"):
+        CudaGraphs(torch.device("cuda", 0)).record(breaks)
+
+
+def test_nobody_waits_for_a_whole_device_while_a_tick_is_recorded(cuda_calls):
+    """CUDA refuses that, and the recording would be lost: of another engine in another thread, say."""
+    graphs, started, waits = CudaGraphs(torch.device("cuda", 0)), threading.Event(), []
+
+    def other() -> None:
+        started.set()
+        CudaGraphs(torch.device("cuda", 0)).wait()
+
+    def tick() -> None:
+        waits.append(threading.Thread(target=other))
+        waits[0].start()
+        started.wait()
+        waits[0].join(0.2)
+        cuda_calls.append("tick")
+
+    graphs.record(tick)
+    waits[0].join()
+    assert cuda_calls.index("tick") < cuda_calls.index("leave main") < cuda_calls.index("wait")

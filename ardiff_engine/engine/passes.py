@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import torch
 
+from ardiff_engine.device import device_wide_calls
 from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
@@ -79,7 +80,8 @@ class Passes:
         self._ticks.clear()
         gc.collect()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with device_wide_calls():
+                torch.cuda.empty_cache()
 
     def tried_again(self, call: Callable[[], T]) -> T:
         """What `call` returns; where memory is short, workspace is freed and it is called once more."""

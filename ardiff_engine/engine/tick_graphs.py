@@ -5,7 +5,8 @@ A pass over a single frame is a millisecond of work in some four hundred kernels
 one from Python takes longer than running them. A CUDA graph starts them all at once. What a graph holds is
 fixed: addresses, shapes, grids. So a batch is padded to one of few shapes (engine.tick_shape), copied to the
 buffers of that shape (engine.tick_buffers), and the tick runs over those: the first time as it is, which
-loads kernels and allocates workspaces; the second time recorded; from then on repeated. Without a recorder
+loads kernels and allocates workspaces; the second time recorded, unless another thread runs it, where it is
+the first time again; from then on repeated. Without a recorder
 (on the CPU, or turned off) the same call runs over the same buffers.
 
 Graphs are dropped when memory that they hold the addresses of is replaced, the least used first when there
@@ -15,13 +16,15 @@ say why.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
+from ardiff_engine.device import device_wide_calls
 from ardiff_engine.engine.batch import Batch
 from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.schedules import Schedules
@@ -33,7 +36,7 @@ from ardiff_engine.ops.cuda_launch import error_bits
 
 MOST_SHAPES = 16
 LAYOUTS_KEPT = 16
-FIRST_OF_ITS_SHAPE = "first tick of its shape"
+FIRST_OF_ITS_SHAPE = "first tick of its shape in its thread"
 
 Run = Callable[[], None]
 
@@ -59,7 +62,9 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        # Streams come from pools that hand them out in turn: without a priority of its own, one day a decoder
+        # would get this one, and its work would be recorded. What is recorded also goes before decoding.
+        self._stream = torch.cuda.Stream(device, priority=-1)
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Run) -> None:
@@ -71,14 +76,32 @@ class CudaGraphs:
 
     def record(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
-        # thread_local: a decoder in another thread may allocate or wait meanwhile, which is none of this
-        # recording's business and would end it under the default mode.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            run()
+        failed: Exception | None = None
+        try:
+            # The stream: a capture that fails leaves its own behind as the current one, and what this thread
+            # starts next would overtake what the others do.
+            # thread_local: a decoder in another thread may allocate or wait meanwhile, which is none of this
+            # recording's business and would end it under the default mode.
+            with (
+                device_wide_calls(),
+                torch.cuda.stream(torch.cuda.current_stream(self._device)),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
+            ):
+                try:
+                    run()
+                except Exception as error:
+                    failed = error
+                    raise
+        except Exception as error:
+            # The end of a capture that was broken raises an error of its own, which says nothing.
+            raise (failed or error) from None
         return graph.replay
 
     def wait(self) -> None:
-        torch.cuda.synchronize(self._device)
+        with device_wide_calls():
+            torch.cuda.synchronize(self._device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +147,11 @@ class EagerTicks:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
+    """warm: has `done` in threads that have run this tick. Libraries keep handles and workspaces by thread,
+    and none may be made while recording."""
+
     buffers: TickBuffers
-    warm: bool = False
+    warm: threading.local = field(default_factory=threading.local)
     replay: Run | None = None
 
 
@@ -204,7 +230,7 @@ class TickGraphs:
     # --- private
 
     def _run(self, entry: _Entry) -> None:
-        if entry.replay is None and self._recorder is not None and entry.warm:
+        if entry.replay is None and self._recorder is not None and hasattr(entry.warm, "done"):
             try:
                 entry.replay = self._recorder.record(lambda: self._tick_over(entry.buffers))
             except Exception as error:
@@ -220,7 +246,7 @@ class TickGraphs:
             self._count(replays=1)
         elif self._recorder is not None:
             self._recorder.warm_up(lambda: self._tick_over(entry.buffers))
-            entry.warm = True
+            entry.warm.done = True
             self._count(eager=1, reason=FIRST_OF_ITS_SHAPE)
         else:
             self._tick_over(entry.buffers)

@@ -96,6 +96,8 @@ def _launch(launches_of: Any, *arguments: Any) -> int:
         return int(status)
     cuda = _cupy()
     with cuda.Device(device):
+        # The context of the device, in a thread in which nobody has used it: raw launches need a current one.
+        cuda.runtime.setDevice(device)
         for kernel, grid, block, shared, values in launches:
             function = _function(kernel, device)
             given_bytes = [value if isinstance(value, bytes) else encode(value) for value in values]

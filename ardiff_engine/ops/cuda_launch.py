@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ardiff_engine.device import device_wide_calls
 from ardiff_engine.errors import (
     ArdiffError,
     BackendNotAvailableError,
@@ -91,7 +92,8 @@ def _new_error_word(device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
         bits = torch.zeros(1, dtype=torch.int32, device=device)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # kernels on other streams set bits in it
+        with device_wide_calls():
+            torch.cuda.synchronize(device)  # kernels on other streams set bits in it
     return _error_words().setdefault(device, bits)
 
 
@@ -112,7 +114,8 @@ def check_device(device: str | torch.device) -> None:
     bits = error_bits(device)
     try:
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            with device_wide_calls():
+                torch.cuda.synchronize(device)
         found = int(bits.item())
     except RuntimeError as error:
         raise KernelError(f"a kernel failed on {device}: {error}") from error
