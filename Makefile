@@ -2,6 +2,7 @@
 # Without a compiler the package still installs; the PyTorch reference is used instead of the C++ kernels.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+TRITON ?= triton~=3.6.0
 VENV   ?= .venv
 NVCC   ?= nvcc
 
@@ -20,7 +21,7 @@ venv: $(READY)  ## set up .venv with PyTorch, this package (editable) and the de
 $(READY): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet '$(TORCH)' '$(TRITON)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev,video,train]'
 	@touch $@
 
@@ -59,11 +60,13 @@ cuda-check:  ## compile all CUDA and Triton kernels for sm_80 and sm_90, with nv
 	if $$python -c 'import torch, triton' 2>/dev/null; then echo "$$python tools/triton_check.py"; $$python tools/triton_check.py; \
 	else echo "cuda-check: Triton kernels LEFT OUT: $$python has no torch and triton; make venv installs them"; fi
 
-gpu: $(READY)  ## on a machine with an NVIDIA GPU: build with CUDA, run the tests marked gpu, the sanitizer and the benchmarks
-	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs an NVIDIA GPU and a CUDA build of PyTorch; torch " + torch.__version__ + " sees none")'
-	ARDIFF_CUDA=1 $(BIN)/python -m pip install --quiet --editable '.[gpu]'
-	$(BIN)/python -m ardiff_engine.info
-	$(BIN)/python tools/gpu_record.py
+# In the environment of PYTHON as it is, with its own PyTorch: nothing is fetched or installed.
+gpu:  ## on a machine with an NVIDIA GPU: build with CUDA, run the tests marked gpu, the benchmarks and the sanitizer
+	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs an NVIDIA GPU and a CUDA build of PyTorch; torch " + torch.__version__ + " sees none")'
+	@$(PYTHON) -c 'import hypothesis, numpy, pybind11, pytest, pytest_benchmark, safetensors, setuptools, tqdm'
+	ARDIFF_CUDA=1 $(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -m ardiff_engine.info
+	$(PYTHON) tools/gpu_record.py
 
 clean:  ## remove build products (not .venv, not outputs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

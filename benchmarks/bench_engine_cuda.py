@@ -2,7 +2,7 @@
 """A tick of one frame on a GPU against reading the weights once, which no tick can do without.
 
     python -m pytest benchmarks/bench_engine_cuda.py -s
-    tools/gpu_record.py                                     # the same into the record of a GPU machine
+    python benchmarks/gpu/engine.py                         # the same as one line of JSON, for the record
 
 The AR-Diffusion transformer of the paper (672 M parameters: width 1152, depth 28, 16 heads, 32 tokens a
 frame, 77 context tokens) in bfloat16 with random weights; one endless stream whose frames are denoised one

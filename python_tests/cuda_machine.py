@@ -74,7 +74,10 @@ def emulated(
     assert module.emulation.bank_conflicts() == 0
 
 
-@pytest.fixture(params=["emulated", *(pytest.param(on, marks=pytest.mark.gpu) for on in ("gpu", "gpu-nvrtc"))])
+ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("gpu", "gpu-nvrtc")]
+
+
+@pytest.fixture(params=["emulated", *ON_GPU])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The device of the test's tensors; every op launches its CUDA kernel or raises.
 
@@ -84,8 +87,8 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     # Which kernel of frame_attention runs must not depend on who runs the tests.
     monkeypatch.delenv("ARDIFF_HOPPER", raising=False)
     if request.param == "gpu-nvrtc":
-        if nvrtc.why_no_nvrtc() is not None:
-            pytest.skip(nvrtc.why_no_nvrtc())
+        if (why_not := nvrtc.why_no_nvrtc()) is not None:
+            pytest.skip(why_not)
         for module in (backend, cuda_launch):
             monkeypatch.setattr(module, "cuda", nvrtc.launchers)
     if request.param != "emulated":

@@ -1,314 +1,248 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the record of a GPU machine: benchmarks/results/<gpu>.json.
 
-    tests       the tests marked `gpu`
-    sanitizer   compute-sanitizer (memcheck, then synccheck) on small cases, where it is installed
-    benchmarks  every op on the shapes of docs/kernels.md, beside the copy rate and unfused PyTorch
-    engine      a tick of one frame, with and without CUDA graphs, beside reading the weights once
+    python tools/gpu_record.py                       # everything, in order, until the time is over
+    python tools/gpu_record.py --only attention_sm80 # one step, again
 
-with GPU, driver, date, commit, and the machine's own GEMM and copy rates: a time says little without them.
-Exit code 0 only if tests and sanitizer passed. `make gpu` runs it.
+Steps, the most telling first: rates of the machine, tests, speed, compute-sanitizer. Each is a process of its
+own with a time limit, and the record is written after each: a hang, a crash or an interrupt costs that step
+alone. Started again on the same sources, it goes on with the steps that have not passed. Exit code 0 only if
+every step has. `make gpu` runs it. It needs no installation, only the native module: setup.py build_ext
+--inplace.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
+import hashlib
 import json
 import os
 import re
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from ardiff_engine import info, ops
-from ardiff_engine.ops.backend import choose
-from ardiff_engine.ops.frame_attention_cuda import frame_attention_cuda, which_kernel
-from ardiff_engine.ops.frame_table import FrameTable
-
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TOKENS, WIDTH, HEADS, DIM = 4680, 1536, 12, 128
-FRAMES, LATENTS = 3, 99_840  # a chunk of Wan 2.1 1.3B at 480x832
-REPEATS = 50
-# What the sanitizer runs: the smallest shapes of each kernel.
-SMALLEST = {
-    "test_cuda_ops.py": "add_noise and 3 and 7 or solver_step and 3 and 7 or bad_ or modulate and 10"
-    " or norm_rope and 10",
-    "test_cuda_frame_attention.py": "page_rows and 16 or parts_are_merged or out_of_range or causal",
-    "test_cuda_frame_attention_sm90.py": "page_rows and 112 or parts_are_merged or out_of_range or tall",
-}
+# What must not change between two calls that fill one record.
+SAME_MACHINE = ("sources", "gpu", "driver", "torch")
+HOPPER = {"ARDIFF_HOPPER": "1"}
+SM80, SM90 = "test_cuda_frame_attention.py", "test_cuda_frame_attention_sm90.py"
+_OTHER_OPS = ("backend", "bias_gelu", "modulate", "noise", "norm_rope_pages", "pages")
+TRITON = " ".join(f"test_triton_{op}.py" for op in _OTHER_OPS)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One call of op `name`, the bytes that it cannot avoid, and PyTorch's way to the same result."""
+class Step:
+    """seconds: the most it may take. needs: a step that must have passed; hopper: on such a GPU alone.
+
+    rows: the command appends lines of JSON to the file after `--json`.
+    """
 
     name: str
-    call: Callable[[], object]
-    bytes: int
-    unfused: Callable[[], object] | None = None
-    flops: int = 0
-    shape: str = ""
-    kernel: str = ""  # of several that a backend has
+    command: tuple[str, ...]
+    seconds: int
+    environment: dict[str, str] = field(default_factory=dict)
+    needs: str = ""
+    hopper: bool = False
+    rows: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    name: str
-    shape: str
-    backend: str
-    microseconds: float
-    gigabytes_per_second: float
-    share_of_copy_rate: float
-    teraflops: float
-    times_faster_than_pytorch: float | None
+def tests(name: str, files: str, seconds: int, select: str = "", **options: Any) -> Step:
+    """The tests marked `gpu` of these files."""
+    paths = tuple(str(ROOT / "python_tests" / file) for file in files.split())
+    picked = ("-k", select) if select else ()
+    command = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *picked, *paths)
+    return Step(name, command, seconds, **options)
+
+
+def speed(name: str, file: str, seconds: int, *arguments: str, **options: Any) -> Step:
+    script = str(ROOT / "benchmarks" / "gpu" / file)
+    return Step(name, (sys.executable, script, *arguments), seconds, rows=True, **options)
+
+
+def sanitized(check: str, seconds: int) -> Step:
+    """The smallest shapes of every kernel. Without PyTorch's caches: what lies beyond a tensor is then not
+    the next tensor."""
+    ops = "modulate and 10 or norm_rope and 10 or gate and 10 or add_noise or solver_step or philox"
+    ops += " or timesteps or pages or bad_"
+    attention = "page_rows and 16 or page_rows and 112 or parts_are_merged or out_of_range or causal"
+    small = f"not nvrtc and not large and not any_order and ({ops} or {attention})"
+    step = tests(f"sanitizer_{check}", f"test_cuda_ops.py {SM80} {SM90}", seconds, small)
+    tool = ("compute-sanitizer", "--tool", check, "--error-exitcode", "1", "--target-processes", "all")
+    return Step(step.name, (*tool, *step.command), seconds, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+
+
+STEPS = (
+    speed("rates", "timing.py", 60),
+    tests("tests_ops", "test_cuda_ops.py", 120, "not nvrtc"),
+    tests("tests_attention_sm80", SM80, 120, "not nvrtc and not large"),
+    speed("attention_sm80", "attention.py", 60, "--variant", "sm_80"),
+    tests("tests_sm90_first", SM90, 40, "page_rows and gpu-112 and not nvrtc", hopper=True),
+    tests("tests_sm90", SM90, 120, "not nvrtc and not large", needs="tests_sm90_first", hopper=True),
+    speed(
+        "attention_sm90a", "attention.py", 60, "--variant", "sm_90a",
+        needs="tests_sm90_first", hopper=True,
+    ),
+    speed("memory_bound", "memory_bound.py", 60),
+    tests("tests_engine", "test_cuda_tick.py", 90),
+    speed("engine_graphs", "engine.py", 90, "--variant", "graphs"),
+    speed("engine_eager", "engine.py", 90, "--variant", "eager"),
+    speed(
+        "engine_graphs_sm90a", "engine.py", 90, "--variant", "graphs",
+        environment=HOPPER, needs="tests_sm90", hopper=True,
+    ),
+    tests("tests_large", SM80, 120, "large"),
+    tests("tests_sm90_large", SM90, 120, "large", needs="tests_sm90", hopper=True),
+    tests("tests_triton_attention", "test_triton_frame_attention.py", 240),
+    speed("training", "training.py", 180),
+    tests("tests_triton", TRITON, 300),
+    tests("tests_nvrtc", f"test_cuda_ops.py {SM80}", 240, "nvrtc"),
+    tests("tests_nvrtc_sm90", SM90, 180, "nvrtc", needs="tests_sm90", hopper=True),
+    sanitized("memcheck", 240),
+    sanitized("synccheck", 240),
+    sanitized("racecheck", 240),
+)  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="the file (default: benchmarks/results/<gpu>.json)")
-    parser.add_argument("--no-tests", action="store_true", help="benchmarks alone")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="these steps, again")
+    parser.add_argument("--seconds", type=int, default=560, help="begin no step that could end later")
     options = parser.parse_args()
-    os.environ["ARDIFF_HOPPER"] = "1"  # both kernels of frame_attention are timed
+    import torch  # after the options: it takes seconds
+
     if not torch.cuda.is_available():
         print(f"gpu_record: torch {torch.__version__} sees no NVIDIA GPU, so there is nothing to record")
         return 1
-    checks = {} if options.no_tests else {"tests": _tests(), "sanitizer": _sanitizer()}
-    copy_rate, gemm_rate = _copy_rate(), _gemm_rate()
-    print(f"copy {copy_rate:.0f} GB/s, bfloat16 GEMM {gemm_rate:.0f} TFLOP/s")
-    record = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
-        "changed_files": _output("git", "-C", str(ROOT), "status", "--porcelain"),
-        "gpu": torch.cuda.get_device_name(),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "copy_gigabytes_per_second": copy_rate,
-        "gemm_bfloat16_teraflops": gemm_rate,
-        **checks,
-        "ops": [asdict(_time(case, copy_rate)) for case in _cases()],
-        "engine": [_engine(cuda_graphs) for cuda_graphs in (True, False)],
-        "machine": info.collect(),
-    }
-    name = re.sub(r"[^a-z0-9]+", "-", record["gpu"].lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     target = options.out or RESULTS / f"{name}.json"
+    record = begun(target, machine(torch))
+    hopper = torch.cuda.get_device_capability()[0] == 9
+    return run(record, target, options.only, hopper, time.monotonic() + options.seconds)
+
+
+def run(record: dict[str, Any], target: Path, only: list[str] | None, hopper: bool, deadline: float) -> int:
+    """Takes the steps; 1 unless all of this GPU's have passed."""
+    results = record["steps"]
+    for step in STEPS:
+        if (step.name not in only) if only else results.get(step.name, {}).get("status") == "passed":
+            continue
+        if step.hopper and not hopper:
+            continue
+        if step.needs and results.get(step.needs, {}).get("status") != "passed":
+            results[step.name] = {"status": "not run", "summary": f"{step.needs} has not passed"}
+        elif time.monotonic() + step.seconds > deadline:
+            results[step.name] = {"status": "not run", "summary": "no time was left; run it again"}
+        else:
+            print(f"gpu_record: {step.name}", flush=True)
+            results[step.name] = taken(step, target.with_suffix(".rows"), target.with_suffix(".log"))
+        print(f"gpu_record: {step.name}: {results[step.name]['status']}", flush=True)
+        save(record, target)
+    mine = [step.name for step in STEPS if hopper or not step.hopper]
+    missing = [name for name in mine if results.get(name, {}).get("status") != "passed"]
+    print(f"gpu_record: {target}; not passed: {', '.join(missing) or 'none'}")
+    return 1 if missing else 0
+
+
+def taken(step: Step, rows: Path, log: Path) -> dict[str, Any]:
+    """What came of it. Whoever hangs is killed with all that it has started."""
+    rows.unlink(missing_ok=True)
+    command = [*step.command, *(("--json", str(rows)) if step.rows else ())]
+    if shutil.which(command[0]) is None:
+        return {"status": "not run", "summary": f"there is no {command[0]} here"}
+    # The kernels that run must be those of the step, and not depend on who runs it.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("ARDIFF_")}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**inherited, "PYTHONPATH": path, **step.environment}
+    began = time.monotonic()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(step.seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    lines = log.read_text(errors="replace").strip().splitlines()
+    status = "timed out" if code is None else "passed" if code == 0 else "failed"
+    result: dict[str, Any] = {
+        "status": status,
+        "seconds": round(time.monotonic() - began, 1),
+        "summary": lines[-1] if lines else "",
+    }
+    if status != "passed":
+        result["log"] = lines[-60:]
+        print("\n".join(lines[-60:]), flush=True)
+    if rows.exists():
+        result["rows"] = [json.loads(line) for line in rows.read_text().splitlines()]
+        rows.unlink()
+    log.unlink()
+    return result
+
+
+def begun(target: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """The record to go on with: that of the same sources on the same machine, or a new one."""
+    if target.exists():
+        before: dict[str, Any] = json.loads(target.read_text())
+        if all(before.get(key) == machine[key] for key in SAME_MACHINE):
+            return before
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": now, **machine, "steps": {}}
+
+
+def machine(torch: Any) -> dict[str, Any]:
+    return {
+        "commit": printed_by("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "sources": digest_of_sources(),
+        "changed_files": printed_by("git", "-C", str(ROOT), "status", "--porcelain", "-uno"),
+        "gpu": torch.cuda.get_device_name(),
+        "driver": printed_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "python": sys.version.split()[0],
+    }
+
+
+def digest_of_sources() -> str:
+    """Of everything that a step runs: a copy of the tree may have no history."""
+    digest = hashlib.sha256()
+    for folder in ("ardiff_engine", "csrc", "python_tests", "benchmarks/gpu"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh", ".h", ".cpp"):
+                digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def save(record: dict[str, Any], target: Path) -> None:
+    """All of it or nothing: whoever is killed here leaves the one before."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"gpu_record: {target}")
-    return 1 if any(check["failed"] for check in checks.values()) else 0
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=2) + "\n")
+    part.replace(target)
 
 
-def _tests() -> dict[str, Any]:
-    return _run_checked([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "python_tests")])
-
-
-def _sanitizer() -> dict[str, Any]:
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        return {"failed": False, "summary": "not run: there is no compute-sanitizer here"}
-    results = []
-    for check in ("memcheck", "synccheck"):
-        for file, smallest in SMALLEST.items():
-            command = [tool, "--tool", check, "--error-exitcode", "1", "--target-processes", "all"]
-            command += [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-k", smallest]
-            results.append(_run_checked([*command, str(ROOT / "python_tests" / file)]))
-    return {"failed": any(r["failed"] for r in results), "summary": " | ".join(r["summary"] for r in results)}
-
-
-def _run_checked(command: list[str]) -> dict[str, Any]:
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    lines = (result.stdout + result.stderr).strip().splitlines()
-    print("\n".join(lines if result.returncode else lines[-1:]), flush=True)
-    return {"failed": result.returncode != 0, "summary": lines[-1] if lines else ""}
-
-
-def _output(*command: str) -> str | None:
+def printed_by(*command: str) -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _microseconds(call: Callable[[], object]) -> float:
-    """The median of REPEATS calls, each after the L2 cache was overwritten."""
-    flush = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
-    for _ in range(5):
-        call()
-    times = []
-    for _ in range(REPEATS):
-        flush.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3)
-    return statistics.median(times)
-
-
-def _copy_rate() -> float:
-    """GB/s of reading and writing 1 GiB each."""
-    source = torch.empty(2**28, device="cuda").normal_()
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _microseconds(lambda: target.copy_(source)) / 1e3
-
-
-def _gemm_rate(size: int = 8192) -> float:
-    """TFLOP/s, on random numbers: zeros run faster."""
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / _microseconds(lambda: a @ b) / 1e6
-
-
-def _time(case: Case, copy_rate: float) -> Timing:
-    microseconds = _microseconds(case.call)
-    rate = case.bytes / microseconds / 1e3
-    faster = None if case.unfused is None else _microseconds(case.unfused) / microseconds
-    sample = torch.empty(0, device="cuda", dtype=torch.bfloat16)
-    backend = f"{choose(case.name, sample).name} {case.kernel}".strip()
-    teraflops = case.flops / microseconds / 1e6
-    what = f"{case.name} {case.shape}".strip()
-    speed = f"{teraflops:6.0f} TFLOP/s" if case.flops else f"{rate:6.0f} GB/s"
-    print(f"{what:<36} {backend:<12} {microseconds:8.1f} us  {speed}", flush=True)
-    return Timing(case.name, case.shape, backend, microseconds, rate, rate / copy_rate, teraflops, faster)
-
-
-def _engine(cuda_graphs: bool) -> dict[str, Any]:
-    """benchmarks/bench_engine_cuda.py; on the kernels that the engine chooses by itself."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    ticks = importlib.import_module("bench_engine_cuda").one_cell_ticks(cuda_graphs=cuda_graphs)
-    print(
-        f"tick of one cell, {'graphs' if cuda_graphs else 'eager'}: {ticks.seconds * 1e3:.3f} ms, "
-        f"{ticks.times_the_floor:.2f} times reading the weights",
-        flush=True,
-    )
-    return asdict(ticks)
-
-
-def _cases() -> list[Case]:
-    def half(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
-
-    x, branch, table, bias = (
-        half(TOKENS, WIDTH),
-        half(TOKENS, WIDTH),
-        half(FRAMES + 1, 3 * WIDTH),
-        half(WIDTH),
-    )
-    shift, scale, gate = table.split(WIDTH, dim=1)
-    ids = (torch.arange(TOKENS, device="cuda") * FRAMES // TOKENS).int()
-    qkv, weight = half(TOKENS, 3 * WIDTH), half(WIDTH)
-    page_rows = 112
-    pages = -(-TOKENS // FRAMES // page_rows)
-    pool = half(2, 30, 2 * FRAMES * pages, HEADS, page_rows, DIM)
-    tokens = torch.arange(TOKENS, device="cuda")
-    slots = tokens // (TOKENS // FRAMES) * pages * page_rows + tokens % (TOKENS // FRAMES)
-    frequencies = 10000.0 ** (-torch.arange(0, DIM, 2, dtype=torch.float64, device="cuda") / DIM)
-    latents = torch.randn(FRAMES, LATENTS, device="cuda")
-    level = torch.rand(FRAMES, device="cuda")
-    keys = torch.arange(5 * FRAMES, device="cuda").reshape(FRAMES, 5)
-    coefficients = torch.rand(FRAMES, 7, device="cuda")
-    coefficients[:, 4:] = 0
-    one = torch.ones(1, FRAMES, device="cuda")
-    frame = torch.arange(pages, device="cuda")
-
-    def unfused_modulate() -> torch.Tensor:
-        normed = torch.nn.functional.layer_norm(x.float(), (WIDTH,), eps=1e-6)
-        return (normed * (1 + scale.float()[ids]) + shift.float()[ids]).bfloat16()
-
-    def norm_rope_write() -> torch.Tensor:
-        return ops.norm_rope_write_(
-            qkv, pool[0, 0], pool[1, 0], slots, tokens, heads=HEADS, norm="rms_full",
-            q_weight=weight, k_weight=weight, frequencies=frequencies,
-        )  # fmt: skip
-
-    def noising() -> tuple[torch.Tensor, torch.Tensor]:
-        eps, a, s = torch.randn_like(latents), level[:, None], level[:, None]
-        return a * latents + s * eps, a * eps - s * latents
-
-    frame_bytes = 30 * pages * page_rows * HEADS * DIM * 2
-    return [
-        Case("norm_rope_write_", norm_rope_write, 2 * qkv.nbytes),
-        Case("modulate", lambda: ops.modulate(x, shift, scale, ids), 2 * x.nbytes, unfused_modulate),
-        Case(
-            "gate_residual",
-            lambda: ops.gate_residual_(x, branch, gate, ids, bias=bias),
-            3 * x.nbytes,
-            lambda: x + gate[ids] * (branch + bias),
-        ),
-        Case(
-            "add_noise",
-            lambda: ops.add_noise(latents, level, level, keys=keys, target="v"),
-            3 * latents.nbytes,
-            noising,
-        ),
-        Case(
-            "solver_step",
-            lambda: ops.solver_step(latents, latents[None], one, coefficients),
-            4 * latents.nbytes,
-        ),
-        Case("philox_normal", lambda: ops.philox_normal(keys, LATENTS), latents.nbytes),
-        Case("copy_pages_", lambda: ops.copy_pages_(*pool, frame, frame + pages), 4 * frame_bytes),
-        Case(
-            "rotate_pages_",
-            lambda: ops.rotate_pages_(pool[0], frame, frame, frequencies),
-            2 * frame_bytes,
-        ),
-        *_attention(1, TOKENS, 4 * TOKENS, HEADS, DIM, page_rows),
-        *_attention(1, TOKENS, 7 * TOKENS, HEADS, DIM, page_rows),
-        *_attention(1, TOKENS // FRAMES, 3 * TOKENS, HEADS, DIM, page_rows),
-        *_attention(64, 32, 589, 16, 72, 32),
-    ]
-
-
-def _attention(streams: int, queries: int, keys: int, heads: int, dim: int, rows: int) -> list[Case]:
-    """`queries` of each stream over `keys` of its own, beside SDPA on contiguous keys: cuDNN's, if it can.
-
-    Once per kernel that the GPU has: on Hopper with its own kernel, and with that of sm_80."""
-    listed = -(-keys // rows)
-    ids = torch.randperm(streams * listed).reshape(streams, listed).tolist()
-    valid = [rows] * (listed - 1) + [keys - rows * (listed - 1)]
-    table = FrameTable.build([queries] * streams, ids, [valid] * streams, device="cuda")
-    q, k, v = (
-        torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
-        for shape in ((streams * queries, heads, dim), *[(streams * listed, heads, rows, dim)] * 2)
-    )
-    dense = [torch.randn(streams, heads, n, dim, device="cuda").bfloat16() for n in (queries, keys, keys)]
-
-    def sdpa() -> torch.Tensor:
-        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-            return torch.nn.functional.scaled_dot_product_attention(*dense)
-
-    def case(kernel: str, call: Callable[[], object]) -> Case:
-        return Case(
-            "frame_attention",
-            call,
-            2 * q.nbytes + streams * 4 * keys * heads * dim,
-            sdpa,
-            4 * streams * queries * keys * heads * dim,
-            f"{streams} x {queries} x {keys}, {heads} x {dim}",
-            kernel,
-        )
-
-    def on_sm80() -> object:
-        return frame_attention_cuda(
-            q, k, v, table.frame_ptr, table.group_ptr, table.page_ptr, table.pages, table.valid, table.seen,
-            table.bias, dim**-0.5, kernel="sm_80",
-        )  # fmt: skip
-
-    if choose("frame_attention", q, k, v).name != "cuda":
-        return [case("", lambda: ops.frame_attention(q, k, v, table))]
-    chosen = which_kernel(q, k, v).name
-    cases = [case(chosen, lambda: ops.frame_attention(q, k, v, table))]
-    return cases if chosen == "sm_80" else [*cases, case("sm_80", on_sm80)]
 
 
 if __name__ == "__main__":

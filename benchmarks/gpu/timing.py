@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times of single calls on a GPU, from caches that hold nothing of them, and the GPU's own rates.
+
+python benchmarks/gpu/timing.py      # the rates
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+REPEATS = 50
+# GPU clock cycles, some milliseconds: Python needs up to a tenth of one to start a kernel, and longer for the
+# passes of autograd. Without a GPU that is kept busy meanwhile, that would be measured instead.
+KEPT_BUSY = 10_000_000
+
+
+def microseconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The median of `repeats` calls, each after the L2 cache was overwritten."""
+    flush = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
+    for _ in range(5):
+        call()
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        torch.cuda._sleep(KEPT_BUSY)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+def copy_rate() -> float:
+    """GB/s of reading and writing 1 GiB each."""
+    source = torch.empty(2**28, device="cuda").normal_()
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / microseconds(lambda: target.copy_(source)) / 1e3
+
+
+def gemm_rate(size: int = 8192) -> float:
+    """TFLOP/s in bfloat16, on random numbers: zeros run faster."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / microseconds(lambda: a @ b) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Copy and GEMM rates of this GPU.")
+    parser.add_argument("--json", type=Path, help="append one line to this file")
+    options = parser.parse_args()
+    rates = {"copy_gigabytes_per_second": copy_rate(), "gemm_bfloat16_teraflops": gemm_rate()}
+    print(json.dumps(rates))
+    if options.json is not None:
+        with options.json.open("a") as lines:
+            lines.write(json.dumps(rates) + "\n")
+
+
+if __name__ == "__main__":
+    main()
