@@ -29,7 +29,7 @@ demo: $(READY)  ## generate a video and continue a real clip with the bundled mo
 	$(BIN)/python -m ardiff_engine.demo --out outputs/demo
 
 test: $(READY)  ## run every test; tests that need a GPU are reported as skipped where there is none
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)  ## run the CPU benchmarks (pytest-benchmark), print one table and write build/bench.json
 	@mkdir -p build

@@ -8,7 +8,7 @@
 // pages that only some query rows of a tile see: a weight of 0 would not save a product from a NaN there. So,
 // where a step is not `plain`, the scrubber waits for V, zeroes what does not exist, takes out values that
 // are not finite if some rows do not see them, and only then lets the consumers have it. Rows that do see
-// such a value become NaN as a whole: a failing frame fails alone.
+// what was taken out become NaN as a whole: a failing frame fails alone.
 #pragma once
 
 #include "cuda/frame_attention_finite.cuh"
