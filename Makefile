@@ -2,6 +2,7 @@
 # Without a compiler the package still installs; the PyTorch reference is used instead of the C++ kernels.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+# Where PyTorch does not bring its own.
 TRITON ?= triton~=3.6.0
 VENV   ?= .venv
 NVCC   ?= nvcc
@@ -21,7 +22,8 @@ venv: $(READY)  ## set up .venv with PyTorch, this package (editable) and the de
 $(READY): $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '$(TORCH)' '$(TRITON)'
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("triton"))' || $(BIN)/python -m pip install --quiet '$(TRITON)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev,video,train]'
 	@touch $@
 

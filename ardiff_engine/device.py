@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
-from functools import cache
 
 import torch
 
 from ardiff_engine.errors import ConfigError, explain
+
+# Held, by one thread at a time, around CUDA calls that concern a device as a whole: recording a graph, and
+# waiting for all of its streams. CUDA refuses the second while a stream is being recorded, and the recording
+# is lost: that of another engine, or of this one while somebody else asks what its kernels have found.
+DEVICE_WIDE_CALLS = threading.RLock()
 
 
 def usable_device(name: str | torch.device) -> torch.device:
@@ -30,17 +33,6 @@ def usable_device(name: str | torch.device) -> torch.device:
             )
         ) from error
     return device
-
-
-@cache
-def device_wide_calls() -> AbstractContextManager[object]:
-    """Held, by one thread at a time, around CUDA calls that concern a device as a whole: recording a graph,
-    and waiting for all of its streams.
-
-    CUDA refuses the second while any stream is being recorded, and the recording is lost: that of another
-    engine, or of this one while somebody else asks what its kernels have found.
-    """
-    return threading.RLock()
 
 
 def upload(host: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -57,6 +57,8 @@ def hopper(
     if machine.type == "cuda":
         if torch.cuda.get_device_capability(machine)[0] != 9:
             pytest.skip("needs a Hopper GPU")
+        # Or what runs, and passes, would be the kernel of sm_80.
+        assert cuda_launch.has_kernel("frame_attention_sm90_bfloat16"), "this build has none for sm_90a"
         yield machine
         return
     monkeypatch.setattr(frame_attention_cuda, "_capability", lambda device: (9, 0))

@@ -18,7 +18,7 @@ BAD_SLOT = 2  # csrc/include/ardiff/device_error.h
 def words(monkeypatch: pytest.MonkeyPatch) -> dict[torch.device, torch.Tensor]:
     """As in a new process: no device has a word."""
     words: dict[torch.device, torch.Tensor] = {}
-    monkeypatch.setattr(cuda_launch, "_error_words", lambda: words)
+    monkeypatch.setattr(cuda_launch, "_ERROR_WORDS", words)
     return words
 
 

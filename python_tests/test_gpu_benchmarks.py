@@ -37,7 +37,7 @@ def compared(case_module: ModuleType, case) -> float:
         return () if result is None else result
 
     own, theirs = case_module._effects(case, case.call), case_module._effects(case, opponent)
-    return max(case_module._difference(a, b) for a, b in zip(own, theirs, strict=True))
+    return case_module.worst(own, theirs)
 
 
 def test_memory_bound_ops_and_their_opponents(benchmark_of):
@@ -96,6 +96,7 @@ def test_wrong_results_are_not_timed_and_refusals_are_named(benchmark_of, monkey
         raise RuntimeError("No available kernel. Aborting execution.\nand more")
 
     monkeypatch.setattr(module, "microseconds", timing)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     wrong = module.Case("double", "4", lambda: 3 * x, expected=lambda: 2 * x)
     right = module.Case(
         "add_",
@@ -109,6 +110,8 @@ def test_wrong_results_are_not_timed_and_refusals_are_named(benchmark_of, monkey
         share_bar=0.8,
     )
     assert "0.5" in module.measured(wrong, 100.0)["wrong"] and not timed
+    nan = module.Case("split", "4", lambda: (x, x / 0 * 0), expected=lambda: (x, x))
+    assert "inf" in module.measured(nan, 100.0)["wrong"] and not timed, "of the second result"
     row = module.measured(right, 100.0)
     assert row["PyTorch"] == {"microseconds": 2.0, "ratio": 1.0, "bar": 3.0}
     assert row["cuDNN"] == {"refused": "No available kernel. Aborting execution."}

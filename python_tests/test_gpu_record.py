@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,8 @@ def test_a_step_that_hangs_or_fails_costs_itself_alone(tool, monkeypatch, tmp_pa
         program(tool, "hopper", "pass", hopper=True),
         program(tool, "environment", "import os; assert os.environ['A'] == '1'", environment={"A": "1"}),
         tool.Step("absent", ("no-such-program",), 5),
+        tool.Step("skipped", (sys.executable, "-c", "print('3 skipped in 0.1s')", "pytest"), 20),
+        program(tool, "cut", ROWS.replace("1}", '1}\\n{\\"b'), rows=True),
     )
     monkeypatch.setattr(tool, "STEPS", steps)
     save = tool.save
@@ -61,7 +64,10 @@ def test_a_step_that_hangs_or_fails_costs_itself_alone(tool, monkeypatch, tmp_pa
         "follows": "not run",
         "environment": "passed",
         "absent": "not run",
+        "skipped": "failed",
+        "cut": "passed",
     }
+    assert found["cut"]["rows"][1:] == [{"unreadable": '{"b'}]
     assert found["rows"]["rows"] == [{"a": 1}] and found["fails"]["log"] == ["why"]
     assert found["hangs"]["summary"] == "begun" and found["follows"]["summary"] == "fails has not passed"
     assert saved == [list(found)[: n + 1] for n in range(len(found))], "written after each step"
@@ -86,7 +92,36 @@ def test_it_goes_on_where_it_stopped(tool, monkeypatch, tmp_path):
     assert [path.read_text() for path in files.values()] == ["x", "x"]
     assert tool.run(again, target, ["one"], True, time.monotonic() + LATER) == 0
     assert [path.read_text() for path in files.values()] == ["xx", "x"]
+    # Without time, what is known stays.
+    tool.run(again, target, ["two"], True, time.monotonic())
+    assert again["steps"]["two"]["status"] == "passed"
     assert tool.begun(target, {**machine, "sources": "y"})["steps"] == {}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_record_leaves_no_step_behind(tmp_path, stop):
+    code = """
+import signal, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import gpu_record as tool
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, tool._stopped)
+sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+tool.STEPS = (tool.Step("one", (sys.executable, "-c", sleeps), 60),)
+tool.run({"steps": {}}, Path(sys.argv[2]), None, False, time.monotonic() + 1e9)
+"""
+    target = tmp_path / "record.json"
+    tool = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "tools"), str(target)])
+    log = target.with_suffix(".log")
+    while not (log.exists() and log.read_text().strip()):
+        assert tool.poll() is None
+        time.sleep(0.05)
+    step = int(log.read_text())
+    tool.send_signal(stop)
+    assert tool.wait(20) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(step, 0)
 
 
 def selected(test: str, step) -> bool:

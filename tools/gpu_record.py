@@ -14,6 +14,7 @@ every step has. `make gpu` runs it. It needs no installation, only the native mo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import json
@@ -24,6 +25,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SAME_MACHINE = ("sources", "gpu", "driver", "torch")
 HOPPER = {"ARDIFF_HOPPER": "1"}
 SM80, SM90 = "test_cuda_frame_attention.py", "test_cuda_frame_attention_sm90.py"
+CHECKS = ("memcheck", "synccheck", "racecheck")
 _OTHER_OPS = ("backend", "bias_gelu", "modulate", "noise", "norm_rope_pages", "pages")
 TRITON = " ".join(f"test_triton_{op}.py" for op in _OTHER_OPS)
 
@@ -58,8 +61,9 @@ def tests(name: str, files: str, seconds: int, select: str = "", **options: Any)
     """The tests marked `gpu` of these files."""
     paths = tuple(str(ROOT / "python_tests" / file) for file in files.split())
     picked = ("-k", select) if select else ()
-    command = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *picked, *paths)
-    return Step(name, command, seconds, **options)
+    # Who hangs is named in the log before it is killed.
+    reports = ("-v", "-m", "gpu", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={seconds - 10}")
+    return Step(name, (sys.executable, "-m", "pytest", *reports, *picked, *paths), seconds, **options)
 
 
 def speed(name: str, file: str, seconds: int, *arguments: str, **options: Any) -> Step:
@@ -67,16 +71,18 @@ def speed(name: str, file: str, seconds: int, *arguments: str, **options: Any) -
     return Step(name, (sys.executable, script, *arguments), seconds, rows=True, **options)
 
 
-def sanitized(check: str, seconds: int) -> Step:
+def sanitized(check: str, files: str, seconds: int, **options: Any) -> Step:
     """The smallest shapes of every kernel. Without PyTorch's caches: what lies beyond a tensor is then not
     the next tensor."""
     ops = "modulate and 10 or norm_rope and 10 or gate and 10 or add_noise or solver_step or philox"
     ops += " or timesteps or pages or bad_"
     attention = "page_rows and 16 or page_rows and 112 or parts_are_merged or out_of_range or causal"
     small = f"not nvrtc and not large and not any_order and ({ops} or {attention})"
-    step = tests(f"sanitizer_{check}", f"test_cuda_ops.py {SM80} {SM90}", seconds, small)
+    name = f"{check}_sm90" if SM90 in files else check
+    step = tests(f"sanitizer_{name}", files, seconds, small)
     tool = ("compute-sanitizer", "--tool", check, "--error-exitcode", "1", "--target-processes", "all")
-    return Step(step.name, (*tool, *step.command), seconds, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return Step(step.name, (*tool, *step.command), seconds, environment, **options)
 
 
 STEPS = (
@@ -90,7 +96,7 @@ STEPS = (
         "attention_sm90a", "attention.py", 60, "--variant", "sm_90a",
         needs="tests_sm90_first", hopper=True,
     ),
-    speed("memory_bound", "memory_bound.py", 60),
+    speed("memory_bound", "memory_bound.py", 60, environment={"ARDIFF_BACKEND": "cuda"}),
     tests("tests_engine", "test_cuda_tick.py", 90),
     speed("engine_graphs", "engine.py", 90, "--variant", "graphs"),
     speed("engine_eager", "engine.py", 90, "--variant", "eager"),
@@ -105,9 +111,8 @@ STEPS = (
     tests("tests_triton", TRITON, 300),
     tests("tests_nvrtc", f"test_cuda_ops.py {SM80}", 240, "nvrtc"),
     tests("tests_nvrtc_sm90", SM90, 180, "nvrtc", needs="tests_sm90", hopper=True),
-    sanitized("memcheck", 240),
-    sanitized("synccheck", 240),
-    sanitized("racecheck", 240),
+    *(sanitized(check, f"test_cuda_ops.py {SM80}", 240) for check in CHECKS),
+    *(sanitized(check, SM90, 240, needs="tests_sm90", hopper=True) for check in CHECKS),
 )  # fmt: skip
 
 
@@ -117,6 +122,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="these steps, again")
     parser.add_argument("--seconds", type=int, default=560, help="begin no step that could end later")
     options = parser.parse_args()
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, _stopped)  # as Ctrl-C does: no step may run on alone
     import torch  # after the options: it takes seconds
 
     if not torch.cuda.is_available():
@@ -129,6 +136,10 @@ def main() -> int:
     return run(record, target, options.only, hopper, time.monotonic() + options.seconds)
 
 
+def _stopped(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 def run(record: dict[str, Any], target: Path, only: list[str] | None, hopper: bool, deadline: float) -> int:
     """Takes the steps; 1 unless all of this GPU's have passed."""
     results = record["steps"]
@@ -138,9 +149,10 @@ def run(record: dict[str, Any], target: Path, only: list[str] | None, hopper: bo
         if step.hopper and not hopper:
             continue
         if step.needs and results.get(step.needs, {}).get("status") != "passed":
-            results[step.name] = {"status": "not run", "summary": f"{step.needs} has not passed"}
+            # What came of it before, if it was taken, stays.
+            results.setdefault(step.name, {"status": "not run", "summary": f"{step.needs} has not passed"})
         elif time.monotonic() + step.seconds > deadline:
-            results[step.name] = {"status": "not run", "summary": "no time was left; run it again"}
+            results.setdefault(step.name, {"status": "not run", "summary": "no time was left; run it again"})
         else:
             print(f"gpu_record: {step.name}", flush=True)
             results[step.name] = taken(step, target.with_suffix(".rows"), target.with_suffix(".log"))
@@ -161,7 +173,7 @@ def taken(step: Step, rows: Path, log: Path) -> dict[str, Any]:
     # The kernels that run must be those of the step, and not depend on who runs it.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("ARDIFF_")}
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**inherited, "PYTHONPATH": path, **step.environment}
+    environment = {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **step.environment}
     began = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -177,8 +189,11 @@ def taken(step: Step, rows: Path, log: Path) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            if process.poll() is None:
+            # Whatever it has started goes with it, and its memory of the GPU before the next step comes.
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
     lines = log.read_text(errors="replace").strip().splitlines()
     status = "timed out" if code is None else "passed" if code == 0 else "failed"
     result: dict[str, Any] = {
@@ -189,11 +204,21 @@ def taken(step: Step, rows: Path, log: Path) -> dict[str, Any]:
     if status != "passed":
         result["log"] = lines[-60:]
         print("\n".join(lines[-60:]), flush=True)
+    if status == "passed" and "pytest" in step.command and not re.search(r"\b\d+ passed", result["summary"]):
+        result["status"] = "failed"  # all skipped: nothing is known
     if rows.exists():
-        result["rows"] = [json.loads(line) for line in rows.read_text().splitlines()]
+        result["rows"] = list(parsed(rows.read_text().splitlines()))
         rows.unlink()
     log.unlink()
     return result
+
+
+def parsed(lines: list[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:  # its writer was killed
+            yield {"unreadable": line}
 
 
 def begun(target: Path, machine: dict[str, Any]) -> dict[str, Any]:
@@ -223,9 +248,9 @@ def machine(torch: Any) -> dict[str, Any]:
 def digest_of_sources() -> str:
     """Of everything that a step runs: a copy of the tree may have no history."""
     digest = hashlib.sha256()
-    for folder in ("ardiff_engine", "csrc", "python_tests", "benchmarks/gpu"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".cu", ".cuh", ".h", ".cpp"):
+    for folder in ("", "ardiff_engine", "csrc", "python_tests", "benchmarks"):
+        for path in sorted((ROOT / folder).glob("**/*" if folder else "*")):
+            if path.suffix in (".py", ".toml", ".txt", ".cu", ".cuh", ".h", ".cpp"):
                 digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from ardiff_engine.device import device_wide_calls
+from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
@@ -80,7 +80,7 @@ class Passes:
         self._ticks.clear()
         gc.collect()
         if torch.cuda.is_available():
-            with device_wide_calls():
+            with DEVICE_WIDE_CALLS:
                 torch.cuda.empty_cache()
 
     def tried_again(self, call: Callable[[], T]) -> T:

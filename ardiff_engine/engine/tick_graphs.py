@@ -6,8 +6,8 @@ one from Python takes longer than running them. A CUDA graph starts them all at 
 fixed: addresses, shapes, grids. So a batch is padded to one of few shapes (engine.tick_shape), copied to the
 buffers of that shape (engine.tick_buffers), and the tick runs over those: the first time as it is, which
 loads kernels and allocates workspaces; the second time recorded, unless another thread runs it, where it is
-the first time again; from then on repeated. Without a recorder
-(on the CPU, or turned off) the same call runs over the same buffers.
+the first time again; from then on repeated. Without a recorder (on the CPU, or turned off) the same call runs
+over the same buffers.
 
 Graphs are dropped when memory that they hold the addresses of is replaced, the least used first when there
 are too many, and all of them for good when a recording fails: the tick then runs as it is, and the counts
@@ -24,7 +24,7 @@ from typing import Protocol
 
 import torch
 
-from ardiff_engine.device import device_wide_calls
+from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.engine.batch import Batch
 from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.schedules import Schedules
@@ -76,14 +76,14 @@ class CudaGraphs:
 
     def record(self, run: Run) -> Run:
         graph = torch.cuda.CUDAGraph()
-        failed: Exception | None = None
+        failed: BaseException | None = None
         try:
             # The stream: a capture that fails leaves its own behind as the current one, and what this thread
             # starts next would overtake what the others do.
             # thread_local: a decoder in another thread may allocate or wait meanwhile, which is none of this
             # recording's business and would end it under the default mode.
             with (
-                device_wide_calls(),
+                DEVICE_WIDE_CALLS,
                 torch.cuda.stream(torch.cuda.current_stream(self._device)),
                 torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
@@ -91,16 +91,19 @@ class CudaGraphs:
             ):
                 try:
                     run()
-                except Exception as error:
+                except BaseException as error:
                     failed = error
                     raise
-        except Exception as error:
-            # The end of a capture that was broken raises an error of its own, which says nothing.
+        except BaseException as error:
+            # The end of a capture that was broken raises an error of its own, which says nothing, and would
+            # stand in for an interrupt as well.
             raise (failed or error) from None
+        finally:
+            del failed  # it refers to this frame, and the frame to the graph
         return graph.replay
 
     def wait(self) -> None:
-        with device_wide_calls():
+        with DEVICE_WIDE_CALLS:
             torch.cuda.synchronize(self._device)
 
 

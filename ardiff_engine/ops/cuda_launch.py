@@ -8,12 +8,11 @@ the device.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 
-from ardiff_engine.device import device_wide_calls
+from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.errors import (
     ArdiffError,
     BackendNotAvailableError,
@@ -26,6 +25,8 @@ from ardiff_engine.ops.cuda_route import cuda, why_no_cuda
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # csrc/include/ardiff/device_error.h
+# Per device, for the life of the process: graphs hold their addresses.
+_ERROR_WORDS: dict[torch.device, torch.Tensor] = {}
 _FINDINGS = {
     1: "modulate or gate_residual: a frame id without a row (its output row is NaN)",
     2: "norm_rope_write_: a slot outside the page pool (it was not written)",
@@ -72,7 +73,7 @@ def error_bits(device: torch.device) -> torch.Tensor:
     Raises:
         KernelError: the first call for this device is within a CUDA graph capture.
     """
-    bits = _error_words().get(device)
+    bits = _ERROR_WORDS.get(device)
     return _new_error_word(device) if bits is None else bits
 
 
@@ -92,15 +93,9 @@ def _new_error_word(device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
         bits = torch.zeros(1, dtype=torch.int32, device=device)
     if device.type == "cuda":
-        with device_wide_calls():
+        with DEVICE_WIDE_CALLS:
             torch.cuda.synchronize(device)  # kernels on other streams set bits in it
-    return _error_words().setdefault(device, bits)
-
-
-@cache
-def _error_words() -> dict[torch.device, torch.Tensor]:
-    """Per device, for the life of the process: graphs hold their addresses."""
-    return {}
+    return _ERROR_WORDS.setdefault(device, bits)
 
 
 def check_device(device: str | torch.device) -> None:
@@ -114,13 +109,13 @@ def check_device(device: str | torch.device) -> None:
     bits = error_bits(device)
     try:
         if device.type == "cuda":
-            with device_wide_calls():
+            with DEVICE_WIDE_CALLS:
                 torch.cuda.synchronize(device)
         found = int(bits.item())
     except RuntimeError as error:
         raise KernelError(f"a kernel failed on {device}: {error}") from error
     if found:
-        # What other threads find meanwhile stays for the next check.
+        # Not to 0: what another thread's kernels have found since stays for the next check.
         bits.bitwise_and_(~found)
         names = "; ".join(text for bit, text in _FINDINGS.items() if found & bit)
         raise PageTableError(

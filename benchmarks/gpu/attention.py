@@ -3,7 +3,7 @@
 
     python benchmarks/gpu/attention.py --variant sm_80      # or sm_90a, on Hopper
 
-Bars against cuDNN: of the two chunks of Wan 2.1 1.3B 1.0 (sm_80: 0.5), of its single frame 1.25, of 64
+Bars against cuDNN: of two chunks of Wan 2.1 1.3B 1.0, of one of its frames 1.25 (both: sm_80 0.5), of 64
 streams with one frame of 32 tokens each 2.
 """
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from case import Case, main
+from case import FLOAT_LIMIT, Case, backend_of, main
 from torch.nn.functional import layer_norm, rms_norm
 
 from ardiff_engine import ops
@@ -40,12 +40,8 @@ def cases(shape: Shape, device: str, dtype: torch.dtype) -> Iterator[Case]:
     def normal(*size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.randn(*size, generator=random, device=device, dtype=dtype)
 
-    x, branch, bias, table = (
-        normal(tokens, width),
-        normal(tokens, width),
-        normal(width),
-        normal(frames + 1, 3 * width),
-    )
+    x, branch = normal(tokens, width), normal(tokens, width)
+    bias, table = normal(width), normal(frames + 1, 3 * width)
     shift, scale, gate = table.split(width, dim=1)
     ids = (torch.arange(tokens, device=device) * frames // tokens).int()
     name = f"{tokens} x {width}"
@@ -54,6 +50,7 @@ def cases(shape: Shape, device: str, dtype: torch.dtype) -> Iterator[Case]:
         "modulate",
         name,
         lambda: ops.modulate(x, shift, scale, ids),
+        variant=backend_of("modulate", x),
         opponents={
             "PyTorch": lambda: (
                 layer_norm(x.float(), (width,), eps=1e-6) * (1 + scale.float()[ids]) + shift.float()[ids]
@@ -67,6 +64,7 @@ def cases(shape: Shape, device: str, dtype: torch.dtype) -> Iterator[Case]:
         "gate_residual_",
         name,
         lambda: ops.gate_residual_(x, branch, gate, ids, bias=bias),
+        variant=backend_of("gate_residual", x),
         written=(x,),
         opponents={"PyTorch": lambda: x.add_(gate[ids] * (branch + bias))},
         bars={"PyTorch": TIMES},
@@ -109,6 +107,7 @@ def _norm_rope_write(shape: Shape, qkv: torch.Tensor, weight: torch.Tensor) -> I
         "norm_rope_write_",
         f"{tokens} x {heads} x {dim}",
         ours,
+        variant=backend_of("norm_rope_write_", qkv),
         written=(k_pages, v_pages),
         opponents={"PyTorch": unfused},
         bars={"PyTorch": TIMES},
@@ -142,12 +141,21 @@ def _pages(shape: Shape, normal: Callable[..., torch.Tensor]) -> Iterator[Case]:
         "copy_pages_",
         name,
         copy,
+        variant=backend_of("copy_pages_", pool),
         written=(k_pages, v_pages),
         opponents={"PyTorch": unfused},
         moved=4 * half,
         share_bar=SHARE,
     )
-    yield Case("rotate_pages_", name, rotate, written=(k_pages,), moved=2 * half, share_bar=SHARE)
+    yield Case(
+        "rotate_pages_",
+        name,
+        rotate,
+        variant=backend_of("rotate_pages_", pool),
+        written=(k_pages,),
+        moved=2 * half,
+        share_bar=SHARE,
+    )
 
 
 def _latents(shape: Shape, normal: Callable[..., torch.Tensor]) -> Iterator[Case]:
@@ -172,6 +180,8 @@ def _latents(shape: Shape, normal: Callable[..., torch.Tensor]) -> Iterator[Case
         "add_noise",
         name,
         lambda: ops.add_noise(x, level, level, keys=keys, target="v"),
+        variant=backend_of("add_noise", x),
+        limit=FLOAT_LIMIT,
         opponents={"PyTorch": noising},
         bars={"PyTorch": TIMES},
         moved=3 * x.nbytes,
@@ -180,6 +190,8 @@ def _latents(shape: Shape, normal: Callable[..., torch.Tensor]) -> Iterator[Case
         "solver_step",
         name,
         lambda: ops.solver_step(x, out[None], one, coefficients),
+        variant=backend_of("solver_step", x),
+        limit=FLOAT_LIMIT,
         opponents={"PyTorch": summed},
         bars={"PyTorch": TIMES},
         moved=4 * x.nbytes,
@@ -188,6 +200,8 @@ def _latents(shape: Shape, normal: Callable[..., torch.Tensor]) -> Iterator[Case
         "philox_normal",
         name,
         lambda: ops.philox_normal(keys, shape.latents),
+        variant=backend_of("philox_normal", x),
+        limit=FLOAT_LIMIT,
         opponents={"torch.randn": lambda: torch.randn_like(x)},
         moved=x.nbytes,
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from case import Case, Result, main
+from case import Case, Result, backend_of, main
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -76,6 +76,7 @@ def case(shape: Shape, device: str, dtype: torch.dtype) -> Case:
         "frame_attention forward + backward",
         f"{clips} x {frames} frames x {tokens}, {heads} x {dim}",
         lambda: both(lambda: frame_attention(q, k, v, table), inputs, o_grad),
+        variant=f"{backend_of('frame_attention', q)}, {backend_of('frame_attention_backward', q)}",
         expected=expected,
         opponents={"FlexAttention": flex(), "SDPA, boolean mask": lambda: both(masked, dense, dense_grad)},
         bars={"FlexAttention": 1.0},

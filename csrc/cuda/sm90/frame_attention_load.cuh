@@ -7,8 +7,9 @@
 // The *scrubber* makes V safe to multiply. Rows of a page that do not exist may hold anything, and so may
 // pages that only some query rows of a tile see: a weight of 0 would not save a product from a NaN there. So,
 // where a step is not `plain`, the scrubber waits for V, zeroes what does not exist, takes out values that
-// are not finite if some rows do not see them, and only then lets the consumers have it. Rows that do see
-// what was taken out become NaN as a whole: a failing frame fails alone.
+// are not finite (unless the step is `whole`), and only then lets the consumers have it. Rows that do see what
+// was taken out become NaN as a whole: a failing frame fails alone. In plain and whole steps such a value
+// reaches the results as in any product: its own column.
 #pragma once
 
 #include "cuda/frame_attention_finite.cuh"

@@ -37,8 +37,9 @@ __device__ inline void mbarrier_arrive_expect(std::uint32_t barrier, int bytes) 
 // before (parity 1) is. A phase that never completes is a mistake of this kernel: it traps, after seconds,
 // so that the mistake is an error at the next synchronisation and not a GPU that hangs.
 __device__ inline void mbarrier_wait(std::uint32_t barrier, int parity) {
-  constexpr std::uint32_t kMostTries = 1u << 27;  // of some 20 ns or more each; a step takes microseconds
-  for (std::uint32_t tries = 0;; ++tries) {
+  constexpr std::uint64_t kMostNanoseconds = 10'000'000'000;  // a step takes microseconds
+  std::uint64_t began = 0;
+  for (std::uint32_t tries = 1;; ++tries) {
     std::uint32_t done = 0;
     asm volatile(
         "{\n"
@@ -50,7 +51,11 @@ __device__ inline void mbarrier_wait(std::uint32_t barrier, int parity) {
         : "r"(barrier), "r"(parity)
         : "memory");
     if (done != 0) return;
-    if (tries == kMostTries) __trap();
+    if (tries % 1024 != 0) continue;
+    std::uint64_t now = 0;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    if (began == 0) began = now;
+    if (now - began > kMostNanoseconds) __trap();
   }
 }
 
