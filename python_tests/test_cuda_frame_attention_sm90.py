@@ -19,6 +19,7 @@ from test_cuda_frame_attention import (
     CASES,
     CAUSAL,
     FORWARD,
+    HIDDEN,
     LIMIT,
     LONG,
     LSE_LIMIT,
@@ -94,14 +95,19 @@ TALL = Case(
 )
 
 
+# Of the second group all keys exist and are seen: its steps are masked for the bias alone.
+TALL_BIASED = replace(TALL, bias=[[0.5, -1.0, HIDDEN, 2.0], [1.0, 0.0, HIDDEN, -3.0, 0.25]])
+OWN_CASES = {"one-token-frames": ONE_TOKEN, "tall": TALL, "tall-biased": TALL_BIASED}
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 5])
-@pytest.mark.parametrize("name", [*CASES, "tall"])
+@pytest.mark.parametrize("name", dict.fromkeys([*CASES, *OWN_CASES]))
 def test_kernel_matches_float64(
     hopper: torch.device, monkeypatch: pytest.MonkeyPatch, name: str, multiprocessors: int
 ) -> None:
     """Pages of 13 rows are not for this kernel: one-token frames get pages of 16 here."""
     on_gpu(monkeypatch, multiprocessors)
-    check({**CASES, "one-token-frames": ONE_TOKEN, "tall": TALL}[name], torch.bfloat16, hopper)
+    check({**CASES, **OWN_CASES}[name], torch.bfloat16, hopper)
 
 
 def test_a_recorded_call_takes_the_schedules_of_other_tables(
@@ -175,6 +181,26 @@ def test_any_order_of_warps_gives_the_same_bits(
     compare(case, tensors, results[0])
     for o, lse in results[1:]:
         assert torch.equal(o, results[0][0]) and torch.equal(lse, results[0][1])
+
+
+@pytest.mark.parametrize("order", [FORWARD, BACKWARD, RANDOM])
+def test_what_was_taken_out_of_a_step_is_known_until_it_is_added(
+    request: pytest.FixtureRequest, hopper: torch.device, order: int
+) -> None:
+    """By the rows that see it, however far the producer is ahead by then. Rows that do not see it share
+    their tile."""
+    case = replace(
+        TALL, tokens=[[50, 70, 50, 90]], pages=[list(range(8))], valid=[[112] * 8], seen=[[2, 4, 6, 8]]
+    )
+    q, k, v = given(case, torch.bfloat16, hopper)
+    good, _ = attend((q, k, v), case.table(), hopper)
+    v[2, :, 3, 7] = NAN
+    if hopper.type == "cpu":
+        request.getfixturevalue("emulated").emulation.set_order(order)
+    o, lse = attend((q, k, v), case.table(), hopper)
+    assert torch.equal(o[:50], good[:50])
+    assert bool(o[50:120].isnan().all()) and bool(lse[50:120].isnan().all())
+    assert bool(o[120:].isnan().flatten(1).any(1).all())
 
 
 @pytest.mark.parametrize("value", [NAN, torch.inf])

@@ -7,9 +7,9 @@
 // The *scrubber* makes V safe to multiply. Rows of a page that do not exist may hold anything, and so may
 // pages that only some query rows of a tile see: a weight of 0 would not save a product from a NaN there. So,
 // where a step is not `plain`, the scrubber waits for V, zeroes what does not exist, takes out values that
-// are not finite (unless the step is `whole`), and only then lets the consumers have it. Rows that do see what
-// was taken out become NaN as a whole: a failing frame fails alone. In plain and whole steps such a value
-// reaches the results as in any product: its own column.
+// are not finite (unless the step is `whole`), and only then lets the consumers have it. Rows that do see
+// what was taken out become NaN as a whole: a failing frame fails alone. In plain and whole steps such a
+// value reaches the results as in any product: its own column.
 #pragma once
 
 #include "cuda/frame_attention_finite.cuh"
@@ -73,8 +73,8 @@ __device__ void produce(const StreamMemory<kDim, kKeys>& shared, const TensorMap
       Box box{static_cast<std::int32_t>(p.num_pages), 0, 16, 0.0f};
       if (mine) box = find_box(p, work, tile, first + key / block_rows, row_in_box);
       const int last = first + boxes < tile.last ? first + boxes : tile.last;
-      const bool whole = last <= fewest && !any_lane(box.bias != 0.0f);
-      const bool plain = whole && !any_lane(box.rows < 16);
+      const bool whole = last <= fewest;
+      const bool plain = whole && !any_lane(box.rows < 16 || box.bias != 0.0f);
 
       const auto load = [&](int number, const TensorMap& map, std::uint32_t arrival) {
         if (lane == 0) mbarrier_arrive_expect(arrival, Memory::kSlotBytes);

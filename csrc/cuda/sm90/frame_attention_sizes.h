@@ -25,9 +25,9 @@ struct StepKeys {
 template <int kKeys>
 struct StepList {
   StepKeys keys[kKeys / 16];
-  // All query rows of the tile see every key that exists, and there is no bias.
+  // All query rows of the tile see every key that exists.
   std::int32_t whole;
-  // And all keys exist.
+  // And all keys exist, and there is no bias.
   std::int32_t plain;
 };
 
