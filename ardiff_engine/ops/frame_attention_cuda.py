@@ -99,8 +99,9 @@ def recorded_work(offsets: tuple[Tensor, ...], q: Tensor, k_pages: Tensor, v_pag
 def which_kernel(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> Choice:
     """The kernel that a call runs on, "sm_80" or "sm_90a", and why.
 
-    The Hopper kernel must be asked for with ARDIFF_HOPPER=1: a mistake in its barriers, which no emulator can
-    exclude, would not give wrong numbers but hang the GPU, and it has not yet run on one.
+    The Hopper kernel must be asked for with ARDIFF_HOPPER=1: it has not yet run on a GPU. A mistake in its
+    barriers, which no emulator can exclude, would not give wrong numbers but cost the process its GPU: the
+    kernel traps after ten seconds.
     """
     why_not = why_not_sm90(q, k_pages, v_pages)
     if why_not is None and os.environ.get("ARDIFF_HOPPER") != "1":
