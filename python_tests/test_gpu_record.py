@@ -105,6 +105,7 @@ import signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import gpu_record as tool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, tool._stopped)
 sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
