@@ -18,7 +18,7 @@ from ardiff_engine.ops.frame_attention import frame_attention
 from ardiff_engine.ops.frame_table import FrameTable
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu"
-MODULES = ("timing", "case", "memory_bound", "attention", "training")
+MODULES = ("lines", "timing", "case", "memory_bound", "attention", "training")
 
 
 @pytest.fixture

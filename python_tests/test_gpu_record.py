@@ -47,6 +47,7 @@ def test_a_step_that_hangs_or_fails_costs_itself_alone(tool, monkeypatch, tmp_pa
         program(tool, "environment", "import os; assert os.environ['A'] == '1'", environment={"A": "1"}),
         tool.Step("absent", ("no-such-program",), 5),
         tool.Step("skipped", (sys.executable, "-c", "print('3 skipped in 0.1s')", "pytest"), 20),
+        tool.Step("checked", (sys.executable, "-c", "print('2 passed in 0.1s\\n== 0 errors')", "pytest"), 20),
         program(tool, "cut", ROWS.replace("1}", '1}\\n{\\"b'), rows=True),
     )
     monkeypatch.setattr(tool, "STEPS", steps)
@@ -65,6 +66,7 @@ def test_a_step_that_hangs_or_fails_costs_itself_alone(tool, monkeypatch, tmp_pa
         "environment": "passed",
         "absent": "not run",
         "skipped": "failed",
+        "checked": "passed",
         "cut": "passed",
     }
     assert found["cut"]["rows"][1:] == [{"unreadable": '{"b'}]

@@ -7,18 +7,16 @@ known, so that whatever comes later takes nothing away.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from lines import options_of, put
 from timing import copy_rate, microseconds
 
 from ardiff_engine import ops
@@ -91,10 +89,7 @@ def measured(case: Case, copy: float) -> dict[str, Any]:
 
 def main(what: str, cases: Callable[[str], Iterable[Case]], variants: tuple[str, ...] = ("",)) -> int:
     """The command line of a benchmark. 1 where a result is wrong."""
-    parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--variant", choices=variants, default=variants[0])
-    parser.add_argument("--json", type=Path, help="append one line per case to this file")
-    options = parser.parse_args()
+    options = options_of(what, variants)
     copy, wrong = copy_rate(), 0
     for case in cases(options.variant):
         try:
@@ -103,10 +98,7 @@ def main(what: str, cases: Callable[[str], Iterable[Case]], variants: tuple[str,
         except (ArdiffError, RuntimeError) as error:
             row = {"op": case.op, "shape": case.shape, "variant": case.variant, "wrong": str(error)}
         wrong += "wrong" in row
-        print(json.dumps(row), flush=True)
-        if options.json is not None:
-            with options.json.open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
+        put(row, options.json)
     return 1 if wrong else 0
 
 

@@ -8,28 +8,20 @@ What is measured, and why: benchmarks/bench_engine_cuda.py.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+from lines import options_of, put
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_engine_cuda import one_cell_ticks
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=("graphs", "eager"), default="graphs")
-    parser.add_argument("--json", type=Path, help="append one line to this file")
-    options = parser.parse_args()
-    line = json.dumps(asdict(one_cell_ticks(cuda_graphs=options.variant == "graphs")))
-    print(line)
-    if options.json is not None:
-        with options.json.open("a") as lines:
-            lines.write(line + "\n")
-    return 0
+def main() -> None:
+    options = options_of(__doc__.splitlines()[0], ("graphs", "eager"))
+    put(asdict(one_cell_ticks(cuda_graphs=options.variant == "graphs")), options.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,13 +6,11 @@ python benchmarks/gpu/timing.py      # the rates
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from lines import options_of, put
 
 REPEATS = 50
 # GPU clock cycles, some milliseconds: Python needs up to a tenth of one to start a kernel, and longer for the
@@ -53,14 +51,8 @@ def gemm_rate(size: int = 8192) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Copy and GEMM rates of this GPU.")
-    parser.add_argument("--json", type=Path, help="append one line to this file")
-    options = parser.parse_args()
-    rates = {"copy_gigabytes_per_second": copy_rate(), "gemm_bfloat16_teraflops": gemm_rate()}
-    print(json.dumps(rates))
-    if options.json is not None:
-        with options.json.open("a") as lines:
-            lines.write(json.dumps(rates) + "\n")
+    options = options_of("Copy and GEMM rates of this GPU.")
+    put({"copy_gigabytes_per_second": copy_rate(), "gemm_bfloat16_teraflops": gemm_rate()}, options.json)
 
 
 if __name__ == "__main__":
