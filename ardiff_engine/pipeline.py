@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import json
-import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -21,10 +19,10 @@ from ardiff_engine.engine import Engine, EngineStats, LatentFrame, Request, Stre
 from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.decode_worker import DecodeWorker
 from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
-from ardiff_engine.errors import CheckpointError, ConfigError, TensorError, explain
-from ardiff_engine.media import read_video
+from ardiff_engine.errors import CheckpointError, explain
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup, to_tokens
+from ardiff_engine.pipeline_inputs import Video, check_counts, class_per_video, read_clip, starting_noise
 from ardiff_engine.weights import load_model, save_model
 from ardiff_engine.weights.atomic import write_atomic
 
@@ -32,8 +30,6 @@ ASSETS = Path(__file__).parent / "assets"
 SCHEDULER_FILE = "scheduler.json"
 MOST_UNREAD = 8
 """Pieces of video that may be decoded, or wait for it, before the engine does."""
-
-Video = torch.Tensor | np.ndarray | str | Path
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +140,7 @@ class Pipeline:
 
     def encode(self, video: Video) -> torch.Tensor:
         """uint8 [T, H, W, 3] or a path -> clean latents [T, tokens, channels]: a `Request.prefix`."""
-        return self._encode(self._read(video))
+        return self._encode(read_clip(video, self.vae.config.image_size))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Clean latents [T, tokens, channels] of a video from its first frame on, as `Stream.result` gives
@@ -182,12 +178,12 @@ class Pipeline:
         A video that fails raises its error here, and the others are given up.
         """
         started = time.perf_counter()
-        _check_counts(num_frames, num_videos)
-        given = None if video is None else self._read(video)
+        check_counts(num_frames, num_videos)
+        given = None if video is None else read_clip(video, self.vae.config.image_size)
         prefix = None if given is None else self._encode(given)
-        classes = _per_video(class_id, num_videos)
+        classes = class_per_video(class_id, num_videos)
         fresh = num_frames - (0 if given is None else len(given))
-        starts = self._starting_noise(latents, generator, num_videos, fresh)
+        starts = starting_noise(latents, generator, num_videos, fresh, self.transformer.spec)
 
         def on_step(index: int) -> Callable[[Stream], None]:
             def report(stream: Stream) -> None:
@@ -309,60 +305,6 @@ class Pipeline:
         solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
         return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
 
-    def _read(self, video: Video) -> torch.Tensor:
-        if isinstance(video, str | Path):
-            video = read_video(video)
-        # A flipped or reversed array has negative strides, which torch cannot take over.
-        frames = torch.as_tensor(np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video)
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or frames.shape[0] < 1:
-            raise TensorError(
-                explain(
-                    "video",
-                    got=f"{tuple(frames.shape)} {frames.dtype}",
-                    expected="uint8 [frames, height, width, 3]",
-                    fix="Convert it, or give a path.",
-                )
-            )
-        size = self.vae.config.image_size
-        if tuple(frames.shape[1:3]) == (size, size):
-            return frames
-        return (to_images(frames, size) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-
-    def _starting_noise(
-        self,
-        latents: torch.Tensor | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        videos: int,
-        frames: int,
-    ) -> torch.Tensor | None:
-        """[videos, frames, tokens, channels], given or drawn video after video; None: by seed."""
-        if latents is not None:
-            if latents.ndim != 4 or latents.shape[0] != videos:
-                raise TensorError(
-                    explain(
-                        "latents",
-                        got=tuple(latents.shape),
-                        expected=f"[{videos}, frames, tokens, channels]",
-                        fix="Give one per video.",
-                    )
-                )
-            return latents
-        if generator is None or frames < 1:
-            return None
-        generators = [generator] * videos if isinstance(generator, torch.Generator) else list(generator)
-        if len(generators) != videos or not all(isinstance(g, torch.Generator) for g in generators):
-            raise ConfigError(
-                explain(
-                    "generator",
-                    got=f"{len(generators)} objects",
-                    expected=f"one torch.Generator, or {videos} of them",
-                    fix="Give one per video.",
-                )
-            )
-        spec = self.transformer.spec
-        shape = (frames, spec.tokens_per_frame, spec.channels)
-        return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
-
     @torch.no_grad()
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
         weight = next(self.vae.parameters())
@@ -374,31 +316,3 @@ class Pipeline:
 def _keep(piece: tuple[int, torch.Tensor], images: list[list[torch.Tensor]]) -> None:
     index, pictures = piece
     images[index].append(pictures)
-
-
-def _check_counts(num_frames: object, num_videos: object) -> None:
-    for name, value, fix in (
-        ("num_frames", num_frames, "Endless videos are for Pipeline.stream."),
-        ("num_videos", num_videos, "Ask for at least one."),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ConfigError(explain(name, got=repr(value), expected="a whole number >= 1", fix=fix))
-
-
-def _per_video(class_id: int | Sequence[int] | torch.Tensor | None, videos: int) -> list[int | None]:
-    if class_id is None or isinstance(class_id, int | np.integer):
-        return [None if class_id is None else int(class_id)] * videos
-    try:
-        ids = [operator.index(value) for value in class_id]
-    except TypeError:
-        ids = []
-    if len(ids) != videos:
-        raise ConfigError(
-            explain(
-                "class_id",
-                got=repr(class_id),
-                expected=f"one whole number, or {videos}",
-                fix="Give one for all.",
-            )
-        )
-    return list(ids)
