@@ -20,11 +20,11 @@ from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.decode_worker import DecodeWorker
 from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
 from ardiff_engine.errors import CheckpointError, explain
+from ardiff_engine.files import write_atomic
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup, to_tokens
 from ardiff_engine.pipeline_inputs import Video, check_counts, class_per_video, read_clip, starting_noise
 from ardiff_engine.weights import load_model, save_model
-from ardiff_engine.weights.atomic import write_atomic
 
 ASSETS = Path(__file__).parent / "assets"
 SCHEDULER_FILE = "scheduler.json"
@@ -130,7 +130,7 @@ class Pipeline:
         save_model(self.transformer, folder / "transformer")
         save_model(self.vae, folder / "vae")
         text = json.dumps({"schedule": self.schedule.to_config(), "prediction": self.prediction}, indent=2)
-        write_atomic(folder / SCHEDULER_FILE, lambda file: file.write(text.encode() + b"\n"))
+        write_atomic(folder / SCHEDULER_FILE, text.encode() + b"\n")
 
     @property
     def device(self) -> torch.device:

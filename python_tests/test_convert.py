@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ardiff_engine import files
 from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError
-from ardiff_engine.weights import atomic, convert
+from ardiff_engine.weights import convert
 
 
 class Payload:
@@ -94,7 +95,7 @@ def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
         convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
     assert (tmp_path / "x.safetensors").read_bytes() == b"old"

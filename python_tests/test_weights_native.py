@@ -13,9 +13,10 @@ import pytest
 import torch
 from test_titok import TINY
 
+from ardiff_engine import files
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, TiTok
-from ardiff_engine.weights import atomic, load_ar_diffusion, load_model, load_titok, save_model
+from ardiff_engine.weights import load_ar_diffusion, load_model, load_titok, save_model
 
 SMALL = ARDiffusionConfig(
     num_frames=3, tokens_per_frame=2, channels=4, width=16, depth=2, heads=2, context_tokens=3, context_dim=6
@@ -89,7 +90,7 @@ def test_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic.os, failing, full)
+    monkeypatch.setattr(files.os, failing, full)
     with pytest.raises(CheckpointError, match="No space left"):
         save_model(new, tmp_path)
     monkeypatch.undo()

@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.data.clips import ClipSource
-from ardiff_engine.data.folders import make_folder
+from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.models import TiTok, to_tokens
-from ardiff_engine.weights.atomic import write_atomic
 
 PURPOSE_WINDOW = 17
 FRAMES_PER_PASS = 256
@@ -78,7 +77,7 @@ class CachedClips:
             if path is not None:
                 make_folder(path.parent)
                 data = save(stored, {"key": key})
-                write_atomic(path, lambda file: file.write(data))
+                write_atomic(path, data)
         self.tokens = stored["tokens"]
         self.classes = stored.get("classes")
 

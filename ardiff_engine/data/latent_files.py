@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.errors import DataError, explain
+from ardiff_engine.files import write_atomic
 from ardiff_engine.models import to_tokens
-from ardiff_engine.weights.atomic import write_atomic
 
 CLASS_PATTERN = re.compile(r"_classid(\d+)")
 PURPOSE_FILE = 16

@@ -14,7 +14,7 @@ from os import PathLike
 from typing import Any
 
 from ardiff_engine.engine.recorder import StreamTick, TickRecord
-from ardiff_engine.weights.atomic import write_atomic
+from ardiff_engine.files import write_atomic
 
 PROCESS = 1
 ENGINE_ROW = 1

@@ -17,9 +17,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ardiff_engine.data.folders import make_folder
 from ardiff_engine.data.moving_digits import MovingDigits
-from ardiff_engine.weights.atomic import write_atomic
+from ardiff_engine.files import make_folder, write_atomic
 
 BATCH = 64
 STEPS = 2500
@@ -110,7 +109,7 @@ def load_or_train(digits: MovingDigits, path: Path | None, *, progress: bool = T
 def keep(classifier: DigitClassifier, digits: MovingDigits, path: Path) -> None:
     """Writes the classifier with the settings of its digits. Raises CheckpointError if the disk refuses."""
     data = save(classifier.network.state_dict(), {SETTINGS: _settings(digits)})
-    write_atomic(path, lambda file: file.write(data))
+    write_atomic(path, data)
 
 
 def _kept(path: Path, digits: MovingDigits) -> DigitNetwork | None:

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ardiff_engine.data.clips import to_images
-from ardiff_engine.data.folders import make_folder
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.evaluation.continuations import continue_clips
 from ardiff_engine.evaluation.digit_classifier import DigitClassifier
 from ardiff_engine.evaluation.motion import position_errors
+from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.pipeline import Pipeline
-from ardiff_engine.weights.atomic import write_atomic
 
 CONFIDENT = 0.8
 FIRST = 8
@@ -80,9 +79,9 @@ class Report:
         """evaluation.json and evaluation.md."""
         make_folder(folder)
         text = json.dumps(asdict(self), indent=2) + "\n"
-        write_atomic(folder / "evaluation.json", lambda file: file.write(text.encode()))
+        write_atomic(folder / "evaluation.json", text.encode())
         table = self.markdown()
-        write_atomic(folder / "evaluation.md", lambda file: file.write(table.encode()))
+        write_atomic(folder / "evaluation.md", table.encode())
 
     def markdown(self) -> str:
         lines = [

@@ -16,16 +16,15 @@ from tqdm import tqdm
 
 from ardiff_engine.data.clips import to_images
 from ardiff_engine.data.encoded_clips import encoder_fingerprint
-from ardiff_engine.data.folders import make_folder
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.data.video_folder import find_videos, resize_and_crop
 from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, MediaError, explain
+from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.models import TiTok
 from ardiff_engine.training.config import EncodeConfig
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.weights import load_titok
-from ardiff_engine.weights.atomic import write_atomic
 
 CLASS_SUFFIX = re.compile(r"_classid(\d+)$")
 SETTINGS_FILE = "encoding.json"
@@ -117,7 +116,7 @@ def _claim(output: Path, settings: dict[str, int]) -> None:
         )
     if not path.exists():
         data = (json.dumps(settings, indent=1) + "\n").encode()
-        write_atomic(path, lambda file: file.write(data))
+        write_atomic(path, data)
 
 
 def _holds(values: object, name: str, value: int) -> bool:

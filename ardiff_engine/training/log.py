@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ardiff_engine.data.folders import make_folder, unwritable
 from ardiff_engine.errors import CheckpointError, explain
-from ardiff_engine.weights.atomic import write_atomic
+from ardiff_engine.files import make_folder, unwritable, write_atomic
 
 
 class TrainingLog:
@@ -25,7 +24,7 @@ class TrainingLog:
         if resume_step is not None and path.exists():
             self.entries = [entry for entry in read_log(path) if entry["step"] <= resume_step]
         text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
-        write_atomic(path, lambda file: file.write(text.encode()))
+        write_atomic(path, text.encode())
 
     def add(self, step: int, **values: float | str) -> None:
         entry = {"step": step} | {
@@ -36,7 +35,7 @@ class TrainingLog:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            raise unwritable(self.path, error, CheckpointError) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from ardiff_engine.weights.atomic import write_atomic
+from ardiff_engine.files import write_atomic
 
 SIZE = (960, 540)
 LEFT, RIGHT, TOP, BOTTOM = 90, 30, 40, 60

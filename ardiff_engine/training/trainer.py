@@ -19,6 +19,7 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise import PURPOSE_TRAIN, noise_keys
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, DataError, explain
+from ardiff_engine.files import write_atomic
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup
 from ardiff_engine.ops import add_noise
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
@@ -30,7 +31,6 @@ from ardiff_engine.training.read_config import read_config, to_dict
 from ardiff_engine.training.timesteps import is_teacher_forced, teacher_timesteps, training_timesteps
 from ardiff_engine.training.vae_trainer import sample_ids
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
-from ardiff_engine.weights.atomic import staged
 
 CACHE_FILE = "encoded_clips.safetensors"
 PURPOSE_NULL = 19
@@ -165,8 +165,7 @@ class Trainer:
         scheduler = {"schedule": self.schedule.to_config(), "prediction": self.config.loss.prediction}
         for name, values in (("scheduler.json", scheduler), ("training_config.json", to_dict(self.config))):
             data = (json.dumps(values, indent=2) + "\n").encode()
-            with staged(folder / name) as (temporary,):
-                temporary.write_bytes(data)
+            write_atomic(folder / name, data)
 
     def _context(self, samples: Sequence[int], classes: Tensor | None, seed: int) -> Tensor:
         """Context of each clip; with probability `null_probability` that of "no condition"."""

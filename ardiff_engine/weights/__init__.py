@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights: official checkpoints, our own format, conversion, and writes that are whole or not there."""
+"""Weights: official checkpoints, our own format, and conversion."""
 
-from ardiff_engine.weights.atomic import remove_stale, staged, write_atomic
 from ardiff_engine.weights.convert import Conversion, convert
 from ardiff_engine.weights.load import load_ar_diffusion, load_titok
 from ardiff_engine.weights.native_format import load_model, save_model
@@ -14,9 +13,6 @@ __all__ = [
     "load_ar_diffusion",
     "load_model",
     "load_titok",
-    "remove_stale",
     "save_model",
-    "staged",
     "target_kind",
-    "write_atomic",
 ]

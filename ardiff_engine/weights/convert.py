@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError, explain
-from ardiff_engine.weights.atomic import staged
+from ardiff_engine.files import staged
 from ardiff_engine.weights.safetensors_file import SafetensorsFile
 
 WORKER = Path(__file__).with_name("convert_worker.py")

@@ -17,12 +17,12 @@ from typing import Any, overload
 import torch
 
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
+from ardiff_engine.files import staged
 from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
 from ardiff_engine.models.positions import rope_frequencies
 from ardiff_engine.models.titok import TiTok
 from ardiff_engine.models.titok_config import TiTokConfig
-from ardiff_engine.weights.atomic import staged
 from ardiff_engine.weights.fit import fill
 from ardiff_engine.weights.safetensors_file import SafetensorsFile, write_safetensors
 
