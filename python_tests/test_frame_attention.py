@@ -212,6 +212,34 @@ def test_large_logits_do_not_overflow(isa: str) -> None:
     assert relative(got, case.oracle(q, k, v, scale=300.0)[0]) <= 1e-3  # float32 logits near 2000 carry 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [2e9, -2e9, 1e30, 1e6])
+def test_the_reference_with_a_huge_bias_matches_float64(
+    bias: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias of all visible pages cancels in the softmax, however large it is; gradients too."""
+    monkeypatch.setenv("ARDIFF_BACKEND", "reference")
+    case = Case([[3, 2]], [[4, 1, 7]], [[13, 5, 13]], [[2, 3]], [[bias, bias, bias]])
+    plain = replace(case, bias=None)
+    inputs = [t.nan_to_num().to(dtype).requires_grad_() for t in case.tensors()]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    o, want = frame_attention(*inputs, case.table()), frame_attention(*wide, plain.table())
+    assert relative(o, want) <= 1e-5
+    dout = torch.randn_like(want)
+    got = torch.autograd.grad(o, inputs, dout.to(dtype))
+    for one, other in zip(got, torch.autograd.grad(want, wide, dout), strict=True):
+        assert relative(one, other) <= 1e-5
+
+
+@pytest.mark.parametrize("bias", [2e9, 1e30])
+def test_weights_add_up_to_one_with_a_huge_bias(bias: float, isa: str) -> None:
+    """The kernels add logits and bias in float32, which may round the logits away, but not the sum."""
+    case = Case([[3, 2]], [[4, 1, 7]], [[13, 5, 13]], [[2, 3]], [[bias, bias, bias]])
+    q, k, v = (t.nan_to_num() for t in case.tensors())
+    o = frame_attention(q, k, torch.ones_like(v), case.table())
+    torch.testing.assert_close(o, torch.ones_like(o))
+
+
 def test_page_ids_do_not_matter(isa: str) -> None:
     case = RAGGED
     q, k, v = (x.requires_grad_() for x in case.tensors())

@@ -49,15 +49,27 @@ def _gather(pool: Tensor, view: _View, share: int) -> Tensor:
     return pool[view.page, :, view.row].repeat_interleave(share, dim=1)
 
 
-def _logits(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """[H, tokens, keys] from q [tokens, H, D] and k [keys, H, D]."""
-    logits = scale * torch.einsum("thd,nhd->htn", q, k)
-    return logits if bias is None else logits + bias.to(q.dtype)
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Softmax weights [H, tokens, keys] and lse [H, tokens] from q [tokens, H, D] and k [keys, H, D].
+
+    Weights are 0 where every visible row has bias -inf. What all biases share is put aside, and logits are
+    added in float64: beside a bias of 1e9, float32 would keep nothing of q k.
+    """
+    logits = scale * torch.einsum("thd,nhd->htn", q, k).double()
+    shared = logits.new_zeros(())
+    if bias is not None:
+        shared = _shift(bias.double().amax())
+        logits = logits + (bias.double() - shared)
+    top = _shift(logits.amax(-1, keepdim=True))
+    weights = torch.exp(logits - top)
+    total = weights.sum(-1, keepdim=True)
+    weights = weights / torch.where(total == 0, 1.0, total)
+    return weights.to(q.dtype), (shared + top + total.log())[..., 0].to(q.dtype)
 
 
-def _probabilities(logits: Tensor, lse: Tensor) -> Tensor:
-    """exp(logits - lse); 0 where every visible row has bias -inf. lse [H, tokens]."""
-    return torch.exp(logits - torch.where(lse == float("-inf"), 0.0, lse)[..., None])
+def _shift(largest: Tensor) -> Tensor:
+    """What a softmax subtracts: the largest of its logits; 0 where that is -inf, as nothing is visible."""
+    return torch.where(largest == float("-inf"), 0.0, largest)
 
 
 def working_dtype(q: Tensor) -> torch.dtype:
@@ -75,9 +87,8 @@ def reference_frame_attention(
     lse = torch.full(q.shape[:2], float("-inf"), dtype=dtype, device=q.device)
     for view in _views(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias):
         k, v = (_gather(pool, view, share).to(dtype) for pool in (k_pages, v_pages))
-        logits = _logits(q[view.tokens].to(dtype), k, view.bias, scale)
-        total = torch.logsumexp(logits, dim=-1)
-        o[view.tokens] = torch.einsum("htn,nhd->thd", _probabilities(logits, total), v)
+        weights, total = _weights(q[view.tokens].to(dtype), k, view.bias, scale)
+        o[view.tokens] = torch.einsum("htn,nhd->thd", weights, v)
         lse[view.tokens] = total.T
     return o.to(q.dtype), lse
 
@@ -89,7 +100,7 @@ def reference_frame_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k_pages and v_pages.
 
-    P = exp(S - lse), delta = rowsum(do * o) - dlse, dS = P * (do v^T - delta);
+    P = softmax(S), delta = rowsum(do * o) - dlse, dS = P * (do v^T - delta);
     dq = scale dS k, dk = scale dS^T q, dv = P^T do.
     """
     # In a region of autocast the products would be computed in another dtype than their sums.
@@ -114,7 +125,7 @@ def _backward(
     for view in _views(frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias):
         k, v = (_gather(pool, view, share).to(dtype) for pool in (k_pages, v_pages))
         queries, grad = q[view.tokens].to(dtype), dout[view.tokens].to(dtype)
-        p = _probabilities(_logits(queries, k, view.bias, scale), lse[view.tokens].T.to(dtype))
+        p, _ = _weights(queries, k, view.bias, scale)
         ds = scale * p * (torch.einsum("thd,nhd->htn", grad, v) - delta[view.tokens].T[..., None])
         dq[view.tokens] = torch.einsum("htn,nhd->thd", ds, k)
         for total, weights, rows in ((dk, ds, queries), (dv, p, grad)):

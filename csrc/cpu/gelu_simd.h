@@ -7,15 +7,19 @@
 
 namespace ardiff::cpu::ARDIFF_ISA {
 
-// `exp` ends at e^88.7, so a numerator without a limit would not vanish for -1e38.
+constexpr float kLargest = __FLT_MAX__, kNotANumber = __builtin_nanf("");
+
+// `exp` ends at e^88.7, so a numerator without a limit would not vanish for -1e38. Minus infinity is NaN, as
+// in PyTorch: it comes from an overflow, which a finite result would hide.
 ARDIFF_SIMD Vec gelu(Vec z) {
-  z = max(set(-40.0f), z);
+  z = select_less(z, set(-kLargest), set(kNotANumber), max(set(-40.0f), z));
   return z / (set(1.0f) + exp(gelu_exponent(z, set(kGeluCubic), set(kGeluFactor))));
 }
 
-// Beyond 40 on either side the derivative is 1 and 0; without the limits z^2 would meet 0 as infinity.
+// Beyond 40 on either side the derivative is 1 and 0; without the limits z^2 would meet 0 as infinity. It is
+// NaN at both infinities.
 ARDIFF_SIMD Vec gelu_derivative(Vec z) {
-  z = max(set(-40.0f), min(set(40.0f), z));
+  z = select_less(set(kLargest), abs(z), set(kNotANumber), max(set(-40.0f), min(set(40.0f), z)));
   const Vec e = exp(gelu_exponent(z, set(kGeluCubic), set(kGeluFactor)));
   const Vec s = set(1.0f) / (set(1.0f) + e);
   const Vec slope = z * fma(set(3.0f * kGeluCubic), z * z, set(kGeluFactor));

@@ -56,8 +56,10 @@ def backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor
 
 @triton.jit
 def _sigmoid(z):
-    """(z clamped, s, 1 - s). Beyond 10 both factors are 0 or 1 to a float, and e would overflow."""
+    """(z clamped, s, 1 - s). Beyond 10 both factors are 0 or 1 to a float, and e would overflow. Infinities
+    become NaN."""
     near = tl.where(z > 10.0, 10.0, tl.where(z < -10.0, -10.0, z))  # NaN stays
+    near = tl.where(tl.abs(z) == float("inf"), float("nan"), near)
     e = tl.exp(-_FACTOR * near * (1.0 + _CUBIC * near * near))
     s = 1.0 / (1.0 + e)
     return near, s, e * s
@@ -75,8 +77,9 @@ def _bias_gelu(
     if bias is not None:
         z += tl.load(bias + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None, :]
     near, s, _ = _sigmoid(z)
-    # Minus infinity times 0 would be NaN.
-    tl.store(y + at, (tl.where(z < 0.0, near, z) * s).to(y.dtype.element_ty), mask=inside)
+    # GELU of infinity is infinity; of minus infinity NaN, as in PyTorch: finite would hide an overflow.
+    gelu = tl.where(z < 0.0, near * s, z * tl.where(z > 10.0, 1.0, s))
+    tl.store(y + at, gelu.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit

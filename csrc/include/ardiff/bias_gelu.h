@@ -4,6 +4,8 @@
 //   gelu(z) = z s,  s = 1 / (1 + e),  e = exp(E),  E = -2 sqrt(2/pi) (z + 0.044715 z^3)
 //   gelu'(z) = s - z s (1 - s) E'                  E' = -2 sqrt(2/pi) (1 + 3 * 0.044715 z^2)
 //
+// gelu(-inf) is NaN, and so is gelu' at both infinities, as in PyTorch.
+//
 // Backward: dx = dy gelu'(x + bias), dbias = sum of dx over the tokens.
 #pragma once
 
