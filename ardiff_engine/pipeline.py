@@ -134,7 +134,7 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.x_embedder.weight.device
+        return self.transformer.device
 
     # --- generating
 

@@ -13,7 +13,7 @@ import torch
 from ardiff_engine.engine.frame_decoder import to_images
 from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.media import read_video
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 
 Video = torch.Tensor | np.ndarray | str | Path
 

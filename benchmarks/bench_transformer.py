@@ -54,11 +54,11 @@ def test_tick(benchmark: BenchmarkFixture, cells: int, threads: int) -> None:
         v_pages=v_pages,
     )
     x = torch.randn(cells, rows, CONFIG.channels, generator=generator)
-    modulation = model.modulation_table(torch.linspace(900, 100, cells))
+    tables = model.tables(torch.linspace(900, 100, cells))
     plain = PlainNetwork(model)
     k, v = (contiguous(pages, order, valid) for pages in (k_pages, v_pages))
-    own = modulation[:, 1:].contiguous()
-    assert relative(model(x, batch, modulation), plain.tick(x, own, k, v)) < AGREES
+    own = tables.parts[0][:, 1:].contiguous()
+    assert relative(model(x, batch, tables), plain.tick(x, own, k, v)) < AGREES
     row = Row(
         op="transformer tick",
         shape=f"{cells} cells of {rows} tokens, width {CONFIG.width}, depth {CONFIG.depth}",
@@ -66,7 +66,7 @@ def test_tick(benchmark: BenchmarkFixture, cells: int, threads: int) -> None:
         opponent=OPPONENT,
         bar=1.3,
     )
-    versus(benchmark, row, lambda: model(x, batch, modulation), lambda: plain.tick(x, own, k, v))
+    versus(benchmark, row, lambda: model(x, batch, tables), lambda: plain.tick(x, own, k, v))
 
 
 @pytest.mark.parametrize("threads", THREADS)

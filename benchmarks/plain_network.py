@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ardiff_engine.models import ARDiffusionTransformer
-from ardiff_engine.models.ar_diffusion_block import Block
+from ardiff_engine.models.ar_diffusion.block import Block
 
 BASE = 10000.0
 

@@ -15,8 +15,9 @@ import torch
 from ardiff_engine import ops
 from ardiff_engine.engine import Engine, Stream
 from ardiff_engine.engine.layout import Work
-from ardiff_engine.models import ar_diffusion, native_block
-from ardiff_engine.models.paged_attention import PagedAttention
+from ardiff_engine.models.ar_diffusion import transformer
+from ardiff_engine.models.dit import native_block
+from ardiff_engine.models.dit.paged_attention import PagedAttention
 
 ONCE = ("out of memory, once", "cancel", "dead worker")
 SHORT_MEMORY = (
@@ -120,7 +121,7 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
         elif fault.place == "commit":
             wrap(ops, "norm_rope_write_", pass_.write)
             # Block by block: the fault comes between two of them.
-            wrap(ar_diffusion, "run_blocks", lambda *_: 0)
+            wrap(transformer, "run_blocks", lambda *_: 0)
             wrap(native_block, "run", pass_.block)
         elif fault.place == "solver":
             wrap(ops, "solver_step", pass_.solve)

@@ -12,8 +12,8 @@ from dense_oracle import DenseTransformer, golden, randomise, visibility
 from ardiff_engine import ops
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
-from ardiff_engine.models.ar_diffusion_block import TimestepEmbedder
-from ardiff_engine.models.positions import sincos_positions
+from ardiff_engine.models.ar_diffusion.block import TimestepEmbedder
+from ardiff_engine.models.dit.positions import sincos_positions
 
 MERGES = ("share_norm", "separate_norm", "sharenorm_shift_first_t", "reproduce")
 MASKS = {

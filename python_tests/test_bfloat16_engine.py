@@ -63,7 +63,7 @@ def test_weights_pages_and_modulation_are_bfloat16_and_the_rest_float32(monkeypa
     half, _ = model_of("separate_norm", "temporal_causal", "rope")
     engine = engine_for(half)
     assert engine.pool.k.dtype == engine.pool.v.dtype == torch.bfloat16
-    assert engine._schedules.modulation.dtype == torch.bfloat16
+    assert engine._schedules.tables.parts[0].dtype == torch.bfloat16
     assert engine._schedules.coefficients.dtype == torch.float32
     step, seen = ops.solver_step, []
 

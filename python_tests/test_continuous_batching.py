@@ -15,7 +15,7 @@ from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.errors import ConfigError, OutOfPagesError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
-from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.models.dit.row_linear import RowLinear
 
 PREFIX = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(7))
 SIX_STEPS = solvers.DDIM(SCHEDULE, num_inference_steps=6, eta=0.5)
@@ -192,7 +192,7 @@ def test_the_memory_plan_is_what_is_then_allocated():
     layers = [module for module in model.modules() if isinstance(module, RowLinear)]
     packed = sum(layer.packed().panels.nbytes for layer in layers)
     assert plan.weights_bytes == packed + sum(p.nbytes for p in model.parameters())
-    assert plan.tables_bytes == engine._schedules.modulation.nbytes
+    assert plan.tables_bytes == engine._schedules.tables.parts[0].nbytes
     assert "3 streams x 10 pages" in str(plan) and plan.total_bytes > plan.pages_bytes
     del streams
 

@@ -32,10 +32,10 @@ MEMORIES = (RecomputedWindow(4), Window(3), Window(2, sink=2), Full())
 class CheapModel(ARDiffusionTransformer):
     """Checks what it is given and returns something cheap."""
 
-    def forward(self, x, batch, modulation, condition=None):
+    def forward(self, x, batch, tables, condition=None):
         slots = batch.slots.tolist()
         assert len(set(slots)) == len(slots), "two tokens write the same row"
-        assert len(batch.frame_ids) == len(slots) and int(batch.frame_ids.max()) < modulation.shape[1]
+        assert len(batch.frame_ids) == len(slots) and int(batch.frame_ids.max()) < tables.rows
         return 0.9 * x
 
 

@@ -16,9 +16,10 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
 from ardiff_engine.errors import ArdiffError, PageTableError
-from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, CellBatch, native_block
-from ardiff_engine.models.ar_diffusion_block import Mlp
-from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, CellBatch, Tables
+from ardiff_engine.models.ar_diffusion.block import Mlp
+from ardiff_engine.models.dit import native_block
+from ardiff_engine.models.dit.row_linear import RowLinear
 from ardiff_engine.ops import FrameTable
 
 ROPE = ARDiffusionConfig(width=48, depth=2, heads=3, tokens_per_frame=5, context_tokens=7, channels=4)
@@ -68,14 +69,14 @@ def cells(model: ARDiffusionTransformer, dtype: torch.dtype) -> tuple[torch.Tens
     x = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64).to(dtype)
     condition = torch.randn(1, 7, config.context_dim, generator=generator, dtype=torch.float64).to(dtype)
     with torch.no_grad():
-        modulation = model.modulation_table(torch.tensor([900.0, 400.0, 30.0], dtype=dtype))
-    return x, batch, modulation, condition
+        tables = model.tables(torch.tensor([900.0, 400.0, 30.0], dtype=dtype))
+    return x, batch, tables, condition
 
 
 def run(model: ARDiffusionTransformer, dtype: torch.dtype) -> tuple[torch.Tensor, CellBatch]:
-    x, batch, modulation, condition = cells(model, dtype)
+    x, batch, tables, condition = cells(model, dtype)
     with torch.no_grad():
-        return model(x, batch, modulation, condition), batch
+        return model(x, batch, tables, condition), batch
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -230,11 +231,11 @@ def test_output_that_nobody_wants_is_left_out_and_nothing_else(threads: int) -> 
     try:
         expected, whole = run(model, torch.float32)
         for unwanted in ((0,), (1,), (2,), (0, 2), (0, 1), (0, 1, 2)):
-            x, batch, modulation, condition = cells(model, torch.float32)
+            x, batch, tables, condition = cells(model, torch.float32)
             frames = torch.tensor([frame not in unwanted for frame in range(3)])
             wanted = torch.cat([torch.zeros(7, dtype=torch.bool), frames.repeat_interleave(5)])
             with torch.no_grad():
-                out = model(x, replace(batch, wanted=wanted), modulation, condition)
+                out = model(x, replace(batch, wanted=wanted), tables, condition)
             assert torch.equal(out[frames], expected[frames])
             assert not any(torch.equal(out[frame], expected[frame]) for frame in unwanted)
             assert torch.equal(batch.k_pages, whole.k_pages) and torch.equal(batch.v_pages, whole.v_pages)
@@ -244,13 +245,14 @@ def test_output_that_nobody_wants_is_left_out_and_nothing_else(threads: int) -> 
 
 def test_another_pool_than_the_models_is_not_written_beyond_its_end() -> None:
     model = model_of(ROPE)
-    x, batch, modulation, condition = cells(model, torch.float32)
+    x, batch, tables, condition = cells(model, torch.float32)
     shape = (ROPE.depth + 1, *batch.k_pages.shape[1:])
     guarded = [torch.full(shape, 7.0), torch.full(shape, 7.0)]
     model.blocks.append(copy.deepcopy(model.layers[0]))
     batch = replace(batch, k_pages=guarded[0][:-1], v_pages=guarded[1][:-1])
+    (layers,) = tables.parts
     with torch.no_grad(), pytest.raises(IndexError):
-        model(x, batch, torch.cat([modulation, modulation[:1]]), condition)
+        model(x, batch, Tables((torch.cat([layers, layers[:1]]),)), condition)
     assert all(bool((pages[-1] == 7.0).all()) for pages in guarded)
 
 
@@ -345,11 +347,11 @@ def test_a_batch_of_another_form_gives_what_the_ops_give(
 
     def outcome() -> torch.Tensor | str:
         model = model_of(ROPE)
-        x, batch, modulation, condition = cells(model, torch.float32)
+        x, batch, tables, condition = cells(model, torch.float32)
         batch = replace(batch, **{name: form(getattr(batch, name)) for name, form in change.items()})
         try:
             with torch.no_grad():
-                return model(x, batch, modulation, condition)
+                return model(x, batch, tables, condition)
         except ArdiffError as error:
             return str(error)
 
@@ -384,24 +386,24 @@ def test_a_changed_weight_is_seen() -> None:
 )
 def test_bad_numbers_are_found_before_anything_is_written(field: str, value: int, message: str) -> None:
     model = model_of(ROPE)
-    x, batch, modulation, condition = cells(model, torch.float32)
+    x, batch, tables, condition = cells(model, torch.float32)
     getattr(batch, field)[-1] = value
     k = batch.k_pages.clone()
     with torch.no_grad(), pytest.raises(PageTableError, match=message):
-        model(x, batch, modulation, condition)
+        model(x, batch, tables, condition)
     assert torch.equal(batch.k_pages, k)
 
 
 def test_a_table_of_another_batch_is_found() -> None:
     model = model_of(ROPE)
-    x, batch, modulation, condition = cells(model, torch.float32)
+    x, batch, tables, condition = cells(model, torch.float32)
     for table in (
         FrameTable.build([21], [[3]], [[7]]),
         FrameTable.build([22], [[PAGES]], [[7]]),
         FrameTable.build([22], [[3]], [[ROWS + 1]]),
     ):
         with torch.no_grad(), pytest.raises(PageTableError, match="table of another batch"):
-            model(x, replace(batch, table=table), modulation, condition)
+            model(x, replace(batch, table=table), tables, condition)
 
 
 def test_more_tokens_than_a_chunk_change_no_bits() -> None:
@@ -410,7 +412,7 @@ def test_more_tokens_than_a_chunk_change_no_bits() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(frames, length, ROPE.channels, generator=generator)
     with torch.no_grad():
-        modulation = model.modulation_table(torch.linspace(0, 999, 7))
+        tables = model.tables(torch.linspace(0, 999, 7))
 
     def run(chosen: range) -> torch.Tensor:
         count, pages = len(chosen), torch.zeros(2, ROPE.depth, frames, ROPE.heads, ROWS, ROPE.head_dim)
@@ -425,7 +427,7 @@ def test_more_tokens_than_a_chunk_change_no_bits() -> None:
             v_pages=pages[1],
         )
         with torch.no_grad():
-            return model(x[chosen.start : chosen.stop], batch, modulation)
+            return model(x[chosen.start : chosen.stop], batch, tables)
 
     before = torch.get_num_threads()
     try:

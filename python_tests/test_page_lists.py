@@ -13,6 +13,7 @@ from test_ar_diffusion import tiny
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.page_lists import page_lists, views_of
 from ardiff_engine.memory import Full, RecomputedWindow, Window
+from ardiff_engine.models import ConditionSpec
 from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.plan import lag
 
@@ -50,7 +51,7 @@ def test_every_frame_sees_what_it_is_to_see(parts, context_pages, frame_pages):
     spec = replace(
         tiny("separate_norm", "temporal_causal", "rope").spec,
         tokens_per_frame=4 * frame_pages,
-        context_tokens=7,
+        condition=ConditionSpec("joint", 7, (7, 4)),
     )
     context_valid, frame_valid = [5] * context_pages, [4] * frame_pages
     rosters, views, base, expected, contexts, fed = [], [], 0, [], [], []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ardiff_engine import ops
-from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.models.dit.row_linear import RowLinear
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ardiff_engine.errors import CheckpointError, ConfigError, UnsafeCheckpointError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
-from ardiff_engine.models.positions import rope_frequencies
+from ardiff_engine.models.dit.positions import rope_frequencies
 from ardiff_engine.weights import canonical_target, load_ar_diffusion, target_kind
 from ardiff_engine.weights.native_format import build_empty
 from ardiff_engine.weights.official_layout import SCHEDULE_BUFFERS, OfficialNames, read_config

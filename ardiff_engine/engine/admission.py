@@ -9,7 +9,7 @@ from ardiff_engine.diffusion.guidance import Guidance
 from ardiff_engine.engine.request import Request
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.memory import MemoryPolicy, choose_page_rows
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
 from ardiff_engine.plan import lag as lag_plan
 

@@ -15,15 +15,15 @@ import torch
 from ardiff_engine.engine.layout import Layout, LayoutBuilder, Work
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.memory.page_pool import PagePool
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
 from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.models.protocol import VideoModel
 
 LAYOUTS_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """cells: for the model. x [N, L, C]; condition [K, context_tokens, context_dim] or None.
+    """cells: for the model. x [N, L, C]; condition [K, *spec.condition.shape] or None.
 
     The U updates, stream by stream: `branch_cells` int64 [B, U] the cell of each guidance
         branch, `weights` float32 [B, U] its share (0 where a stream has fewer branches), `coefficients` int64
@@ -46,7 +46,7 @@ class Packer:
     all at once (engine.tick_buffers); latents and conditions lie with the model already.
     """
 
-    def __init__(self, model: ARDiffusionTransformer, pool: PagePool, schedules: Schedules) -> None:
+    def __init__(self, model: VideoModel, pool: PagePool, schedules: Schedules) -> None:
         self._pool = pool
         self._schedules = schedules
         self._builder = LayoutBuilder(model, pool.page_rows)

@@ -14,7 +14,6 @@ from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.admission import admit, check_memory
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.changes import STALL_SECONDS, Changes
-from ardiff_engine.engine.conditions import condition_rows
 from ardiff_engine.engine.deliveries import Deliveries
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
@@ -32,7 +31,7 @@ from ardiff_engine.engine.tick_graphs import ticks_for
 from ardiff_engine.engine.turns import Turns
 from ardiff_engine.errors import EngineBusyError, explain
 from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.models.protocol import VideoModel
 
 
 class Engine:
@@ -47,13 +46,13 @@ class Engine:
     cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. `stats()` says what was
         recorded. True on the CPU runs over the same padded buffers and records nothing, for tests.
 
-    The model's weights are read when the engine is built (modulation table) and at every pass: after changing
-    them, build a new engine.
+    The model's weights are read when the engine is built (tables of timesteps) and at every pass: after
+    changing them, build a new engine.
     """
 
     def __init__(
         self,
-        model: ARDiffusionTransformer,
+        model: VideoModel,
         *,
         solver: Solver,
         memory: MemoryPolicy | None = None,
@@ -68,11 +67,10 @@ class Engine:
         self.lock = threading.RLock()
         self.changes = Changes()
         self._stepping = False
-        weight = model.x_embedder.weight
-        self.device = weight.device
+        self.device = model.device
         if isinstance(max_pages, float):
-            max_pages = pages_for_share(max_pages, model.spec, weight.element_size(), self.device)
-        self.pool = PagePool.allocate(model.spec, max_pages, dtype=weight.dtype, device=self.device)
+            max_pages = pages_for_share(max_pages, model.spec, model.dtype.itemsize, self.device)
+        self.pool = PagePool.allocate(model.spec, max_pages, dtype=model.dtype, device=self.device)
         self._schedules = Schedules(model, solver)
         self._packer = Packer(model, self.pool, self._schedules)
         tick = Tick(model, self._schedules)
@@ -94,7 +92,7 @@ class Engine:
 
     @staticmethod
     def memory_plan(
-        model: ARDiffusionTransformer,
+        model: VideoModel,
         *,
         solver: Solver,
         memory: MemoryPolicy | None = None,
@@ -115,19 +113,18 @@ class Engine:
         solver = self.solver if request.solver is None else request.solver
         self._schedules.check(solver)
         admission = admit(request, spec, policy, solver.num_steps)
-        conditions = [condition_rows(self.model, request.condition)]
+        conditions = [self.model.condition(request.condition)]
         if len(admission.weights) > 1:
             negative = request.negative_condition
-            with torch.no_grad():
-                null = self.model.null_context()[0]
-            conditions.append(null if negative is None else condition_rows(self.model, negative))
+            own = self.model.null_condition() if negative is None else self.model.condition(negative)
+            conditions.append(own)
         need = admission.need
         with self.lock:
             self.settle()
             self.register.reap()
             self.register.check_room(need.most)
             pages = StreamPages(len(conditions), need.context, need.frame, need.most)
-            feeder = Feeder(admission.plan, policy, spec.cacheable)
+            feeder = Feeder(admission.plan, policy, spec.forgets)
             stream = self._add(
                 request, feeder, policy, torch.stack(conditions), admission.weights, pages, solver
             )
@@ -228,7 +225,7 @@ class Engine:
             yield
 
     def condition(self, condition: torch.Tensor | int | None) -> torch.Tensor:
-        return condition_rows(self.model, condition)
+        return self.model.condition(condition)
 
     def adopt(self, parent: Stream, request: Request) -> Stream:
         """A fork of `parent`: its place in the plan, its pages."""

@@ -7,8 +7,8 @@ import torch
 
 from ardiff_engine.engine.host_copy import HostCopy, read_here
 from ardiff_engine.errors import NumericalError, explain
-from ardiff_engine.models.latents import from_tokens, regroup
-from ardiff_engine.models.titok import TiTok
+from ardiff_engine.models.titok.autoencoder import TiTok
+from ardiff_engine.models.titok.latents import from_tokens, regroup
 
 
 class FrameDecoder:

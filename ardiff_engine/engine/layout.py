@@ -18,7 +18,7 @@ from ardiff_engine.diffusion.noise import PURPOSE_STEP
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.page_lists import PageLists, Views, page_lists, ranges, views_of
 from ardiff_engine.engine.stream import Stream
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.ops.frame_table import FrameTable
 
 Work = list[tuple[Stream, Feed]]
@@ -32,7 +32,7 @@ class Layout:
     `positions`, `table`, `branch_cells`, `weights`.
 
     What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
-    modulation table, `coefficients` int64 [U], `keys` int64 [U, 5] of step noise (None if no solver draws
+    model's tables, `coefficients` int64 [U], `keys` int64 [U, 5] of step noise (None if no solver draws
     any). With every pass of its stream a token's row moves on by `row_moves` [T], and the rest by one.
     token_owners [T], update_owners [U]: which stream of the pass that is.
     """
@@ -61,7 +61,7 @@ class _Part:
     updates: tuple[bool, ...]
     levels: tuple[int, ...]
     weights: tuple[float, ...]
-    modulation_base: int
+    table_base: int
     coefficient_base: int
     timesteps: int
 
@@ -88,7 +88,7 @@ class _Shape:
 class LayoutBuilder:
     """Lays passes out for one model and pool of pages, in host memory."""
 
-    def __init__(self, model: ARDiffusionTransformer, page_rows: int) -> None:
+    def __init__(self, model: VideoModel, page_rows: int) -> None:
         spec = model.spec
         self._model = model
         self._spec = spec
@@ -114,7 +114,7 @@ class LayoutBuilder:
                     roster.updates,
                     roster.levels,
                     stream.weights,
-                    schedule.modulation_base,
+                    schedule.table_base,
                     schedule.coefficient_base,
                     schedule.timesteps,
                 )
@@ -219,14 +219,14 @@ class LayoutBuilder:
         contexts: np.ndarray,
         levels: np.ndarray,
     ) -> np.ndarray:
-        """int32 [K + N]: row of the modulation table for each fed context and each frame at `levels`.
+        """int32 [K + N]: row of the model's tables for each fed context and each frame at `levels`.
 
         leads: the cell of each one's first frame; contexts: that of each fed context.
         """
         model = self._model
-        bases = np.array([part.modulation_base for part in parts])
+        bases = np.array([part.table_base for part in parts])
         of_contexts = [
-            model.context_row(int(levels[cell]), parts[owners[cell]].timesteps) for cell in contexts
+            model.condition_row(int(levels[cell]), parts[owners[cell]].timesteps) for cell in contexts
         ]
         found = np.concatenate([np.array(of_contexts, np.int64), model.frame_rows(levels, levels[leads])])
         return (found + bases[np.concatenate([owners[contexts], owners])]).astype(np.int32)

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ardiff_engine._native import native
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.request import Request
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.memory import MemoryPolicy, choose_page_rows
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
-from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.models.spec import ModelSpec
 
 MIB = 1 << 20
 
@@ -51,7 +49,7 @@ class MemoryPlan:
     def __str__(self) -> str:
         rows = (
             ("weights", self.weights_bytes, ""),
-            ("modulation tables", self.tables_bytes, ""),
+            ("tables", self.tables_bytes, ""),
             ("pages", self.pages_bytes, f"{self.streams} streams x {self.pages_per_stream} pages"),
             ("workspace", self.workspace_bytes, "largest pass, all streams together"),
             ("total", self.total_bytes, f"max_pages={self.pages}"),
@@ -60,44 +58,30 @@ class MemoryPlan:
 
 
 def memory_plan(
-    model: ARDiffusionTransformer, solver: Solver, memory: MemoryPolicy, request: Request, streams: int
+    model: VideoModel, solver: Solver, memory: MemoryPolicy, request: Request, streams: int
 ) -> MemoryPlan:
     """Memory for `streams` videos like `request` at a time. Nothing is allocated."""
     if streams < 1:
         raise ConfigError(explain("streams", got=streams, expected=">= 1", fix="Count videos at a time."))
     spec = model.spec
     admission = admit(request, spec, memory, solver.num_steps)
-    item = model.x_embedder.weight.element_size()
     branches = len(admission.weights)
-    width = spec.heads * spec.head_dim
-    live = memory.max_frames(admission.plan) if not spec.cacheable else admission.plan.max_live + 1
+    live = memory.max_frames(admission.plan) if not spec.forgets else admission.plan.max_live + 1
     tokens = streams * branches * (live * spec.tokens_per_frame + spec.context_tokens)
-    # At its widest a block holds the residual, its normed copy and q, then qkv and the output of attention or
-    # the hidden layer twice (before and after GELU); lse and angles besides.
-    widest = max(4 * width, 2 * model.config.mlp_width)
-    workspace = tokens * (3 * width + widest + spec.heads + 2 * spec.head_dim) * item
-    rows = 1 + (solver.num_steps + 2) * (2 if spec.merge == "sharenorm_shift_first_t" else 1)
+    footprint = model.footprint(tokens, solver.num_steps + 2)
     return MemoryPlan(
         streams=streams,
         pages_per_stream=admission.need.most,
-        bytes_per_page=bytes_per_page(spec, item),
-        weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()) + _packed_bytes(model),
-        tables_bytes=spec.layers * rows * 6 * width * item,
-        workspace_bytes=workspace,
+        bytes_per_page=bytes_per_page(spec, model.dtype.itemsize),
+        weights_bytes=footprint.weights,
+        tables_bytes=footprint.tables,
+        workspace_bytes=footprint.workspace,
     )
-
-
-def _packed_bytes(model: ARDiffusionTransformer) -> int:
-    """Of the copies that `RowLinear` packs for the CPU."""
-    weight = model.x_embedder.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or native() is None:
-        return 0
-    return sum(layer.packed_bytes for layer in model.modules() if isinstance(layer, RowLinear))
 
 
 def bytes_per_page(spec: ModelSpec, item: int) -> int:
     """K and V of one page in all layers."""
-    return 2 * spec.layers * spec.heads * choose_page_rows(spec.tokens_per_frame) * spec.head_dim * item
+    return 2 * spec.layers * spec.kv_heads * choose_page_rows(spec.tokens_per_frame) * spec.head_dim * item
 
 
 def pages_for_share(share: float, spec: ModelSpec, item: int, device: torch.device) -> int:

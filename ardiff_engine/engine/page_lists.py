@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The views of a pass: which pages each of its query frames sees, as one FrameTable.
 
-A frame sees its context, the sinks before its window, and a run of frames up to itself (under mask "none" up
-to the newest). Frames of a sequence whose views start alike form one group: each sees a prefix of the group's
-list. Windows overlap, so the pages of a sequence are listed once, its context and then the frames that any
-view shows, and every view is gathered from there.
+A frame sees its context, the sinks before its window, and a run of frames up to itself (or up to the newest,
+where frames see later ones). Frames of a sequence whose views start alike form one group: each sees a prefix
+of the group's list. Windows overlap, so the pages of a sequence are listed once, its context and then the
+frames that any view shows, and every view is gathered from there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from ardiff_engine.engine.feed import Roster
 from ardiff_engine.memory.policy import MemoryPolicy
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.frame_table import FrameTable
 
 
@@ -86,7 +86,7 @@ def page_lists(
     groups = np.flatnonzero(np.append(True, (np.diff(alike, axis=1) != 0).any(axis=0)))
     members = np.diff(groups, append=len(starts))
     lasts = groups + members - 1
-    stops = own_stops if spec.mask != "none" else np.repeat(own_stops[lasts], members)
+    stops = np.repeat(own_stops[lasts], members) if spec.frames_see_later else own_stops
     seen = context + (sinks + stops - starts) * per_frame
 
     # Each group's list is the context, the sinks and the run of its last frame.
@@ -103,7 +103,7 @@ def page_lists(
     if len(fed):
         # Where a context sees more than itself, all frames are fed (no K/V can be kept) and shown.
         lengths = np.full(len(fed), context)
-        if spec.mask != "temporal_causal":
+        if spec.condition_sees_frames:
             lengths += num_shown[fed] * per_frame
         none = np.zeros_like(lengths)
         run_begins = np.concatenate([np.stack([heads[fed], none, none]), run_begins], axis=1)

@@ -15,7 +15,7 @@ import torch
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.errors import ConfigError, NumericalError, TensorError, explain
 from ardiff_engine.memory import MemoryPolicy
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from ardiff_engine.engine.stream import Stream

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables instead of work: modulation rows and solver coefficients of every solver in use, in one tensor each.
+"""Tables instead of work: what the network computes from timesteps, and
+solver coefficients, of every solver in use.
 
-A cell carries a level; row `modulation_base + model.frame_rows(level)` modulates its tokens and row
+A cell carries a level; row `table_base + model.frame_rows(level)` is of its tokens and row
 `coefficient_base + level` moves it on. So streams of different solvers share one pass, and no timestep
 embedding is computed while a video is generated.
 """
@@ -12,7 +13,7 @@ import torch
 
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.errors import ConfigError, explain
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.models.protocol import Tables, VideoModel
 
 
 class ScheduleRows:
@@ -21,13 +22,13 @@ class ScheduleRows:
     users: streams with this solver. Without one the rows stay until another solver needs room.
     """
 
-    __slots__ = ("coefficient_base", "draws_noise", "modulation_base", "solver", "users")
+    __slots__ = ("coefficient_base", "draws_noise", "table_base", "solver", "users")
 
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
         self.draws_noise = bool((solver.coefficients[:, 4] != 0).any())
         self.users = 0
-        self.modulation_base = 0
+        self.table_base = 0
         self.coefficient_base = 0
 
     @property
@@ -41,13 +42,13 @@ class ScheduleRows:
 
 
 class Schedules:
-    """modulation: [layers, R, 6, D]; coefficients: float32 [C, 7]. version rises when rows have moved."""
+    """tables: of the model; coefficients: float32 [C, 7]. version rises when rows have moved."""
 
-    def __init__(self, model: ARDiffusionTransformer, default: Solver) -> None:
+    def __init__(self, model: VideoModel, default: Solver) -> None:
         self._model = model
         self._clamp = default.clamp
         self._entries: dict[object, ScheduleRows] = {}
-        self._blocks: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._blocks: dict[object, tuple[Tables, torch.Tensor]] = {}
         self.version = 0
         self.default = self.use(default)
 
@@ -82,21 +83,21 @@ class Schedules:
         return rows
 
     @torch.no_grad()
-    def _block(self, solver: Solver) -> tuple[torch.Tensor, torch.Tensor]:
-        device = self._model.x_embedder.weight.device
+    def _block(self, solver: Solver) -> tuple[Tables, torch.Tensor]:
+        device = self._model.device
         timesteps = [*solver.timesteps.tolist(), solver.waiting_timestep]
-        table = self._model.modulation_table(torch.tensor(timesteps, dtype=torch.float32, device=device))
+        table = self._model.tables(torch.tensor(timesteps, dtype=torch.float32, device=device))
         return table, solver.coefficients.to(device, torch.float32)
 
     def _join(self) -> None:
         self.version += 1
         blocks = [self._blocks[key] for key in self._entries]
-        modulation = coefficients = 0
+        table_rows = coefficients = 0
         for rows, (table, steps) in zip(self._entries.values(), blocks, strict=True):
-            rows.modulation_base, rows.coefficient_base = modulation, coefficients
-            modulation += table.shape[1]
+            rows.table_base, rows.coefficient_base = table_rows, coefficients
+            table_rows += table.rows
             coefficients += steps.shape[0]
-        self.modulation = torch.cat([table for table, _ in blocks], dim=1)
+        self.tables = Tables.joined([table for table, _ in blocks])
         self.coefficients = torch.cat([steps for _, steps in blocks])
 
 

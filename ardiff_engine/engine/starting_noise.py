@@ -8,7 +8,7 @@ import torch
 from ardiff_engine.device import upload
 from ardiff_engine.diffusion.noise import initial_noise
 from ardiff_engine.engine.request import Request
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 
 # What is drawn at a time, at most: a draw of a small frame is nearly all call, and what is not used is not
 # missed.

@@ -68,7 +68,7 @@ def set_condition(
     elif effect == "reset":
         forgotten = range(floor, feeder.forget())
     else:
-        stream.exact = stream.exact and not stream.engine.model.spec.cacheable
+        stream.exact = stream.exact and not stream.engine.model.spec.forgets
     stream.conditions = torch.stack(conditions)
     return ConditionReceipt(effect, first, tuple(recommitted), forgotten)
 

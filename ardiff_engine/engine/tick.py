@@ -2,7 +2,7 @@
 """The device work of a pass: the network over all cells, then the solver over those that move.
 
 Precision is decided here and nowhere else. The network runs in the dtype of its weights, and so do K/V in
-their pages and the modulation table. Latents, guidance, noise and the solver are float32: an update is a
+their pages and the model's tables. Latents, guidance, noise and the solver are float32: an update is a
 small difference of large numbers, and S of them in bfloat16 would leave their rounding in the video.
 
 On CUDA the call reads no value back, copies nothing from the host and allocates by shapes alone, so that a
@@ -18,17 +18,17 @@ import torch
 from ardiff_engine import ops
 from ardiff_engine.engine.batch import Batch
 from ardiff_engine.engine.schedules import Schedules
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
+from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.ranges import annotate
 
 
 class Tick:
     """model_seconds, solver_seconds: host time of all calls."""
 
-    def __init__(self, model: ARDiffusionTransformer, schedules: Schedules) -> None:
+    def __init__(self, model: VideoModel, schedules: Schedules) -> None:
         self._model = model
         self._schedules = schedules
-        self.dtype = model.x_embedder.weight.dtype
+        self.dtype = model.dtype
         self.model_seconds = self.solver_seconds = 0.0
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ class Tick:
 
     def _network(self, batch: Batch) -> torch.Tensor:
         condition = None if batch.condition is None else batch.condition.to(self.dtype)
-        out = self._model(batch.x.to(self.dtype), batch.cells, self._schedules.modulation, condition)
+        out = self._model(batch.x.to(self.dtype), batch.cells, self._schedules.tables, condition)
         return out.float()
 
     def _solve(self, batch: Batch, out: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ import torch
 from ardiff_engine.engine.batch import Batch
 from ardiff_engine.engine.host_copy import staging_for
 from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_tokens
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
 from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.attention_work import keep_recorded
 from ardiff_engine.ops.noise_keys import KEY_COLUMNS
 

@@ -31,7 +31,7 @@ from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_buffers import TickBuffers
 from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_layout, with_pages_of
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.cuda_launch import error_bits
 
 MOST_SHAPES = 16
@@ -267,7 +267,7 @@ class TickGraphs:
     def _drop_stale(self, batch: Batch) -> None:
         """Tables of other solvers, or another pool, lie elsewhere; a graph would read the old ones."""
         schedules, cells = self._schedules, batch.cells
-        held = (schedules.modulation, schedules.coefficients, cells.k_pages, cells.v_pages)
+        held = (schedules.tables, schedules.coefficients, cells.k_pages, cells.v_pages)
         if len(held) != len(self._held) or any(a is not b for a, b in zip(held, self._held, strict=True)):
             self.clear()
             self._held = held

@@ -5,7 +5,7 @@ Padding changes no result, because nobody can tell that it is there:
 
     what is added        what it does
     contexts, frames     no slot (-1: K/V are written nowhere), an empty view (attention gives 0), row 0 of
-                         the modulation table; their latents may hold anything
+                         the model's tables; their latents may hold anything
     groups, entries      groups of the added frames, and empty ones; entries of 0 rows that nobody sees
     updates              cell 0 with weight 0: a row that nobody reads
     attention schedule   thread blocks without rows (ops.attention_work.roomy_words)
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.attention_work import RecordedWork
 from ardiff_engine.ops.backend import choose
 from ardiff_engine.ops.frame_attention_cuda import recorded_work

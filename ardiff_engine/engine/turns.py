@@ -12,7 +12,7 @@ from ardiff_engine.engine.passes import Passes
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.stream_register import StreamRegister
 from ardiff_engine.errors import wrapped
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 
 
 class Turns:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from ardiff_engine.memory.policy import require_length
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
 
 PREFILL_FRAMES = 16
@@ -16,7 +16,7 @@ PREFILL_FRAMES = 16
 @dataclass(frozen=True, slots=True)
 class Full:
     def check(self, plan: Plan, spec: ModelSpec) -> None:
-        require_length("memory.Full", plan, spec.num_frames if spec.positions == "absolute" else sys.maxsize)
+        require_length("memory.Full", plan, sys.maxsize if spec.longest is None else spec.longest)
 
     def max_frames(self, plan: Plan) -> int:
         assert plan.num_frames is not None, "check() refuses endless plans"

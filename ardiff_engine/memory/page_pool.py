@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ardiff_engine.memory.page_manager import PageManager
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 
 PAGE_ROWS = (16, 32, 64, 80, 112, 128, 144)
 
@@ -29,7 +29,7 @@ class PagePool:
     @classmethod
     def allocate(cls, spec: ModelSpec, pages: int, *, dtype: torch.dtype, device: torch.device) -> PagePool:
         manager = PageManager(pages)
-        shape = (spec.layers, pages, spec.heads, choose_page_rows(spec.tokens_per_frame), spec.head_dim)
+        shape = (spec.layers, pages, spec.kv_heads, choose_page_rows(spec.tokens_per_frame), spec.head_dim)
         # Zeroed, not empty: rows beyond a frame's tokens are multiplied by probability 0, and 0 * NaN is NaN.
         return cls(
             torch.zeros(shape, dtype=dtype, device=device),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from ardiff_engine.errors import ConfigError, PlanError, explain
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
 
 
@@ -39,7 +39,7 @@ class MemoryPolicy(Protocol):
 
 
 def require_rope(policy: str, spec: ModelSpec) -> None:
-    if spec.positions != "rope":
+    if not spec.movable:
         raise ConfigError(
             explain(
                 policy,
@@ -51,13 +51,13 @@ def require_rope(policy: str, spec: ModelSpec) -> None:
 
 
 def require_cacheable(policy: str, spec: ModelSpec) -> None:
-    if not spec.cacheable:
+    if not spec.forgets:
         raise ConfigError(
             explain(
                 policy,
-                got=f"mask {spec.mask!r} with merge {spec.merge!r}",
-                expected="mask 'temporal_causal' with merge 'separate_norm' or 'share_norm'",
-                fix="There later frames change the K/V of earlier ones; memory.RecomputedWindow stays exact.",
+                got="a model in which later frames change the K/V of earlier ones",
+                expected="one that forgets (AR-Diffusion: a causal context, each frame its own timestep)",
+                fix="Use memory.RecomputedWindow, which stays exact.",
             )
         )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.memory.policy import require_size
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
 
 
@@ -27,12 +27,12 @@ class RecomputedWindow:
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         plan.check_window(self.size)
-        if spec.positions == "absolute" and self.size > spec.num_frames:
+        if spec.longest is not None and self.size > spec.longest:
             raise ConfigError(
                 explain(
                     "memory.RecomputedWindow size",
                     got=self.size,
-                    expected=f"at most {spec.num_frames}, where this model's absolute positions end",
+                    expected=f"at most {spec.longest}, where this model's absolute positions end",
                     fix="Use a smaller window.",
                 )
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ardiff_engine.memory.policy import require_cacheable, require_rope, require_size
-from ardiff_engine.models.ar_diffusion_config import ModelSpec
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
 
 

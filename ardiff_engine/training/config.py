@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.errors import ConfigError, explain
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
-from ardiff_engine.models.titok_config import TiTokConfig
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
+from ardiff_engine.models.titok.config import TiTokConfig
 
 SMALLEST_GAN_IMAGE = 24
 

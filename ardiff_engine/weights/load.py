@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 
 from ardiff_engine.errors import CheckpointError, explain
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
-from ardiff_engine.models.positions import rope_frequencies
-from ardiff_engine.models.titok import TiTok
-from ardiff_engine.models.titok_config import TiTokConfig
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
+from ardiff_engine.models.ar_diffusion.transformer import ARDiffusionTransformer
+from ardiff_engine.models.dit.positions import rope_frequencies
+from ardiff_engine.models.titok.autoencoder import TiTok
+from ardiff_engine.models.titok.config import TiTokConfig
 from ardiff_engine.weights.fit import fill
 from ardiff_engine.weights.native_format import build_empty, stored_config
 from ardiff_engine.weights.official_layout import OfficialNames, read_config

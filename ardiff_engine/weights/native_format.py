@@ -18,11 +18,10 @@ import torch
 
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
 from ardiff_engine.files import staged
-from ardiff_engine.models.ar_diffusion import ARDiffusionTransformer
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
-from ardiff_engine.models.positions import rope_frequencies
-from ardiff_engine.models.titok import TiTok
-from ardiff_engine.models.titok_config import TiTokConfig
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
+from ardiff_engine.models.ar_diffusion.transformer import ARDiffusionTransformer
+from ardiff_engine.models.titok.autoencoder import TiTok
+from ardiff_engine.models.titok.config import TiTokConfig
 from ardiff_engine.weights.fit import fill
 from ardiff_engine.weights.safetensors_file import SafetensorsFile, write_safetensors
 
@@ -117,8 +116,6 @@ def build_empty(config: ARDiffusionConfig | TiTokConfig) -> ARDiffusionTransform
     """The model of a config without memory for its weights (meta device); `fit.fill` gives it some."""
     with torch.device("meta"):
         model = TiTok(config) if isinstance(config, TiTokConfig) else ARDiffusionTransformer(config)
-    if isinstance(model, ARDiffusionTransformer):
-        model.frequencies = rope_frequencies(model.config.head_dim)
     return model
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.weights.fit import block_count, overlay, shape_of
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
-from ardiff_engine.models.titok_config import TiTokConfig
+from ardiff_engine.models.titok.config import TiTokConfig
 from ardiff_engine.weights.fit import block_count, overlay, shape_of
 
 Shapes = Mapping[str, tuple[int, ...]]

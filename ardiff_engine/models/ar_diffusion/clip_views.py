@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ardiff_engine.models.ar_diffusion_config import Mask
+from ardiff_engine.models.ar_diffusion.config import Mask
 from ardiff_engine.ops.frame_table import FrameTable
 
 

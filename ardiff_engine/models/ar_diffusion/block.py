@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.functional import linear
 
 from ardiff_engine import ops
-from ardiff_engine.models import native_block
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
-from ardiff_engine.models.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
-from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
+from ardiff_engine.models.dit import native_block
+from ardiff_engine.models.dit.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
+from ardiff_engine.models.dit.row_linear import RowLinear
 from ardiff_engine.ops.backend import on_native_cpu
 
 TIMESTEP_FREQUENCIES = 128

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.errors import TensorError, explain
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 
 
 def check_clip(config: ARDiffusionConfig, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> None:

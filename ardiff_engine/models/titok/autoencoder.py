@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.errors import TensorError, explain
-from ardiff_engine.models.pixel_decoder import PixelDecoder
-from ardiff_engine.models.titok_blocks import TransformerBlock
-from ardiff_engine.models.titok_config import TiTokConfig
-from ardiff_engine.models.titok_temporal import (
+from ardiff_engine.models.titok.blocks import TransformerBlock
+from ardiff_engine.models.titok.config import TiTokConfig
+from ardiff_engine.models.titok.pixel_decoder import PixelDecoder
+from ardiff_engine.models.titok.temporal import (
     TEMPORAL_INIT_STD,
     CoarseTemporalBlock,
     FineTemporalBlock,

@@ -17,4 +17,4 @@ def sincos_positions(count: int, width: int) -> torch.Tensor:
 
 def rope_frequencies(head_dim: int) -> torch.Tensor:
     """float64 [head_dim/2]: 10000^(-2j / head_dim), one per interleaved pair."""
-    return BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    return BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)

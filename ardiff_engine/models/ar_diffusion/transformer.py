@@ -18,20 +18,23 @@ import torch
 from torch import nn
 
 from ardiff_engine import ops
+from ardiff_engine._native import native
 from ardiff_engine.errors import TensorError, explain
-from ardiff_engine.models import native_block
-from ardiff_engine.models.ar_diffusion_block import LAYER_NORM_EPS, Block, TimestepEmbedder, run_blocks
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig, ModelSpec
+from ardiff_engine.models.ar_diffusion.block import LAYER_NORM_EPS, Block, TimestepEmbedder, run_blocks
+from ardiff_engine.models.ar_diffusion.clip_checks import check_clip, check_history
+from ardiff_engine.models.ar_diffusion.clip_views import clip_table, history_table
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.cell_batch import CellBatch
-from ardiff_engine.models.clip_checks import check_clip, check_history
-from ardiff_engine.models.clip_views import clip_table, history_table
-from ardiff_engine.models.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
-from ardiff_engine.models.positions import rope_frequencies, sincos_positions
-from ardiff_engine.models.row_linear import RowLinear
+from ardiff_engine.models.dit import native_block
+from ardiff_engine.models.dit.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
+from ardiff_engine.models.dit.positions import rope_frequencies, sincos_positions
+from ardiff_engine.models.dit.row_linear import RowLinear
+from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ranges import annotate
 
 
-class ARDiffusionTransformer(nn.Module):
+class ARDiffusionTransformer(nn.Module, VideoModel):
     """Predicts clean latents (or noise, or v, as trained) from noisy frames, each at its own timestep."""
 
     pos_embed: torch.Tensor
@@ -87,7 +90,52 @@ class ARDiffusionTransformer(nn.Module):
     def spec(self) -> ModelSpec:
         return self.config.spec
 
+    @property
+    def device(self) -> torch.device:
+        return self.x_embedder.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x_embedder.weight.dtype
+
+    def footprint(self, tokens: int, timesteps: int) -> Footprint:
+        config, item = self.config, self.dtype.itemsize
+        packed = self.device.type == "cpu" and self.dtype == torch.float32 and native() is not None
+        copies = (m.packed_bytes for m in self.modules() if packed and isinstance(m, RowLinear))
+        rows = 1 + timesteps * (2 if config.merge == "sharenorm_shift_first_t" else 1)
+        # At its widest a block holds the residual, its normed copy and q, then qkv and the output of
+        # attention or the hidden layer twice (before and after GELU); lse and angles besides.
+        widest = 3 * config.width + max(4 * config.width, 2 * config.mlp_width)
+        return Footprint(
+            weights=sum(p.numel() * p.element_size() for p in self.parameters()) + sum(copies),
+            tables=config.depth * rows * 6 * config.width * item,
+            workspace=tokens * (widest + config.heads + 2 * config.head_dim) * item,
+        )
+
     # --- conditions
+
+    @torch.no_grad()
+    def condition(self, given: torch.Tensor | int | None) -> torch.Tensor:
+        """[context_tokens, context_dim] of a class id, given rows, or None (the model's own context)."""
+        if given is None:
+            return self.context()[0]
+        if isinstance(given, int):
+            return self.context(torch.tensor([given]))[0]
+        expected = self.spec.condition.shape
+        if tuple(given.shape) != expected or not bool(torch.isfinite(given).all()):
+            raise TensorError(
+                explain(
+                    "condition",
+                    got=tuple(given.shape),
+                    expected=f"finite {expected}",
+                    fix="Give [context_tokens, context_dim], a class id or None.",
+                )
+            )
+        return given.detach().to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def null_condition(self) -> torch.Tensor:
+        return self.null_context()[0]
 
     def context(self, class_ids: torch.Tensor | None = None, batch: int = 1) -> torch.Tensor:
         """The trained context [B, context_tokens, context_dim]: of the given classes, or the only one."""
@@ -125,6 +173,9 @@ class ARDiffusionTransformer(nn.Module):
 
     # --- modulation
 
+    def tables(self, timesteps: torch.Tensor) -> Tables:
+        return Tables((self.modulation_table(timesteps),))
+
     def modulation_table(self, t: torch.Tensor) -> torch.Tensor:
         """Timesteps [M] -> rows [depth, R, 6, D] for all layers, computed once per schedule.
 
@@ -144,14 +195,9 @@ class ARDiffusionTransformer(nn.Module):
         return torch.cat([neutral, rows, ungated], dim=1)
 
     def frame_rows(self, levels: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-        """Rows of `modulation_table` for frames at t[levels] of sequences whose first frame is at t[firsts].
-
-        Affine in both, as `context_row` is: where all levels rise by one, a row always moves by as much.
-        """
         return 1 + (firsts if self.config.merge == "reproduce" else levels)
 
-    def context_row(self, first: int, timesteps: int) -> int:
-        """Row for the context of a sequence whose first frame is at t[first]; timesteps: M of the table."""
+    def condition_row(self, first: int, timesteps: int) -> int:
         if self.config.merge == "reproduce":
             return 1 + first
         return 1 + timesteps + first if self.config.merge == "sharenorm_shift_first_t" else 0
@@ -161,42 +207,42 @@ class ARDiffusionTransformer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        batch: CellBatch,
-        modulation: torch.Tensor,
+        cells: CellBatch,
+        tables: Tables,
         condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Cells x [N, L, C] over the page pool, after `batch.num_contexts` contexts [K, context_tokens,
+        """Cells x [N, L, C] over the page pool, after `cells.num_contexts` contexts [K, context_tokens,
         context_dim].
 
         Writes the K/V of every token to its slot, then attends through the views: -> [N, L, C]. No gradient.
-        The output of cells that are not `batch.wanted` may be anything.
+        The output of cells that are not `cells.wanted` may be anything.
         """
-        config = self.config
+        config, (modulation,) = self.config, tables.parts
         frames, length = x.shape[0], config.tokens_per_frame
         h = self.x_embedder(x)
         token = torch.arange(length, device=x.device)
-        rows = batch.frame_positions[:, None] * length + token
+        rows = cells.frame_positions[:, None] * length + token
         if config.positions == "absolute":
             h = h + self.pos_embed[0, rows]
         h = h.reshape(frames * length, config.width)
         positions = rows.reshape(-1) + config.context_tokens
-        skip = batch.num_contexts * config.context_tokens
+        skip = cells.num_contexts * config.context_tokens
         if condition is not None:
             h = torch.cat([self.c_embedder(condition).reshape(skip, config.width), h])
-            own = torch.arange(config.context_tokens, device=x.device).repeat(batch.num_contexts)
+            own = torch.arange(config.context_tokens, device=x.device).repeat(cells.num_contexts)
             positions = torch.cat([own, positions])
         frequencies = self.frequencies if config.positions == "rope" else None
 
         # One for the whole pass: half a dozen buffers per layer would be allocated and freed again.
-        workspace = native_block.workspace(h, batch, positions, config)
+        workspace = native_block.workspace(h, cells, positions, config)
 
         with annotate("ardiff.layers"):
             blocks, layer = list(self.layers), 0
             while layer < len(blocks):
-                attend = PagedAttention(batch, layer, config.heads, positions, frequencies, workspace)
+                attend = PagedAttention(cells, layer, config.heads, positions, frequencies, workspace)
                 done = run_blocks(blocks[layer:], h, modulation, attend)
                 if not done:
-                    h = blocks[layer](h, modulation[layer], batch.frame_ids, attend)
+                    h = blocks[layer](h, modulation[layer], cells.frame_ids, attend)
                 layer += max(done, 1)
         return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
 

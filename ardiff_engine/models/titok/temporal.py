@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ardiff_engine.models.titok_blocks import PackedAttention
+from ardiff_engine.models.titok.blocks import PackedAttention
 
 TEMPORAL_INIT_STD = 0.01
 

@@ -19,14 +19,14 @@ from torch import nn
 from torch.nn.modules import module
 
 from ardiff_engine.errors import PageTableError, explain
-from ardiff_engine.models.ar_diffusion_config import ARDiffusionConfig
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.cell_batch import CellBatch
-from ardiff_engine.models.paged_attention import QK_NORM_EPS, PagedAttention
+from ardiff_engine.models.dit.paged_attention import QK_NORM_EPS, PagedAttention
 from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ops.native_kernels import kernels
 
 if TYPE_CHECKING:
-    from ardiff_engine.models.ar_diffusion_block import Block
+    from ardiff_engine.models.ar_diffusion.block import Block
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,35 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.models.spec import ConditionSpec, ModelSpec
 
 Mask = Literal["temporal_causal", "video_temporal_causal", "none"]
 Positions = Literal["rope", "absolute"]
 Merge = Literal["separate_norm", "share_norm", "sharenorm_shift_first_t", "reproduce"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """What the engine must know of a model: sizes, and what a frame's keys and values depend on."""
-
-    num_frames: int
-    tokens_per_frame: int
-    channels: int
-    layers: int
-    heads: int
-    head_dim: int
-    context_tokens: int
-    mask: Mask
-    positions: Positions
-    merge: Merge
-
-    @property
-    def cacheable(self) -> bool:
-        """True if K/V of a finished frame depend on itself and on earlier frames only (design 4.3).
-
-        With the other masks the context tokens carry later frames back to earlier ones, and two merge
-        modes use the first frame's timestep for other tokens: then every frame must be fed at every tick.
-        """
-        return self.mask == "temporal_causal" and self.merge in ("separate_norm", "share_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +133,24 @@ class ARDiffusionConfig:
 
     @property
     def spec(self) -> ModelSpec:
+        context = ConditionSpec("joint", self.context_tokens, (self.context_tokens, self.context_dim))
+        rotary = self.positions == "rope"
         return ModelSpec(
             num_frames=self.num_frames,
             tokens_per_frame=self.tokens_per_frame,
             channels=self.channels,
             layers=self.depth,
             heads=self.heads,
+            kv_heads=self.heads,
             head_dim=self.head_dim,
-            context_tokens=self.context_tokens,
-            mask=self.mask,
-            positions=self.positions,
-            merge=self.merge,
+            condition=context,
+            movable=rotary,
+            longest=None if rotary else self.num_frames,
+            # With the other masks the context carries later frames back to earlier ones, and two merge modes
+            # use the first frame's timestep for other tokens.
+            forgets=self.mask == "temporal_causal" and self.merge in ("separate_norm", "share_norm"),
+            frames_see_later=self.mask == "none",
+            condition_sees_frames=self.mask != "temporal_causal",
         )
 
     def to_dict(self) -> dict[str, Any]:

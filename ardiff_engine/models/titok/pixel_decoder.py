@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ardiff_engine.models.titok_config import TiTokConfig
+from ardiff_engine.models.titok.config import TiTokConfig
 
 NORM_EPS = 1e-6
 

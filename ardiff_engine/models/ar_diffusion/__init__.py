@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AR-Diffusion transformer (CVPR 2025, arXiv 2503.07418)."""
+
+from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
+from ardiff_engine.models.ar_diffusion.transformer import ARDiffusionTransformer
+
+__all__ = ["ARDiffusionConfig", "ARDiffusionTransformer"]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network offers the engine. A network of another project needs nothing else (docs/add_a_model.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tables:
+    """What a network computes from timesteps alone, once per schedule: tensors [..., R, values, width].
+
+    A token names its row. Only the network knows what the rows mean.
+    """
+
+    parts: tuple[torch.Tensor, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.parts[0].shape[-3]
+
+    @classmethod
+    def joined(cls, tables: Sequence[Tables]) -> Tables:
+        """The rows of all, one after the other."""
+        return cls(tuple(torch.cat(parts, dim=-3) for parts in zip(*(t.parts for t in tables), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes: weights with the copies that inference makes of them, tables, workspace of the largest pass."""
+
+    weights: int
+    tables: int
+    workspace: int
+
+
+class VideoModel(Protocol):
+    """A denoiser of frames that stand at different timesteps and see each other through pages.
+
+    Subclassing is not needed; it brings the defaults of `frame_rows` and `condition_row`.
+    """
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, pages and tables."""
+
+    def tables(self, timesteps: torch.Tensor) -> Tables:
+        """Rows for timesteps [M]. Row 0 is neutral: padding uses it. How many rows follow is the network's
+        business: `frame_rows` and `condition_row` find them."""
+
+    def frame_rows(self, levels: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+        """Rows of `tables` for frames at t[levels] of sequences whose first frame is at t[firsts].
+
+        Affine in both, as `condition_row` is: where all levels rise by one, a row always moves by as much.
+        """
+        return 1 + levels
+
+    def condition_row(self, first: int, timesteps: int) -> int:
+        """Row for a joint condition whose first frame is at t[first]; timesteps: M of the table."""
+        return 0
+
+    def condition(self, given: torch.Tensor | int | None) -> torch.Tensor:
+        """What a user gives as a condition -> `spec.condition.shape`; a typed error if it is none.
+
+        None: what the network takes where nothing is given.
+        """
+
+    def null_condition(self) -> torch.Tensor:
+        """The condition that stands for "none" in guidance."""
+
+    def footprint(self, tokens: int, timesteps: int) -> Footprint:
+        """For passes of at most `tokens` tokens and tables of `timesteps` timesteps, estimated from above."""
+
+    def __call__(
+        self, x: torch.Tensor, cells: CellBatch, tables: Tables, condition: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Cells x [N, tokens, channels] -> what the solver takes from them, of that shape. No gradient.
+
+        Writes the K/V of every token to its slot, then attends through the views of `cells`. The output of
+        cells that are not `cells.wanted` may be anything. condition: of the `cells.num_contexts` conditions
+        that are fed as tokens, None without.
+        """

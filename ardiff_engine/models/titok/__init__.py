@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TiTok, the frame autoencoder of AR-Diffusion."""
+
+from ardiff_engine.models.titok.autoencoder import TiTok
+from ardiff_engine.models.titok.config import TiTokConfig
+
+__all__ = ["TiTok", "TiTokConfig"]
