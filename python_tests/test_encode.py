@@ -14,9 +14,9 @@ from ardiff_engine.data.clips import to_images
 from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips
 from ardiff_engine.data.latent_files import LatentFiles, read_latents
 from ardiff_engine.data.sources import clip_source
-from ardiff_engine.data.video_folder import resize_and_crop
 from ardiff_engine.errors import CheckpointError, ConfigError, MediaError
 from ardiff_engine.media import export_video
+from ardiff_engine.media.square import resize_and_crop
 from ardiff_engine.models import TiTok, TiTokConfig
 from ardiff_engine.training.config import DataConfig, EncodeConfig
 from ardiff_engine.training.encode import SETTINGS_FILE, encode, run_encode

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ardiff_engine.data.video_folder import VideoFolder, find_videos, resize_and_crop
+from ardiff_engine.data.video_folder import VideoFolder, find_videos
 from ardiff_engine.errors import MediaError
+from ardiff_engine.media.square import resize_and_crop
 
 
 def _gif(path: Path, frames: int, grey: int, size: tuple[int, int] = (12, 8)) -> None:

@@ -4,21 +4,19 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ardiff_engine.data.choice import below, uniform
-from ardiff_engine.data.clips import to_images
 from ardiff_engine.errors import MediaError, explain
+from ardiff_engine.media import Video, open_video
+from ardiff_engine.media.square import square_image
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 PURPOSE_VIDEO = 20
-CACHED_VIDEOS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -38,27 +36,14 @@ def find_videos(folder: str | Path) -> list[Path]:
     return found
 
 
-def resize_and_crop(images: torch.Tensor, size: int) -> torch.Tensor:
-    """float [T, 3, H, W] -> [T, 3, size, size]: shorter side to `size` (bicubic, antialiased), centre crop,
-    clamped to [0, 1]."""
-    height, width = images.shape[-2:]
-    factor = size / min(height, width)
-    shape = (max(size, round(height * factor)), max(size, round(width * factor)))
-    if shape != (height, width):
-        images = torch.nn.functional.interpolate(
-            images, size=shape, mode="bicubic", antialias=True, align_corners=False
-        )
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    return images[..., top : top + size, left : left + size].clamp(0, 1)
-
-
 class VideoFolder:
     """Random clips of `num_frames` consecutive frames; which clip a sample id gives depends on (seed, id) and
     the files.
 
-    The last `held_out` videos by name are kept apart, or the only one there is serves for both. A video that
-    cannot be read or is too short is reported once by name and replaced by the next; MediaError when no video
-    is left.
+    Only the window that is drawn is decoded, frame by frame, and nothing of it is kept: memory does not
+    depend on the length or the size of the videos. The last `held_out` videos by name are kept apart, or the
+    only one there is serves for both. A video that cannot be read or is too short is reported once by name
+    and replaced by the next; MediaError when no video is left.
     """
 
     def __init__(
@@ -76,8 +61,8 @@ class VideoFolder:
         every = find_videos(folder)
         split = max(1, len(every) - held_out)
         self.files = every[:split] if part == "train" else every[split:] or every
-        self.broken: set[Path] = set()
-        self._recent: OrderedDict[Path, NDArray[np.uint8]] = OrderedDict()
+        self._videos: dict[Path, Video | None] = {}
+        self._reported: set[Path] = set()
 
     def clips(self, samples: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """float32 [B, T, 3, size, size] in [0, 1]; no classes."""
@@ -92,11 +77,17 @@ class VideoFolder:
         choice = uniform(self.seed, PURPOSE_VIDEO, sample, 2)
         first = below(choice[0], len(self.files))
         for offset in range(len(self.files)):
-            path = self.files[(first + offset) % len(self.files)]
-            video = self._video(path)
-            if video is not None:
-                start = below(choice[1], len(video) - self.num_frames + 1)
-                return resize_and_crop(to_images(video[start : start + self.num_frames]), self.image_size)
+            video = self._video(self.files[(first + offset) % len(self.files)])
+            if video is None:
+                continue
+            start = below(choice[1], video.frames - self.num_frames + 1)
+            frames = islice(video.play(start), self.num_frames)
+            try:
+                return torch.stack([square_image(frame, self.image_size) for frame in frames])
+            except MediaError as error:
+                # Other windows of it may be whole. Which clip a sample gives must not depend on those
+                # that were drawn before, so the file is tried again.
+                self._report(video.path, error)
         raise MediaError(
             explain(
                 "video folder",
@@ -106,30 +97,28 @@ class VideoFolder:
             )
         )
 
-    def _video(self, path: Path) -> NDArray[np.uint8] | None:
-        from ardiff_engine.media import read_video
+    def _video(self, path: Path) -> Video | None:
+        if path not in self._videos:
+            try:
+                self._videos[path] = self._long_enough(open_video(path))
+            except MediaError as error:
+                self._videos[path] = None
+                self._report(path, error)
+        return self._videos[path]
 
-        if path in self.broken:
-            return None
-        if path in self._recent:
-            self._recent.move_to_end(path)
-            return self._recent[path]
-        try:
-            video = np.asarray(read_video(path))
-            if len(video) < self.num_frames:
-                raise MediaError(
-                    explain(
-                        f"video {path}",
-                        got=f"{len(video)} frames",
-                        expected=f">= {self.num_frames}",
-                        fix="Remove it.",
-                    )
+    def _long_enough(self, video: Video) -> Video:
+        if video.frames < self.num_frames:
+            raise MediaError(
+                explain(
+                    f"video {video.path}",
+                    got=f"{video.frames} frames",
+                    expected=f">= {self.num_frames}",
+                    fix="Remove it.",
                 )
-        except MediaError as error:
-            self.broken.add(path)
-            logger.warning("skipped: %s", error)
-            return None
-        self._recent[path] = video
-        if len(self._recent) > CACHED_VIDEOS:
-            self._recent.popitem(last=False)
+            )
         return video
+
+    def _report(self, path: Path, error: MediaError) -> None:
+        if path not in self._reported:
+            self._reported.add(path)
+            logger.warning("skipped: %s", error)

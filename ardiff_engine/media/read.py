@@ -1,108 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`read_video`: frames from a video file, an animation or a folder of pictures."""
+"""Frames from a video file, an animation or a folder of pictures."""
 
 from __future__ import annotations
 
+import math
 import os
-import re
-import struct
+import stat
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageSequence
-
 from ardiff_engine.errors import MediaError, explain
+from ardiff_engine.media.animation import open_animation
+from ardiff_engine.media.film import open_film
+from ardiff_engine.media.film_file import film_kind
+from ardiff_engine.media.film_times import MAX_RATE
 from ardiff_engine.media.frames import Pixels
-from ardiff_engine.media.mp4 import decode_mp4, undecodable
-from ardiff_engine.media.timing import promised_frames, repeats
+from ardiff_engine.media.picture import picture_kind
+from ardiff_engine.media.picture_folder import open_folder
+from ardiff_engine.media.source import head_of, mode_of, opened, undecodable
+from ardiff_engine.media.square import square_pixels
+from ardiff_engine.media.video import Clip, Video
 
-ANIMATIONS = (".webp", ".gif", ".png", ".apng")
-# What Pillow raises for files that are damaged, truncated or made to exhaust the memory.
-DAMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+def open_video(path: str | os.PathLike[str], fps: float | None = None) -> Video:
+    """What is known of a video without reading it; `read` and `play` give its frames, from any of them on.
+
+    What the file holds decides how it is read, never its name: mp4, mov, mkv, webm and avi (PyAV), webp and
+    gif animations, png and jpeg pictures (Pillow). A folder gives its .png, .jpg and .webp files in the order
+    of the numbers in their names.
+
+    Frames are upright (display matrix, EXIF) and have square pixels. They are taken by time, at `fps` frames
+    per second or, left out, at the rate of the file: the usual distance of its frames, for animations the
+    time of the shortest picture. Gaps become repeated frames. Folders and still pictures have no times.
+    Pictures whose size changes within a film are brought to the first one's size if they keep their shape.
+
+    Raises:
+        MediaError: nothing there, no regular file, not a video, damaged or cut off, PyAV missing, or more
+            than a file of that size may ask for (media/limits.py).
+    """
+    source = Path(path)
+    rate = None if fps is None else _rate(fps)
+    if stat.S_ISDIR(mode_of(source)):
+        return open_folder(source)
+    with opened(source) as file:
+        head = head_of(file)
+        if picture_kind(head):
+            return open_animation(source, file, rate)
+        kind = film_kind(head)
+        if kind is None:
+            raise undecodable(source, "no kind of video that is known here")
+        return open_film(source, file, kind, rate)
 
 
 def read_video(path: str | os.PathLike[str], max_frames: int | None = None) -> Pixels:
     """The frames of a video, uint8 [T, H, W, 3] RGB; all of them, or the first `max_frames`.
 
-    A folder gives its .png files in the order of the numbers in their names. A webp or gif picture that is
-    shown n times as long as the shortest one counts as n frames, because writers merge equal neighbours. Any
-    other file is given to FFmpeg (PyAV): mp4, mov, mkv, webm, avi, ...
+    See `open_video` for what is read and how. Windows of long videos: `open_video(path).read(first, count)`.
 
     Raises:
-        MediaError: nothing there, not a video, damaged or truncated, pictures of different sizes, PyAV
-            missing.
+        MediaError: as `open_video`; pictures of different sizes; all frames would take more than 512 MiB and
+            four times the file.
     """
-    source = Path(path)
-    if max_frames is not None and max_frames < 1:
+    return read_clip(path, max_frames).frames
+
+
+def read_clip(
+    path: str | os.PathLike[str], max_frames: int | None = None, *, size: int | None = None
+) -> Clip:
+    """`read_video` with the frame rate: a continuation is written at the rate of what it continues.
+
+    size: frames become squares of this side while they are decoded (shorter side resized, centre crop), so
+        that memory does not depend on the size of the pictures.
+    """
+    if max_frames is not None and (isinstance(max_frames, bool) or max_frames < 1):
         raise MediaError(
             explain(
                 "max_frames out of range", got=max_frames, expected=">= 1", fix="Leave it out to read all."
             )
         )
-    if not source.exists():
-        raise MediaError(
-            explain(
-                f"there is no video at {source}",
-                got="nothing",
-                expected="a video file or a folder of .png",
-                fix="Check the path.",
-            )
-        )
-    if source.is_dir():
-        return _read_folder(source, max_frames)
-    if source.suffix.lower() in ANIMATIONS:
-        return _read_animation(source, max_frames)
-    return decode_mp4(source, max_frames)
+    video = open_video(path)
+    each = None if size is None else partial(square_pixels, size=size)
+    return Clip(video.read(0, max_frames, each=each), video.fps)
 
 
-def _read_animation(path: Path, max_frames: int | None) -> Pixels:
-    pictures: list[Pixels] = []
-    durations: list[float] = []
-    try:
-        with Image.open(path) as image:
-            note = _note(image)
-            for frame in ImageSequence.Iterator(image):
-                pictures.append(np.asarray(frame.convert("RGB")))
-                durations.append(float(frame.info.get("duration", 0)))
-                if len(pictures) == max_frames:
-                    break
-    except DAMAGE as error:
-        raise undecodable(path, f"{error} after {len(pictures)} frames") from error
-    frames: list[Pixels] = []
-    for picture, count in zip(pictures, repeats(durations, note), strict=True):
-        frames += [picture] * count
-    promised = promised_frames(note)
-    if promised is not None and len(frames) < min(promised, max_frames or promised):
-        # Pillow ends a gif that was cut between two blocks as if it were complete.
-        raise undecodable(path, f"{len(frames)} of {promised} frames")
-    return np.stack(frames[:max_frames])
-
-
-def _note(image: Image.Image) -> bytes:
-    note = image.info.get("comment") or image.info.get("xmp") or b""
-    return note if isinstance(note, bytes) else str(note).encode()
-
-
-def _read_folder(folder: Path, max_frames: int | None) -> Pixels:
-    visible = [file for file in folder.glob("*.png") if not file.name.startswith(".")]
-    files = sorted(visible, key=_natural)[:max_frames]
-    if not files:
-        raise undecodable(folder, "a folder without .png files")
-    frames: list[Pixels] = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                frames.append(np.asarray(image.convert("RGB")))
-        except DAMAGE as error:
-            raise undecodable(file, str(error)) from error
-        if frames[-1].shape != frames[0].shape:
-            raise undecodable(
-                file, f"size {frames[-1].shape[:2]} where the first picture has {frames[0].shape[:2]}"
-            )
-    return np.stack(frames)
-
-
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    # frame_2 before frame_10: runs of digits compare as numbers.
-    parts = re.findall(r"\d+|\D+", path.name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+def _rate(fps: float) -> Fraction:
+    if not (math.isfinite(fps) and 0 < fps <= MAX_RATE):
+        raise MediaError(f"fps {fps} is out of range: expected a number above 0 and at most {MAX_RATE}")
+    return Fraction(fps).limit_denominator(1001)

@@ -7,20 +7,21 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from ardiff_engine.data.clips import to_images
 from ardiff_engine.data.encoded_clips import encoder_fingerprint
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
-from ardiff_engine.data.video_folder import find_videos, resize_and_crop
+from ardiff_engine.data.video_folder import find_videos
 from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, MediaError, explain
 from ardiff_engine.files import make_folder, write_atomic
+from ardiff_engine.media import Video, open_video
+from ardiff_engine.media.square import square_image
 from ardiff_engine.models import TiTok
 from ardiff_engine.training.config import EncodeConfig
 from ardiff_engine.training.read_config import read_config
@@ -45,8 +46,6 @@ def encode(config: EncodeConfig) -> Path:
         MediaError: no file could be written.
         ConfigError: the folder holds latents of other settings, videos or another autoencoder.
     """
-    from ardiff_engine.media import read_video
-
     device = usable_device(config.device)
     root, output = Path(config.videos), Path(config.output)
     videos = find_videos(root)
@@ -54,22 +53,18 @@ def encode(config: EncodeConfig) -> Path:
     _claim(make_folder(output), _settings(config, videos, vae))
     written = 0
     for number, path in enumerate(tqdm(videos, desc="encoding videos", unit="video")):
-        try:
-            video = np.asarray(read_video(path))
-        except MediaError as error:
-            logger.warning("skipped: %s", error)
-            continue
         name = "-".join(path.relative_to(root).with_suffix("").parts)
         found = CLASS_SUFFIX.search(name)
         class_id = None if found is None else int(found.group(1))
         name = CLASS_SUFFIX.sub("", name).replace("_", "-")
-        for window, start in enumerate(range(0, len(video) - config.num_frames + 1, config.stride)):
-            target = output / latent_file_name(number, name, class_id=class_id, item=window)
-            if not target.exists():
-                clip = to_images(video[start : start + config.num_frames])
-                clip = resize_and_crop(clip, vae.config.image_size).to(device)
-                write_latents(target, vae.encode(clip[None])[0])
-            written += 1
+        try:
+            for window, clip in enumerate(_windows(open_video(path), config, vae.config.image_size)):
+                target = output / latent_file_name(number, name, class_id=class_id, item=window)
+                if not target.exists():
+                    write_latents(target, vae.encode(torch.stack(list(clip))[None].to(device))[0])
+                written += 1
+        except MediaError as error:
+            logger.warning("skipped: %s", error)
     if not written:
         raise MediaError(
             explain(
@@ -80,6 +75,17 @@ def encode(config: EncodeConfig) -> Path:
             )
         )
     return output
+
+
+def _windows(video: Video, config: EncodeConfig, size: int) -> Iterator[deque[torch.Tensor]]:
+    """Windows of float32 [3, size, size], one after another; the video is decoded once, and only one window
+    of it is in memory."""
+    window: deque[torch.Tensor] = deque(maxlen=config.num_frames)
+    for index, frame in enumerate(video.play()):
+        start = index + 1 - config.num_frames
+        window.append(square_image(frame, size))
+        if start >= 0 and start % config.stride == 0:
+            yield window
 
 
 def _settings(config: EncodeConfig, videos: Sequence[Path], vae: TiTok) -> dict[str, int]:
