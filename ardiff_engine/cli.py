@@ -118,7 +118,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="class to generate, for class-conditional models",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same video (default: %(default)s)"
+        "--seed", type=int, metavar="N", help="the same seed gives the same video (default: a new one, shown)"
     )
     group.add_argument(
         "--video", metavar="PATH", help="continue this video: mp4, webp, gif or a folder of png"

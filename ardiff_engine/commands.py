@@ -41,7 +41,7 @@ def generate(options: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     target = export_video(output.frames[0], options.out, options.fps, scale=options.scale)
     if not options.quiet:
-        print(f"{target}: {options.frames} frames in {seconds:.1f} s")
+        print(f"{target}: {options.frames} frames in {seconds:.1f} s, seed {output.seed}")
         if options.plan_picture:
             print(f"{options.plan_picture}: the plan")
     return 0
@@ -51,17 +51,19 @@ def stream(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ardiff_engine.media import check_target, open_writer
+    from ardiff_engine.pipeline_inputs import chosen_seed
 
     check_target(options.out, options.fps, scale=options.scale, growing=True)
     pipe = _pipeline(options)
     video = _given_video(options)
+    seed = chosen_seed(options.seed)
     frames = pipe.stream(
         num_frames=options.frames,
         num_inference_steps=options.steps,
         lag=options.lag,
         guidance_scale=options.guidance,
         class_id=options.class_id,
-        seed=options.seed,
+        seed=seed,
         video=video,
     )
     total = None if options.frames is None else options.frames - (0 if video is None else len(video))
@@ -74,7 +76,7 @@ def stream(options: argparse.Namespace) -> int:
             if options.frames is not None:
                 raise
     if not options.quiet:
-        print(f"{writer.path}: {writer.count} frames")
+        print(f"{writer.path}: {writer.count} frames, seed {seed}")
     return 0
 
 

@@ -3,70 +3,49 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
+from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.engine import Engine, EngineStats, LatentFrame, Request, Stream
+from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.engine.admission import admit
-from ardiff_engine.engine.decode_worker import DecodeWorker
 from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
-from ardiff_engine.errors import CheckpointError, explain
-from ardiff_engine.files import write_atomic
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup, to_tokens
-from ardiff_engine.pipeline_inputs import Video, check_counts, class_per_video, read_clip, starting_noise
-from ardiff_engine.weights import load_model, save_model
-
-ASSETS = Path(__file__).parent / "assets"
-SCHEDULER_FILE = "scheduler.json"
-MOST_UNREAD = 8
-"""Pieces of video that may be decoded, or wait for it, before the engine does."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VideoOutput:
-    """frames: uint8 [B, T, H, W, 3]; latents: fp32 [B, T, tokens, channels]; seconds: of the call."""
-
-    frames: torch.Tensor
-    latents: torch.Tensor
-    stats: EngineStats
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VideoFrame:
-    """image: uint8 [H, W, 3]; latent: [tokens, channels]; seconds: since the stream began."""
-
-    index: int
-    image: torch.Tensor
-    latent: torch.Tensor
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class StepInfo:
-    """Given to `callback_on_step_end` after every tick."""
-
-    video: int
-    tick: int
-    num_ticks: int | None
+from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
+from ardiff_engine.pipeline_files import find_folder, load_models, load_schedule, save_pipeline
+from ardiff_engine.pipeline_inputs import (
+    Video,
+    check_choice,
+    check_counts,
+    chosen_dtype,
+    chosen_seed,
+    class_per_video,
+    device_and_dtype,
+    read_clip,
+    starting_noise,
+)
+from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput, in_form
 
 
 class Pipeline:
-    """`from_pretrained("moving-digits")` for the bundled model, or a folder written by `save_pretrained`."""
+    """Transformer, autoencoder and noise schedule: what turns noise into videos.
+
+    `Pipeline.from_pretrained("moving-digits")` loads the bundled model. `pipe(...)` makes finished videos,
+    `pipe.stream(...)` gives frames as they become clean.
+    """
 
     def __init__(
         self, transformer: ARDiffusionTransformer, vae: TiTok, schedule: NoiseSchedule, prediction: str = "x0"
     ) -> None:
+        """prediction: what the transformer was trained to predict, see `solvers.DDIM`. ConfigError where the
+        autoencoder's latents are not those of the transformer."""
         config = transformer.config
         check_cells(
             "transformer and autoencoder do not fit",
@@ -79,67 +58,78 @@ class Pipeline:
         self.schedule = schedule
         self.prediction = prediction
 
+    def __repr__(self) -> str:
+        spec, size = self.transformer.spec, self.vae.config.image_size
+        millions = sum(weight.numel() for weight in self.transformer.parameters()) / 1e6
+        return (
+            f"<Pipeline: {size} x {size} pictures, window of {spec.num_frames} frames, "
+            f"{self.transformer.config.num_classes or 'no'} classes, {millions:.1f} M weights, "
+            f"{self.dtype}, {self.device}>"
+        )
+
     # --------------------------------------------------------------------------------------------------
     # loading
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
     ) -> Pipeline:
-        """A bundled model, or a folder with transformer/, vae/, scheduler.json. The VAE stays fp32."""
-        folder = ASSETS / name if (ASSETS / name / SCHEDULER_FILE).is_file() else Path(name)
-        if not (folder / SCHEDULER_FILE).is_file():
-            bundled = sorted(path.parent.name for path in ASSETS.glob(f"*/{SCHEDULER_FILE}"))
-            raise CheckpointError(
-                explain(
-                    "pipeline",
-                    got=repr(str(name)),
-                    expected=f"a folder with {SCHEDULER_FILE}, or one of {bundled}",
-                    fix="Check the path. Official files: weights.load_ar_diffusion and weights.load_titok.",
-                )
-            )
-        try:
-            scheduler = json.loads((folder / SCHEDULER_FILE).read_text())
-            schedule = NoiseSchedule.from_config(scheduler["schedule"])
-            prediction = scheduler["prediction"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                explain(
-                    f"{folder / SCHEDULER_FILE}",
-                    got=repr(error),
-                    expected='{"schedule": {...}, "prediction": ...}',
-                    fix="Write it again with save_pretrained.",
-                )
-            ) from error
-        transformer = load_model(folder / "transformer", device=device, dtype=dtype)
-        vae = load_model(folder / "vae", device=device, dtype=torch.float32)
-        if not isinstance(transformer, ARDiffusionTransformer) or not isinstance(vae, TiTok):
-            raise CheckpointError(
-                explain(
-                    f"models in {folder}",
-                    got=f"{type(transformer).__name__}, {type(vae).__name__}",
-                    expected="an AR-Diffusion transformer and a TiTok autoencoder",
-                    fix="Check transformer/config.json and vae/config.json.",
-                )
-            )
-        return cls(transformer, vae, schedule, prediction)
+        """Load a pipeline.
+
+        Args:
+            name: a bundled model ("moving-digits"), or a folder that `save_pretrained` or training wrote.
+            device: of both models.
+            dtype: of the transformer, float32 if not given. The autoencoder stays float32.
+            torch_dtype: another name of `dtype`.
+
+        Raises:
+            CheckpointError: no such model, damaged or missing files, models of another kind.
+            ConfigError: an unknown device or dtype, both names of the dtype, parts that do not fit.
+        """
+        dtype = chosen_dtype(dtype, torch_dtype)
+        folder = find_folder(name)
+        schedule, prediction = load_schedule(folder)
+        return cls(*load_models(folder, device, dtype), schedule, prediction)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write transformer/, vae/ and scheduler.json; each file appears whole or not at all."""
-        folder = Path(folder)
-        save_model(self.transformer, folder / "transformer")
-        save_model(self.vae, folder / "vae")
-        text = json.dumps({"schedule": self.schedule.to_config(), "prediction": self.prediction}, indent=2)
-        write_atomic(folder / SCHEDULER_FILE, text.encode() + b"\n")
+        save_pipeline(Path(folder), self.transformer, self.vae, self.schedule, self.prediction)
+
+    def to(
+        self,
+        *places: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Pipeline:
+        """Move both models to a device, or the transformer to a dtype, or both, and return the pipeline:
+        `pipe.to("cuda")`, `pipe.to(torch.bfloat16)`, `pipe.to("cuda", torch.bfloat16)`.
+
+        Raises ConfigError, and moves nothing, for a device that is not there and for dtypes of whole numbers.
+        """
+        device, dtype = device_and_dtype(places, device, dtype)
+        place = None if device is None else usable_device(device)
+        self.transformer.to(device=place, dtype=dtype)
+        self.vae.to(device=place)
+        return self
 
     @property
     def device(self) -> torch.device:
         return self.transformer.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's weights."""
+        return self.transformer.dtype
+
     # --- generating
 
     def encode(self, video: Video) -> torch.Tensor:
-        """uint8 [T, H, W, 3] or a path -> clean latents [T, tokens, channels]: a `Request.prefix`."""
+        """A video, as a call takes it -> clean float32 latents [T, tokens, channels]: a `Request.prefix`."""
         return self._encode(read_clip(video, self.vae.config.image_size))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -149,40 +139,68 @@ class Pipeline:
 
     def __call__(
         self,
-        *,
         num_frames: int = 16,
-        num_videos: int = 1,
         num_inference_steps: int = 50,
         lag: int = 5,
+        *,
+        num_videos: int = 1,
         guidance_scale: float = 1.0,
         eta: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
+        first_video: int = 0,
         class_id: int | Sequence[int] | None = None,
         video: Video | None = None,
+        given: Given = "pixels",
         latents: torch.Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         memory: MemoryPolicy | None = None,
+        output_type: OutputType = "pt",
         progress: bool = True,
         callback_on_step_end: Callable[[StepInfo], None] | None = None,
     ) -> VideoOutput:
-        """Generate `num_videos` videos of `num_frames` frames in one batch.
+        """Make `num_videos` videos of `num_frames` frames in one batch.
 
-        lag: 0 = all frames together, num_inference_steps = one after the other.
-        video: uint8 [T, H, W, 3] or a path that every video continues; num_frames counts it.
-        class_id: one for all or one per video; None: the model's own context.
-        seed: key of all noise; the videos of one call share it and differ by their index.
-        latents: starting noise [num_videos, num_frames - given, tokens, channels].
-        generator: torch.Generator for the starting noise, one for all videos in turn or one per video.
-        memory: what frames remember; `RecomputedWindow` of the model's length by default.
+        Args:
+            num_frames: frames of each video, those of `video` included.
+            num_inference_steps: denoising steps of each frame, 1 to the schedule's number of timesteps.
+            lag: steps by which a frame runs behind the one before it: 0 = all frames together,
+                num_inference_steps = one after the other. Videos longer than the model's window of W frames
+                need lag * W >= num_inference_steps.
+            guidance_scale: g in out_null + g * (out_class - out_null); 1 switches guidance off.
+            eta: noise that DDIM adds at every step, 0 (none) to 1 (as in DDPM).
+            seed: key of all noise, 64 bits; the same seed gives the same videos. None draws one from
+                torch's default generator: another one in every call, unless `torch.manual_seed` was called.
+            first_video: the videos of a seed are numbered, and this call makes those from `first_video` on.
+                Video k of a batch comes out again alone with `seed=out.seed, first_video=k`.
+            class_id: one for all videos, or one per video; None: no class, or the model's only context.
+            video: what all videos continue: a path, uint8 or floating (0 to 1) frames [T, H, W, 3], or a list
+                of PIL pictures. The shorter side is resized to the model's, the longer one cropped.
+            given: "pixels" shows the given frames as they are; "decoded" shows them as the autoencoder gives
+                them back, so that no seam is seen where the generated ones begin.
+            latents: starting noise [num_videos, num_frames - given frames, tokens, channels].
+            generator: draws the starting noise: one for all videos in turn, or one per video.
+            memory: what frames remember; by default `memory.RecomputedWindow` of the model's length.
+            output_type: form of `out.frames`: "pt", "np" or "pil", see `VideoOutput`.
+            progress: show a progress bar.
+            callback_on_step_end: called with a `StepInfo` after each pass of each video.
 
-        A video that fails raises its error here, and the others are given up.
+        Raises:
+            ConfigError, PlanError: arguments out of range, or that do not go together.
+            TensorError, MediaError: a class, latents or a video of the wrong kind or shape.
+            NumericalError: NaN or infinity, given or computed.
+            ArdiffError: a callback failed; its error is the cause.
+
+            A video that fails raises its error here, and the others are given up.
         """
         started = time.perf_counter()
-        check_counts(num_frames, num_videos)
-        given = None if video is None else read_clip(video, self.vae.config.image_size)
-        prefix = None if given is None else self._encode(given)
+        check_counts(num_frames, num_videos, first_video)
+        check_choice("output_type", output_type, OutputType)
+        check_choice("given", given, Given)
+        seed = chosen_seed(seed)
+        clip = None if video is None else read_clip(video, self.vae.config.image_size)
+        prefix = None if clip is None else self._encode(clip)
         classes = class_per_video(class_id, num_videos)
-        fresh = num_frames - (0 if given is None else len(given))
+        fresh = num_frames - (0 if clip is None else len(clip))
         starts = starting_noise(latents, generator, num_videos, fresh, self.transformer.spec)
 
         def on_step(index: int) -> Callable[[Stream], None]:
@@ -201,7 +219,7 @@ class Pipeline:
                 condition=classes[i],
                 guidance_scale=guidance_scale,
                 seed=seed,
-                noise_stream=i,
+                noise_stream=first_video + i,
                 latents=None if starts is None else starts[i],
                 prefix=prefix,
                 on_step=on_step(i),
@@ -210,52 +228,46 @@ class Pipeline:
         ]
         engine = self._engine(requests, num_inference_steps, eta, memory)
         streams = [engine.submit(request) for request in requests]
-        decoders = [FrameDecoder(self.vae, prefix) for _ in streams]
-        images: list[list[torch.Tensor]] = [[] if given is None else [given] for _ in streams]
-
-        def decode(piece: tuple[int, torch.Tensor]) -> tuple[int, torch.Tensor]:
-            return piece[0], decoders[piece[0]](piece[1])
-
-        bar = tqdm(total=streams[0].feeder.plan.num_ticks, desc="ticks", disable=not progress)
-        with bar, DecodeWorker(decode, MOST_UNREAD, self.device) as worker:
-            while engine.step():
-                for index, stream in enumerate(streams):
-                    stream.raise_if_failed()
-                    if stream.frames_ready:
-                        latent = torch.stack([frame.latent for frame in stream.take_ready()])
-                        worker.submit((index, latent))
-                while worker.ready:
-                    _keep(worker.take(), images)
-            for stream in streams:
-                stream.raise_if_failed()
-            while worker.unread:
-                _keep(worker.take(), images)
+        shown = clip if prefix is None or given == "pixels" else self.decode(prefix)
+        with tqdm(total=streams[0].feeder.plan.num_ticks, desc="passes", disable=not progress) as bar:
+            videos = batch_pictures(engine, streams, self.vae, prefix)
+        if shown is not None:
+            videos = [torch.cat([shown, video]) for video in videos]
         return VideoOutput(
-            frames=torch.stack([torch.cat(pictures) for pictures in images]),
+            frames=in_form(torch.stack(videos), output_type),
             latents=torch.stack([stream.result() for stream in streams]).cpu(),
+            seed=seed,
+            first_video=first_video,
             stats=engine.stats(),
             seconds=time.perf_counter() - started,
         )
 
     def stream(
         self,
-        *,
         num_frames: int | None = None,
         num_inference_steps: int = 50,
         lag: int = 5,
+        *,
         guidance_scale: float = 1.0,
         eta: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
         class_id: int | None = None,
         video: Video | None = None,
         generator: torch.Generator | None = None,
         memory: MemoryPolicy | None = None,
     ) -> Iterator[VideoFrame]:
-        """Frames as they become clean; `num_frames=None` never ends. Given frames are not repeated.
+        """Frames as they become clean, as `VideoFrame`s.
 
         Arguments are checked now, not at the first frame. Leaving the loop cancels the stream. While a frame
-        is decoded, the ticks of the next ones run; nothing runs while the caller is busy with a frame.
+        is decoded, the passes of the next ones run; nothing runs while the caller is busy with a frame.
+
+        Args:
+            num_frames: None never ends. Frames of `video` count, but are not given again.
+            the others: as in a call of the pipeline; `frame.seed` tells the seed.
+
+        Raises: as a call of the pipeline does; what goes wrong later is raised by the loop.
         """
+        seed = chosen_seed(seed)
         prefix = None if video is None else self.encode(video)
         request = Request(
             num_frames=num_frames,
@@ -267,32 +279,7 @@ class Pipeline:
             prefix=prefix,
         )
         engine = self._engine([request], num_inference_steps, eta, memory)
-        return self._decoded(engine, engine.submit(request), prefix)
-
-    def _decoded(self, engine: Engine, stream: Stream, prefix: torch.Tensor | None) -> Iterator[VideoFrame]:
-        decoder, started = FrameDecoder(self.vae, prefix), time.perf_counter()
-        latents: deque[LatentFrame] = deque()
-
-        def decode(frame: LatentFrame) -> VideoFrame:
-            # One at a time, also where several are there: a batch would round differently.
-            image = decoder(frame.latent[None])[0]
-            return VideoFrame(frame.index, image, frame.latent, time.perf_counter() - started)
-
-        with DecodeWorker(decode, MOST_UNREAD, self.device) as worker:
-            try:
-                while True:
-                    latents.extend(stream.take_ready())
-                    while latents and worker.unread < MOST_UNREAD:
-                        worker.submit(latents.popleft())
-                    if worker.ready or (worker.unread and (latents or stream.done)):
-                        yield worker.take()
-                    elif stream.done:
-                        stream.raise_if_failed()
-                        return
-                    else:
-                        engine.step()
-            finally:
-                stream.cancel()
+        return stream_pictures(engine, engine.submit(request), self.vae, prefix)
 
     # --------------------------------------------------------------------------------------------------
     # private
@@ -311,8 +298,3 @@ class Pipeline:
         images = to_images(frames, self.vae.config.image_size).to(weight.device, weight.dtype)
         tokens = self.transformer.config.tokens_per_frame
         return regroup(to_tokens(self.vae.encode(images[None]))[0], tokens).float()
-
-
-def _keep(piece: tuple[int, torch.Tensor], images: list[list[torch.Tensor]]) -> None:
-    index, pictures = piece
-    images[index].append(pictures)

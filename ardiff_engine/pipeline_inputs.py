@@ -6,25 +6,65 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ardiff_engine.engine.frame_decoder import to_images
 from ardiff_engine.errors import ConfigError, TensorError, explain
-from ardiff_engine.media import read_video
+from ardiff_engine.media import as_frames, read_video
 from ardiff_engine.models.spec import ModelSpec
 
-Video = torch.Tensor | np.ndarray | str | Path
+Video = torch.Tensor | np.ndarray | Sequence[Image.Image] | str | Path
 
 
-def check_counts(num_frames: object, num_videos: object) -> None:
-    for name, value, fix in (
-        ("num_frames", num_frames, "Endless videos are for Pipeline.stream."),
-        ("num_videos", num_videos, "Ask for at least one."),
+def check_counts(num_frames: object, num_videos: object, first_video: object) -> None:
+    for name, value, least, fix in (
+        ("num_frames", num_frames, 1, "Endless videos are for Pipeline.stream."),
+        ("num_videos", num_videos, 1, "Ask for at least one."),
+        ("first_video", first_video, 0, "Videos of a seed count from 0."),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ConfigError(explain(name, got=repr(value), expected="a whole number >= 1", fix=fix))
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ConfigError(f"{name}: got {value!r}, expected a whole number >= {least}. {fix}")
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """choices: a Literal."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(get_args(choices))}.")
+
+
+def chosen_seed(seed: int | None) -> int:
+    """`seed` itself, or a fresh one of 32 bits, drawn as torch draws: after `torch.manual_seed` the same."""
+    return int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
+
+
+def chosen_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is not None and torch_dtype is not None:
+        raise ConfigError(f"dtype: got {dtype} and torch_dtype={torch_dtype}, expected one of them.")
+    return _floating(dtype or torch_dtype or torch.float32)
+
+
+def device_and_dtype(
+    places: Sequence[object], device: str | torch.device | None, dtype: torch.dtype | None
+) -> tuple[str | torch.device | None, torch.dtype | None]:
+    """What `Pipeline.to` was given, by position or by name."""
+    for place in places:
+        if isinstance(place, torch.dtype) and dtype is None:
+            dtype = place
+        elif isinstance(place, str | torch.device) and device is None:
+            device = place
+        else:
+            raise ConfigError(f"to(): got {place!r}, expected a device, a floating dtype, or one of each.")
+    return device, None if dtype is None else _floating(dtype)
+
+
+def _floating(dtype: object) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype: got {dtype!r}, expected a floating one such as torch.bfloat16.")
+    return dtype
 
 
 def class_per_video(class_id: int | Sequence[int] | torch.Tensor | None, videos: int) -> list[int | None]:
@@ -47,20 +87,9 @@ def class_per_video(class_id: int | Sequence[int] | torch.Tensor | None, videos:
 
 
 def read_clip(video: Video, size: int) -> torch.Tensor:
-    """uint8 [frames, size, size, 3]: shorter side resized, centre crop."""
-    if isinstance(video, str | Path):
-        video = read_video(video)
-    # A flipped or reversed array has negative strides, which torch cannot take over.
-    frames = torch.as_tensor(np.ascontiguousarray(video) if isinstance(video, np.ndarray) else video)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or frames.shape[0] < 1:
-        raise TensorError(
-            explain(
-                "video",
-                got=f"{tuple(frames.shape)} {frames.dtype}",
-                expected="uint8 [frames, height, width, 3]",
-                fix="Convert it, or give a path.",
-            )
-        )
+    """uint8 [frames, size, size, 3] on the CPU: shorter side resized, centre crop."""
+    pixels = read_video(video) if isinstance(video, str | Path) else as_frames(video)
+    frames = torch.tensor(pixels)  # a copy: the caller keeps theirs
     if tuple(frames.shape[1:3]) == (size, size):
         return frames
     return (to_images(frames, size) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

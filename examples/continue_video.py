@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=64, help="frames of the result, given ones included")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--lag", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="outputs/continued.mp4")
     options = parser.parse_args()
 
@@ -30,7 +31,7 @@ def main() -> None:
     else:
         given = MovingDigits(digit_size=18, split="held_out").clip(0, num_frames=options.given).video
     pipe = ade.Pipeline.from_pretrained(options.model)
-    out = pipe(video=given, num_frames=options.frames, num_inference_steps=options.steps, lag=options.lag)
+    out = pipe(options.frames, options.steps, options.lag, video=given, seed=options.seed)
     ade.export_video(out.frames[0], options.out, fps=8, scale=8)
     print(f"{options.out}: {len(given)} given frames and {options.frames - len(given)} generated ones")
 

@@ -66,10 +66,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_classes=3,
         )
     )
-    # As initialised, the output layer and all modulations are zero: every seed would give the same video.
+    # As initialised, the output layer and all modulations are zero, and the autoencoder's pictures hardly
+    # depend on its latents: every seed would give the same video.
     with torch.no_grad():
-        for parameter in transformer.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+        for model, spread in ((transformer, 0.05), (vae, 0.3)):
+            for parameter in model.parameters():
+                parameter.add_(spread * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("tiny_model")
     schedule = ade.NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)
     ade.Pipeline(transformer, vae, schedule).save_pretrained(folder)

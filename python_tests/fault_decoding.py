@@ -12,14 +12,13 @@ from unittest import mock
 
 import torch
 from dense_oracle import randomise
-from fault_cases import OUTCOMES, Case, check_engine, check_frames, engine_for, model, reference, requests
+from fault_cases import OUTCOMES, Case, check_engine, check_frames, engine_for, reference, requests
 
-from ardiff_engine import Pipeline
-from ardiff_engine.diffusion import NoiseSchedule
 from ardiff_engine.engine import Engine, Request, Stream, decode_worker
 from ardiff_engine.errors import ArdiffError, NumericalError
 from ardiff_engine.models import TiTok, TiTokConfig
-from ardiff_engine.pipeline import VideoFrame
+from ardiff_engine.pipeline_decoding import stream_pictures
+from ardiff_engine.pipeline_output import VideoFrame
 
 
 @cache
@@ -46,10 +45,6 @@ def autoencoder() -> TiTok:
     )
     randomise(made)
     return made.eval()
-
-
-def pipeline(vae: TiTok) -> Pipeline:
-    return Pipeline(model(), vae, NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000))
 
 
 class FaultyDecoder:
@@ -80,7 +75,7 @@ def pictures(seed: int) -> list[list[torch.Tensor]]:
     """Of the run without a fault."""
     engine = engine_for(reference(seed).pages)
     streams = [engine.submit(Request(**options)) for options in requests(seed)]
-    readers = [pipeline(autoencoder())._decoded(engine, stream, None) for stream in streams]
+    readers = [stream_pictures(engine, stream, autoencoder(), None) for stream in streams]
     return [[frame.image for frame in reader] for reader in readers]
 
 
@@ -97,7 +92,7 @@ def run_decode(case: Case) -> None:
     faulty = copy.copy(autoencoder())
     faulty.decode = decoder  # type: ignore[method-assign]
     readers = [
-        pipeline(faulty if stream is victim else autoencoder())._decoded(engine, stream, None)
+        stream_pictures(engine, stream, faulty if stream is victim else autoencoder(), None)
         for stream in streams
     ]
     unheard = case.kind == "dead worker" and chance.random() < 0.5

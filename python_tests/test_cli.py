@@ -87,6 +87,19 @@ def test_generate_continues_a_video(tiny_model: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(result[:3, ::2, ::2], clip[:3])
 
 
+@pytest.mark.parametrize("command", ["generate", "stream"])
+def test_the_seed_that_was_drawn_is_shown(
+    command: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", tiny_model, "--frames", 6, "--steps", 4, "--lag", 1]
+    assert run(command, *arguments, "--out", tmp_path / "first") == 0
+    seed = int(re.search(r"seed (\d+)", capsys.readouterr().out)[1])  # type: ignore[index]
+    assert run(command, *arguments, "--seed", seed, "--out", tmp_path / "again") == 0
+    assert run(command, *arguments, "--out", tmp_path / "another") == 0
+    first, again, another = (read_video(tmp_path / name) for name in ("first", "again", "another"))
+    assert np.array_equal(first, again) and not np.array_equal(first, another)
+
+
 def test_quiet_prints_nothing(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", tiny_model, "--frames", 2, "--steps", 2, "--lag", 1, "--quiet"]
     arguments += ["--out", tmp_path / "x"]
@@ -97,7 +110,7 @@ def test_quiet_prints_nothing(tiny_model: Path, tmp_path: Path, capfd: pytest.Ca
 
 @pytest.mark.parametrize("name", ["live", "live.mp4"])
 def test_stream_writes_the_frames_of_generate(tiny_model: Path, tmp_path: Path, name: str) -> None:
-    arguments = ["--model", tiny_model, "--frames", 5, "--steps", 4, "--lag", 2, "--quiet"]
+    arguments = ["--model", tiny_model, "--frames", 5, "--steps", 4, "--lag", 2, "--seed", 7, "--quiet"]
     assert run("stream", *arguments, "--out", tmp_path / name) == 0
     assert run("generate", *arguments, "--out", tmp_path / "whole.webp") == 0
     streamed, whole = read_video(tmp_path / name), read_video(tmp_path / "whole.webp")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import ardiff_engine as ade
-from ardiff_engine import pipeline as pipeline_module
+from ardiff_engine import pipeline_decoding
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.engine import decode_worker
 from ardiff_engine.engine.decode_worker import DecodeWorker
@@ -342,7 +342,7 @@ def test_a_stream_is_decoded_to_the_same_bits(pipe, lag):
 
 
 def test_frames_that_finish_together_are_decoded_to_the_same_bits(pipe, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "MOST_UNREAD", 2)
+    monkeypatch.setattr(pipeline_decoding, "MOST_UNREAD", 2)
     options = OPTIONS | {"num_frames": 8}
     call = pipe(lag=0, seed=7, progress=False, **options)
     streamed = torch.stack([frame.image for frame in pipe.stream(lag=0, seed=7, **options)])

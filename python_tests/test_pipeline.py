@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ardiff_engine as ade
 from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images, to_uint8
@@ -16,6 +17,7 @@ from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError, Tens
 from ardiff_engine.models import TiTok, TiTokConfig, from_tokens
 
 OPTIONS = {"num_frames": 10, "num_inference_steps": 4, "lag": 2, "progress": False}
+SEEDED = OPTIONS | {"seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,84 @@ def test_shapes_and_seeds(pipe):
     assert not torch.equal(out.latents[0], out.latents[1]) and not torch.equal(out.latents[:1], other.latents)
 
 
+def test_without_a_seed_every_call_gives_another_video_and_names_its_seed(pipe):
+    torch.manual_seed(5)
+    first, second = pipe(**OPTIONS), pipe(**OPTIONS)
+    assert first.seed != second.seed and not torch.equal(first.latents, second.latents)
+    assert torch.equal(pipe(seed=second.seed, **OPTIONS).latents, second.latents)
+    torch.manual_seed(5)
+    assert torch.equal(pipe(**OPTIONS).latents, first.latents)
+    frames = list(pipe.stream(10, 4, 2))
+    again = list(pipe.stream(10, 4, 2, seed=frames[0].seed))
+    assert all(torch.equal(one.latent, two.latent) for one, two in zip(frames, again, strict=True))
+
+
+def test_every_video_of_a_batch_can_be_made_again_alone(pipe):
+    batch = pipe(num_videos=3, eta=0.5, first_video=2, **OPTIONS)
+    for k in range(3):
+        alone = pipe(seed=batch.seed, first_video=batch.first_video + k, eta=0.5, **OPTIONS)
+        assert torch.equal(alone.latents[0], batch.latents[k])
+        assert torch.equal(alone.frames[0], batch.frames[k])
+
+
+def test_the_first_arguments_by_position(pipe):
+    assert torch.equal(pipe(10, 4, 2, seed=1, progress=False).latents, pipe(seed=1, **OPTIONS).latents)
+
+
+def test_forms_of_the_frames(pipe):
+    tensor = pipe(seed=1, num_videos=2, **OPTIONS).frames.numpy()
+    array = pipe(seed=1, num_videos=2, output_type="np", **OPTIONS).frames
+    assert isinstance(array, np.ndarray) and np.array_equal(array, tensor)
+    pictures = pipe(seed=1, num_videos=2, output_type="pil", **OPTIONS).frames
+    assert [len(video) for video in pictures] == [10, 10]
+    for video, expected in zip(pictures, tensor, strict=True):
+        assert np.array_equal(np.stack([np.asarray(picture) for picture in video]), expected)
+
+
+def test_moving_to_another_dtype_is_loading_in_it(tiny_model):
+    loaded = ade.Pipeline.from_pretrained(tiny_model, torch_dtype=torch.bfloat16)
+    moved = ade.Pipeline.from_pretrained(tiny_model)
+    before = moved(seed=1, **OPTIONS)
+    assert moved.to("cpu", torch.bfloat16) is moved and moved.dtype == torch.bfloat16
+    assert next(moved.vae.parameters()).dtype == torch.float32
+    assert torch.equal(moved(seed=1, **OPTIONS).latents, loaded(seed=1, **OPTIONS).latents)
+    assert not torch.equal(before.latents, moved(seed=1, **OPTIONS).latents)
+    assert torch.equal(moved.to(torch.float32).to(device="cpu").decode(before.latents[0]), before.frames[0])
+
+
+@pytest.mark.parametrize(
+    ("places", "named"),
+    [
+        ((torch.int64,), {}),
+        (("cpu", "cpu"), {}),
+        ((), {"dtype": torch.uint8}),
+        ((3.5,), {}),
+        (("cuda:99",), {}),
+    ],
+)
+def test_places_that_a_pipeline_cannot_move_to(pipe, places, named):
+    with pytest.raises(ConfigError):
+        pipe.to(*places, **named)
+    assert pipe.dtype == torch.float32
+
+
+def test_one_name_of_the_dtype(tiny_model):
+    with pytest.raises(ConfigError, match="dtype"):
+        ade.Pipeline.from_pretrained(tiny_model, dtype=torch.float32, torch_dtype=torch.bfloat16)
+
+
+def test_what_is_printed_of_them(pipe):
+    assert "16 x 16" in repr(pipe) and "3 classes" in repr(pipe) and "torch.float32" in repr(pipe)
+    solver = ade.solvers.DDIM(pipe.schedule, num_inference_steps=4)
+    engine = ade.Engine(pipe.transformer, solver=solver, max_pages=100)
+    stream = engine.submit(ade.Request(num_frames=10, lag=2))
+    assert "running, 10 frames, 0 ready" in repr(stream) and "1 streams, 0 of 100 pages" in repr(engine)
+    stream.result()
+    assert "finished" in repr(stream) and "10 ready" in repr(stream) and "0 streams" in repr(engine)
+
+
 def test_pictures_are_the_decoded_latents(pipe):
-    out = pipe(**OPTIONS)
+    out = pipe(**SEEDED)
     with torch.no_grad():
         images = pipe.vae.decode(from_tokens(out.latents))
     difference = to_uint8(images[0]).int() - out.frames[0].int()
@@ -57,22 +135,40 @@ def test_stream_gives_the_frames_of_the_call(pipe):
 
 def test_continuation_keeps_the_given_frames_and_depends_on_them(pipe):
     given = clip(4)
-    out = pipe(video=given, **OPTIONS)
+    out = pipe(video=given, **SEEDED)
     assert out.frames.shape[1] == 10 and torch.equal(out.frames[0, :4], given)
-    other = pipe(video=255 - given, **OPTIONS)
+    other = pipe(video=255 - given, **SEEDED)
     assert not torch.allclose(out.latents[0, 4:], other.latents[0, 4:])
-    streamed = list(pipe.stream(num_frames=10, num_inference_steps=4, lag=2, video=given))
+    streamed = list(pipe.stream(num_frames=10, num_inference_steps=4, lag=2, seed=0, video=given))
     assert [frame.index for frame in streamed] == list(range(4, 10))
     assert torch.equal(torch.stack([frame.image for frame in streamed]), out.frames[0, 4:])
 
 
+def test_given_frames_can_be_shown_as_the_autoencoder_sees_them(pipe):
+    given = clip(4)
+    shown = pipe(video=given, seed=1, **OPTIONS)
+    decoded = pipe(video=given, seed=1, given="decoded", **OPTIONS)
+    assert torch.equal(decoded.latents, shown.latents)
+    assert torch.equal(decoded.frames[0, 4:], shown.frames[0, 4:])
+    assert torch.equal(decoded.frames[0], pipe.decode(shown.latents[0]))
+    assert not torch.equal(decoded.frames[0, :4], given)
+
+
+def test_a_video_in_every_form(pipe):
+    given = clip(4)
+    expected = pipe(video=given, seed=1, **OPTIONS).frames
+    pictures = [Image.fromarray(frame) for frame in given.numpy()]
+    for form in (given.numpy(), given.float() / 255, (given.double() / 255).numpy(), pictures):
+        assert torch.equal(pipe(video=form, seed=1, **OPTIONS).frames, expected)
+
+
 def test_an_engine_continues_an_encoded_video_as_the_pipeline_does(pipe):
     given = clip(4, 20, 16)
-    out = pipe(video=given, **OPTIONS)
+    out = pipe(video=given, **SEEDED)
     solver = ade.solvers.DDIM(pipe.schedule, num_inference_steps=4, prediction=pipe.prediction)
     memory = ade.memory.RecomputedWindow(pipe.transformer.spec.num_frames)
     engine = ade.Engine(pipe.transformer, solver=solver, memory=memory, max_pages=100)
-    latents = engine.submit(ade.Request(num_frames=10, lag=2, prefix=pipe.encode(given))).result()
+    latents = engine.submit(ade.Request(num_frames=10, lag=2, seed=0, prefix=pipe.encode(given))).result()
     assert torch.equal(latents, out.latents[0])
     assert torch.equal(pipe.decode(latents)[4:], out.frames[0, 4:])
 
@@ -87,19 +183,19 @@ def test_videos_of_other_sizes_are_cropped(pipe):
 
 def test_arrays_with_negative_strides(pipe):
     given = clip(3).numpy()
-    backwards = pipe(video=given[::-1], **OPTIONS)
+    backwards = pipe(video=given[::-1], **SEEDED)
     assert torch.equal(backwards.frames[0, :3], torch.from_numpy(given[::-1].copy()))
 
 
 def test_class_and_guidance_change_the_video(pipe):
-    plain, first, second = (pipe(class_id=c, **OPTIONS).latents for c in (None, 0, 1))
+    plain, first, second = (pipe(class_id=c, **SEEDED).latents for c in (None, 0, 1))
     assert not torch.allclose(first, second) and not torch.allclose(plain, first)
-    guided = pipe(class_id=0, guidance_scale=3.0, **OPTIONS).latents
+    guided = pipe(class_id=0, guidance_scale=3.0, **SEEDED).latents
     assert not torch.allclose(first, guided)
-    pair = pipe(class_id=[0, 1], num_videos=2, **OPTIONS).latents
+    pair = pipe(class_id=[0, 1], num_videos=2, **SEEDED).latents
     torch.testing.assert_close(pair[:1], first, rtol=1e-5, atol=1e-5)
-    assert torch.equal(pipe(class_id=np.int64(1), **OPTIONS).latents, second)
-    assert torch.equal(pipe(class_id=torch.tensor([1]), **OPTIONS).latents, second)
+    assert torch.equal(pipe(class_id=np.int64(1), **SEEDED).latents, second)
+    assert torch.equal(pipe(class_id=torch.tensor([1]), **SEEDED).latents, second)
 
 
 def test_a_video_does_not_depend_on_how_many_are_made(pipe):
@@ -171,7 +267,15 @@ def test_a_temporal_autoencoder_decodes_in_the_phase_of_its_clips(given):
         ({"class_id": [0, 1]}, ConfigError),
         ({"generator": [torch.Generator()] * 2}, ConfigError),
         ({"latents": torch.zeros(10, 4, 4)}, TensorError),
-        ({"video": torch.zeros(3, 16, 16, 3)}, TensorError),
+        ({"video": torch.zeros(3, 16, 16)}, ArdiffError),
+        ({"video": torch.full((3, 16, 16, 3), torch.nan)}, ArdiffError),
+        ({"class_id": 10**20}, TensorError),
+        ({"seed": 2**63}, ConfigError),
+        ({"seed": "a"}, ConfigError),
+        ({"first_video": -1}, ConfigError),
+        ({"first_video": 2**32}, ConfigError),
+        ({"output_type": "latent"}, ConfigError),
+        ({"given": "frames"}, ConfigError),
         ({"video": clip(10)}, ConfigError),
         ({"lag": 5}, ConfigError),
         ({"lag": 0}, ConfigError),
@@ -188,7 +292,7 @@ def test_mistakes_are_typed_errors(pipe, options, error):
 def test_saved_and_loaded_it_is_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "copy")
     loaded = ade.Pipeline.from_pretrained(tmp_path / "copy")
-    assert torch.equal(loaded(**OPTIONS).frames, pipe(**OPTIONS).frames)
+    assert torch.equal(loaded(**SEEDED).latents, pipe(**SEEDED).latents)
     assert loaded.prediction == pipe.prediction
 
 

@@ -81,6 +81,14 @@ class Engine:
         turns = Turns(model.spec, self.register, self._passes, max_batch_tokens)
         self._steps = Steps(self.register, self.pool.manager, self._packer, self._passes, turns, deliveries)
 
+    def __repr__(self) -> str:
+        # Without the lock, so that a debugger may show it at any time.
+        pages = self.pool.manager
+        return (
+            f"<Engine on {self.device}: {len(self.register.alive())} streams, "
+            f"{pages.held} of {pages.total} pages held>"
+        )
+
     @property
     def ticks(self) -> int:
         """Passes so far."""

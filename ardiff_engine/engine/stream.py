@@ -84,6 +84,10 @@ class Stream:
         )
         self._finalizer.atexit = False
 
+    def __repr__(self) -> str:
+        total = "endless" if self.num_frames is None else f"{self.num_frames} frames"
+        return f"<Stream {self.number}: {self._state}, {total}, {self.frames_ready} ready to be read>"
+
     # --- for users
 
     @property
@@ -143,7 +147,10 @@ class Stream:
                 )
             )
         self._collecting = True
-        self._run_until(lambda: self.done)
+        try:
+            self._run_until(lambda: self.done)
+        finally:
+            self._collecting = False
         self.raise_if_failed()
         if self.state == "cancelled":
             raise StreamClosedError(

@@ -14,7 +14,8 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ArdiffError
 from ardiff_engine.evaluation.digit_classifier import load_or_train
 from ardiff_engine.evaluation.report import evaluate
-from ardiff_engine.pipeline import ASSETS, Pipeline
+from ardiff_engine.pipeline import Pipeline
+from ardiff_engine.pipeline_files import ASSETS
 from ardiff_engine.training.read_config import build
 
 EXIT_MISTAKE = 2

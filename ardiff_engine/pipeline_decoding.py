@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs an engine and decodes what it makes, in a second thread: while pictures of the finished frames are
+made, the passes of the next ones run."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ardiff_engine.engine import Engine, LatentFrame, Stream
+from ardiff_engine.engine.decode_worker import DecodeWorker
+from ardiff_engine.engine.frame_decoder import FrameDecoder
+from ardiff_engine.models import TiTok
+from ardiff_engine.pipeline_output import VideoFrame
+
+MOST_UNREAD = 8
+"""Pieces of video that may be decoded, or wait for it, before the engine does."""
+
+
+def batch_pictures(
+    engine: Engine, streams: Sequence[Stream], vae: TiTok, prefix: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """Run all streams to their ends: the new frames of each, uint8 [frames, H, W, 3].
+
+    prefix: latents of the frames that all of them continue. Raises the error of the first stream that fails.
+    """
+    decoders = [FrameDecoder(vae, prefix) for _ in streams]
+    pictures: list[list[torch.Tensor]] = [[] for _ in streams]
+
+    def decode(piece: tuple[int, torch.Tensor]) -> tuple[int, torch.Tensor]:
+        return piece[0], decoders[piece[0]](piece[1])
+
+    with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker:
+
+        def keep() -> None:
+            index, decoded = worker.take()
+            pictures[index].append(decoded)
+
+        while engine.step():
+            for index, stream in enumerate(streams):
+                stream.raise_if_failed()
+                if stream.frames_ready:
+                    worker.submit((index, torch.stack([frame.latent for frame in stream.take_ready()])))
+            while worker.ready:
+                keep()
+        for stream in streams:
+            stream.raise_if_failed()
+        while worker.unread:
+            keep()
+    return [torch.cat(pieces) for pieces in pictures]
+
+
+def stream_pictures(
+    engine: Engine, stream: Stream, vae: TiTok, prefix: torch.Tensor | None
+) -> Iterator[VideoFrame]:
+    """The frames of one stream as they become clean. Closing the iterator cancels the stream."""
+    decoder, started = FrameDecoder(vae, prefix), time.perf_counter()
+    latents: deque[LatentFrame] = deque()
+
+    def decode(frame: LatentFrame) -> VideoFrame:
+        # One at a time, also where several are there: a batch would round differently.
+        image, seconds = decoder(frame.latent[None])[0], time.perf_counter() - started
+        return VideoFrame(frame.index, image, frame.latent, seconds, stream.request.seed)
+
+    with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker:
+        try:
+            while True:
+                latents.extend(stream.take_ready())
+                while latents and worker.unread < MOST_UNREAD:
+                    worker.submit(latents.popleft())
+                if worker.ready or (worker.unread and (latents or stream.done)):
+                    yield worker.take()
+                elif stream.done:
+                    stream.raise_if_failed()
+                    return
+                else:
+                    engine.step()
+        finally:
+            stream.cancel()

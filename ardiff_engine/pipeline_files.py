@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a pipeline: transformer/, vae/ and scheduler.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.errors import CheckpointError
+from ardiff_engine.files import write_atomic
+from ardiff_engine.models import ARDiffusionTransformer, TiTok
+from ardiff_engine.weights import load_model, save_model
+
+ASSETS = Path(__file__).parent / "assets"
+SCHEDULER_FILE = "scheduler.json"
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder of a bundled model, or `name` itself. CheckpointError where it holds no pipeline."""
+    folder = ASSETS / name if (ASSETS / name / SCHEDULER_FILE).is_file() else Path(name)
+    if not (folder / SCHEDULER_FILE).is_file():
+        bundled = sorted(path.parent.name for path in ASSETS.glob(f"*/{SCHEDULER_FILE}"))
+        raise CheckpointError(
+            f"model: got {str(name)!r}, expected a folder with {SCHEDULER_FILE}, or one of {bundled}. Check "
+            "the path. Official files: weights.load_ar_diffusion and weights.load_titok."
+        )
+    return folder
+
+
+def load_models(
+    folder: Path, device: str | torch.device, dtype: torch.dtype
+) -> tuple[ARDiffusionTransformer, TiTok]:
+    """The autoencoder is float32 whatever `dtype`: it is the smaller part, and pictures show its rounding."""
+    transformer = load_model(folder / "transformer", device=device, dtype=dtype)
+    vae = load_model(folder / "vae", device=device, dtype=torch.float32)
+    if not isinstance(transformer, ARDiffusionTransformer) or not isinstance(vae, TiTok):
+        raise CheckpointError(
+            f"models in {folder}: got {type(transformer).__name__} and {type(vae).__name__}, expected an "
+            "AR-Diffusion transformer and a TiTok autoencoder. Check transformer/config.json and "
+            "vae/config.json."
+        )
+    return transformer, vae
+
+
+def load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
+    """The noise schedule, and what the transformer predicts."""
+    path = folder / SCHEDULER_FILE
+    try:
+        scheduler = json.loads(path.read_text(encoding="utf-8"))
+        return NoiseSchedule.from_config(scheduler["schedule"]), scheduler["prediction"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f'{path}: got {error!r}, expected {{"schedule": {{...}}, "prediction": ...}}. '
+            "Write it again with save_pretrained."
+        ) from error
+
+
+def save_pipeline(
+    folder: Path, transformer: ARDiffusionTransformer, vae: TiTok, schedule: NoiseSchedule, prediction: str
+) -> None:
+    """Each file appears whole or not at all."""
+    save_model(transformer, folder / "transformer")
+    save_model(vae, folder / "vae")
+    text = json.dumps({"schedule": schedule.to_config(), "prediction": prediction}, indent=2) + "\n"
+    write_atomic(folder / SCHEDULER_FILE, text.encode())
