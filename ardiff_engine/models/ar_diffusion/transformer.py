@@ -122,7 +122,7 @@ class ARDiffusionTransformer(nn.Module, VideoModel):
         if isinstance(given, int):
             if abs(given) >= 2**63:
                 raise TensorError(
-                    f"class: got {given}, expected the number of a class, or None for no class."
+                    f"class: got {given}, expected the number of a class, or None."
                 )
             return self.context(torch.tensor([given]))[0]
         expected = self.spec.condition.shape
