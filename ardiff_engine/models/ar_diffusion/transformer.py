@@ -121,9 +121,7 @@ class ARDiffusionTransformer(nn.Module, VideoModel):
             return self.context()[0]
         if isinstance(given, int):
             if abs(given) >= 2**63:
-                raise TensorError(
-                    f"class: got {given}, expected the number of a class, or None."
-                )
+                raise TensorError(f"class: got {given}, expected the number of a class, or None.")
             return self.context(torch.tensor([given]))[0]
         expected = self.spec.condition.shape
         if tuple(given.shape) != expected or not bool(torch.isfinite(given).all()):
