@@ -14,9 +14,9 @@ from typing import BinaryIO
 from PIL import Image
 
 from ardiff_engine.media.animation_times import picture_times
-from ardiff_engine.media.frames import Pixels
 from ardiff_engine.media.limits import check_length
 from ardiff_engine.media.picture import open_picture, pixels_of
+from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.rate import at_rate, slot
 from ardiff_engine.media.source import decoding, opened, size_of, undecodable
 from ardiff_engine.media.timing import noted

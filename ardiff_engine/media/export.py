@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from pathlib import Path
@@ -11,15 +10,19 @@ from pathlib import Path
 from PIL import Image
 
 from ardiff_engine.errors import MediaError, explain
-from ardiff_engine.media.frames import Pixels, as_frames, check_scale, enlarge
+from ardiff_engine.files import TEMPORARY_PREFIX
+from ardiff_engine.media.encoding import encoding
+from ardiff_engine.media.frames import as_frames, check_scale, enlarge
 from ardiff_engine.media.mp4 import Mp4Encoder, pyav
-from ardiff_engine.media.staging import check_parents, staged
+from ardiff_engine.media.pixels import Pixels
+from ardiff_engine.media.rate import rate_of
+from ardiff_engine.media.staging import check_parents, is_folder, staged, unwritable
 from ardiff_engine.media.timing import timing_note
 
 SUFFIXES = (".mp4", ".webp", ".gif")
 GIF_MAX_FPS = 50.0
-# The second form is what a killed process leaves behind (staging.py).
-FRAME_NAME = re.compile(r"(\.[0-9a-f]{32}\.)?frame_\d+\.png")
+# The second form is what a killed process leaves behind.
+FRAME_NAME = re.compile(rf"frame_\d+\.png|{re.escape(TEMPORARY_PREFIX)}.*")
 
 
 def export_video(frames: object, path: str | os.PathLike[str], fps: float = 8.0, *, scale: int = 1) -> Path:
@@ -51,7 +54,8 @@ def export_video(frames: object, path: str | os.PathLike[str], fps: float = 8.0,
             for index, frame in enumerate(pixels):
                 Image.fromarray(frame).save(temporary / png_name(index))
         else:
-            _save_animation(temporary, kind, pixels, fps)
+            with encoding(temporary, pixels.shape[1:]):
+                _save_animation(temporary, kind, pixels, fps)
     return target
 
 
@@ -78,10 +82,7 @@ def check_target(
                 fix="Stream into one of these, or generate a fixed number of frames and export them.",
             )
         )
-    if not (math.isfinite(fps) and fps > 0):
-        raise MediaError(
-            explain("fps out of range", got=fps, expected="a number > 0", fix="8 suits the bundled model.")
-        )
+    rate_of(fps)
     if kind == ".gif" and fps > GIF_MAX_FPS:
         raise MediaError(
             explain(
@@ -94,8 +95,8 @@ def check_target(
     if kind == ".mp4":
         pyav()
     check_parents(target)
-    if target.is_dir():
-        foreign = [entry.name for entry in target.iterdir() if not _is_frame(entry.name)]
+    if is_folder(target):
+        foreign = [name for name in _listing(target) if not _is_frame(name)]
         if foreign:
             raise MediaError(
                 explain(
@@ -111,7 +112,8 @@ def check_target(
 def kind_of(target: Path) -> str:
     """The suffix in lower case; "" for a folder of png. Raises MediaError for an unknown suffix."""
     suffix = target.suffix.lower()
-    if suffix and suffix not in SUFFIXES and not target.is_dir():
+    folder = is_folder(target)
+    if suffix and suffix not in SUFFIXES and not folder:
         raise MediaError(
             explain(
                 "unknown kind of video file",
@@ -120,7 +122,14 @@ def kind_of(target: Path) -> str:
                 fix="Change the name's ending.",
             )
         )
-    return "" if target.is_dir() else suffix
+    return "" if folder else suffix
+
+
+def _listing(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def png_name(index: int) -> str:

@@ -15,8 +15,8 @@ from ardiff_engine.errors import MediaError
 from ardiff_engine.media.film_file import film_stream, frames_of, open_container, packets_of
 from ardiff_engine.media.film_picture import shown_pixels, square_size
 from ardiff_engine.media.film_times import own_rate, promised_end, seconds_of, surveyed_end
-from ardiff_engine.media.frames import Pixels
 from ardiff_engine.media.limits import check_length, check_picture
+from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.rate import at_rate, slot
 from ardiff_engine.media.source import decoding, opened, size_of, undecodable
 from ardiff_engine.media.video import Video

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ardiff_engine.media.frames import Pixels
+from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.source import decoding, undecodable
 from ardiff_engine.media.upright import orientation_of, upright
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 from statistics import median_low
 from typing import Any
 
-MAX_RATE = Fraction(1000)
+from ardiff_engine.media.rate import MAX_RATE
+
 SAME_RATE = Fraction(1, 10)
 _DURATION = re.compile(r"(\d{1,6}):(\d\d):(\d\d(?:\.\d{1,9})?)")
 

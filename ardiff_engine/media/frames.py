@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one form of pixels in this package: uint8 [T, H, W, 3], RGB, in memory order."""
+"""Whatever may stand for the frames of a video, as uint8 [T, H, W, 3], RGB, in memory order."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from ardiff_engine.errors import MediaError, explain
+from ardiff_engine.media.picture import pixels_of
+from ardiff_engine.media.pixels import Pixels
 
-Pixels: TypeAlias = NDArray[np.uint8]
+# Enlarged beyond this, the smallest models' frames exceed what video formats can hold.
+MAX_SCALE = 64
 
 
 def as_frames(frames: object) -> Pixels:
@@ -19,13 +24,20 @@ def as_frames(frames: object) -> Pixels:
 
     Args:
         frames: numpy array or torch tensor (any device) [T, H, W, 3] or [T, H, W, 1] (grey); uint8 as it is,
-            or
-            floating in [0, 1], which becomes `round(255 * x)` after clamping.
+            or floating in [0, 1], which becomes `round(255 * x)` after clamping. Or a sequence of pictures of
+            one size: PIL images of any mode (EXIF's orientation counts, transparency is left out), or arrays
+            [H, W, 3].
 
     Raises:
-        MediaError: another type, rank, channel count or dtype; no frames; an empty picture; NaN or infinity.
+        MediaError: another type, rank, channel count or dtype; no frames; an empty picture; pictures of
+            different sizes; NaN or infinity.
     """
-    array = frames.detach().cpu().numpy() if isinstance(frames, torch.Tensor) else np.asarray(frames)
+    try:
+        array = _as_array(frames)
+    except MediaError:
+        raise
+    except Exception as error:  # whatever NumPy, PyTorch and Pillow raise for what is not made of numbers
+        raise MediaError(f"frames of type {type(frames).__name__} are no pictures: {error}") from error
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
         raise MediaError(
             explain(
@@ -69,6 +81,33 @@ def as_frames(frames: object) -> Pixels:
     return np.ascontiguousarray(array)
 
 
+def _as_array(frames: object) -> NDArray[Any]:
+    if isinstance(frames, torch.Tensor):
+        frames = frames.detach().cpu()
+        # NumPy has no bfloat16.
+        return (frames.float() if frames.is_floating_point() else frames).numpy()
+    if isinstance(frames, Sequence) and not isinstance(frames, str | bytes):
+        pictures = [_picture(picture) for picture in frames]
+        sizes = list(dict.fromkeys(picture.shape for picture in pictures))
+        if len(sizes) > 1:
+            raise MediaError(
+                explain(
+                    "pictures of one video have different sizes",
+                    got=" and ".join(str(list(size)) for size in sizes[:2]),
+                    expected="one size [H, W, channels]",
+                    fix="Bring them to one size first.",
+                )
+            )
+        return np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8)
+    return np.asarray(frames)
+
+
+def _picture(picture: object) -> NDArray[Any]:
+    if isinstance(picture, Image.Image):
+        return pixels_of(picture)
+    return _as_array(picture) if isinstance(picture, torch.Tensor) else np.asarray(picture)
+
+
 def enlarge(frames: Pixels, scale: int) -> Pixels:
     """Each pixel becomes a `scale` x `scale` square: small videos stay sharp in players that smooth."""
     check_scale(scale)
@@ -78,13 +117,13 @@ def enlarge(frames: Pixels, scale: int) -> Pixels:
 
 
 def check_scale(scale: int) -> None:
-    """Raises MediaError for a scale below 1."""
-    if scale < 1:
+    """Raises MediaError unless `scale` is a whole number from 1 to MAX_SCALE."""
+    if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or not 1 <= scale <= MAX_SCALE:
         raise MediaError(
             explain(
                 "scale out of range",
                 got=scale,
-                expected="an integer >= 1",
+                expected=f"a whole number from 1 to {MAX_SCALE}",
                 fix="Use scale=1 to keep the size.",
             )
         )

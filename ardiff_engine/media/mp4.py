@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from ardiff_engine.errors import MediaError, explain
-from ardiff_engine.media.frames import Pixels
+from ardiff_engine.media.encoding import encoding
+from ardiff_engine.media.pixels import Pixels
+from ardiff_engine.media.rate import rate_of
 
 # Visually lossless for synthetic pictures; libx264's own default of 23 smears small, sharp shapes.
 QUALITY = "14"
@@ -45,13 +46,16 @@ class Mp4Encoder:
     def __init__(self, path: Path, fps: float, *, growing: bool = False) -> None:
         av = pyav()
         self._video_frame = av.VideoFrame
-        self._growing = growing
-        flags = "frag_every_frame+empty_moov+default_base_moof" if growing else "faststart"
-        options = {"movflags": flags, "flush_packets": "1" if growing else "-1"}
-        self._container: Any = av.open(str(path), mode="w", format="mp4", options=options)
-        self._rate = Fraction(fps).limit_denominator(1001)
+        self._path, self._growing = path, growing
         self._stream: Any = None
         self._size: tuple[int, ...] = ()
+        flags = "frag_every_frame+empty_moov+default_base_moof" if growing else "faststart"
+        options = {"movflags": flags, "flush_packets": "1" if growing else "-1"}
+        # With its protocol, and absolute, no name can be taken for an address.
+        url = f"file:{path.absolute()}"
+        with encoding(self._path, self._size):
+            self._container: Any = av.open(url, mode="w", format="mp4", options=options)
+        self._rate = rate_of(fps)
 
     def __enter__(self) -> Mp4Encoder:
         return self
@@ -64,7 +68,9 @@ class Mp4Encoder:
     def write(self, frame: Pixels) -> None:
         """Appends one frame, uint8 [H, W, 3]. Raises MediaError if its size differs from the first one's."""
         if self._stream is None:
-            self._open_stream(frame)
+            self._size = frame.shape
+            with encoding(self._path, self._size):
+                self._open_stream(frame)
         if frame.shape != self._size:
             raise MediaError(
                 explain(
@@ -76,20 +82,21 @@ class Mp4Encoder:
             )
         height, width = frame.shape[:2]
         padded = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        picture = self._video_frame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-        self._mux(picture)
+        with encoding(self._path, self._size):
+            picture = self._video_frame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            self._mux(picture)
 
     def close(self) -> None:
         """Writes what the encoder still holds, and the index."""
-        try:
-            if self._stream is not None:
-                self._mux(None)
-        finally:
-            self._container.close()
+        with encoding(self._path, self._size):
+            try:
+                if self._stream is not None:
+                    self._mux(None)
+            finally:
+                self._container.close()
 
     def _open_stream(self, frame: Pixels) -> None:
-        self._size = frame.shape
         options = {"crf": QUALITY, "preset": "medium"}
         if self._growing:
             options |= {"tune": "zerolatency"}

@@ -11,8 +11,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ardiff_engine.media.frames import Pixels
 from ardiff_engine.media.limits import check_picture
+from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.source import decoding, head_of, size_of, undecodable
 from ardiff_engine.media.upright import upright
 

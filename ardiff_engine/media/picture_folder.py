@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ardiff_engine.media.frames import Pixels
 from ardiff_engine.media.picture import open_picture, pixels_of
+from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.source import decoding, opened, undecodable
 from ardiff_engine.media.video import Video
 

@@ -12,7 +12,24 @@ from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import repeat
 
-from ardiff_engine.media.frames import Pixels
+from ardiff_engine.errors import MediaError
+from ardiff_engine.media.pixels import Pixels
+
+MIN_RATE, MAX_RATE = Fraction(1, 100), Fraction(1000)
+
+
+def rate_of(fps: object) -> Fraction:
+    """Frames per second as a fraction. Raises MediaError unless it is a number that a video can have."""
+    try:
+        rate = Fraction(fps if isinstance(fps, Fraction) else float(fps))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        rate = Fraction(0)
+    if isinstance(fps, str) or not MIN_RATE <= rate <= MAX_RATE:
+        raise MediaError(
+            f"fps out of range: got {fps!r}, expected a number from {float(MIN_RATE):g} to {MAX_RATE}. "
+            "8 suits the bundled model."
+        )
+    return rate.limit_denominator(1001)
 
 
 def slot(seconds: Fraction, rate: Fraction) -> int:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 import stat
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +12,10 @@ from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media.animation import open_animation
 from ardiff_engine.media.film import open_film
 from ardiff_engine.media.film_file import film_kind
-from ardiff_engine.media.film_times import MAX_RATE
-from ardiff_engine.media.frames import Pixels
 from ardiff_engine.media.picture import picture_kind
 from ardiff_engine.media.picture_folder import open_folder
+from ardiff_engine.media.pixels import Pixels
+from ardiff_engine.media.rate import rate_of
 from ardiff_engine.media.source import head_of, mode_of, opened, undecodable
 from ardiff_engine.media.square import square_pixels
 from ardiff_engine.media.video import Clip, Video
@@ -40,7 +38,7 @@ def open_video(path: str | os.PathLike[str], fps: float | None = None) -> Video:
             than a file of that size may ask for (media/limits.py).
     """
     source = Path(path)
-    rate = None if fps is None else _rate(fps)
+    rate = None if fps is None else rate_of(fps)
     if stat.S_ISDIR(mode_of(source)):
         return open_folder(source)
     with opened(source) as file:
@@ -82,9 +80,3 @@ def read_clip(
     video = open_video(path)
     each = None if size is None else partial(square_pixels, size=size)
     return Clip(video.read(0, max_frames, each=each), video.fps)
-
-
-def _rate(fps: float) -> Fraction:
-    if not (math.isfinite(fps) and 0 < fps <= MAX_RATE):
-        raise MediaError(f"fps {fps} is out of range: expected a number above 0 and at most {MAX_RATE}")
-    return Fraction(fps).limit_denominator(1001)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from ardiff_engine.media.frames import Pixels
+from ardiff_engine.media.pixels import Pixels
 
 
 def resize_and_crop(images: torch.Tensor, size: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ardiff_engine.media.frames import Pixels
+from ardiff_engine.media.pixels import Pixels
 
 # What a display matrix does to a step to the right and to a step down, as EXIF's orientation.
 _ORIENTATIONS = {

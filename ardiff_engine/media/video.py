@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ardiff_engine.media.frames import Pixels
 from ardiff_engine.media.limits import check_whole
+from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.source import undecodable
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -12,8 +14,9 @@ from PIL import Image
 
 from ardiff_engine.errors import ArdiffError
 from ardiff_engine.media.export import check_target, kind_of, png_name
-from ardiff_engine.media.frames import Pixels, as_frames, enlarge
+from ardiff_engine.media.frames import as_frames, enlarge
 from ardiff_engine.media.mp4 import Mp4Encoder
+from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.staging import make_parents, staged, unwritable
 
 
@@ -26,10 +29,11 @@ class _Sink(Protocol):
 class FrameWriter:
     """Appends frames to a growing video; a context manager. `count` is the number of frames written."""
 
-    def __init__(self, path: Path, sink: _Sink, scale: int) -> None:
+    def __init__(self, path: Path, open_sink: Callable[[], _Sink], scale: int) -> None:
         self.path = path
         self.count = 0
-        self._sink = sink
+        self._open_sink = open_sink
+        self._sink: _Sink | None = None
         self._scale = scale
 
     def __enter__(self) -> FrameWriter:
@@ -41,18 +45,20 @@ class FrameWriter:
         self.close()
 
     def write(self, frame: object) -> None:
-        """Appends one frame [H, W, 3]. Raises MediaError if it does not fit or the disk refuses."""
-        pixels = enlarge(as_frames(frame[None]), self._scale)[0]  # type: ignore[index]
-        try:
+        """Appends one frame, [H, W, 3] or a PIL image. Raises MediaError if it does not fit or the disk
+        refuses."""
+        pixels = enlarge(as_frames([frame]), self._scale)[0]
+        with _disk(self.path):
+            if self._sink is None:
+                self._sink = self._open_sink()
             self._sink.write(pixels)
-        except OSError as error:
-            if isinstance(error, ArdiffError):
-                raise
-            raise unwritable(self.path, error) from error
         self.count += 1
 
     def close(self) -> None:
-        self._sink.close()
+        """Completes the video. Without any frame, what was at the path before is untouched."""
+        if self._sink is not None:
+            with _disk(self.path):
+                self._sink.close()
 
 
 def open_writer(path: str | os.PathLike[str], fps: float = 8.0, *, scale: int = 1) -> FrameWriter:
@@ -65,29 +71,40 @@ def open_writer(path: str | os.PathLike[str], fps: float = 8.0, *, scale: int = 
         MediaError: a format that cannot grow (.webp, .gif), an unknown suffix, PyAV missing, a disk that
             refuses.
     """
-    target = check_target(path, fps, growing=True)
-    kind = kind_of(target)
+    target = check_target(path, fps, scale=scale, growing=True)
+    is_file = kind_of(target) != ""
     make_parents(target)
+
+    def open_sink() -> _Sink:
+        return Mp4Encoder(target, fps, growing=True) if is_file else _PngFolder(target)
+
+    return FrameWriter(target, open_sink, scale)
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
     try:
-        sink: _Sink = Mp4Encoder(target, fps, growing=True) if kind else _PngFolder(target)
+        yield
+    except ArdiffError:
+        raise
     except OSError as error:
-        if isinstance(error, ArdiffError):
-            raise
-        raise unwritable(target, error) from error
-    return FrameWriter(target, sink, scale)
+        raise unwritable(path, error) from error
 
 
 class _PngFolder:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        for stale in folder.glob("frame_*.png"):
-            stale.unlink()
         self._folder = folder
         self._count = 0
 
     def write(self, frame: Pixels) -> None:
-        with staged(self._folder / png_name(self._count)) as temporary:
+        name = png_name(self._count)
+        with staged(self._folder / name) as temporary:
             Image.fromarray(frame).save(temporary, "PNG")
+        if self._count == 0:
+            for old in self._folder.glob("frame_*.png"):
+                if old.name != name:
+                    old.unlink()
         self._count += 1
 
     def close(self) -> None:
