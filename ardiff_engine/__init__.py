@@ -15,13 +15,14 @@ from ardiff_engine.version import __version__
 
 if TYPE_CHECKING:
     from ardiff_engine import diffusion, memory, models, ops, plan, weights
-    from ardiff_engine.diffusion import NoiseSchedule, solvers
+    from ardiff_engine.diffusion import FlowSchedule, NoiseSchedule, solvers
     from ardiff_engine.engine import Engine, Request, Stream
     from ardiff_engine.media import export_video, read_video
     from ardiff_engine.pipeline import Pipeline
 
 _HOME = {
     "Engine": "ardiff_engine.engine",
+    "FlowSchedule": "ardiff_engine.diffusion",
     "NoiseSchedule": "ardiff_engine.diffusion",
     "Pipeline": "ardiff_engine.pipeline",
     "Request": "ardiff_engine.engine",
@@ -35,6 +36,7 @@ _MODULES = ("diffusion", "memory", "models", "ops", "plan", "weights")
 __all__ = [
     "ArdiffError",
     "Engine",
+    "FlowSchedule",
     "NoiseSchedule",
     "Pipeline",
     "Request",

@@ -21,12 +21,13 @@ def test_solver_step(
 ) -> None:
     shape = (rows, 16384)
     x, outs = torch.randn(shape), torch.randn(2, *shape)
-    weights, coefficients = torch.randn(2, rows), torch.randn(rows, 7)
-    coefficients[:, 5 if noisy else 4 :] = 0
+    weights, coefficients = torch.randn(2, rows), torch.randn(rows, 9)
+    coefficients[:, 5 if noisy else 4 : 8] = 0
+    coefficients[:, 8] = torch.inf
     keys = torch.arange(5 * rows).reshape(-1, 5) if noisy else None
 
     def unfused() -> object:
-        p, q, a, b, e, _, _ = (c[:, None] for c in coefficients.unbind(1))
+        p, q, a, b, e = (c[:, None] for c in coefficients[:, :5].unbind(1))
         x0 = p * x + q * (weights[0, :, None] * outs[0] + weights[1, :, None] * outs[1])
         result = a * x + b * x0
         return (result + e * torch.randn(shape) if noisy else result), x0

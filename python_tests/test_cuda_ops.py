@@ -102,13 +102,13 @@ def test_sample_timesteps(machine: torch.device, rule: str, frames: int) -> None
 
 @by_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("clamp", [None, 0.5])
-def test_solver_step(
-    machine: torch.device, shape: tuple[int, ...], clamp: float | None, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("limit", [torch.inf, 0.5])
+def test_solver_step(machine: torch.device, shape: tuple[int, ...], limit: float, dtype: torch.dtype) -> None:
     x, outs = random(*shape, dtype=dtype), random(3, *shape, dtype=dtype, seed=1)
-    weights, coefficients = random(3, shape[0], seed=2), random(shape[0], 7, seed=3)
-    history = [random(*shape, dtype=dtype, seed=seed) for seed in (4, 5)]
+    weights, coefficients = random(3, shape[0], seed=2), random(shape[0], 9, seed=3)
+    coefficients[:, 8] = torch.inf
+    coefficients[::2, 8] = limit
+    history = [random(*shape, dtype=dtype, seed=seed) for seed in (4, 5, 6)]
     keys = key_rows(shape[0])
     weights[1] = 0  # what must not be read is NaN
     outs[1] = float("nan")
@@ -125,17 +125,17 @@ def test_solver_step(
         coefficients.to(machine),
         history1=history[0].to(machine),
         history2=history[1].to(machine),
+        history3=history[2].to(machine),
         keys=keys.to(machine),
-        clamp=clamp,
     )
     given = (x.double(), outs.double(), weights.double(), coefficients.double())
-    result, x0 = reference_solver_step(*given, history[0].double(), history[1].double(), None, eps, clamp)
+    result, x0 = reference_solver_step(*given, *(h.double() for h in history), None, eps)
     check(got.x, result, absolute=2e-5)
     check(got.x0, x0, absolute=1e-5)
 
 
 def test_solver_step_without_a_needed_input_is_nan(machine: torch.device) -> None:
-    coefficients = torch.zeros(2, 7)
+    coefficients = torch.zeros(2, 8)
     coefficients[1, 4] = 1
     x = random(2, 9).to(machine)
     got = ops.solver_step(x, x[None], torch.ones(1, 2, device=machine), coefficients.to(machine))

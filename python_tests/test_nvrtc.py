@@ -34,7 +34,7 @@ def elementwise(dtype: torch.dtype) -> list[torch.Tensor]:
     keys = torch.arange(25).reshape(5, 5)
     results += ops.add_noise(x, rows[0, :5].float(), rows[1, :5].float(), keys=keys, target="v")
     results += ops.solver_step(
-        x, x[None], rows[None, 0, :5].float(), draw(3, 5, 7), history1=x, history2=x, keys=keys, clamp=1.5
+        x, x[None], rows[None, 0, :5].float(), draw(3, 5, 8), history1=x, history2=x, history3=x, keys=keys
     )
     results.append(ops.philox_normal(keys, 11))
     results.append(ops.sample_timesteps(40, 3, 50, seed=9))

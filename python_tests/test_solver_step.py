@@ -11,24 +11,26 @@ from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.ops.philox_normal import reference_philox_normal
 from ardiff_engine.ops.solver_step import reference_solver_step, solver_step
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
+LIMIT = 8
 SHAPES = [(1, 1), (3, 7), (5, 32, 4), (2, 4097), (3, 30_001), (0, 8)]
 
 
 def inputs(shape: tuple[int, ...], branches: int = 2) -> dict[str, torch.Tensor]:
     torch.manual_seed(sum(shape))
-    x, noise, history1, history2 = torch.randn(4, *shape)
+    x, noise, history1, history2, history3 = torch.randn(5, *shape)
     weights = torch.randn(branches, shape[0])
-    coefficients = torch.randn(shape[0], 7)
+    coefficients = torch.randn(shape[0], 9)
+    coefficients[:, LIMIT] = INF
     return {
         "x": x, "outs": torch.randn(branches, *shape), "weights": weights, "coefficients": coefficients,
-        "history1": history1, "history2": history2, "noise": noise,
+        "history1": history1, "history2": history2, "history3": history3, "noise": noise,
     }  # fmt: skip
 
 
-def expected(given: dict[str, torch.Tensor], clamp: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     wide = {name: value.double() for name, value in given.items()}
-    optional = [wide.get(name) for name in ("history1", "history2")]
+    optional = [wide.get(name) for name in ("history1", "history2", "history3")]
     return reference_solver_step(
         wide["x"],
         wide["outs"],
@@ -37,7 +39,6 @@ def expected(given: dict[str, torch.Tensor], clamp: float | None = None) -> tupl
         *optional,
         None,
         wide.get("noise"),
-        clamp,
     )
 
 
@@ -46,15 +47,16 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("clamp", [None, 0.7])
+@pytest.mark.parametrize("limit", [INF, 0.7])
 @pytest.mark.parametrize("branches", [1, 2, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_all_terms(shape: tuple[int, ...], branches: int, clamp: float | None) -> None:
+def test_all_terms(shape: tuple[int, ...], branches: int, limit: float) -> None:
     given = inputs(shape, branches)
-    got, want = solver_step(**given, clamp=clamp), expected(given, clamp)
+    given["coefficients"][::2, LIMIT] = limit  # each row has its own
+    got, want = solver_step(**given), expected(given)
     assert error(got.x, want[0]) <= 1e-6 and error(got.x0, want[1]) <= 1e-6
-    if clamp is not None and got.x0.numel():
-        assert got.x0.abs().max() <= clamp
+    if got.x0.numel():
+        assert got.x0[::2].abs().max() <= limit
 
 
 @pytest.mark.usefixtures("isa")
@@ -74,11 +76,11 @@ def test_generated_noise_only_where_e_is_not_zero() -> None:
 @pytest.mark.usefixtures("isa")
 def test_terms_with_coefficient_zero_are_not_read() -> None:
     given = inputs((3, 70))
-    given["coefficients"][:, 4:] = 0
+    given["coefficients"][:, 4:LIMIT] = 0
     given["weights"][1] = 0
     plain = solver_step(given["x"], given["outs"][:1], given["weights"][:1], given["coefficients"])
     given["outs"][1] = NAN
-    for name in ("history1", "history2", "noise"):
+    for name in ("history1", "history2", "history3", "noise"):
         given[name].fill_(NAN)
     poisoned = solver_step(**given)
     assert torch.equal(plain.x, poisoned.x) and torch.equal(plain.x0, poisoned.x0)
@@ -90,7 +92,8 @@ def test_terms_with_coefficient_zero_are_not_read() -> None:
 def test_nan_outputs_stay_visible() -> None:
     given = inputs((2, 33))
     given["outs"][0, 1, 5] = NAN
-    got = solver_step(**given, clamp=1.0)
+    given["coefficients"][:, LIMIT] = 1.0
+    got = solver_step(**given)
     assert torch.isnan(got.x0).sum() == 1 and torch.isnan(got.x[1, 5])
 
 
@@ -106,7 +109,9 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("column", "missing"), [(4, "noise"), (5, "history1"), (6, "history2")])
+@pytest.mark.parametrize(
+    ("column", "missing"), [(4, "noise"), (5, "history1"), (6, "history2"), (7, "history3")]
+)
 def test_missing_inputs(dtype: torch.dtype, column: int, missing: str) -> None:
     given = {name: value.to(dtype) for name, value in inputs((3, 7)).items()}
     del given[missing]
@@ -121,7 +126,8 @@ def test_wrong_arguments() -> None:
     changes: list[dict[str, object]] = [
         {"outs": given["outs"][0]},
         {"weights": given["weights"][:1]},
-        {"coefficients": given["coefficients"][:, :6]},
+        {"coefficients": given["coefficients"][:, :4]},
+        {"coefficients": torch.ones(3, 10)},
         {"history1": given["history1"][:2]},
         {"noise": given["noise"].double()},
     ]
@@ -130,8 +136,19 @@ def test_wrong_arguments() -> None:
             solver_step(**{**given, **change})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="noise and keys"):
         solver_step(**given, keys=torch.zeros(3, 5, dtype=torch.int64))
-    with pytest.raises(ConfigError, match="clamp"):
-        solver_step(**given, clamp=0.0)
+    for limit in (0.0, -1.0, NAN):
+        given["coefficients"][1, LIMIT] = limit
+        with pytest.raises(TensorError, match="limit"):
+            solver_step(**given)
+
+
+@pytest.mark.parametrize("columns", [5, 6, 7, 8])
+def test_columns_left_out_are_no_history_and_no_limit(columns: int) -> None:
+    given = inputs((3, 7))
+    given["coefficients"][:, columns:LIMIT] = 0
+    short = {**given, "coefficients": given["coefficients"][:, :columns]}
+    got, want = solver_step(**short), solver_step(**given)
+    assert torch.equal(got.x, want.x) and torch.equal(got.x0, want.x0)
 
 
 def test_opcheck() -> None:
@@ -143,10 +160,11 @@ def test_opcheck() -> None:
         given["coefficients"],
         given["history1"],
         given["history2"],
+        given["history3"],
     )
     keys = torch.zeros(3, 5, dtype=torch.int64)
-    torch.library.opcheck(torch.ops.ardiff.solver_step.default, (*first, keys, None, 1.0))
-    torch.library.opcheck(torch.ops.ardiff.solver_step.default, (*first, None, given["noise"], None))
+    torch.library.opcheck(torch.ops.ardiff.solver_step.default, (*first, keys, None))
+    torch.library.opcheck(torch.ops.ardiff.solver_step.default, (*first, None, given["noise"]))
 
 
 def test_arrays_of_other_libraries() -> None:

@@ -84,7 +84,7 @@ def noise(device: str) -> Tensors:
     noised = ops.add_noise(x, levels, 1 - levels, keys=keys, target="v")
     assert noised.target is not None
     rows, outs = draw(1, 2, 7).to(device), draw(2, 2, 2, 3, 5).to(device)
-    step = ops.solver_step(x, outs, levels.repeat(2, 1), rows, history1=x, history2=x, keys=keys, clamp=1.0)
+    step = ops.solver_step(x, outs, levels.repeat(2, 1), rows, history1=x, history2=x, keys=keys)
     times = ops.sample_timesteps(3, 4, 50, "fopp", seed=3, device=device)
     return (ops.philox_normal(keys, 9), noised.noisy, noised.target, *step, times)
 

@@ -67,44 +67,50 @@ def test_add_noise(dtype: torch.dtype, target: str, device: str) -> None:
 
 def solver_inputs() -> tuple[torch.Tensor, ...]:
     """Every column is 0 in some row; one branch is off in one row."""
-    coefficients, weights = draw(0, 4, 7), draw(1, 2, 4)
+    coefficients, weights = draw(0, 4, 9), draw(1, 2, 4)
     coefficients[0, 4:] = 0
+    coefficients[:, 8] = torch.inf
     coefficients[1, 5] = coefficients[2, 4] = coefficients[3, 6] = 0
     weights[1, 2] = 0
-    return draw(2, 4, 1100), draw(3, 2, 4, 1100), weights, coefficients, draw(4, 4, 1100), draw(5, 4, 1100)
+    histories = [draw(seed, 4, 1100) for seed in (4, 5, 7)]
+    return draw(2, 4, 1100), draw(3, 2, 4, 1100), weights, coefficients, *histories
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("clamp", [None, 0.7])
+@pytest.mark.parametrize("limit", [torch.inf, 0.7])
 @pytest.mark.parametrize("dtype", LIMITS)
-def test_solver_step(dtype: torch.dtype, clamp: float | None, device: str) -> None:
-    x, outs, weights, coefficients, h1, h2 = solver_inputs()
-    x, outs, h1, h2 = (t.to(dtype) for t in (x, outs, h1, h2))
+def test_solver_step(dtype: torch.dtype, limit: float, device: str) -> None:
+    x, outs, weights, coefficients, *histories = solver_inputs()
+    x, outs, *histories = (t.to(dtype) for t in (x, outs, *histories))
+    coefficients[1::2, 8] = limit
     for noise, keys in ((draw(6, 4, 1100).to(dtype), None), (None, KEYS)):
-        inputs = (x, outs, weights, coefficients, h1, h2, keys, noise)
-        got = solver_step.run(*(None if t is None else t.to(device) for t in inputs), clamp)
+        inputs = (x, outs, weights, coefficients, *histories, keys, noise)
+        got = solver_step.run(*(None if t is None else t.to(device) for t in inputs))
         if noise is None:
             noise = reference_philox_normal(KEYS, 1100)
-        wide = [t.double() for t in (x, outs, weights, coefficients, h1, h2)]
-        want = reference_solver_step(*wide, None, noise.double(), clamp)
+        wide = [t.double() for t in (x, outs, weights, coefficients, *histories)]
+        want = reference_solver_step(*wide, None, noise.double())
         for one, other in zip(got, want, strict=True):
             assert one.dtype == dtype and relative(one, other) <= LIMITS[dtype]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_terms_of_coefficient_zero_are_not_read_and_missing_ones_give_nan(device: str) -> None:
-    x, outs, weights, coefficients, h1, h2 = solver_inputs()
+    x, outs, weights, coefficients, h1, h2, h3 = solver_inputs()
+    coefficients[:, 7] = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    h3[::2] = torch.nan
     outs[1, 2], h1[1], h2[3] = torch.nan, torch.nan, torch.nan
     noise = draw(6, 4, 1100)
     h1[0], h2[0], noise[0], noise[2] = torch.nan, torch.nan, torch.nan, torch.nan
     args = [t.to(device) for t in (x, outs, weights, coefficients)]
-    there = [t.to(device) for t in (h1, h2, noise)]
-    result, x0 = solver_step.run(*args, there[0], there[1], None, there[2], None)
+    there = [t.to(device) for t in (h1, h2, h3, noise)]
+    result, x0 = solver_step.run(*args, *there[:3], None, there[3])
     assert torch.isfinite(result).all() and torch.isfinite(x0).all()
     result, x0 = solver_step.run(*args, None, None, None, None, None)
     assert torch.isfinite(result[0]).all() and result[1:].isnan().all() and torch.isfinite(x0).all()
     x[0, 0] = torch.nan
-    result, x0 = solver_step.run(x.to(device), *args[1:], there[0], there[1], None, there[2], 0.5)
+    args[3][0, 8] = 0.5
+    result, x0 = solver_step.run(x.to(device), *args[1:], *there[:3], None, there[3])
     assert result[0, 0].isnan() and x0[0, 0].isnan()
 
 

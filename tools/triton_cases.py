@@ -97,11 +97,11 @@ def _pages(heads: int, dim: int, dtype: torch.dtype) -> None:
 
 def _noise(dtype: torch.dtype) -> None:
     x, keys = torch.zeros(4, 2048, dtype=dtype), torch.zeros(4, 5, dtype=torch.int64)
-    levels, rows = torch.zeros(4), torch.zeros(4, 7)
+    levels, rows = torch.zeros(4), torch.zeros(4, 9)
     philox_normal.run(keys, 2048)
     add_noise.run(x, levels, levels, None, keys, "v")
     add_noise.run(x, levels, levels, x, None, "eps")
-    solver_step.run(x, x.expand(2, 4, 2048), torch.zeros(2, 4), rows, None, None, keys, None, None)
-    solver_step.run(x, x.expand(2, 4, 2048), torch.zeros(2, 4), rows, x, x, None, x, 1.0)
+    solver_step.run(x, x.expand(2, 4, 2048), torch.zeros(2, 4), rows, None, None, None, keys, None)
+    solver_step.run(x, x.expand(2, 4, 2048), torch.zeros(2, 4), rows, x, x, x, None, x)
     for rule in ("fopp", "uniform", "iid", "shared"):
         sample_timesteps.run(64, 16, 1000, rule, 0, 0, "cpu")

@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ardiff_engine.diffusion.prediction import eps_weights, target_weights, x0_weights
+from ardiff_engine.diffusion.prediction import (
+    VARIANCE_PRESERVING,
+    check_prediction,
+    eps_weights,
+    target_weights,
+    x0_weights,
+)
 from ardiff_engine.diffusion.real import is_real
 from ardiff_engine.errors import ConfigError, TensorError, explain
 
@@ -172,16 +178,19 @@ class NoiseSchedule:
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, prediction: str) -> torch.Tensor:
         """What a network of this parametrisation should output: x0, ε, or signal·ε − sigma·x0 ("v")."""
+        check_prediction(prediction, VARIANCE_PRESERVING)
         _check_same(x0, noise, "noise")
         return _combine(x0, noise, t, *target_weights(self.signal(t), self.sigma(t), prediction))
 
     def to_x0(self, x_t: torch.Tensor, out: torch.Tensor, t: torch.Tensor, prediction: str) -> torch.Tensor:
         """x̂0 from the network output; shapes as in `add_noise`, computed in float32 (float64 for float64)."""
+        check_prediction(prediction, VARIANCE_PRESERVING)
         _check_same(x_t, out, "network output")
         return _combine(x_t, out, t, *x0_weights(self.signal(t), self.sigma(t), prediction))
 
     def to_eps(self, x_t: torch.Tensor, out: torch.Tensor, t: torch.Tensor, prediction: str) -> torch.Tensor:
         """ε̂ from the network output; shapes as in `add_noise`, computed in float32 (float64 for float64)."""
+        check_prediction(prediction, VARIANCE_PRESERVING)
         _check_same(x_t, out, "network output")
         return _combine(x_t, out, t, *eps_weights(self.signal(t), self.sigma(t), prediction))
 

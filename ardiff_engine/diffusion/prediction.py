@@ -6,6 +6,7 @@ With signal α and noise σ, x_t = α·x0 + σ·ε. Every parametrisation is lin
     x0:  out = x0                x̂0 = out                   ε̂ = (x_t − α·out) / σ
     eps: out = ε                 x̂0 = (x_t − σ·out) / α      ε̂ = out
     v:   out = α·ε − σ·x0        x̂0 = α·x_t − σ·out          ε̂ = σ·x_t + α·out    (needs α² + σ² = 1)
+    flow: out = ε − x0           x̂0 = x_t − σ·out            ε̂ = x_t + α·out      (needs α + σ = 1)
 """
 
 from __future__ import annotations
@@ -14,22 +15,19 @@ from typing import Literal, get_args
 
 import torch
 
-from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.errors import ConfigError
 
-Prediction = Literal["x0", "eps", "v"]
+Prediction = Literal["x0", "eps", "v", "flow"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+VARIANCE_PRESERVING: tuple[str, ...] = ("x0", "eps", "v")
+STRAIGHT: tuple[str, ...] = ("x0", "eps", "flow")
 
 
-def check_prediction(prediction: str) -> None:
-    """Raise ConfigError unless `prediction` is one of x0, eps, v."""
-    if prediction not in PREDICTIONS:
+def check_prediction(prediction: str, known: tuple[str, ...] = PREDICTIONS) -> None:
+    """Raise ConfigError unless `prediction` is one of `known`."""
+    if prediction not in known:
         raise ConfigError(
-            explain(
-                "unknown prediction type",
-                got=repr(prediction),
-                expected=" | ".join(PREDICTIONS),
-                fix="Use the parametrisation that the network was trained with.",
-            )
+            f"prediction {prediction!r}: expected what the network was trained with: {' | '.join(known)}."
         )
 
 
@@ -42,6 +40,8 @@ def x0_weights(
         return torch.zeros_like(signal), torch.ones_like(signal)
     if prediction == "eps":
         return 1 / signal, -sigma / signal
+    if prediction == "flow":
+        return torch.ones_like(signal), -sigma
     return signal, -sigma
 
 
@@ -54,6 +54,8 @@ def eps_weights(
         return 1 / sigma, -signal / sigma
     if prediction == "eps":
         return torch.zeros_like(signal), torch.ones_like(signal)
+    if prediction == "flow":
+        return torch.ones_like(signal), signal
     return sigma, signal
 
 
@@ -66,4 +68,6 @@ def target_weights(
         return torch.ones_like(signal), torch.zeros_like(signal)
     if prediction == "eps":
         return torch.zeros_like(signal), torch.ones_like(signal)
+    if prediction == "flow":
+        return -torch.ones_like(signal), torch.ones_like(signal)
     return -sigma, signal

@@ -119,7 +119,6 @@ class Engine:
         spec = self.model.spec
         policy = self.memory if request.memory is None else request.memory
         solver = self.solver if request.solver is None else request.solver
-        self._schedules.check(solver)
         admission = admit(request, spec, policy, solver.num_steps)
         conditions = [self.model.condition(request.condition)]
         if len(admission.weights) > 1:

@@ -39,7 +39,7 @@ class Request:
         one.
         It draws the starting noise only: the noise that eta > 0 adds at every step stays keyed by `seed`.
     prefix: clean latents [P, tokens, channels] of given frames that the video continues.
-    solver: another solver than the engine's (steps, eta, parametrisation); its clamp must be the same.
+    solver: another solver than the engine's (steps, eta, parametrisation, clamp).
     memory: another memory policy than the engine's.
     on_step: called with the stream after each of its ticks; an exception in it fails this stream only.
     max_ahead: finished frames that may wait for the reader before the stream pauses; None: no limit for

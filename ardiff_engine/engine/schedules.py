@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.diffusion.solvers import Solver
-from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models.protocol import Tables, VideoModel
 
 
@@ -42,35 +41,17 @@ class ScheduleRows:
 
 
 class Schedules:
-    """tables: of the model; coefficients: float32 [C, 7]. version rises when rows have moved."""
+    """tables: of the model; coefficients: float32 [C, 9]. version rises when rows have moved."""
 
     def __init__(self, model: VideoModel, default: Solver) -> None:
         self._model = model
-        self._clamp = default.clamp
         self._entries: dict[object, ScheduleRows] = {}
         self._blocks: dict[object, tuple[Tables, torch.Tensor]] = {}
         self.version = 0
         self.default = self.use(default)
 
-    @property
-    def clamp(self) -> float | None:
-        return self._clamp
-
-    def check(self, solver: Solver) -> None:
-        """Raise ConfigError for a solver that cannot share passes with the engine's own."""
-        if solver.clamp != self._clamp:
-            raise ConfigError(
-                explain(
-                    "Request.solver",
-                    got=f"clamp={solver.clamp}",
-                    expected=f"clamp={self._clamp}, as in the engine's solver",
-                    fix="One pass has one clamp: use the same, or another engine.",
-                )
-            )
-
     def use(self, solver: Solver) -> ScheduleRows:
         """The rows of this solver, for one more user."""
-        self.check(solver)
         key = _key(solver)
         if key not in self._entries:
             self._blocks[key] = self._block(solver)

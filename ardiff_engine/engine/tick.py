@@ -61,6 +61,5 @@ class Tick:
             batch.weights,
             self._schedules.coefficients[batch.coefficients],
             keys=batch.keys,
-            clamp=self._schedules.clamp,
         ).x
         return new.unflatten(1, batch.x.shape[1:])

@@ -2,10 +2,11 @@
 """One step of any linear solver, with guidance and noise folded in; every row has its own level.
 
     out = sum_b weights[b] outs[b]                      guidance over branches
-    x0  = clamp(p x + q out)                            p, q from the parametrisation: x0, eps, v or flow
-    x'  = a x + b x0 + e eps + c1 history1 + c2 history2
+    x0  = p x + q out, within [-limit, limit]           p, q from the parametrisation: x0, eps, v or flow
+    x'  = a x + b x0 + e eps + c1 history1 + c2 history2 + c3 history3
 
-A solver is a table of rows (p, q, a, b, e, c1, c2): DDIM, DDPM, Euler flow, re-noise, DPM-Solver++, UniPC.
+A solver is a table of rows (p, q, a, b, e, c1, c2, c3, limit): DDIM, DDPM, Euler flow, re-noise,
+DPM-Solver++, UniPC. The histories are the x0 of the steps before, the latest first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 from ardiff_engine.ops.philox_normal import philox_normal
 
-COEFFICIENTS = ("p", "q", "a", "b", "e", "c1", "c2")
+COEFFICIENTS = ("p", "q", "a", "b", "e", "c1", "c2", "c3", "limit")
+_LEFT_OUT = (0.0, 0.0, 0.0, float("inf"))
 
 
 class SolverResult(NamedTuple):
@@ -40,26 +42,33 @@ def solver_step(
     *,
     history1: torch.Tensor | None = None,
     history2: torch.Tensor | None = None,
+    history3: torch.Tensor | None = None,
     keys: torch.Tensor | None = None,
     noise: torch.Tensor | None = None,
-    clamp: float | None = None,
 ) -> SolverResult:
     """x [N, ...] and network outputs outs [B, N, ...] -> (x', x0), both like x.
 
-    weights [B, N] and coefficients [N, 7] (p, q, a, b, e, c1, c2) floating point, used as float32 for
-    float32 x. A term with weight or coefficient 0 is not read: its memory may hold anything. `noise` (like
-    x) or `keys` (int64 [N, 5]) gives eps where e != 0; `clamp` c limits x0 to [-c, c]. No gradient is
-    recorded.
+    Args:
+        weights: [B, N], floating point, used as float32 for float32 x.
+        coefficients: [N, 9], likewise: p, q, a, b, e, c1, c2, c3, limit. The last four may be left out, from
+            the end: c is 0 then, and there is no limit (infinity).
+        history1, history2, history3: like x, where c1, c2, c3 are not 0.
+        keys, noise: eps where e is not 0: drawn (int64 [N, 5], see `noise_keys`) or given, like x.
+
+    A term with weight or coefficient 0 is not read: its memory may hold anything. No gradient is recorded.
 
     Raises:
-        ConfigError: both noise and keys, a clamp that is not positive.
-        TensorError: a wrong shape, dtype or device; on the CPU also e != 0 without noise, or c1, c2 != 0
-            without its history (on other devices such rows become NaN, because a check would stall the
-            device queue).
+        ConfigError: both noise and keys.
+        TensorError: a wrong shape, dtype or device; on the CPU also a term without its input (on other
+            devices such rows become NaN: a check would stall the device queue) or a limit <= 0.
     """
     x, outs = tensor("x", x), tensor("outs", outs)
     weights, coefficients = tensor("weights", weights), tensor("coefficients", coefficients)
-    history1, history2 = optional("history1", history1), optional("history2", history2)
+    histories = {
+        "history1": optional("history1", history1),
+        "history2": optional("history2", history2),
+        "history3": optional("history3", history3),
+    }
     keys, noise = optional("keys", keys), optional("noise", noise)
     floating("x", x)
     same("outs", outs, "x", x)
@@ -73,9 +82,13 @@ def solver_step(
             )
         )
     rows = x.shape[0]
+    left_out = len(COEFFICIENTS) - coefficients.shape[-1] if coefficients.dim() == 2 else 0
+    if 0 < left_out <= len(_LEFT_OUT):
+        rest = coefficients.new_tensor(_LEFT_OUT[-left_out:]).expand(coefficients.shape[0], -1)
+        coefficients = torch.cat([coefficients, rest], dim=1)
     for name, value, expected in (
         ("weights", weights, outs.shape[:2]),
-        ("coefficients", coefficients, (rows, 7)),
+        ("coefficients", coefficients, (rows, len(COEFFICIENTS))),
     ):
         if value.shape != expected or not value.is_floating_point():
             raise TensorError(
@@ -87,7 +100,7 @@ def solver_step(
                 )
             )
         device(name, value, x.device)
-    for name, term in (("history1", history1), ("history2", history2), ("noise", noise)):
+    for name, term in (*histories.items(), ("noise", noise)):
         if term is not None:
             same(name, term, "x", x)
             if term.shape != x.shape:
@@ -100,15 +113,11 @@ def solver_step(
         raise ConfigError(
             explain("noise and keys", got="both", expected="at most one", fix="Pass one of the two.")
         )
-    if clamp is not None and not clamp > 0:
-        raise ConfigError(
-            explain("clamp", got=clamp, expected="a positive number or None", fix="Pass None for none.")
-        )
     if keys is not None:
         keys = check_keys(keys, rows, x.device)
     run = torch.ops.ardiff.solver_step if torch.compiler.is_compiling() else _run
     with torch.no_grad():
-        return SolverResult(*run(x, outs, weights, coefficients, history1, history2, keys, noise, clamp))
+        return SolverResult(*run(x, outs, weights, coefficients, *histories.values(), keys, noise))
 
 
 def reference_solver_step(
@@ -118,24 +127,23 @@ def reference_solver_step(
     coefficients: torch.Tensor,
     history1: torch.Tensor | None,
     history2: torch.Tensor | None,
+    history3: torch.Tensor | None,
     keys: torch.Tensor | None,
     noise: torch.Tensor | None,
-    clamp: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The specification in PyTorch. A term that is needed and missing makes its row NaN."""
     wide = torch.promote_types(x.dtype, torch.float32)
     column = (-1, *[1] * (x.dim() - 1))
-    p, q, a, b, e, c1, c2 = (c.reshape(column) for c in coefficients.to(wide).unbind(1))
+    p, q, a, b, e, c1, c2, c3, limit = (c.reshape(column) for c in coefficients.to(wide).unbind(1))
     state = x.to(wide)
     out = torch.zeros_like(state)
     for branch, weight in zip(outs.to(wide), weights.to(wide), strict=True):
         out = out + _term(weight.reshape(column), branch)
-    x0 = p * state + q * out
-    if clamp is not None:
-        x0 = x0.clamp(-clamp, clamp)
+    x0 = (p * state + q * out).clamp(-limit, limit)
     if keys is not None:
         noise = philox_normal(keys, x[0].numel() if x.shape[0] else 0).reshape(x.shape)
-    result = a * state + b * x0 + _term(e, noise) + _term(c1, history1) + _term(c2, history2)
+    result = a * state + b * x0 + _term(e, noise)
+    result = result + _term(c1, history1) + _term(c2, history2) + _term(c3, history3)
     return result.to(x.dtype), x0.to(x.dtype)
 
 
@@ -144,26 +152,26 @@ def _term(coefficient: torch.Tensor, value: torch.Tensor | None) -> torch.Tensor
     return torch.where(coefficient == 0, torch.zeros_like(product), product)
 
 
-def _missing_term(column: str) -> TensorError:
-    needed = {"e": "noise or keys", "c1": "history1", "c2": "history2"}[column]
-    return TensorError(
-        explain(
-            f"coefficient {column} is not 0",
-            got="None",
-            expected=needed,
-            fix=f"Pass {needed} to solver_step.",
+def _bad_column(column: str) -> TensorError:
+    if column == "limit":
+        return TensorError(
+            "solver_step: column limit of coefficients must be positive; use infinity for no limit."
         )
-    )
+    needed = "noise or keys" if column == "e" else column.replace("c", "history")
+    return TensorError(f"solver_step: coefficient {column} is not 0, so it needs {needed}.")
 
 
-def _check_terms(
-    coefficients: torch.Tensor, has_noise: bool, history1: torch.Tensor | None, history2: torch.Tensor | None
+def _check_columns(
+    coefficients: torch.Tensor, has_noise: bool, histories: tuple[torch.Tensor | None, ...]
 ) -> None:
     if coefficients.device.type != "cpu":
         return
-    for column, given in (("e", has_noise), ("c1", history1 is not None), ("c2", history2 is not None)):
-        if not given and bool((coefficients[:, COEFFICIENTS.index(column)] != 0).any()):
-            raise _missing_term(column)
+    given = (has_noise, *(history is not None for history in histories))
+    for column, there in zip(COEFFICIENTS[4:8], given, strict=True):
+        if not there and bool((coefficients[:, COEFFICIENTS.index(column)] != 0).any()):
+            raise _bad_column(column)
+    if not bool((coefficients[:, 8] > 0).all()):
+        raise _bad_column("limit")
 
 
 def _run(
@@ -173,24 +181,25 @@ def _run(
     coefficients: torch.Tensor,
     history1: torch.Tensor | None,
     history2: torch.Tensor | None,
+    history3: torch.Tensor | None,
     keys: torch.Tensor | None,
     noise: torch.Tensor | None,
-    clamp: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    histories = (history1, history2, history3)
     backend = choose("solver_step", x, outs).name
     if backend == "triton":
         run = triton_kernel("solver_step")
-        result, x0 = run(x, outs, weights, coefficients, history1, history2, keys, noise, clamp)
+        result, x0 = run(x, outs, weights, coefficients, *histories, keys, noise)
         return result, x0
     if backend == "reference":
-        _check_terms(coefficients, keys is not None or noise is not None, history1, history2)
-        return reference_solver_step(x, outs, weights, coefficients, history1, history2, keys, noise, clamp)
+        _check_columns(coefficients, keys is not None or noise is not None, histories)
+        return reference_solver_step(x, outs, weights, coefficients, *histories, keys, noise)
     x, outs = x.contiguous(), outs.contiguous()
     weights, coefficients = (
         weights.to(torch.float32).contiguous(),
         coefficients.to(torch.float32).contiguous(),
     )
-    optional = [None if value is None else value.contiguous() for value in (history1, history2, noise)]
+    optional = [None if value is None else value.contiguous() for value in (*histories, noise)]
     result, x0 = torch.empty_like(x), torch.empty_like(x)
     rows = x.shape[0]
     arguments = (
@@ -205,14 +214,13 @@ def _run(
         outs.shape[0],
         rows,
         x.numel() // max(rows, 1),
-        float("inf") if clamp is None else clamp,
     )
     if backend == "cuda":
         launch_for("solver_step", x, *arguments)
         return result, x0
-    missing = kernels().solver_step(*arguments)
-    if missing >= 0:
-        raise _missing_term(COEFFICIENTS[missing])
+    bad = kernels().solver_step(*arguments)
+    if bad >= 0:
+        raise _bad_column(COEFFICIENTS[bad])
     return result, x0
 
 
@@ -224,11 +232,11 @@ def _solver_step_op(
     coefficients: torch.Tensor,
     history1: torch.Tensor | None,
     history2: torch.Tensor | None,
+    history3: torch.Tensor | None,
     keys: torch.Tensor | None,
     noise: torch.Tensor | None,
-    clamp: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _run(x, outs, weights, coefficients, history1, history2, keys, noise, clamp)
+    return _run(x, outs, weights, coefficients, history1, history2, history3, keys, noise)
 
 
 @_solver_step_op.register_fake
@@ -239,8 +247,8 @@ def _solver_step_fake(
     coefficients: torch.Tensor,
     history1: torch.Tensor | None,
     history2: torch.Tensor | None,
+    history3: torch.Tensor | None,
     keys: torch.Tensor | None,
     noise: torch.Tensor | None,
-    clamp: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)

@@ -162,8 +162,8 @@ def _latents(shape: Shape, normal: Callable[..., torch.Tensor]) -> Iterator[Case
     """Of a chunk alone these are microseconds, less than a launch: no shares are asked for."""
     x, out = (normal(shape.frames, shape.latents, dtype=torch.float32) for _ in "xo")
     device, frames = x.device, shape.frames
-    level, coefficients = torch.rand(frames, device=device), torch.rand(frames, 7, device=device)
-    coefficients[:, 4:] = 0
+    level, coefficients = torch.rand(frames, device=device), torch.rand(frames, 9, device=device)
+    coefficients[:, 4:8], coefficients[:, 8] = 0, torch.inf
     keys = torch.arange(5 * frames, device=device).reshape(frames, 5)
     one, name = torch.ones(1, frames, device=device), f"{frames} x {shape.latents}"
 

@@ -16,17 +16,18 @@ template <class T>
 ardiff::SolverStepParamsOf<T> solver_step_params(std::uintptr_t x, std::uintptr_t outs,
                                                  std::uintptr_t weights, std::uintptr_t coefficients,
                                                  std::uintptr_t history1, std::uintptr_t history2,
-                                                 std::uintptr_t noise, std::uintptr_t keys,
-                                                 std::uintptr_t result, std::uintptr_t x0,
-                                                 std::int64_t branches, std::int64_t rows,
-                                                 std::int64_t elements, float clamp) {
+                                                 std::uintptr_t history3, std::uintptr_t noise,
+                                                 std::uintptr_t keys, std::uintptr_t result,
+                                                 std::uintptr_t x0, std::int64_t branches, std::int64_t rows,
+                                                 std::int64_t elements) {
   ardiff::SolverStepParamsOf<T> p{};
   p.x = pointer<const T>(x);
   p.outs = pointer<const T>(outs);
   p.weights = pointer<const float>(weights);
   p.coefficients = pointer<const ardiff::SolverRow>(coefficients);
-  p.history1 = pointer<const T>(history1);
-  p.history2 = pointer<const T>(history2);
+  p.history[0] = pointer<const T>(history1);
+  p.history[1] = pointer<const T>(history2);
+  p.history[2] = pointer<const T>(history3);
   p.noise = pointer<const T>(noise);
   p.keys = pointer<const std::int64_t>(keys);
   p.result = pointer<T>(result);
@@ -34,17 +35,19 @@ ardiff::SolverStepParamsOf<T> solver_step_params(std::uintptr_t x, std::uintptr_
   p.branches = branches;
   p.rows = rows;
   p.elements = elements;
-  p.clamp = clamp;
   return p;
 }
 
-// The coefficient column that is not 0 although its input is missing, or -1 when all went well.
+// The coefficient column that is out of range or not 0 although its input is missing, or -1 when all went
+// well.
 int checked_solver_step(const ardiff::SolverStepParams& p) {
   for (std::int64_t row = 0; row < p.rows; ++row) {
     const ardiff::SolverRow& c = p.coefficients[row];
     if (c.e != 0.0f && !p.noise && !p.keys) return ardiff::kSolverNoise;
-    if (c.c1 != 0.0f && !p.history1) return ardiff::kSolverHistory1;
-    if (c.c2 != 0.0f && !p.history2) return ardiff::kSolverHistory2;
+    for (int step = 0; step < ardiff::kSolverHistory; ++step) {
+      if (c.c[step] != 0.0f && !p.history[step]) return ardiff::kSolverFirstHistory + step;
+    }
+    if (!(c.limit > 0.0f)) return ardiff::kSolverLimit;
   }
   ardiff::cpu::solver_step(p);
   return -1;

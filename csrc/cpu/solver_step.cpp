@@ -15,8 +15,8 @@ void step(const SolverStepParams& p, std::int64_t row, std::int64_t begin, std::
   const std::int64_t offset = row * p.elements, branch_stride = p.rows * p.elements;
   const float *x = p.x + offset, *outs = p.outs + offset, *weights = p.weights + row;
   float *result = p.result + offset, *clean = p.x0 + offset;
-  const Vec limit = set(p.clamp), least = set(-p.clamp);
-  const bool clamped = p.clamp < __builtin_inff();
+  const Vec limit = set(c.limit), least = set(-c.limit);
+  const bool clamped = c.limit < __builtin_inff();
 
   // x0 and the two terms that every solver has
   const auto predict = [&](std::int64_t i, int n) __attribute__((always_inline)) {
@@ -36,8 +36,9 @@ void step(const SolverStepParams& p, std::int64_t row, std::int64_t begin, std::
     return advanced(set(c.a), state, set(c.b), x0);
   };
   const auto finish = [&](std::int64_t i, Vec y, int n) __attribute__((always_inline)) {
-    if (c.c1 != 0.0f) y = fma(set(c.c1), load_n(p.history1 + offset + i, n), y);
-    if (c.c2 != 0.0f) y = fma(set(c.c2), load_n(p.history2 + offset + i, n), y);
+    for (int step = 0; step < kSolverHistory; ++step) {
+      if (c.c[step] != 0.0f) y = fma(set(c.c[step]), load_n(p.history[step] + offset + i, n), y);
+    }
     put_n<streaming>(result + i, y, n);
   };
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One solver step with guidance and noise: x [rows, elements], outs [branches, rows, elements] -> x', x0.
 //
-//   out = sum of weights[b] outs[b];  x0 = clamp(p x + q out);  x' = a x + b x0 + e eps + c1 h1 + c2 h2
+//   out = sum of weights[b] outs[b];  x0 = p x + q out within [-limit, limit]
+//   x' = a x + b x0 + e eps + c1 h1 + c2 h2 + c3 h3
 //
 // Bytes: x and the branches with a weight are read once, x' and x0 written once: branches + 3 values per
 // element. A term whose coefficient is 0 is not read: its memory may hold anything. 2 branches + 8 FLOPs per
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kRowGridThreads) solver_step_kernel(SolverStep
     for (int i = 0; i < kPack<T>; ++i) {
       x0[i] = predicted_clean(c.p, x[i], c.q, x0[i]);
       // Written so that NaN stays NaN.
-      x0[i] = x0[i] > p.clamp ? p.clamp : x0[i] < -p.clamp ? -p.clamp : x0[i];
+      x0[i] = x0[i] > c.limit ? c.limit : x0[i] < -c.limit ? -c.limit : x0[i];
       y[i] = advanced(c.a, x[i], c.b, x0[i]);
     }
     if (c.e != 0.0f && p.keys) {
@@ -64,8 +65,8 @@ __global__ void __launch_bounds__(kRowGridThreads) solver_step_kernel(SolverStep
     } else {
       add_term(c.e, p.noise, offset, n, y);
     }
-    add_term(c.c1, p.history1, offset, n, y);
-    add_term(c.c2, p.history2, offset, n, y);
+#pragma unroll
+    for (int step = 0; step < kSolverHistory; ++step) add_term(c.c[step], p.history[step], offset, n, y);
     store_pack(p.x0 + offset, n, x0);
     store_pack(p.result + offset, n, y);
   });

@@ -3,6 +3,21 @@
 
 from ardiff_engine.diffusion.solvers.ddim import DDIM
 from ardiff_engine.diffusion.solvers.ddpm import DDPM
-from ardiff_engine.diffusion.solvers.solver import Solver, SpacedSteps, spaced_steps
+from ardiff_engine.diffusion.solvers.dpm_solver import DPMSolver
+from ardiff_engine.diffusion.solvers.euler import Euler
+from ardiff_engine.diffusion.solvers.renoise import Renoise
+from ardiff_engine.diffusion.solvers.solver import Solver, SpacedSteps, look_back, spaced_steps
+from ardiff_engine.diffusion.solvers.unipc import UniPC
 
-__all__ = ["DDIM", "DDPM", "Solver", "SpacedSteps", "spaced_steps"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DPMSolver",
+    "Euler",
+    "Renoise",
+    "Solver",
+    "SpacedSteps",
+    "UniPC",
+    "look_back",
+    "spaced_steps",
+]

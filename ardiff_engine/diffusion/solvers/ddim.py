@@ -15,6 +15,7 @@ from ardiff_engine.diffusion.solvers.solver import (
     coefficient_table,
     fed_timesteps,
     spaced_steps,
+    variance_preserving_x0,
 )
 from ardiff_engine.errors import ConfigError, explain
 
@@ -52,7 +53,8 @@ class DDIM:
         steps = spaced_steps(self.schedule, self.num_inference_steps)
         object.__setattr__(self, "num_inference_steps", len(steps.timesteps))
         object.__setattr__(self, "timesteps", fed_timesteps(steps))
-        table = coefficient_table(steps, self.prediction, *_update_weights(steps, self.eta))
+        x0 = variance_preserving_x0(steps, self.prediction)
+        table = coefficient_table(x0, *_update_weights(steps, self.eta), clamp=self.clamp)
         object.__setattr__(self, "coefficients", table)
 
     @property

@@ -14,6 +14,7 @@ from ardiff_engine.diffusion.solvers.solver import (
     coefficient_table,
     fed_timesteps,
     spaced_steps,
+    variance_preserving_x0,
 )
 
 
@@ -42,9 +43,9 @@ class DDPM:
         steps = spaced_steps(self.schedule, self.num_inference_steps)
         object.__setattr__(self, "num_inference_steps", len(steps.timesteps))
         object.__setattr__(self, "timesteps", fed_timesteps(steps))
-        object.__setattr__(
-            self, "coefficients", coefficient_table(steps, self.prediction, *_update_weights(steps))
-        )
+        x0 = variance_preserving_x0(steps, self.prediction)
+        table = coefficient_table(x0, *_update_weights(steps), clamp=self.clamp)
+        object.__setattr__(self, "coefficients", table)
 
     @property
     def num_steps(self) -> int:

@@ -3,11 +3,11 @@
 
 At level k (k steps done) the network sees x and `timesteps[k]`; with its output `out`
 
-    x̂0 = p·x + q·out   (clamped to [−clamp, clamp] if clamp is set)
-    x'  = a·x + b·x̂0 + e·ε + c1·h1 + c2·h2
+    x̂0 = p·x + q·out, within [−limit, limit]
+    x'  = a·x + b·x̂0 + e·ε + c1·h1 + c2·h2 + c3·h3
 
-with (p, q, a, b, e, c1, c2) = `coefficients[k]`; h1, h2 are earlier x̂0 of multistep solvers. The arithmetic
-itself is `ardiff_engine.ops.solver_step`.
+with (p, q, a, b, e, c1, c2, c3, limit) = `coefficients[k]`; h1, h2, h3 are the x̂0 of the steps before. The
+arithmetic itself is `ardiff_engine.ops.solver_step`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
-from ardiff_engine.diffusion.prediction import x0_weights
+from ardiff_engine.diffusion.prediction import STRAIGHT, VARIANCE_PRESERVING, check_prediction, x0_weights
 from ardiff_engine.diffusion.real import is_real
+from ardiff_engine.diffusion.solvers.multistep import Weights
 from ardiff_engine.errors import ConfigError, explain
 
 
@@ -43,15 +45,11 @@ class Solver(Protocol):
 
     @property
     def coefficients(self) -> torch.Tensor:
-        """float64 [S, 7], columns p, q, a, b, e, c1, c2."""
+        """float64 [S, 9], columns p, q, a, b, e, c1, c2, c3, limit."""
 
     @property
     def prediction(self) -> str:
-        """The parametrisation of the network: x0, eps or v."""
-
-    @property
-    def clamp(self) -> float | None:
-        """Limit on |x̂0|, or None."""
+        """The parametrisation of the network: x0, eps, v or flow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +97,52 @@ def spaced_steps(schedule: NoiseSchedule, num_steps: int) -> SpacedSteps:
 
 
 def coefficient_table(
-    steps: SpacedSteps, prediction: str, a: torch.Tensor, b: torch.Tensor, e: torch.Tensor
+    x0: tuple[torch.Tensor, torch.Tensor],
+    a: torch.Tensor,
+    b: torch.Tensor,
+    e: torch.Tensor | None = None,
+    history: tuple[torch.Tensor, ...] = (),
+    clamp: float | None = None,
 ) -> torch.Tensor:
-    """float64 [S, 7] from the update weights a, b, e (each [S]) of a one-step solver; c1 = c2 = 0."""
-    p, q = x0_weights(steps.alphas.sqrt(), (1 - steps.alphas).sqrt(), prediction)
-    unused = torch.zeros_like(a)
-    return torch.stack([p, q, a, b, e, unused, unused], dim=1)
+    """float64 [S, 9] from columns [S]: (p, q), a, b, e and c1, c2, c3; those left out are 0."""
+    none = torch.zeros_like(a)
+    limit = torch.full_like(a, math.inf if clamp is None else clamp)
+    unused = [none] * (3 - len(history))
+    return torch.stack([*x0, a, b, none if e is None else e, *history, *unused, limit], dim=1)
+
+
+def variance_preserving_x0(steps: SpacedSteps, prediction: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(p, q) of each step. ConfigError for a parametrisation that this kind of schedule does not have."""
+    check_prediction(prediction, VARIANCE_PRESERVING)
+    return x0_weights(steps.alphas.sqrt(), (1 - steps.alphas).sqrt(), prediction)
+
+
+def look_back(coefficients: torch.Tensor) -> int:
+    """How many earlier x̂0 a table of coefficients reads: 0 to 3."""
+    used = (coefficients[:, 5:8] != 0).any(dim=0).nonzero()
+    return int(used.max()) + 1 if used.numel() else 0
+
+
+def flow_table(sigmas: torch.Tensor, prediction: str, weights: Weights) -> torch.Tensor:
+    """The rows of a multistep solver that walks through `sigmas` [S + 1]."""
+    check_prediction(prediction, STRAIGHT)
+    now = sigmas[:-1]
+    own, *history = weights.data.unbind(1)
+    return coefficient_table(x0_weights(1 - now, now, prediction), weights.a, own, None, tuple(history))
+
+
+def told_timesteps(steps: torch.Tensor, commit: float, schedule: FlowSchedule) -> torch.Tensor:
+    """float64 [S + 1]: the timesteps of the steps, then the one told for finished frames."""
+    if not (is_real(commit) and 0 <= commit <= schedule.num_timesteps):
+        raise ConfigError(
+            f"commit is {commit!r}; expected a timestep in 0..{schedule.num_timesteps}, 0 for clean frames."
+        )
+    return torch.cat([steps, steps.new_tensor([commit])])
+
+
+def check_order(solver: str, name: str, value: int, known: tuple[int, ...]) -> None:
+    if isinstance(value, bool) or value not in known:
+        raise ConfigError(f"{solver}: {name} is {value!r}; expected {' or '.join(map(str, known))}.")
 
 
 def fed_timesteps(steps: SpacedSteps) -> torch.Tensor:
