@@ -64,11 +64,8 @@ def solver_step(
     """
     x, outs = tensor("x", x), tensor("outs", outs)
     weights, coefficients = tensor("weights", weights), tensor("coefficients", coefficients)
-    histories = {
-        "history1": optional("history1", history1),
-        "history2": optional("history2", history2),
-        "history3": optional("history3", history3),
-    }
+    history1, history2 = optional("history1", history1), optional("history2", history2)
+    history3 = optional("history3", history3)
     keys, noise = optional("keys", keys), optional("noise", noise)
     floating("x", x)
     same("outs", outs, "x", x)
@@ -100,7 +97,8 @@ def solver_step(
                 )
             )
         device(name, value, x.device)
-    for name, term in (*histories.items(), ("noise", noise)):
+    terms = (("history1", history1), ("history2", history2), ("history3", history3), ("noise", noise))
+    for name, term in terms:
         if term is not None:
             same(name, term, "x", x)
             if term.shape != x.shape:
@@ -117,7 +115,7 @@ def solver_step(
         keys = check_keys(keys, rows, x.device)
     run = torch.ops.ardiff.solver_step if torch.compiler.is_compiling() else _run
     with torch.no_grad():
-        return SolverResult(*run(x, outs, weights, coefficients, *histories.values(), keys, noise))
+        return SolverResult(*run(x, outs, weights, coefficients, history1, history2, history3, keys, noise))
 
 
 def reference_solver_step(

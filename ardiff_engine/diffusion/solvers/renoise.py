@@ -36,14 +36,15 @@ class Renoise:
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction, STRAIGHT)
-        values = self.steps.tolist() if isinstance(self.steps, torch.Tensor) else list(self.steps)
+        values = list(self.steps)
         total = self.schedule.num_timesteps
         good = bool(values) and all(is_real(t) and math.isfinite(t) and 0 <= t <= total for t in values)
         if not good or any(after >= before for before, after in zip(values, values[1:], strict=False)):
             raise ConfigError(
                 f"Renoise: steps {values}; expected falling timesteps in 0..{total}, at least one."
             )
-        object.__setattr__(self, "steps", tuple(float(t) for t in values))
+        values = [float(t) for t in values]
+        object.__setattr__(self, "steps", tuple(values))
         told = torch.tensor(values, dtype=torch.float64)
         sigmas = self.schedule.sigma(told)
         after = torch.cat([sigmas[1:], sigmas.new_zeros(1)])
