@@ -19,7 +19,7 @@ from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup, to_tokens
 from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
-from ardiff_engine.pipeline_files import find_folder, load_models, load_schedule, save_pipeline
+from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
 from ardiff_engine.pipeline_inputs import (
     Video,
     check_choice,
@@ -32,6 +32,7 @@ from ardiff_engine.pipeline_inputs import (
     starting_noise,
 )
 from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput, in_form
+from ardiff_engine.weights.scheduler_file import read_schedule
 
 
 class Pipeline:
@@ -93,7 +94,7 @@ class Pipeline:
         """
         dtype = chosen_dtype(dtype, torch_dtype)
         folder = find_folder(name)
-        schedule, prediction = load_schedule(folder)
+        schedule, prediction = read_schedule(folder / SCHEDULER_FILE)
         return cls(*load_models(folder, device, dtype), schedule, prediction)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import CheckpointError
-from ardiff_engine.files import write_atomic
 from ardiff_engine.models import ARDiffusionTransformer, TiTok
 from ardiff_engine.weights import load_model, save_model
+from ardiff_engine.weights.scheduler_file import write_schedule
 
 ASSETS = Path(__file__).parent / "assets"
 SCHEDULER_FILE = "scheduler.json"
@@ -45,24 +44,10 @@ def load_models(
     return transformer, vae
 
 
-def load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
-    """The noise schedule, and what the transformer predicts."""
-    path = folder / SCHEDULER_FILE
-    try:
-        scheduler = json.loads(path.read_text(encoding="utf-8"))
-        return NoiseSchedule.from_config(scheduler["schedule"]), scheduler["prediction"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f'{path}: got {error!r}, expected {{"schedule": {{...}}, "prediction": ...}}. '
-            "Write it again with save_pretrained."
-        ) from error
-
-
 def save_pipeline(
     folder: Path, transformer: ARDiffusionTransformer, vae: TiTok, schedule: NoiseSchedule, prediction: str
 ) -> None:
     """Each file appears whole or not at all."""
     save_model(transformer, folder / "transformer")
     save_model(vae, folder / "vae")
-    text = json.dumps({"schedule": schedule.to_config(), "prediction": prediction}, indent=2) + "\n"
-    write_atomic(folder / SCHEDULER_FILE, text.encode())
+    write_schedule(folder / SCHEDULER_FILE, schedule, prediction)

@@ -18,9 +18,9 @@ from ardiff_engine.errors import CheckpointError, ConfigError, MediaError
 from ardiff_engine.media import export_video
 from ardiff_engine.media.square import resize_and_crop
 from ardiff_engine.models import TiTok, TiTokConfig
+from ardiff_engine.settings import build
 from ardiff_engine.training.config import DataConfig, EncodeConfig
 from ardiff_engine.training.encode import SETTINGS_FILE, encode, run_encode
-from ardiff_engine.training.read_config import build
 from ardiff_engine.weights import save_model
 
 FOLDERS = {"vae": "vae", "videos": "videos", "output": "latents"}

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.errors import CheckpointError, ConfigError, DataError, NumericalError
+from ardiff_engine.settings import build
 from ardiff_engine.training.checkpoint import checkpoints
 from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.log import read_log
 from ardiff_engine.training.loss_curve import draw_loss_curve
-from ardiff_engine.training.read_config import build, read_config
+from ardiff_engine.training.read_config import read_config
 from ardiff_engine.training.timesteps import KNOWN_TIMESTEPS, training_timesteps
 from ardiff_engine.training.trainer import Trainer, train
 from ardiff_engine.weights import load_model

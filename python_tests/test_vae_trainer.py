@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ardiff_engine.errors import CheckpointError, ConfigError
+from ardiff_engine.settings import build
 from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.lpips import Lpips
-from ardiff_engine.training.read_config import build
 from ardiff_engine.training.vae_trainer import VaeTrainer, train_vae
 from ardiff_engine.weights import load_model
 

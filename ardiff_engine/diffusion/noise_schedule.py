@@ -28,6 +28,7 @@ from ardiff_engine.diffusion.real import is_real
 from ardiff_engine.errors import ConfigError, TensorError, explain
 
 MAX_COSINE_BETA = 0.999
+MAX_TIMESTEPS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +263,13 @@ def _check_same(x: torch.Tensor, other: torch.Tensor, name: str) -> None:
 
 def _check_num_timesteps(num_timesteps: float) -> int:
     """T as an int, also from a whole float (a config file may hold 1000.0)."""
-    good = is_real(num_timesteps) and math.isfinite(num_timesteps) and num_timesteps >= 1
+    good = is_real(num_timesteps) and math.isfinite(num_timesteps) and 1 <= num_timesteps <= MAX_TIMESTEPS
     if not good or num_timesteps != int(num_timesteps):
         raise ConfigError(
             explain(
                 "bad number of training timesteps",
                 got=repr(num_timesteps),
-                expected="a whole number >= 1",
+                expected=f"a whole number from 1 to {MAX_TIMESTEPS}",
                 fix="1000 is the usual choice.",
             )
         )

@@ -5,18 +5,18 @@ JSON and Markdown."""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.device import usable_device
-from ardiff_engine.errors import ArdiffError
+from ardiff_engine.errors import ArdiffError, CheckpointError
 from ardiff_engine.evaluation.digit_classifier import load_or_train
 from ardiff_engine.evaluation.report import evaluate
+from ardiff_engine.parsing import read_json
 from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.pipeline_files import ASSETS
-from ardiff_engine.training.read_config import build
+from ardiff_engine.settings import build
 
 EXIT_MISTAKE = 2
 
@@ -92,9 +92,14 @@ def trained_digits(model: str) -> MovingDigits:
     for folder in (ASSETS / model, Path(model)):
         path = folder / "training_config.json"
         if path.is_file():
-            return build(
-                MovingDigits, json.loads(path.read_text(encoding="utf-8"))["data"]["digits"], "data.digits."
-            )
+            values = read_json(path)
+            data = values.get("data") if isinstance(values, dict) else None
+            digits = data.get("digits") if isinstance(data, dict) else None
+            if not isinstance(digits, dict):
+                raise CheckpointError(
+                    f"{path} has no data.digits. Train the model again, or remove the file."
+                )
+            return build(MovingDigits, digits, f"{path}: data.digits.")
     return MovingDigits()
 
 

@@ -18,11 +18,12 @@ from ardiff_engine.data.encoded_clips import encoder_fingerprint
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.data.video_folder import find_videos
 from ardiff_engine.device import usable_device
-from ardiff_engine.errors import ConfigError, MediaError, explain
+from ardiff_engine.errors import CheckpointError, ConfigError, MediaError, explain
 from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.media import Video, open_video
 from ardiff_engine.media.square import square_image
 from ardiff_engine.models import TiTok
+from ardiff_engine.parsing import read_json
 from ardiff_engine.training.config import EncodeConfig
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.weights import load_titok
@@ -105,8 +106,8 @@ def _claim(output: Path, settings: dict[str, int]) -> None:
     path = output / SETTINGS_FILE
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            before = read_json(path)
+        except CheckpointError:
             before = None
         different = [name for name, value in settings.items() if not _holds(before, name, value)]
     else:

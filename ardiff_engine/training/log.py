@@ -9,6 +9,7 @@ from typing import Any
 
 from ardiff_engine.errors import CheckpointError, explain
 from ardiff_engine.files import make_folder, unwritable, write_atomic
+from ardiff_engine.parsing import parse_json
 
 
 class TrainingLog:
@@ -55,9 +56,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     entries = []
     for line in text.splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+            entry = parse_json(line, path)
+        except CheckpointError:
             continue
-        if isinstance(entry, dict) and "step" in entry:
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
             entries.append(entry)
     return entries

@@ -31,6 +31,7 @@ from ardiff_engine.training.read_config import read_config, to_dict
 from ardiff_engine.training.timesteps import is_teacher_forced, teacher_timesteps, training_timesteps
 from ardiff_engine.training.vae_trainer import sample_ids
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
+from ardiff_engine.weights.scheduler_file import write_schedule
 
 CACHE_FILE = "encoded_clips.safetensors"
 PURPOSE_NULL = 19
@@ -162,10 +163,9 @@ class Trainer:
                 self.ema.exchange(self.model)
         if self.vae is not None:
             save_model(self.vae, folder / "vae")
-        scheduler = {"schedule": self.schedule.to_config(), "prediction": self.config.loss.prediction}
-        for name, values in (("scheduler.json", scheduler), ("training_config.json", to_dict(self.config))):
-            data = (json.dumps(values, indent=2) + "\n").encode()
-            write_atomic(folder / name, data)
+        write_schedule(folder / "scheduler.json", self.schedule, self.config.loss.prediction)
+        text = json.dumps(to_dict(self.config), indent=2)
+        write_atomic(folder / "training_config.json", f"{text}\n".encode())
 
     def _context(self, samples: Sequence[int], classes: Tensor | None, seed: int) -> Tensor:
         """Context of each clip; with probability `null_probability` that of "no condition"."""

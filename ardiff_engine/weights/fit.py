@@ -14,6 +14,7 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
 from ardiff_engine.weights.safetensors_file import SafetensorsFile
 
+LAYER_SETTINGS = ("depth", "encoder_layers", "decoder_layers", "res_blocks")
 _LISTED = 8
 
 
@@ -73,6 +74,17 @@ def fill(
     }
     model.load_state_dict(tensors, strict=True, assign=True)
     model.to(target)
+
+
+def check_layers(config: object, shapes: Mapping[str, tuple[int, ...]], origin: str) -> None:
+    """Refuses a config with more layers than the file has tensors, before a model is built from it."""
+    for name in LAYER_SETTINGS:
+        layers = getattr(config, name, 0)
+        if layers > len(shapes):
+            raise CheckpointError(
+                f"{origin} does not fit the model: {name} is {layers}, and it has {len(shapes)} tensors. "
+                "Check that the file and the config belong together."
+            )
 
 
 def block_count(shapes: Mapping[str, tuple[int, ...]], prefix: str, origin: str) -> int:

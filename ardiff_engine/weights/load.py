@@ -16,7 +16,8 @@ from ardiff_engine.models.ar_diffusion.transformer import ARDiffusionTransformer
 from ardiff_engine.models.dit.positions import rope_frequencies
 from ardiff_engine.models.titok.autoencoder import TiTok
 from ardiff_engine.models.titok.config import TiTokConfig
-from ardiff_engine.weights.fit import fill
+from ardiff_engine.settings import build
+from ardiff_engine.weights.fit import check_layers, fill
 from ardiff_engine.weights.native_format import build_empty, stored_config
 from ardiff_engine.weights.official_layout import OfficialNames, read_config
 from ardiff_engine.weights.safetensors_file import SafetensorsFile
@@ -58,6 +59,7 @@ def load_ar_diffusion(
         own = _own_config(file, config or {}, ARDiffusionConfig)
         config = own or read_config(names, file.shapes, config or {}, origin)
     zeros = ("context_embedding",) if names.bare and "context_embedding" not in names.model else ()
+    check_layers(config, file.shapes, origin)
     model = build_empty(config)
     for name in names.rope:
         _check_rope(file, name, config)
@@ -94,6 +96,7 @@ def load_titok(
     if not isinstance(config, TiTokConfig):
         own = _own_config(file, config or {}, TiTokConfig)
         config = own or read_titok_config(shapes, config or {}, str(file.path))
+    check_layers(config, file.shapes, str(file.path))
     model = build_empty(config)
     fill(model, file, names, shapes=shapes, device=device, dtype=dtype)
     return model.eval()
@@ -112,7 +115,7 @@ def _own_config(file: SafetensorsFile, given: Mapping[str, Any], kind: type[Conf
                 fix="Use weights.load_model, which loads either kind.",
             )
         )
-    return kind.from_dict({**own.to_dict(), **given})
+    return build(kind, {**own.to_dict(), **given})
 
 
 def _check_rope(file: SafetensorsFile, name: str, config: ARDiffusionConfig) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -22,14 +21,15 @@ from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.ar_diffusion.transformer import ARDiffusionTransformer
 from ardiff_engine.models.titok.autoencoder import TiTok
 from ardiff_engine.models.titok.config import TiTokConfig
-from ardiff_engine.weights.fit import fill
+from ardiff_engine.parsing import MAX_JSON_BYTES, parse_json, read_bounded, shown
+from ardiff_engine.settings import build
+from ardiff_engine.weights.fit import check_layers, fill
 from ardiff_engine.weights.safetensors_file import SafetensorsFile, write_safetensors
 
 FORMAT = 1
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 METADATA_NAME = "ardiff"
-MAX_CONFIG_BYTES = 1 << 20
 
 _CONFIGS: dict[str, type[ARDiffusionConfig] | type[TiTokConfig]] = {
     "ar_diffusion": ARDiffusionConfig,
@@ -78,7 +78,8 @@ def load_model(
     source = Path(folder)
     file = SafetensorsFile(source / WEIGHTS_NAME)
     stored = stored_config(file)
-    config = _read_config_file(source / CONFIG_NAME) if (source / CONFIG_NAME).is_file() else stored
+    described = source / CONFIG_NAME
+    config = _parse(read_bounded(described, MAX_JSON_BYTES), str(described)) if described.exists() else stored
     if config is None:
         raise CheckpointError(
             explain(
@@ -97,6 +98,7 @@ def load_model(
                 fix=f"Delete {CONFIG_NAME} to use the settings that were saved with the weights.",
             )
         )
+    check_layers(config, file.shapes, str(source))
     model = build_empty(config)
     fill(model, file, {name: name for name in file.shapes}, shapes=file.shapes, device=device, dtype=dtype)
     return model.eval()
@@ -124,55 +126,22 @@ def _describe(config: ARDiffusionConfig | TiTokConfig) -> dict[str, Any]:
     return {"model_type": kind, "format": FORMAT, **config.to_dict()}
 
 
-def _read_config_file(path: Path) -> ARDiffusionConfig | TiTokConfig:
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(
-            explain(str(path), got=error.strerror, expected="a readable file", fix="Check it.")
-        ) from error
-    if len(content) > MAX_CONFIG_BYTES:
-        raise CheckpointError(
-            explain(
-                f"size of {path}",
-                got="more",
-                expected=f"at most {MAX_CONFIG_BYTES} bytes",
-                fix="This is no config.",
-            )
-        )
-    return _parse(content, str(path))
-
-
 def _parse(text: str | bytes, origin: str) -> ARDiffusionConfig | TiTokConfig:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            explain(origin, got=str(error), expected="JSON", fix="Save the model again.")
-        ) from error
-    if (
-        not isinstance(values, Mapping)
-        or values.get("model_type") not in _CONFIGS
-        or values.get("format") != FORMAT
-    ):
-        got = (
-            {key: values.get(key) for key in ("model_type", "format")}
-            if isinstance(values, Mapping)
-            else values
-        )
+    values = parse_json(text, origin)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{origin} holds {shown(values)}, expected a table with model_type and format.")
+    kind, version = values.get("model_type"), values.get("format")
+    if not isinstance(kind, str) or kind not in _CONFIGS or version != FORMAT:
         raise CheckpointError(
             explain(
                 origin,
-                got=got,
+                got=f"model_type {shown(kind)}, format {shown(version)}",
                 expected=f"model_type one of {list(_CONFIGS)} and format {FORMAT}",
                 fix="Save the model again, or use the version of ardiff-engine that wrote it.",
             )
         )
     settings = {name: value for name, value in values.items() if name not in ("model_type", "format")}
     try:
-        return _CONFIGS[values["model_type"]].from_dict(settings)
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(
-            explain(origin, got=str(error), expected="settings of the right types", fix="Check it.")
-        ) from error
+        return build(_CONFIGS[kind], settings)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error

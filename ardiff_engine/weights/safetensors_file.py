@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError, explain
+from ardiff_engine.parsing import check_regular, parsing
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+HEADER_BYTES = 1 << 20
+HEADER_SHARE = 16
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -40,20 +43,17 @@ class SafetensorsFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = resolve(path)
         try:
-            self._file = safe_open(self.path, framework="pt", device="cpu")
-            self.metadata: dict[str, str] = self._file.metadata() or {}
-            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
+            _check_header(self.path)
+            with parsing(self.path, fix="Copy the file again."):
+                self._file = safe_open(self.path, framework="pt", device="cpu")
+                self.metadata: dict[str, str] = self._file.metadata() or {}
+                self.shapes = {
+                    name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()
+                }
+        except CheckpointError as error:
             if _looks_pickled(self.path):
                 raise unsafe(self.path) from error
-            raise CheckpointError(
-                explain(
-                    str(self.path),
-                    got=str(error),
-                    expected="a complete safetensors file",
-                    fix="Copy the file again.",
-                )
-            ) from error
+            raise
         for name, shape in self.shapes.items():
             if 0 in shape:
                 raise CheckpointError(
@@ -68,17 +68,8 @@ class SafetensorsFile:
     def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A copy of one tensor. Raises CheckpointError if it is not of a float type, or holds NaN or
         infinity."""
-        try:
+        with parsing(f"tensor {name!r} of {self.path}", fix="Copy the file again."):
             stored = self._file.get_tensor(name)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                explain(
-                    f"tensor {name!r} of {self.path}",
-                    got=str(error),
-                    expected="data",
-                    fix="Copy the file again.",
-                )
-            ) from error
         if stored.dtype not in _CODES:
             raise CheckpointError(
                 explain(
@@ -138,13 +129,14 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     found = Path(path)
     if found.suffix.lower() in PICKLE_SUFFIXES:
         raise unsafe(found)
-    if found.is_dir():
-        found = found / "model.safetensors"
-    if not found.is_file():
-        raise CheckpointError(
-            explain("weights", got=f"no file {found}", expected="a .safetensors file", fix="Check the path.")
-        )
-    return found
+    with parsing(found, fix="Check the path."):
+        if found.is_dir():
+            found = found / "model.safetensors"
+        if found.is_file():
+            return found
+    raise CheckpointError(
+        explain("weights", got=f"no file {found}", expected="a .safetensors file", fix="Check the path.")
+    )
 
 
 def unsafe(path: Path) -> UnsafeCheckpointError:
@@ -157,6 +149,18 @@ def unsafe(path: Path) -> UnsafeCheckpointError:
             fix=f"Convert it once: ardiff convert {path} {path.with_suffix('.safetensors')}",
         )
     )
+
+
+def _check_header(path: Path) -> None:
+    """The header is as long as it says, and no longer than a file of this size can need."""
+    size = check_regular(path)
+    with parsing(path, fix="Check its permissions."), open(path, "rb") as file:
+        start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > size - 8:
+        raise CheckpointError(f"{path} has {size} bytes and claims a header of {length}. Copy it again.")
+    if length > HEADER_BYTES + size // HEADER_SHARE:
+        raise CheckpointError(f"{path} has a header of {length} bytes, too much for a file of {size}.")
 
 
 def _looks_pickled(path: Path) -> bool:

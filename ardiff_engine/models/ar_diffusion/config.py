@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models.spec import ConditionSpec, ModelSpec
+from ardiff_engine.settings import MAX_LAYERS, MAX_SIZE
 
 Mask = Literal["temporal_causal", "video_temporal_causal", "none"]
 Positions = Literal["rope", "absolute"]
@@ -61,13 +62,14 @@ class ARDiffusionConfig:
             "context_dim",
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            most = MAX_LAYERS if name == "depth" else MAX_SIZE
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise ConfigError(
                     explain(
                         f"ARDiffusionConfig.{name}",
                         got=value,
-                        expected="an integer >= 1",
-                        fix="Give a positive size.",
+                        expected=f"an integer from 1 to {most}",
+                        fix="Give a possible size.",
                     )
                 )
         for name, kind in (("mask", Mask), ("positions", Positions), ("merge", Merge)):
@@ -89,12 +91,12 @@ class ARDiffusionConfig:
                     fix="Change width or heads.",
                 )
             )
-        if self.num_classes is not None and self.num_classes < 1:
+        if self.num_classes is not None and not 1 <= self.num_classes <= MAX_SIZE:
             raise ConfigError(
                 explain(
                     "ARDiffusionConfig.num_classes",
                     got=self.num_classes,
-                    expected="None or >= 1",
+                    expected=f"None, or from 1 to {MAX_SIZE}",
                     fix="Use None without classes.",
                 )
             )
@@ -109,12 +111,12 @@ class ARDiffusionConfig:
                     fix="Leave it None for the default.",
                 )
             )
-        if self.mlp_width < 1:
+        if not 1 <= self.width * self.mlp_ratio <= MAX_SIZE:
             raise ConfigError(
                 explain(
                     "ARDiffusionConfig.mlp_ratio",
                     got=self.mlp_ratio,
-                    expected="> 0",
+                    expected=f"a positive number, and an MLP of at most {MAX_SIZE}",
                     fix="Use 4.0 as published.",
                 )
             )

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.settings import MAX_LAYERS, MAX_SIZE
 
+MAX_LEVELS = 16
 _PRESETS: dict[str, tuple[int, int, int]] = {
     "small": (512, 8, 8),
     "base": (768, 12, 12),
@@ -70,18 +72,25 @@ class TiTokConfig:
                 _require(isinstance(value, bool), "temporal", value, "True or False", "Pass a bool.")
             elif field.name == "channel_multipliers":
                 fits = (
-                    isinstance(value, tuple) and len(value) > 0 and all(_positive_int(item) for item in value)
+                    isinstance(value, tuple)
+                    and 0 < len(value) <= MAX_LEVELS
+                    and all(_positive_int(item) for item in value)
                 )
                 _require(
-                    fits, field.name, value, "a tuple of positive integers", "Pass e.g. (1, 1, 2, 2, 4)."
-                )
-            elif not (field.name == "logits_hidden" and value is None):
-                _require(
-                    _positive_int(value),
+                    fits,
                     field.name,
                     value,
-                    "a positive integer",
-                    "Pass a size of at least 1.",
+                    f"a tuple of 1 to {MAX_LEVELS} positive integers",
+                    "Pass e.g. (1, 1, 2, 2, 4).",
+                )
+            elif not (field.name == "logits_hidden" and value is None):
+                most = MAX_LAYERS if field.name.endswith(("layers", "blocks")) else MAX_SIZE
+                _require(
+                    _positive_int(value) and value <= most,
+                    field.name,
+                    value,
+                    f"an integer from 1 to {most}",
+                    "Pass a possible size.",
                 )
         self._check_sizes()
 
