@@ -7,19 +7,18 @@
 
 namespace ardiff::cpu::ARDIFF_ISA {
 
-constexpr float kLargest = __FLT_MAX__, kNotANumber = __builtin_nanf("");
-
 // `exp` ends at e^88.7, so a numerator without a limit would not vanish for -1e38. Minus infinity is NaN, as
 // in PyTorch: it comes from an overflow, which a finite result would hide.
 ARDIFF_SIMD Vec gelu(Vec z) {
-  z = select_less(z, set(-kLargest), set(kNotANumber), max(set(-40.0f), z));
-  return z / (set(1.0f) + exp(gelu_exponent(z, set(kGeluCubic), set(kGeluFactor))));
+  const Vec near = max(set(-40.0f), z);
+  const Vec e = exp(gelu_exponent(near, set(kGeluCubic), set(kGeluFactor)));
+  return nan_at_minus_infinity(near, z) / (set(1.0f) + e);
 }
 
 // Beyond 40 on either side the derivative is 1 and 0; without the limits z^2 would meet 0 as infinity. It is
 // NaN at both infinities.
 ARDIFF_SIMD Vec gelu_derivative(Vec z) {
-  z = select_less(set(kLargest), abs(z), set(kNotANumber), max(set(-40.0f), min(set(40.0f), z)));
+  z = nan_at_infinities(max(set(-40.0f), min(set(40.0f), z)), z);
   const Vec e = exp(gelu_exponent(z, set(kGeluCubic), set(kGeluFactor)));
   const Vec s = set(1.0f) / (set(1.0f) + e);
   const Vec slope = z * fma(set(3.0f * kGeluCubic), z * z, set(kGeluFactor));

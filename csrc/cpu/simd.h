@@ -69,6 +69,13 @@ ARDIFF_SIMD Vec split_exponent(Vec x, Vec* e) {
 ARDIFF_SIMD Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
+// a, but NaN where b is minus infinity, or either infinity
+ARDIFF_SIMD Vec nan_at_minus_infinity(Vec a, Vec b) {
+  return {_mm512_fixupimm_ps(a.v, b.v, _mm512_set1_epi32(0x30000), 0)};
+}
+ARDIFF_SIMD Vec nan_at_infinities(Vec a, Vec b) {
+  return {_mm512_fixupimm_ps(a.v, b.v, _mm512_set1_epi32(0x330000), 0)};
+}
 ARDIFF_SIMD float reduce_add(Vec a) {
   const __m256 lo = _mm512_castps512_ps256(a.v), hi = _mm512_extractf32x8_ps(a.v, 1);
   const __m256 s8 = _mm256_add_ps(lo, hi);
@@ -124,6 +131,12 @@ ARDIFF_SIMD Vec split_exponent(Vec x, Vec* e) {
 }
 ARDIFF_SIMD Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
+ARDIFF_SIMD Vec nan_at_minus_infinity(Vec a, Vec b) {
+  return {_mm256_or_ps(a.v, _mm256_cmp_ps(b.v, _mm256_set1_ps(-__FLT_MAX__), _CMP_LT_OQ))};
+}
+ARDIFF_SIMD Vec nan_at_infinities(Vec a, Vec b) {
+  return {_mm256_or_ps(a.v, _mm256_cmp_ps(abs(b).v, _mm256_set1_ps(__FLT_MAX__), _CMP_GT_OQ))};
 }
 ARDIFF_SIMD float reduce_add(Vec a) {
   const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -193,6 +206,12 @@ ARDIFF_SIMD Vec split_exponent(Vec x, Vec* e) {
   return {(Floats)((shifted & 0x007fffff) + 0x3f3504f3)};
 }
 ARDIFF_SIMD Vec select_less(Vec a, Vec b, Vec yes, Vec no) { return {a.v < b.v ? yes.v : no.v}; }
+ARDIFF_SIMD Vec nan_at_minus_infinity(Vec a, Vec b) {
+  return {(Floats)((Ints)a.v | (b.v < set(-__FLT_MAX__).v))};
+}
+ARDIFF_SIMD Vec nan_at_infinities(Vec a, Vec b) {
+  return {(Floats)((Ints)a.v | (abs(b).v > set(__FLT_MAX__).v))};
+}
 ARDIFF_SIMD float reduce_add(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 ARDIFF_SIMD float reduce_max(Vec a) {
   const float x = a.v[0] > a.v[2] ? a.v[0] : a.v[2], y = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
