@@ -17,7 +17,7 @@ from ardiff_engine import plan
 from ardiff_engine.diffusion import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.errors import PlanError
-from ardiff_engine.plan import Kind, LagPlan, Tick
+from ardiff_engine.plan import LagPlan, Tick
 
 GOLDEN = Path(__file__).parent / "golden"
 LAGS = (0, 1, 2, 3, 4, 5, 10, 15, 20, 25, 50)
@@ -62,36 +62,24 @@ def test_official_iteration_counts_of_long_videos() -> None:
 
 def test_compaction_of_the_published_case() -> None:
     ours = plan.lag(16, 50, 5)
-    assert (ours.num_ticks, ours.num_updates, ours.num_commits, ours.max_live) == (125, 800, 15, 10)
+    assert (ours.num_ticks, ours.num_updates, ours.max_live) == (125, 800, 10)
     assert ours.levels().size == 2000
 
 
-def test_every_frame_but_the_last_commits_in_the_tick_after_its_last_update() -> None:
-    for lag in LAGS[1:]:
-        commits = plan.lag(16, 50, lag).commits()
-        assert [list(np.flatnonzero(column)) for column in commits.T[:-1]] == [
-            [f * lag + 50] for f in range(15)
-        ]
-        assert not commits[:, -1].any()
-    assert plan.lag(16, 50, 0).num_commits == 0
-
-
 def test_a_tick_in_full() -> None:
-    update, commit = Kind.UPDATE, Kind.COMMIT
     ours = plan.lag(4, 5, 2, prefix=1)
-    assert ours.tick(0) == Tick(0, (0, 1), (5, 0), (commit, update))
-    assert ours.tick(4) == Tick(4, (1, 2, 3), (4, 2, 0), (update, update, update))
-    assert ours.tick(5) == Tick(5, (1, 2, 3), (5, 3, 1), (commit, update, update))
-    assert ours.tick(8) == Tick(8, (3,), (4,), (update,))
-    assert ours.num_ticks == 9
-    assert ours.tick(5).updates == (2, 3) and ours.tick(5).commits == (1,) and len(ours.tick(5)) == 3
+    assert ours.tick(0) == Tick(0, (1,), (0,))
+    assert ours.tick(4) == Tick(4, (1, 2, 3), (4, 2, 0))
+    assert ours.tick(5) == Tick(5, (2, 3), (3, 1))
+    assert ours.tick(8) == Tick(8, (3,), (4,))
+    assert ours.num_ticks == 9 and len(ours.tick(5)) == 2
 
 
 def test_the_ends_of_the_lag() -> None:
     assert plan.synchronous(4, 6) == plan.lag(4, 6, 0)
     assert plan.autoregressive(4, 6) == plan.lag(4, 6, 6)
     assert all(len(tick) == 4 for tick in plan.synchronous(4, 6).ticks())
-    assert all(len(tick.updates) == 1 for tick in plan.autoregressive(4, 6).ticks())
+    assert all(len(tick) == 1 for tick in plan.autoregressive(4, 6).ticks())
 
 
 sizes = st.integers(1, 9).flatmap(
@@ -106,11 +94,10 @@ def test_lag_plans_keep_every_rule(size: tuple[int, int, int, int]) -> None:
     ours = plan.lag(generated + prefix, steps, lag, prefix)
     ours.verify()
     assert ours.num_updates == generated * steps
-    assert ours.num_commits == prefix + (generated - 1 if lag else 0)
     levels = ours.levels()
     assert (np.diff(levels, axis=1) <= 0).all()
     assert (levels[-1] == steps).all()
-    assert max(len(tick.updates) for tick in ours.ticks()) == ours.max_live
+    assert max(len(tick) for tick in ours.ticks()) == ours.max_live
 
 
 @settings(max_examples=100, deadline=None)
@@ -122,7 +109,6 @@ def test_the_closed_forms_are_those_of_the_same_plan_tick_by_tick(size: tuple[in
     listed.verify()
     np.testing.assert_array_equal(closed.levels(), listed.levels())
     np.testing.assert_array_equal(closed.updates(), listed.updates())
-    np.testing.assert_array_equal(closed.commits(), listed.commits())
     assert closed.num_ticks == listed.num_ticks and closed.max_live == listed.max_live
     for n in range(closed.num_ticks):
         assert closed.newest(n) == listed.newest(n)
@@ -175,13 +161,12 @@ def test_endless_plans_begin_like_long_ones(size: tuple[int, int, int]) -> None:
 def test_an_endless_plan_can_be_entered_anywhere() -> None:
     endless = plan.lag(None, 50, 5)
     far = endless.tick(10**9)
-    assert far.frames == tuple(range(199_999_990, 200_000_001))
-    assert far.levels == tuple(range(50, -1, -5))
-    assert far.kinds == (Kind.COMMIT, *(Kind.UPDATE,) * 10)
+    assert far.frames == tuple(range(199_999_991, 200_000_001))
+    assert far.levels == tuple(range(45, -1, -5))
     assert next(endless.ticks(start=10**9)) == far
 
 
-@pytest.mark.parametrize("question", ["levels", "updates", "commits", "verify", "num_updates", "check"])
+@pytest.mark.parametrize("question", ["levels", "updates", "verify", "num_updates", "check"])
 def test_endless_plans_have_no_whole(question: str) -> None:
     endless = plan.lag(None, 50, 5)
     with pytest.raises(PlanError, match="endless"):
@@ -273,17 +258,13 @@ def rebuilt(ticks: list[Tick], prefix: int = 1) -> plan.ExplicitPlan:
 
 
 def without(tick: Tick, frame: int) -> Tick:
-    keep = [i for i, own in enumerate(tick.frames) if own != frame]
-    pick: Callable = lambda values: tuple(values[i] for i in keep)  # noqa: E731
-    return replace(tick, frames=pick(tick.frames), levels=pick(tick.levels), kinds=pick(tick.kinds))
+    cells = [(f, k) for f, k in zip(tick.frames, tick.levels, strict=True) if f != frame]
+    return Tick(tick.index, tuple(f for f, _ in cells), tuple(k for _, k in cells))
 
 
-def added(tick: Tick, frame: int, level: int, kind: Kind) -> Tick:
-    cells = sorted(
-        [*zip(tick.frames, tick.levels, tick.kinds, strict=True), (frame, level, kind)], key=lambda c: c[0]
-    )
-    frames, levels, kinds = zip(*cells, strict=True)
-    return Tick(tick.index, frames, levels, kinds)
+def added(tick: Tick, frame: int, level: int) -> Tick:
+    cells = sorted([*zip(tick.frames, tick.levels, strict=True), (frame, level)], key=lambda c: c[0])
+    return Tick(tick.index, tuple(f for f, _ in cells), tuple(k for _, k in cells))
 
 
 def broken_plans() -> dict[str, tuple[str, Callable[[list[Tick]], None]]]:
@@ -298,38 +279,24 @@ def broken_plans() -> dict[str, tuple[str, Callable[[list[Tick]], None]]]:
     def swap(ticks: list[Tick]) -> None:
         ticks[1], ticks[2] = replace(ticks[2], index=1), replace(ticks[1], index=2)
 
-    def late_commit(ticks: list[Tick]) -> None:
-        ticks[4], ticks[5] = without(ticks[4], 1), added(ticks[5], 1, 4, Kind.COMMIT)
-
     def stop_early(ticks: list[Tick]) -> None:
         ticks.pop()
 
     def empty(ticks: list[Tick]) -> None:
-        ticks.append(Tick(len(ticks), (), (), ()))
+        ticks.append(Tick(len(ticks), (), ()))
 
-    update, commit = Kind.UPDATE, Kind.COMMIT
     return {
-        "skipped update": (
-            "at a level where it is not",
-            at(1, lambda t: replace(without(t, 1), frames=(1,), levels=(2,), kinds=(update,))),
-        ),
-        "dropped update": ("commits frame 1, which is not finished", at(3, lambda t: without(t, 1))),
-        "later frame first": ("noisier", at(0, lambda t: replace(t, frames=(0, 2)))),
-        "wrong level": ("at a level where it is not", at(3, lambda t: replace(t, levels=(2, 1)))),
-        "swapped ticks": ("at a level where it is not", swap),
-        "one update too many": ("is finished", at(5, lambda t: added(t, 1, 4, update))),
-        "given frame updated": ("given frame 0", at(0, lambda t: replace(t, kinds=(update, update)))),
-        "commit too early": ("not finished", at(3, lambda t: replace(t, kinds=(commit, update)))),
-        "commit at a wrong level": ("wrong level", at(4, lambda t: replace(t, levels=(3, *t.levels[1:])))),
-        "no commit": ("does not commit frame 1", at(4, lambda t: without(t, 1))),
-        "prefix not committed": ("does not commit frame 0", at(0, lambda t: without(t, 0))),
-        "commit too late": ("does not commit frame 1", late_commit),
-        "commit twice": ("again", at(5, lambda t: added(t, 1, 4, commit))),
-        "useless commit": ("for nobody", lambda ticks: ticks.append(Tick(len(ticks), (4,), (4,), (commit,)))),
-        "frame twice": ("each once", at(2, lambda t: added(t, 1, 3, update))),
-        "unsorted": ("ascending", at(2, lambda t: Tick(2, t.frames[::-1], t.levels[::-1], t.kinds[::-1]))),
+        "skipped step": ("at level", at(1, lambda t: replace(t, levels=(2,)))),
+        "dropped cell": ("noisier", at(3, lambda t: without(t, 1))),
+        "later frame first": ("noisier", at(0, lambda t: replace(t, frames=(2,)))),
+        "wrong level": ("at level", at(3, lambda t: replace(t, levels=(2, 1)))),
+        "swapped ticks": ("at level", swap),
+        "one step too many": ("is finished", at(5, lambda t: added(t, 1, 4))),
+        "given frame moved": ("given frame 0", at(0, lambda t: added(t, 0, 4))),
+        "frame twice": ("each once", at(2, lambda t: added(t, 1, 3))),
+        "unsorted": ("ascending", at(2, lambda t: Tick(2, t.frames[::-1], t.levels[::-1]))),
         "misnumbered": ("numbered", at(2, lambda t: replace(t, index=3))),
-        "empty tick": ("feeds nothing", empty),
+        "empty tick": ("moves nothing", empty),
         "unfinished": ("unfinished", stop_early),
     }
 
@@ -349,58 +316,54 @@ def test_verify_names_what_is_broken(name: str) -> None:
 def test_verify_catches_every_single_change_of_a_cell(
     size: tuple[int, int, int, int], data: st.DataObject
 ) -> None:
-    """Drop a cell, change its level, or its kind: no plan survives any of it."""
+    """Drop a cell or change its level: no plan survives any of it."""
     generated, steps, lag, prefix = size
     ticks = list(plan.lag(generated + prefix, steps, lag, prefix).ticks())
     n = data.draw(st.integers(0, len(ticks) - 1))
     cell = data.draw(st.integers(0, len(ticks[n]) - 1))
     tick = ticks[n]
-    how = data.draw(st.sampled_from(["drop", "level", "kind"]))
-    if how == "drop":
+    if data.draw(st.booleans()):
         tick = without(tick, tick.frames[cell])
-    elif how == "level":
+    else:
         levels = list(tick.levels)
         levels[cell] += data.draw(st.sampled_from([-1, 1]))
         tick = replace(tick, levels=tuple(levels))
-    else:
-        kinds = list(tick.kinds)
-        kinds[cell] = Kind.COMMIT if kinds[cell] is Kind.UPDATE else Kind.UPDATE
-        tick = replace(tick, kinds=tuple(kinds))
     ticks[n] = tick
     with pytest.raises(PlanError):
         plan.explicit(ticks, generated + prefix, steps, prefix).verify()
 
 
 def test_a_plan_that_is_free_of_the_order_may_start_at_the_end() -> None:
-    update, commit = Kind.UPDATE, Kind.COMMIT
-    ticks = [
-        Tick(0, (2,), (0,), (update,)),
-        Tick(1, (2,), (1,), (update,)),
-        Tick(2, (0, 1), (0, 0), (update, update)),
-        Tick(3, (0, 1), (1, 1), (update, update)),
-    ]
-    plan.explicit(ticks, 3, 2, ordered=False).verify()
+    ticks = [Tick(0, (2,), (0,)), Tick(1, (2,), (1,)), Tick(2, (0, 1), (0, 0)), Tick(3, (0, 1), (1, 1))]
+    ours = plan.explicit(ticks, 3, 2, ordered=False)
+    ours.verify()
+    assert ours.now(2).finished == (range(2, 3),) and ours.now(2).unfinished == (range(0, 2),)
     with pytest.raises(PlanError, match="noisier"):
         plan.explicit(ticks, 3, 2).verify()
-    ticks.append(Tick(4, (0, 1, 2), (2, 2, 2), (commit, commit, commit)))
-    with pytest.raises(PlanError, match="for nobody"):
-        plan.explicit(ticks, 3, 2, ordered=False).verify()
 
 
-def test_chunks_of_frames_fit_the_same_type() -> None:
+def test_blocks_of_a_list_move_together() -> None:
     """Two blocks of two frames, block lag 2 of 3 steps: both frames of a block share one level."""
-    update, commit = Kind.UPDATE, Kind.COMMIT
     ticks = [
-        Tick(0, (0, 1), (0, 0), (update,) * 2),
-        Tick(1, (0, 1), (1, 1), (update,) * 2),
-        Tick(2, (0, 1, 2, 3), (2, 2, 0, 0), (update,) * 4),
-        Tick(3, (0, 1, 2, 3), (3, 3, 1, 1), (commit, commit, update, update)),
-        Tick(4, (2, 3), (2, 2), (update,) * 2),
+        Tick(0, (0, 1), (0, 0)),
+        Tick(1, (0, 1), (1, 1)),
+        Tick(2, (0, 1, 2, 3), (2, 2, 0, 0)),
+        Tick(3, (2, 3), (1, 1)),
+        Tick(4, (2, 3), (2, 2)),
     ]
-    ours = plan.explicit(ticks, 4, 3)
+    blocks = [range(2), range(2, 4)]
+    ours = plan.explicit(ticks, 4, 3, blocks=blocks)
     ours.verify()
     np.testing.assert_array_equal(ours.levels()[2], [3, 3, 1, 1])
     assert ours.max_live == 4
+    np.testing.assert_array_equal(ours.levels(), plan.lag(4, 3, 2, block=2).levels())
+    ticks[1] = Tick(1, (0,), (1,))
+    with pytest.raises(PlanError, match="of its block"):
+        plan.explicit(ticks, 4, 3, blocks=blocks).verify()
+    with pytest.raises(PlanError, match="blocks"):
+        plan.explicit(ticks, 4, 3, blocks=[range(2), range(3, 4)])
+    with pytest.raises(PlanError, match="in part"):
+        plan.explicit(ticks[2:], 4, 3, prefix=1, blocks=blocks).verify()
 
 
 @dataclass(frozen=True)
@@ -429,9 +392,9 @@ def test_verify_compares_what_a_plan_says_with_what_it_does(about: str) -> None:
 
 def test_ragged_ticks_and_unknown_frames_are_refused_at_once() -> None:
     with pytest.raises(PlanError):
-        Tick(0, (0, 1), (0,), (Kind.UPDATE,))
+        Tick(0, (0, 1), (0,))
     with pytest.raises(PlanError):
-        plan.explicit([Tick(0, (3,), (0,), (Kind.UPDATE,))], num_frames=3, num_steps=1)
+        plan.explicit([Tick(0, (3,), (0,))], num_frames=3, num_steps=1)
 
 
 def test_summaries() -> None:
@@ -511,8 +474,8 @@ def test_steady_ticks_update_the_same_frames_and_start_none(
             first = made.tick(n)
             for m in range(n, min(until, last)):
                 tick = made.tick(m)
-                assert tick.updates == first.updates and made.newest(m) == made.newest(n)
-                assert all(made.level(f, m) == made.level(f, n) + m - n for f in tick.updates)
+                assert tick.frames == first.frames and made.newest(m) == made.newest(n)
+                assert all(made.level(f, m) == made.level(f, n) + m - n for f in tick.frames)
             if until < last:  # and it is not shorter than it must be
                 ended = made.tick(until)
-                assert ended.updates != first.updates or made.newest(until) != made.newest(n)
+                assert ended.frames != first.frames or made.newest(until) != made.newest(n)

@@ -13,7 +13,7 @@ from ardiff_engine import plan
 from ardiff_engine.diffusion import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.errors import MediaError, PlanError
-from ardiff_engine.plan import Kind, Tick, picture
+from ardiff_engine.plan import Tick, picture
 
 
 def opened(path: Path) -> np.ndarray:
@@ -23,7 +23,7 @@ def opened(path: Path) -> np.ndarray:
 
 
 def cell_centres(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Colours near the corner of each cell (the middle of a commit holds its mark), for small plans."""
+    """Colours near the corner of each cell, for small plans."""
     width, height = picture.CELL_SIZES[0][1], picture.CELL_SIZES[1][1]
     top, left = picture.MARGIN + 58 + picture.AXIS_HEIGHT, picture.MARGIN + picture.AXIS_WIDTH
     y = top + np.arange(rows) * height + 2
@@ -38,9 +38,7 @@ def test_every_cell_has_the_colour_of_what_happens_in_it(tmp_path: Path) -> None
     for tick in ours.ticks():
         for frame in range(6):
             level = ours.level(frame, tick.index)
-            if frame in tick.commits:
-                expected = picture.COMMIT
-            elif frame in tick.updates:
+            if frame in tick.frames:
                 expected = tuple(picture.ramp(np.array(1 - level / 8)))
             else:
                 expected = picture.FINISHED if level == 8 else picture.WAITING
@@ -76,7 +74,7 @@ def test_endless_plans_show_their_beginning(tmp_path: Path) -> None:
 
 
 def test_frames_that_pause_are_shown(tmp_path: Path) -> None:
-    ticks = [Tick(0, (0,), (0,), (Kind.UPDATE,)), Tick(1, (1,), (0,), (Kind.UPDATE,))]
+    ticks = [Tick(0, (0,), (0,)), Tick(1, (1,), (0,))]
     plan.explicit(ticks, 2, 2).plot(tmp_path / "plan.png")
     assert tuple(cell_centres(opened(tmp_path / "plan.png"), 2, 2)[1, 0]) == picture.PAUSED
 
@@ -91,7 +89,7 @@ def test_the_ramp_grows_lighter_and_its_colours_stay_apart_from_the_others() -> 
     shades = picture.ramp(np.linspace(1, 0, 51)).astype(float)
     luma = shades @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(luma) > 0).all()
-    others = (picture.WAITING, picture.FINISHED, picture.PAUSED, picture.COMMIT, picture.PAPER)
+    others = (picture.WAITING, picture.FINISHED, picture.PAUSED, picture.PAPER)
     for i, one in enumerate(others):
         assert np.linalg.norm(shades - np.array(one), axis=1).min() > 60
         for other in others[i + 1 :]:

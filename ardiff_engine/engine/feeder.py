@@ -14,7 +14,7 @@ from itertools import compress
 
 from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.memory.policy import MemoryPolicy
-from ardiff_engine.plan import Kind, Plan
+from ardiff_engine.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,11 +100,7 @@ class Feeder:
 
     def _planned(self) -> Feed:
         tick, newest = self.plan.tick(self.tick), self.plan.newest(self.tick)
-        updates = {
-            f: k
-            for f, k, kind in zip(tick.frames, tick.levels, tick.kinds, strict=True)
-            if kind is Kind.UPDATE
-        }
+        updates = dict(zip(tick.frames, tick.levels, strict=True))
         origin = self._origin(newest)
         if not self._cacheable:
             return self._everything(updates, newest, origin)
@@ -168,6 +164,14 @@ class Feeder:
         else:
             needed = range(self._policy.first_held(frame, frame), frame)
         return [f for f in needed if self._remembered(f) and self.levels.get(f) != self.plan.num_steps]
+
+    def never_stored(self, prefix: int) -> bool:
+        """Whether K/V of frames before the last block of `prefix` are still those of their last step.
+
+        That is so where they finished together with it; what they see may have been given back by now.
+        """
+        seen = range(self._policy.first_held(prefix, prefix), self.plan.block(prefix - 1).start)
+        return self._cacheable and any(f not in self._committed for f in seen if self._remembered(f))
 
     def restart(self, plan: Plan, *, from_scratch: bool) -> None:
         """Go on with another plan, whose given frames are the finished ones.

@@ -59,7 +59,7 @@ class TickRecord:
 
 def stream_tick(stream: Stream, feed: Feed | None) -> StreamTick:
     """What a tick did for `stream`; feed: None if it was not part of it. Keeps no reference to either."""
-    label = f"(seed {stream.request.seed}, lag {stream.request.lag})"
+    label = f"(seed {stream.request.seed}, {stream.feeder.plan.rule})"
     if feed is None:
         return StreamTick(stream.number, label, 0, 0, 0, 0, stream.pages.held)
     frames = feed.roster.frames

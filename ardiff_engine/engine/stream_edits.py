@@ -17,7 +17,6 @@ from ardiff_engine.engine.admission import page_need
 from ardiff_engine.engine.stream_latents import StreamLatents
 from ardiff_engine.errors import ConfigError, PlanError, StreamClosedError, explain
 from ardiff_engine.plan import Plan
-from ardiff_engine.plan import lag as lag_plan
 
 if TYPE_CHECKING:
     from ardiff_engine.engine.stream import Stream
@@ -128,7 +127,10 @@ def rollback(stream: Stream, frame: int) -> None:
                 fix="Go back less far, or submit a new request with the frames as prefix.",
             )
         )
-    new = lag_plan(stream.num_frames, plan.num_steps, stream.request.lag, prefix=frame)
+    new = plan.continued(frame)
+    if stream.then is not None:
+        # What waits for its turn goes on from here as well.
+        new = stream.then.continued(frame)
     _make_room(stream, new)
     _go_on(stream, new, from_scratch=bool(missing))
     stream.then = None
@@ -147,29 +149,24 @@ def extend(stream: Stream, frames: int) -> None:
                 fix="Endless streams need no extension.",
             )
         )
-    plan, lag = stream.feeder.plan, stream.request.lag
-    joins = stream.then is None and lag > 0
-    if joins and plan.num_frames is not None:
-        # The tick in which the first added frame would start must not have passed.
-        joins = stream.feeder.tick <= (plan.num_frames - plan.prefix) * lag
-    if joins:
-        new = lag_plan(total + frames, plan.num_steps, lag, prefix=plan.prefix)
-        _make_room(stream, new)
-        stream.feeder.plan = new
-        return
-    prefix = plan.num_frames if stream.then is None else stream.then.prefix
-    assert prefix is not None, "a finite stream has finite plans"
-    new = lag_plan(total + frames, plan.num_steps, lag, prefix=prefix)
-    _make_room(stream, new)
-    stream.then = new
+    plan, done = stream.feeder.plan, stream.feeder.tick
+    longer = (plan if stream.then is None else stream.then).extended(frames)
+    if stream.then is None:
+        if _same_until(plan, longer, done):
+            _make_room(stream, longer)
+            stream.feeder.plan = longer
+            return
+        longer = longer.continued(total)
+    _make_room(stream, longer)
+    stream.then = longer
 
 
 def start_extension(stream: Stream) -> None:
     """The plan is done and an extension waits: its frames continue the finished ones."""
     assert stream.then is not None
     new, stream.then = stream.then, None
-    # With lag 0 no frame has been committed: all of them finished together.
-    _go_on(stream, new, from_scratch=stream.request.lag == 0)
+    # Frames that finished together with the last one have never been stored.
+    _go_on(stream, new, from_scratch=stream.feeder.never_stored(new.prefix))
 
 
 def suspend(stream: Stream) -> None:
@@ -203,6 +200,12 @@ def resume(stream: Stream) -> None:
     stream.state = "running"
     engine.register.queue_up(stream)
     engine.changes.notify()
+
+
+def _same_until(plan: Plan, longer: Plan, n: int) -> bool:
+    """Whether a longer plan has moved the same frames in the first n ticks; in the first one at least."""
+    last = max(n - 1, 0)
+    return longer.newest(last) == plan.newest(last) and longer.tick(last) == plan.tick(last)
 
 
 def _go_on(stream: Stream, plan: Plan, *, from_scratch: bool) -> None:

@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans: which cells of a stream are fed, tick by tick."""
+"""Plans: which frames of a stream move, tick by tick; and the rules that make them."""
 
+from ardiff_engine.plan.blocks import BlocksPlan
 from ardiff_engine.plan.checks import verify
 from ardiff_engine.plan.explicit import ExplicitPlan, explicit
 from ardiff_engine.plan.lag import LagPlan, autoregressive, lag, synchronous
+from ardiff_engine.plan.now import Frames, Now
 from ardiff_engine.plan.plan import Plan
-from ardiff_engine.plan.tick import Kind, Tick
+from ardiff_engine.plan.rules import Rule, blocks, pyramid, rolling, sets, stage_major, staged
+from ardiff_engine.plan.tick import Tick
 
 __all__ = [
+    "BlocksPlan",
     "ExplicitPlan",
-    "Kind",
+    "Frames",
     "LagPlan",
+    "Now",
     "Plan",
+    "Rule",
     "Tick",
     "autoregressive",
+    "blocks",
     "explicit",
     "lag",
+    "pyramid",
+    "rolling",
+    "sets",
+    "stage_major",
+    "staged",
     "synchronous",
     "verify",
 ]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a plan: frames across, ticks down, one cell per (tick, frame).
 
-Strong colours are cells that are fed and updated: dark for noise, light for nearly clean. Commits are orange.
-Pale cells are not fed: grey for frames that wait, green for finished ones, violet for frames that pause.
+Strong colours are cells that move: dark for noise, light for nearly clean. Pale cells do not: grey for frames
+that wait, green for finished ones, violet for frames that pause.
 Long plans get smaller cells; beyond 2 pixels per cell the whole grid is scaled down.
 """
 
@@ -32,7 +32,6 @@ PAPER: Colour = (255, 255, 255)
 WAITING: Colour = (237, 237, 241)
 FINISHED: Colour = (222, 240, 226)
 PAUSED: Colour = (224, 212, 240)
-COMMIT: Colour = (240, 98, 20)
 
 GRID_CAP = (1100, 1400)
 CELL_SIZES = ((2, 36), (2, 14))
@@ -59,11 +58,11 @@ def draw(
             explain("nothing to draw", got="0 ticks", expected="1 or more", fix="Draw a plan that has ticks.")
         )
     noise, top = _noise_left(plan, solver, num_ticks)
-    updates, commits = plan.updates(num_ticks), plan.commits(num_ticks)
-    colours = _paint(plan, noise, updates, commits)
-    grid = _enlarge(colours, commits)
+    updates = plan.updates(num_ticks)
+    colours = _paint(plan, noise, updates)
+    grid = _enlarge(colours)
     left, above = MARGIN + AXIS_WIDTH, MARGIN + 58 + AXIS_HEIGHT
-    lines = (_heading(plan, num_ticks), _counts(updates, commits))
+    lines = (_heading(plan, num_ticks), _counts(updates))
     width = max(left + grid.width + 32 + LEGEND_WIDTH, 2 * MARGIN + max(map(_text_width, lines, (22, 15))))
     page = Image.new("RGB", (width, max(above + grid.height, above + 430) + MARGIN), PAPER)
     page.paste(grid, (left, above))
@@ -130,27 +129,27 @@ def _noise_left(
         top = max(solver.waiting_timestep, 1.0)
         return plan.timesteps(solver, num_ticks) / top, top
     before = plan.levels(num_ticks) - plan.updates(num_ticks)
-    return 1 - before / plan.num_steps, float(plan.num_steps)
+    return 1 - before / _steps(plan, before.shape[1]), float(plan.num_steps)
+
+
+def _steps(plan: Plan, frames: int) -> npt.NDArray[np.int64]:
+    return np.array([plan.steps(frame) for frame in range(frames)], np.int64)
 
 
 def _paint(
-    plan: Plan,
-    noise: npt.NDArray[np.float64],
-    updates: npt.NDArray[np.bool_],
-    commits: npt.NDArray[np.bool_],
+    plan: Plan, noise: npt.NDArray[np.float64], updates: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.uint8]:
     levels = plan.levels(len(updates))
     colours = np.empty((*updates.shape, 3), dtype=np.uint8)
     colours[:] = PAUSED
     colours[levels == 0] = WAITING
-    colours[levels == plan.num_steps] = FINISHED
+    colours[levels == _steps(plan, levels.shape[1])] = FINISHED
     colours[updates] = ramp(noise)[updates]
-    colours[commits] = COMMIT
     return colours
 
 
-def _enlarge(colours: npt.NDArray[np.uint8], commits: npt.NDArray[np.bool_]) -> Image.Image:
-    rows, columns = commits.shape
+def _enlarge(colours: npt.NDArray[np.uint8]) -> Image.Image:
+    rows, columns = colours.shape[:2]
     width, height = (
         min(max(cap // max(count, 1), low), high)
         for cap, count, (low, high) in zip(GRID_CAP, (columns, rows), CELL_SIZES, strict=True)
@@ -161,19 +160,7 @@ def _enlarge(colours: npt.NDArray[np.uint8], commits: npt.NDArray[np.bool_]) -> 
     if height >= 5:
         pixels[height - 1 :: height] = PAPER
     grid = Image.fromarray(pixels)
-    if min(width, height) >= 8:
-        _mark_commits(ImageDraw.Draw(grid), commits, width, height)
     return grid.resize((min(grid.width, GRID_CAP[0]), min(grid.height, GRID_CAP[1])), Image.Resampling.BOX)
-
-
-def _mark_commits(pen: ImageDraw.ImageDraw, commits: npt.NDArray[np.bool_], width: int, height: int) -> None:
-    radius = (height - 4) // 2
-    for row, column in np.argwhere(commits):
-        _diamond(pen, column * width + (width - 1) // 2, row * height + (height - 1) // 2, radius)
-
-
-def _diamond(pen: ImageDraw.ImageDraw, x: int, y: int, radius: int) -> None:
-    pen.polygon([(x - radius, y), (x, y - radius), (x + radius, y), (x, y + radius)], fill=PAPER)
 
 
 def _axes(
@@ -209,14 +196,11 @@ def _legend(
     pen.text((x + 84, y + BAR_HEIGHT - 1), "clean", FAINT, _font(13), anchor="lm")
     y += BAR_HEIGHT + 24
     middle = tuple(ramp(np.array(0.45)).tolist())
-    entries = [("update", middle), ("commit", COMMIT)]
-    entries += [("waiting, not fed", WAITING), ("finished, not fed", FINISHED)]
+    entries = [("moves", middle), ("waits", WAITING), ("finished", FINISHED)]
     if shows_pause:
-        entries.append(("pausing, not fed", PAUSED))
+        entries.append(("pauses", PAUSED))
     for name, colour in entries:
         pen.rectangle([x, y, x + 25, y + 15], fill=colour)
-        if colour == COMMIT:
-            _diamond(pen, x + 12, y + 7, 4)
         pen.text((x + 35, y + 8), name, INK, _font(14), anchor="lm")
         y += 26
 
@@ -227,13 +211,9 @@ def _heading(plan: Plan, num_ticks: int | None) -> str:
     return f"{plan.summary} \N{MIDDLE DOT} {cut}{ticks} ticks"
 
 
-def _counts(updates: npt.NDArray[np.bool_], commits: npt.NDArray[np.bool_]) -> str:
-    advanced, stored = int(updates.sum()), int(commits.sum())
-    share = (advanced + stored) / max(updates.size, 1)
-    return (
-        f"{advanced + stored} cells fed ({advanced} updates + {stored} commits), "
-        f"{share:.0%} of all frames in all ticks"
-    )
+def _counts(updates: npt.NDArray[np.bool_]) -> str:
+    moved = int(updates.sum())
+    return f"{moved} cells move, {moved / max(updates.size, 1):.0%} of all frames in all ticks"
 
 
 def _stride(cell: float, room: int) -> int:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plan: which cells a stream feeds, tick by tick. The base of every rule."""
+"""Plan: which frames of a stream move, tick by tick. The base of every rule."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ardiff_engine.errors import PlanError, explain
-from ardiff_engine.plan.sizes import check_window_size
+from ardiff_engine.plan.now import Now, frames_of
+from ardiff_engine.plan.sizes import check_frame, check_window_size
 from ardiff_engine.plan.tick import Tick
 
 if TYPE_CHECKING:
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 class Plan(ABC):
     """The ticks of one stream. A rule says what `tick(n)` is and where each frame stands; the rest follows.
 
-    A frame at level k has finished k of `num_steps` (S) solver steps: 0 is noise, S is finished. Frames are
-    numbered over the whole video; the first `prefix` of them are given: finished before tick 0.
+    A frame at level k has finished k of the steps of its track: 0 is noise, `steps(frame)` is finished. The
+    frames of a block share a level. Frames are numbered over the whole video; the first `prefix` of them are
+    given: finished before tick 0.
 
     Attributes:
         num_frames: frames of the video, prefix included; None for an endless one.
-        num_steps: S.
+        num_steps: steps of the longest track.
         prefix: number of given frames.
         ordered: whether the rule promises that no frame is ever noisier than a later one.
     """
@@ -48,7 +50,7 @@ class Plan(ABC):
     @property
     @abstractmethod
     def max_live(self) -> int:
-        """The most frames that are started and unfinished at the same time."""
+        """The most frames that are in flight at the same time, with those between them that are not."""
 
     @abstractmethod
     def tick(self, n: int) -> Tick:
@@ -65,6 +67,35 @@ class Plan(ABC):
     @abstractmethod
     def oldest_unfinished(self, n: int) -> int:
         """The lowest frame that is not finished before tick n; num_frames when all are."""
+
+    def block(self, frame: int) -> range:
+        """The frames that share a level with this one and see each other."""
+        frame = check_frame(frame, self.num_frames)
+        return range(frame, frame + 1)
+
+    def track(self, frame: int) -> int:
+        """Which list of steps the frame follows."""
+        return 0
+
+    def steps(self, frame: int) -> int:
+        """Steps of the frame's track."""
+        return self.num_steps
+
+    def now(self, n: int) -> Now:
+        """Where the frames stand before tick n; those that it starts have started."""
+        newest = self.newest(n)
+        finished = [f for f in range(newest + 1) if self.level(f, n) == self.steps(f)]
+        starting = self.tick(n).frames if self.num_ticks is None or n < self.num_ticks else ()
+        started = {f for f in range(newest + 1) if self.level(f, n) > 0} | set(starting) | set(finished)
+        return Now(frames_of(started), frames_of(started - set(finished)), frames_of(finished))
+
+    def continued(self, prefix: int) -> Plan:
+        """The plan that goes on after the first `prefix` frames as if they were given."""
+        raise PlanError(f"a plan that is {self.rule} cannot go on from frame {prefix}: submit a new request")
+
+    def extended(self, frames: int) -> Plan:
+        """The plan of a video that is that many frames longer."""
+        raise PlanError(f"a plan that is {self.rule} cannot be made longer: submit a new request")
 
     def steady_until(self, n: int) -> int:
         """A tick m > n such that ticks n .. m − 1 update the same frames, and none of them starts another.
@@ -92,40 +123,41 @@ class Plan(ABC):
 
     def updates(self, num_ticks: int | None = None) -> npt.NDArray[np.bool_]:
         """bool [ticks, frames]: which frames the solver advances in each tick."""
-        return self._marks(num_ticks, commits=False)
+        rows, columns = self.shape(num_ticks)
+        marks = np.zeros((rows, columns), dtype=np.bool_)
+        for n in range(rows):
+            marks[n, list(self.tick(n).frames)] = True
+        return marks
 
-    def commits(self, num_ticks: int | None = None) -> npt.NDArray[np.bool_]:
-        """bool [ticks, frames]: which finished frames are fed so that their keys and values are stored."""
-        return self._marks(num_ticks, commits=True)
-
-    def timesteps(self, solver: Solver, num_ticks: int | None = None) -> npt.NDArray[np.float64]:
+    def timesteps(
+        self, solver: Solver | Sequence[Solver], num_ticks: int | None = None
+    ) -> npt.NDArray[np.float64]:
         """float64 [ticks, frames]: the timestep at which each frame stands during each tick, fed or not.
 
-        Frames that have not started are at `solver.waiting_timestep`, finished ones at CLEAN.
+        solver: of all frames, or of each track. Frames that have not started are at its `waiting_timestep`,
+        finished ones at CLEAN.
         """
-        if solver.num_steps != self.num_steps:
-            raise PlanError(
-                explain(
-                    "plan and solver disagree about the number of steps",
-                    got=f"{solver.num_steps} in the solver",
-                    expected=f"{self.num_steps}, as in the plan",
-                    fix="Build both with the same number.",
-                )
-            )
+        tracks = solver if isinstance(solver, Sequence) else [solver]
         updates = self.updates(num_ticks)
         before = self.levels(num_ticks) - updates
-        waiting = (before == 0) & ~updates
-        return np.where(waiting, solver.waiting_timestep, solver.timesteps.numpy()[before])
+        timesteps = np.empty(before.shape)
+        for frame in range(before.shape[1]):
+            track = self.track(frame)
+            if track >= len(tracks) or tracks[track].num_steps != self.steps(frame):
+                raise PlanError(
+                    f"frame {frame} takes {self.steps(frame)} steps on track {track}, and the solvers take "
+                    f"{[own.num_steps for own in tracks]}: build plan and solvers with the same numbers"
+                )
+            own = tracks[track]
+            waiting = (before[:, frame] == 0) & ~updates[:, frame]
+            known = own.timesteps.numpy()[before[:, frame]]
+            timesteps[:, frame] = np.where(waiting, own.waiting_timestep, known)
+        return timesteps
 
     @property
     def num_updates(self) -> int:
         """Cells that the solver advances over the whole plan. PlanError for an endless plan."""
-        return sum(len(self.tick(n).updates) for n in range(self.shape(None)[0]))
-
-    @property
-    def num_commits(self) -> int:
-        """Cells that are fed for their keys and values alone. PlanError for an endless plan."""
-        return sum(len(self.tick(n).commits) for n in range(self.shape(None)[0]))
+        return sum(len(self.tick(n)) for n in range(self.shape(None)[0]))
 
     @property
     def rule(self) -> str:
@@ -181,14 +213,6 @@ class Plan(ABC):
         from ardiff_engine.plan.picture import draw
 
         draw(self, path, solver=solver, num_ticks=num_ticks)
-
-    def _marks(self, num_ticks: int | None, commits: bool) -> npt.NDArray[np.bool_]:
-        rows, columns = self.shape(num_ticks)
-        marks = np.zeros((rows, columns), dtype=np.bool_)
-        for n in range(rows):
-            tick = self.tick(n)
-            marks[n, list(tick.commits if commits else tick.updates)] = True
-        return marks
 
     def shape(self, num_ticks: int | None = None) -> tuple[int, int]:
         """(ticks, frames) of the plan, or of its first `num_ticks` ticks; PlanError when there are fewer.

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules: what makes the plan of a request, once its length and its steps are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from ardiff_engine.plan.blocks import BlocksRule
+from ardiff_engine.plan.cut import Cut
+from ardiff_engine.plan.lag import LagRule, WindowRule
+from ardiff_engine.plan.plan import Plan
+from ardiff_engine.plan.pyramid import PyramidRule
+from ardiff_engine.plan.sets import SetsRule
+from ardiff_engine.plan.stage_major import StageMajorRule
+
+
+@runtime_checkable
+class Rule(Protocol):
+    def plan(self, num_frames: int | None, steps: tuple[int, ...], prefix: int = 0) -> Plan:
+        """The plan of a video; PlanError if the rule cannot make it.
+
+        num_frames: prefix included; None: endless. steps: of each track. prefix: frames that are given.
+        """
+
+
+def blocks(size: int, first: int | None = None, lag: int | None = None) -> Rule:
+    """Blocks of `size` frames (the first of `first`), one after the other, or `lag` ticks apart.
+
+    One after the other, block b follows track min(b, last), so that tracks may differ in their steps.
+    """
+    cut = Cut(size, first or 0)
+    return BlocksRule(cut) if lag is None else LagRule(lag, cut)
+
+
+def rolling(levels: int, block: int = 1, first: int | None = None) -> Rule:
+    """Rolling Forcing: a window of `levels` blocks that stand at successive levels, filled and drained one
+    block at a time. That they see each other is said by the memory (`joint=True`)."""
+    return WindowRule(levels, Cut(block, first or 0))
+
+
+def staged(window: int, block: int = 1, first: int | None = None) -> Rule:
+    """MAGI-1: `window` blocks in flight, each S / window steps behind the one before."""
+    return WindowRule(window, Cut(block, first or 0))
+
+
+def stage_major(block: int = 1, first: int | None = None, pipelined: bool = False) -> Rule:
+    """HiAR: all blocks take a step before any takes the next; pipelined: one diagonal of them per tick."""
+    cut = Cut(block, first or 0)
+    return LagRule(1, cut) if pipelined else StageMajorRule(cut)
+
+
+def sets(groups: Iterable[Iterable[int]]) -> Rule:
+    """MMPL: groups of frames, one after the other, in any order; each frame of the video in one of them."""
+    return SetsRule(tuple(tuple(group) for group in groups))
+
+
+def pyramid(uncertainty: float, block: int = 1, first: int | None = None) -> Rule:
+    """Diffusion Forcing: block g starts ⌊g·uncertainty⌋ ticks after the first one; a real number >= 0."""
+    return PyramidRule(uncertainty, Cut(block, first or 0))
