@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ardiff` command: a thin layer of names over the Python functions.
-
-Exit codes: 0 done, 2 a mistake in what was asked (one line says which), 130 stopped by Ctrl-C.
-"""
+"""The `ardiff` command: a thin layer of names over the Python functions."""
 
 from __future__ import annotations
 
@@ -10,31 +7,19 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ardiff_engine import commands
+from ardiff_engine import command_end, commands
 
 DEFAULT_MODEL = "moving-digits"
-EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
-    from ardiff_engine.errors import ArdiffError
+    return command_end.run(build_parser(), arguments)
 
-    try:
-        return run(options)
-    except ArdiffError as error:
-        if options.debug:
-            raise
-        print(f"ardiff: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except KeyboardInterrupt:
-        if options.debug:
-            raise
-        print("ardiff: stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+
+def console() -> int:
+    """What the installed `ardiff` calls."""
+    return command_end.console(main)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -278,4 +263,4 @@ def _version() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from ardiff_engine import plan
+from ardiff_engine import command_end, plan
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.errors import ArdiffError, ConfigError, explain
+from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.media import check_target, contact_sheet, export_video
 from ardiff_engine.media.frames import Pixels
 from ardiff_engine.pipeline import Pipeline
@@ -142,21 +142,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same videos (default: %(default)s)"
     )
-    options = parser.parse_args(arguments)
-    try:
-        run(
-            options.out,
-            model=options.model,
-            frames=options.frames,
-            steps=options.steps,
-            lag=options.lag,
-            seed=options.seed,
-        )
-    except ArdiffError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=_run)
+    return command_end.run(parser, arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    run(
+        options.out,
+        model=options.model,
+        frames=options.frames,
+        steps=options.steps,
+        lag=options.lag,
+        seed=options.seed,
+    )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_end.console(main))

@@ -8,17 +8,17 @@ import argparse
 import sys
 from pathlib import Path
 
+from ardiff_engine import command_end
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.device import usable_device
-from ardiff_engine.errors import ArdiffError, CheckpointError
+from ardiff_engine.errors import CheckpointError
 from ardiff_engine.evaluation.digit_classifier import load_or_train
 from ardiff_engine.evaluation.report import evaluate
+from ardiff_engine.media.staging import check_parents
 from ardiff_engine.parsing import read_json
 from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.pipeline_files import ASSETS
 from ardiff_engine.settings import build
-
-EXIT_MISTAKE = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,26 +62,29 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="key of all noise (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        device = usable_device(options.device)
-        digits = trained_digits(options.model)
-        report = evaluate(
-            Pipeline.from_pretrained(options.model, device=device),
-            load_or_train(digits, options.classifier),
-            digits,
-            lags=options.lags,
-            clips=options.clips,
-            continuations=options.continuations,
-            frames=options.frames,
-            steps=options.steps,
-            guidance_scale=options.guidance,
-            seed=options.seed,
-        )
-        report.save(options.output)
-    except ArdiffError as error:
-        print(f"evaluation: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=_run)
+    return command_end.run(parser, arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    device = usable_device(options.device)
+    for name in ("evaluation.json", "evaluation.md"):
+        check_parents(options.output / name)
+    digits = trained_digits(options.model)
+    report = evaluate(
+        Pipeline.from_pretrained(options.model, device=device),
+        load_or_train(digits, options.classifier),
+        digits,
+        lags=options.lags,
+        clips=options.clips,
+        continuations=options.continuations,
+        frames=options.frames,
+        steps=options.steps,
+        guidance_scale=options.guidance,
+        seed=options.seed,
+    )
+    report.save(options.output)
     print(report.markdown())
     return 0
 
@@ -104,4 +107,4 @@ def trained_digits(model: str) -> MovingDigits:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_end.console(main))

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command ends: with its exit code, and after an error with one line that says what is wrong.
+
+0 done. 1 the work failed on its way: a full disk, no memory, a reader of the output that is gone, a fault of
+ours. 2 what was asked cannot be done. 130 stopped by SIGINT (Ctrl-C), 143 by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import contextlib
+import errno
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from ardiff_engine.errors import ArdiffError
+
+EXIT_FAILED = 1
+EXIT_MISTAKE = 2
+STOPPED = 128
+"""Plus the number of the signal."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What the system says where nothing was wrong with the request.
+NO_FAULT_OF_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+LONGEST = 2000
+OURS = "This is a fault of ardiff-engine. Please report it with what --debug shows for this command: "
+
+
+def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
+    """Parses the arguments, calls `options.run(options)` and returns the exit code.
+
+    The parser has the defaults `run` and `debug`; with `debug` an error shows its traceback. Both signals
+    raise KeyboardInterrupt in the command, so that files are closed and removed as by Ctrl-C. As argparse
+    does, `--help` and unknown arguments end in SystemExit.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = False
+    with _stopped_by_signals() as received:
+        try:
+            options = parser.parse_args(arguments)
+            debug = options.debug
+            code: int = options.run(options)
+            sys.stdout.flush()
+            # A command for which Ctrl-C is the normal end has returned; to SIGTERM the answer is 143.
+            return STOPPED + signal.SIGTERM if signal.SIGTERM in received else code
+        except SystemExit:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            raise
+        except BaseException as error:
+            # Libraries turn an interrupt into errors of their own, such as a damaged file.
+            if not received and isinstance(error, KeyboardInterrupt):
+                received.append(signal.SIGINT)
+            code, text = (STOPPED + received[-1], _stopped(error)) if received else explained(error)
+            if text.endswith(OURS):
+                text += shlex.join([parser.prog, *arguments])
+            _tell(parser.prog, text, error if debug else None)
+            return code
+
+
+def console(main: Callable[[], int]) -> int:
+    """`main` as the only thing that this process does. Signals that come after it has ended are too late."""
+    for descriptor in (0, 1, 2):
+        # A file that is opened where one of these should be would get what is meant for the terminal.
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal's encoding has not.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return main()
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Python would try again, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def explained(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of an error."""
+    cause = error.__cause__
+    if isinstance(error, ArdiffError):
+        if type(error) is ArdiffError and cause is not None:
+            return explained(cause)  # only a wrapper, see errors.wrapped
+        refused = isinstance(cause, OSError) and cause.errno in NO_FAULT_OF_THE_USER
+        return (EXIT_FAILED if refused or isinstance(cause, MemoryError) else EXIT_MISTAKE), str(error)
+    if isinstance(error, BrokenPipeError):
+        return EXIT_FAILED, ""
+    if isinstance(error, OSError):
+        name = "" if error.filename is None else f": {os.fsdecode(error.filename)!r}"
+        code = EXIT_FAILED if error.errno in NO_FAULT_OF_THE_USER or not name else EXIT_MISTAKE
+        return code, f"{error.strerror or error}{name}"
+    if isinstance(error, MemoryError) or _of_memory(error):
+        return EXIT_FAILED, f"not enough memory: {error or 'none left'}"
+    return EXIT_FAILED, f"{type(error).__name__}: {error}. {OURS}"
+
+
+def _of_memory(error: BaseException) -> bool:
+    """Whether PyTorch has found no memory; on the CPU it has no class for that."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+def _stopped(error: BaseException) -> str:
+    """What the command said itself, or the plain fact."""
+    return str(error) if isinstance(error, KeyboardInterrupt) and error.args else "stopped"
+
+
+def _tell(program: str, text: str, shown: BaseException | None) -> None:
+    line = "; ".join(text.split("\n"))
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    if len(line) > LONGEST:
+        line = line[: LONGEST // 2] + " ... " + line[-LONGEST // 2 :]
+    with contextlib.suppress(OSError):
+        if shown is not None:
+            traceback.print_exception(shown)
+        if line:
+            print(f"{program}: {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
+    """Inside, both signals raise KeyboardInterrupt; the list tells which came."""
+    received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    def unraisable(found: sys.UnraisableHookArgs) -> None:
+        # An interrupt that came in a finalizer is lost there, so it comes once more.
+        if issubclass(found.exc_type, KeyboardInterrupt) and received:
+            _thread.interrupt_main(received[-1])
+        else:
+            hook(found)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    # Where a shell has it ignored (nohup, background jobs) it stays so.
+    before = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
