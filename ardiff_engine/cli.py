@@ -115,7 +115,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser, default: str, kinds: str) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--out", default=default, metavar="PATH", help=f"{kinds} (default: %(default)s)")
-    group.add_argument("--fps", type=float, default=8.0, help="frames per second (default: %(default)s)")
+    group.add_argument(
+        "--fps", type=float, metavar="N", help="frames per second (default: those of --video, or 8)"
+    )
     group.add_argument(
         "--scale", type=int, default=1, metavar="N", help="draw each pixel as N x N (default: %(default)s)"
     )
@@ -142,6 +144,13 @@ def _add_generate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
         help="frames of the result, those of --video included (default: %(default)s)",
     )
     _add_sampling(parser)
+    parser.add_argument(
+        "--given",
+        choices=["pixels", "decoded"],
+        default="pixels",
+        help="how the frames of --video appear in the result: as they are, or as the autoencoder gives them "
+        "back, so that no seam shows where the new ones begin (default: %(default)s)",
+    )
     _add_output(parser, "video.mp4", "a file ending in .mp4, .webp or .gif, or a folder for .png files")
     parser.add_argument(
         "--plan-picture",

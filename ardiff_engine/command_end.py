@@ -7,7 +7,6 @@ ours. 2 what was asked cannot be done. 130 stopped by SIGINT (Ctrl-C), 143 by SI
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import contextlib
 import errno
@@ -134,6 +133,7 @@ def _tell(program: str, text: str, shown: BaseException | None) -> None:
 def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
     """Inside, both signals raise KeyboardInterrupt; the list tells which came."""
     received: list[signal.Signals] = []
+    ended = False
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
@@ -142,10 +142,14 @@ def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
         received.append(signal.Signals(number))
         raise KeyboardInterrupt
 
+    def again() -> None:
+        if not ended:
+            os.kill(os.getpid(), received[-1])
+
     def unraisable(found: sys.UnraisableHookArgs) -> None:
-        # An interrupt that came in a finalizer is lost there, so it comes once more.
+        # An interrupt that came in a finalizer is lost there, so it comes once more, after the finalizer.
         if issubclass(found.exc_type, KeyboardInterrupt) and received:
-            _thread.interrupt_main(received[-1])
+            threading.Timer(0.01, again).start()
         else:
             hook(found)
 
@@ -157,6 +161,7 @@ def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
     try:
         yield received
     finally:
+        ended = True
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ardiff_engine.media.frames import Pixels
+    from ardiff_engine.media import Clip
     from ardiff_engine.pipeline import Pipeline
 
 
 def generate(options: argparse.Namespace) -> int:
-    from ardiff_engine.media import check_target, export_video
+    from ardiff_engine.media import export_video
 
-    check_target(options.out, options.fps, scale=options.scale)
+    _check_out(options)
     if options.plan_picture:
         _check_picture(options.plan_picture)
     pipe = _pipeline(options)
-    video = _given_video(options)
+    clip = _given_clip(options, pipe)
+    fps = _check_out(options, pipe, clip)
     if options.plan_picture:
-        _draw_plan(options, pipe, 0 if video is None else len(video))
+        _draw_plan(options, pipe, 0 if clip is None else len(clip.frames))
     started = time.perf_counter()
     output = pipe(
         num_frames=options.frames,
@@ -35,11 +36,12 @@ def generate(options: argparse.Namespace) -> int:
         guidance_scale=options.guidance,
         class_id=options.class_id,
         seed=options.seed,
-        video=video,
+        video=clip,
+        given=options.given,
         progress=not options.quiet,
     )
     seconds = time.perf_counter() - started
-    target = export_video(output.frames[0], options.out, options.fps, scale=options.scale)
+    target = export_video(output.frames[0], options.out, fps, scale=options.scale)
     if not options.quiet:
         print(f"{target}: {options.frames} frames in {seconds:.1f} s, seed {output.seed}")
         if options.plan_picture:
@@ -50,12 +52,13 @@ def generate(options: argparse.Namespace) -> int:
 def stream(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ardiff_engine.media import check_target, open_writer
+    from ardiff_engine.media import open_writer
     from ardiff_engine.pipeline_inputs import chosen_seed
 
-    check_target(options.out, options.fps, scale=options.scale, growing=True)
+    _check_out(options, growing=True)
     pipe = _pipeline(options)
-    video = _given_video(options)
+    clip = _given_clip(options, pipe)
+    fps = _check_out(options, pipe, clip, growing=True)
     seed = chosen_seed(options.seed)
     frames = pipe.stream(
         num_frames=options.frames,
@@ -64,10 +67,10 @@ def stream(options: argparse.Namespace) -> int:
         guidance_scale=options.guidance,
         class_id=options.class_id,
         seed=seed,
-        video=video,
+        video=clip,
     )
-    total = None if options.frames is None else options.frames - (0 if video is None else len(video))
-    with open_writer(options.out, options.fps, scale=options.scale) as writer:
+    total = None if options.frames is None else options.frames - (0 if clip is None else len(clip.frames))
+    with open_writer(options.out, fps, scale=options.scale) as writer:
         try:
             for frame in tqdm(frames, total=total, unit="frame", desc="streaming", disable=options.quiet):
                 writer.write(frame.image)
@@ -184,6 +187,29 @@ def _pipeline(options: argparse.Namespace) -> Pipeline:
     return Pipeline.from_pretrained(options.model, device=options.device)
 
 
+def _check_out(
+    options: argparse.Namespace,
+    pipe: Pipeline | None = None,
+    clip: Clip | None = None,
+    *,
+    growing: bool = False,
+) -> float:
+    """Refuses an output that could not be written after the work; without `pipe` what can be seen before it
+    is loaded. Returns the frame rate: the one asked for, or that of the given clip."""
+    from ardiff_engine.media import check_target
+    from ardiff_engine.media.export import check_size
+    from ardiff_engine.pipeline_output import DEFAULT_FPS
+
+    fps = options.fps
+    if fps is None:
+        fps = DEFAULT_FPS if clip is None or clip.fps is None else clip.fps
+    target = check_target(options.out, fps, scale=options.scale, growing=growing)
+    if pipe is not None:
+        size = pipe.vae.config.image_size
+        check_size(target, options.frames or 1, size, size, scale=options.scale)
+    return float(fps)
+
+
 def _check_picture(path: str) -> None:
     from ardiff_engine.media.staging import check_parents
     from ardiff_engine.plan.picture import check_picture
@@ -200,19 +226,14 @@ def _draw_plan(options: argparse.Namespace, pipe: Pipeline, given: int) -> None:
     rule.plot(options.plan_picture, solver=solver)
 
 
-def _given_video(options: argparse.Namespace) -> Pixels | None:
-    from ardiff_engine.errors import ConfigError, explain
-    from ardiff_engine.media import read_video
+def _given_clip(options: argparse.Namespace, pipe: Pipeline) -> Clip | None:
+    from ardiff_engine.errors import ConfigError
+    from ardiff_engine.media import read_clip
 
     if options.video is None:
         if options.video_frames is not None:
             raise ConfigError(
-                explain(
-                    "--video-frames",
-                    got="no --video",
-                    expected="a video to continue",
-                    fix="Add --video PATH.",
-                )
+                "--video-frames: got no --video, expected a video to continue. Add --video PATH."
             )
         return None
-    return read_video(options.video, options.video_frames)
+    return read_clip(options.video, options.video_frames, size=pipe.vae.config.image_size)

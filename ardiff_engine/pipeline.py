@@ -16,6 +16,7 @@ from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
+from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup, to_tokens
 from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
@@ -28,10 +29,18 @@ from ardiff_engine.pipeline_inputs import (
     chosen_seed,
     class_per_video,
     device_and_dtype,
-    read_clip,
+    given_clip,
     starting_noise,
 )
-from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput, in_form
+from ardiff_engine.pipeline_output import (
+    DEFAULT_FPS,
+    Given,
+    OutputType,
+    StepInfo,
+    VideoFrame,
+    VideoOutput,
+    in_form,
+)
 from ardiff_engine.weights.scheduler_file import read_schedule
 
 
@@ -131,7 +140,7 @@ class Pipeline:
 
     def encode(self, video: Video) -> torch.Tensor:
         """A video, as a call takes it -> clean float32 latents [T, tokens, channels]: a `Request.prefix`."""
-        return self._encode(read_clip(video, self.vae.config.image_size))
+        return self._encode(given_clip(video, self.vae.config.image_size).frames)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Clean latents [T, tokens, channels] of a video from its first frame on, as `Stream.result` gives
@@ -174,8 +183,9 @@ class Pipeline:
             first_video: the videos of a seed are numbered, and this call makes those from `first_video` on.
                 Video k of a batch comes out again alone with `seed=out.seed, first_video=k`.
             class_id: one for all videos, or one per video; None: no class, or the model's only context.
-            video: what all videos continue: a path, uint8 or floating (0 to 1) frames [T, H, W, 3], or a list
-                of PIL pictures. The shorter side is resized to the model's, the longer one cropped.
+            video: what all videos continue: a path, uint8 or floating (0 to 1) frames [T, H, W, 3], a list
+                of PIL pictures, or `media.read_clip(path, max_frames)`, which knows the frame rate. The
+                shorter side is resized to the model's, the longer one cropped.
             given: "pixels" shows the given frames as they are; "decoded" shows them as the autoencoder gives
                 them back, so that no seam is seen where the generated ones begin.
             latents: starting noise [num_videos, num_frames - given frames, tokens, channels].
@@ -198,10 +208,10 @@ class Pipeline:
         check_choice("output_type", output_type, OutputType)
         check_choice("given", given, Given)
         seed = chosen_seed(seed)
-        clip = None if video is None else read_clip(video, self.vae.config.image_size)
-        prefix = None if clip is None else self._encode(clip)
+        clip = None if video is None else given_clip(video, self.vae.config.image_size)
+        prefix = None if clip is None else self._encode(clip.frames)
         classes = class_per_video(class_id, num_videos)
-        fresh = num_frames - (0 if clip is None else len(clip))
+        fresh = num_frames - (0 if clip is None else len(clip.frames))
         starts = starting_noise(latents, generator, num_videos, fresh, self.transformer.spec)
 
         def on_step(index: int) -> Callable[[Stream], None]:
@@ -229,16 +239,17 @@ class Pipeline:
         ]
         engine = self._engine(requests, num_inference_steps, eta, memory)
         streams = [engine.submit(request) for request in requests]
-        shown = clip if prefix is None or given == "pixels" else self.decode(prefix)
         with tqdm(total=streams[0].feeder.plan.num_ticks, desc="passes", disable=not progress) as bar:
             videos = batch_pictures(engine, streams, self.vae, prefix)
-        if shown is not None:
+        if clip is not None and prefix is not None:
+            shown = torch.tensor(clip.frames) if given == "pixels" else self.decode(prefix)
             videos = [torch.cat([shown, video]) for video in videos]
         return VideoOutput(
             frames=in_form(torch.stack(videos), output_type),
             latents=torch.stack([stream.result() for stream in streams]).cpu(),
             seed=seed,
             first_video=first_video,
+            fps=DEFAULT_FPS if clip is None or clip.fps is None else clip.fps,
             stats=engine.stats(),
             seconds=time.perf_counter() - started,
         )
@@ -294,8 +305,8 @@ class Pipeline:
         return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
 
     @torch.no_grad()
-    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+    def _encode(self, frames: Pixels) -> torch.Tensor:
         weight = next(self.vae.parameters())
-        images = to_images(frames, self.vae.config.image_size).to(weight.device, weight.dtype)
+        images = to_images(torch.tensor(frames), self.vae.config.image_size).to(weight.device, weight.dtype)
         tokens = self.transformer.config.tokens_per_frame
         return regroup(to_tokens(self.vae.encode(images[None]))[0], tokens).float()

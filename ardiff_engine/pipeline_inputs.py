@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ardiff_engine.engine.frame_decoder import to_images
 from ardiff_engine.errors import ConfigError, TensorError, explain
-from ardiff_engine.media import as_frames, read_video
+from ardiff_engine.media import Clip, as_frames, read_clip
+from ardiff_engine.media.square import square_pixels
 from ardiff_engine.models.spec import ModelSpec
 
-Video = torch.Tensor | np.ndarray | Sequence[Image.Image] | str | Path
+Video = torch.Tensor | np.ndarray | Sequence[Image.Image] | Clip | str | Path
 
 
 def check_counts(num_frames: object, num_videos: object, first_video: object) -> None:
@@ -86,13 +86,15 @@ def class_per_video(class_id: int | Sequence[int] | torch.Tensor | None, videos:
     return list(ids)
 
 
-def read_clip(video: Video, size: int) -> torch.Tensor:
-    """uint8 [frames, size, size, 3] on the CPU: shorter side resized, centre crop."""
-    pixels = read_video(video) if isinstance(video, str | Path) else as_frames(video)
-    frames = torch.tensor(pixels)  # a copy: the caller keeps theirs
-    if tuple(frames.shape[1:3]) == (size, size):
-        return frames
-    return (to_images(frames, size) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+def given_clip(video: Video, size: int) -> Clip:
+    """uint8 frames [frames, size, size, 3]: shorter side resized, centre crop."""
+    if isinstance(video, str | Path):
+        return read_clip(video, size=size)
+    frames, fps = (video.frames, video.fps) if isinstance(video, Clip) else (video, None)
+    pixels = as_frames(frames)
+    if pixels.shape[1:3] != (size, size):
+        pixels = np.stack([square_pixels(frame, size) for frame in pixels])
+    return Clip(pixels, fps)
 
 
 def starting_noise(

@@ -12,6 +12,7 @@ from PIL import Image
 from ardiff_engine.engine import EngineStats
 
 OutputType = Literal["pt", "np", "pil"]
+DEFAULT_FPS = 8.0
 Given = Literal["pixels", "decoded"]
 
 
@@ -24,6 +25,7 @@ class VideoOutput:
     latents: float32 [videos, frames, tokens, channels], given frames included.
     seed, first_video: with them and the other arguments of the call, video k comes out again alone, as
         `pipe(seed=out.seed, first_video=out.first_video + k, ...)`.
+    fps: frames per second of the video that was continued, or 8 where none was or its rate is not known.
     stats: of the engine that made them. seconds: of the call.
     """
 
@@ -31,6 +33,7 @@ class VideoOutput:
     latents: torch.Tensor
     seed: int
     first_video: int
+    fps: float
     stats: EngineStats
     seconds: float
 

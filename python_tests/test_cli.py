@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -19,9 +20,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ardiff_engine import Pipeline, cli, export_video, read_video
+from ardiff_engine import Pipeline, cli, command_end, commands, export_video, read_video
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.errors import CheckpointError
+from ardiff_engine.errors import ArdiffError, ConfigError, MediaError
+from ardiff_engine.media import open_video
 from ardiff_engine.plan import lag
 
 COMMANDS = ("generate", "stream", "train-vae", "encode", "train", "convert", "bench", "info")
@@ -98,6 +100,21 @@ def test_the_seed_that_was_drawn_is_shown(
     assert run(command, *arguments, "--out", tmp_path / "another") == 0
     first, again, another = (read_video(tmp_path / name) for name in ("first", "again", "another"))
     assert np.array_equal(first, again) and not np.array_equal(first, another)
+
+
+def test_a_continuation_keeps_the_frame_rate_of_its_source(tiny_model: Path, tmp_path: Path) -> None:
+    clip = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), np.uint8)
+    export_video(clip, tmp_path / "clip.webp", fps=20)
+    arguments = ["--model", tiny_model, "--frames", 6, "--steps", 4, "--lag", 1, "--seed", 1, "--quiet"]
+    arguments += ["--video", tmp_path / "clip.webp"]
+    assert run("generate", *arguments, "--out", tmp_path / "same.mp4") == 0
+    assert run("generate", *arguments, "--out", tmp_path / "other.mp4", "--fps", 5) == 0
+    assert open_video(tmp_path / "same.mp4").fps == 20 and open_video(tmp_path / "other.mp4").fps == 5
+    out = Pipeline.from_pretrained(tiny_model)(6, 4, 1, video=tmp_path / "clip.webp", seed=1, progress=False)
+    assert out.fps == 20
+    assert run("generate", *arguments, "--given", "decoded", "--out", tmp_path / "decoded") == 0
+    shown = Pipeline.from_pretrained(tiny_model).decode(out.latents[0]).numpy()
+    np.testing.assert_array_equal(read_video(tmp_path / "decoded"), shown)
 
 
 def test_quiet_prints_nothing(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +201,27 @@ def test_ctrl_c_during_a_finite_job_is_exit_code_130(
         (["stream", "--model", "no-such-model", "--out", "x", "--scale", "0"], "scale"),
         (["generate", "--model", "no-such-model", "--out", f"{__file__}/x.webp"], "not a folder"),
         (["generate", "--model", "no-such-model", "--out", "x.webp", "--plan-picture", "p.jpg"], ".png"),
+        (["generate", "--model", "no-such-model", "--out", "x.webp", "--fps", "1e300"], "fps"),
+        (["generate", "--model", "no-such-model", "--out", "x.webp", "--fps", "nan"], "fps"),
+        (["generate", "--model", "no-such-model", "--out", "x.webp", "--scale", "9" * 30], "scale"),
+        (
+            ["generate", "--model", "TINY", "--frames", "900000", "--scale", "64", "--out", "x.gif"],
+            "animation",
+        ),
+        (
+            ["generate", "--model", "TINY", "--out", "x.webp", "--lag", "50", "--class", "1" + 20 * "0"],
+            "class",
+        ),
+        (["generate", "--model", "no-such-model", "--out", 300 * "x"], "too long"),
+        (["generate", "--model", 300 * "x", "--out", "x.webp"], "too long"),
+        (["generate", "--model", "TINY", "--out", "x.webp", "--video", 300 * "x"], "too long"),
+        (["generate", "--model", "a\0b", "--out", "x.webp"], "a"),
+        (["generate", "--model", "TINY", "--video", "a\0b", "--out", "x.webp"], "a"),
+        (["generate", "--model", "no-such-model", "--out", "a\0b.webp"], "null byte"),
+        (["generate", "--model", "no-such-model", "--out", "/dev/null"], "device"),
+        (["generate", "--model", "no-such-model", "--out", __file__], ".mp4"),
+        (["bench", "--compare", "a\0b", "\udcff"], "a"),
+        (["convert", "a\0b.pt", "out.safetensors"], "a"),
         (["convert", "none.pt", "out.safetensors"], "none.pt"),
         (["train", "none.toml"], "none.toml"),
         (["bench", "--folder", "none"], "source checkout"),
@@ -205,9 +243,87 @@ def test_mistakes_are_one_message_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
-        run("generate", "--model", "no-such-model", "--out", tmp_path / "x.webp", "--debug")
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "--model", "no-such-model", "--out", tmp_path / "x.webp", "--debug") == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors and "CheckpointError" in errors
+
+
+def test_a_fault_of_ours_asks_to_be_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "info", lambda options: {}["nothing"])
+    assert run("info", "--json") == 1
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors and len(errors.splitlines()) == 1
+    assert "KeyError" in errors and errors.endswith("ardiff info --json\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("no"), 2, "no"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "No space"),
+        (PermissionError(errno.EACCES, "Permission denied", "secret"), 2, "'secret'"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
+        (MemoryError(), 1, "not enough memory"),
+        (RuntimeError("what\x1b[31m?\nindeed"), 1, "report"),
+        (BrokenPipeError(), 1, ""),
+        (KeyboardInterrupt("stopped at step 4"), 130, "stopped at step 4"),
+    ],
+)
+def test_how_errors_end(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(options: object) -> int:
+        raise error
+
+    monkeypatch.setattr(commands, "info", failing)
+    assert run("info") == code
+    errors = capsys.readouterr().err
+    assert message in errors and "\x1b" not in errors and len(errors.splitlines()) == bool(message)
+
+
+def test_a_disk_that_fills_up_is_no_mistake_and_a_wrapped_error_is_what_it_wraps() -> None:
+    full, wrapper = MediaError("writing x"), ArdiffError("the stream was stopped by KeyError")
+    full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    wrapper.__cause__ = KeyError("x")
+    assert command_end.explained(full) == (1, "writing x")
+    assert command_end.explained(wrapper)[0] == 1 and "KeyError" in command_end.explained(wrapper)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_error_after_a_signal_is_the_signals(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Libraries turn the interrupt into errors of their own, and finalizers lose it."""
+    before = signal.getsignal(number)
+
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def converted(options: object) -> int:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise RuntimeError("a damaged file") from None
+        return 0
+
+    def lost(options: object) -> int:
+        Finalized()
+        time.sleep(1)
+        return 0
+
+    for command in (converted, lost):
+        monkeypatch.setattr(commands, "info", command)
+        assert run("info") == 128 + number
+        assert capsys.readouterr().err == "ardiff: stopped\n"
+    assert signal.getsignal(number) == before
 
 
 def test_convert_writes_safetensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,9 @@ from ardiff_engine.media.timing import timing_note
 
 SUFFIXES = (".mp4", ".webp", ".gif")
 GIF_MAX_FPS = 50.0
+MAX_SIDE = 16383
+"""Of webp; H.264 encoders end there too."""
+MAX_ANIMATION_BYTES = 2**31
 # The second form is what a killed process leaves behind.
 FRAME_NAME = re.compile(rf"frame_\d+\.png|{re.escape(TEMPORARY_PREFIX)}.*")
 
@@ -42,20 +45,21 @@ def export_video(frames: object, path: str | os.PathLike[str], fps: float = 8.0,
             refuses.
     """
     target = check_target(path, fps, scale=scale)
-    pixels = enlarge(as_frames(frames), scale)
+    pixels = as_frames(frames)
+    check_size(target, *pixels.shape[:3], scale=scale)
     kind = kind_of(target)
     with staged(target) as temporary:
         if kind == ".mp4":
             with Mp4Encoder(temporary, fps) as encoder:
                 for frame in pixels:
-                    encoder.write(frame)
+                    encoder.write(enlarge(frame, scale))
         elif kind == "":
             temporary.mkdir()
             for index, frame in enumerate(pixels):
-                Image.fromarray(frame).save(temporary / png_name(index))
+                Image.fromarray(enlarge(frame, scale)).save(temporary / png_name(index))
         else:
             with encoding(temporary, pixels.shape[1:]):
-                _save_animation(temporary, kind, pixels, fps)
+                _save_animation(temporary, kind, enlarge(pixels, scale), fps)
     return target
 
 
@@ -109,6 +113,22 @@ def check_target(
     return target
 
 
+def check_size(target: Path, frames: int, height: int, width: int, *, scale: int = 1) -> None:
+    """Refuses, before any frame exists, pictures that a file of this kind cannot hold, and animations that
+    would not fit the memory, where all of their frames lie at once. Raises MediaError."""
+    kind, side = kind_of(target), max(height, width) * scale
+    if side > MAX_SIDE:
+        raise MediaError(
+            f"size of the pictures: got {height * scale} x {width * scale}, expected at most {MAX_SIDE} "
+            "pixels on each side. Use a smaller scale."
+        )
+    if kind in (".webp", ".gif") and 3 * frames * height * width * scale**2 > MAX_ANIMATION_BYTES:
+        raise MediaError(
+            f"size of a {kind} animation: got {frames} frames of {height * scale} x {width * scale}, "
+            f"expected at most {MAX_ANIMATION_BYTES >> 30} GiB of pixels. Use a smaller scale, or .mp4."
+        )
+
+
 def kind_of(target: Path) -> str:
     """The suffix in lower case; "" for a folder of png. Raises MediaError for an unknown suffix."""
     suffix = target.suffix.lower()
@@ -122,6 +142,8 @@ def kind_of(target: Path) -> str:
                 fix="Change the name's ending.",
             )
         )
+    if not suffix and not folder and target.exists():
+        raise MediaError(f"{target} is a file: a name without a suffix is for a folder of .png. Use another.")
     return "" if folder else suffix
 
 
