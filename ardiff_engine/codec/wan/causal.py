@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions that look back in time, and the memory that lets a video come in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Past:
+    """The last input frames of every causal layer of one video: what its next piece needs of those before."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self) -> None:
+        self.frames: dict[nn.Module, Tensor] = {}
+
+    def before(self, layer: nn.Module, x: Tensor, count: int) -> Tensor:
+        """x [B, C, T, H, W] with the `count` frames before it in front, zeros at the start of a video."""
+        past = self.frames.get(layer)
+        if past is None:
+            past = x.new_zeros(*x.shape[:2], count, *x.shape[3:])
+        x = torch.cat([past, x], dim=2)
+        # A copy: a view would keep all of x alive.
+        self.frames[layer] = x[:, :, x.shape[2] - count :].clone()
+        return x
+
+    @property
+    def nbytes(self) -> int:
+        return sum(frames.nbytes for frames in self.frames.values())
+
+
+class CausalConv3d(nn.Conv3d):
+    """Height and width are padded by `padding`; in time only frames before are seen."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: tuple[int, int, int],
+        *,
+        stride: tuple[int, int, int] = (1, 1, 1),
+        looks_back: int | None = None,
+    ) -> None:
+        """looks_back: frames kept from the piece before, kernel[0] - 1 if not given."""
+        padding = (0, kernel[1] // 2, kernel[2] // 2)
+        super().__init__(channels_in, channels_out, kernel, stride, padding)
+        self.looks_back = kernel[0] - 1 if looks_back is None else looks_back
+
+    def forward(self, x: Tensor, past: Past) -> Tensor:  # type: ignore[override]
+        return super().forward(past.before(self, x, self.looks_back) if self.looks_back else x)
+
+
+class ChannelNorm(nn.Module):
+    """x / max(|x|, 1e-12)·√C·gamma, |x| over the channels. images: [N, C, H, W], not [B, C, T, H, W]."""
+
+    def __init__(self, channels: int, *, images: bool = False) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * (2 if images else 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) * x.shape[1] ** 0.5 * self.gamma
+
+
+def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A layer for pictures on every frame of x [B, C, T, H, W]."""
+    batch, _, frames = x.shape[:3]
+    y = layer(x.transpose(1, 2).flatten(0, 1))
+    return y.unflatten(0, (batch, frames)).transpose(1, 2)
