@@ -109,8 +109,8 @@ def convert(options: argparse.Namespace) -> int:
 
     result = convert(options.source, options.target)
     print(f"{result.path}: {result.tensors} tensors")
-    if result.skipped:
-        print(f"left out, because they are no tensors: {', '.join(result.skipped)}")
+    for name, why in result.left_out.items():
+        print(f"left out: {name} ({why})")
     return 0
 
 

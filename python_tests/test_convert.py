@@ -6,7 +6,10 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import sys
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,9 @@ from safetensors.torch import load_file
 
 from ardiff_engine import files
 from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError
-from ardiff_engine.weights import convert
+from ardiff_engine.weights import convert, convert_worker
+
+module = sys.modules["ardiff_engine.weights.convert"]
 
 
 class Payload:
@@ -34,7 +39,8 @@ def test_flattens_and_clones(tmp_path: Path) -> None:
     torch.save({"model": {"state_dict": state}, "optimizer": {"lr": torch.zeros(1)}}, tmp_path / "x.pt")
     done = convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
     read = load_file(tmp_path / "x.safetensors")
-    assert done.path == tmp_path / "x.safetensors" and done.tensors == 4 and done.skipped == ("optimizer",)
+    assert done.path == tmp_path / "x.safetensors" and done.tensors == 4
+    assert done.left_out == {"optimizer": "it lies beside 'model', which holds the model"}
     assert torch.equal(read["a"], base) and torch.equal(read["b"], base[2:4])
     assert torch.equal(read["nested.c"], base.reshape(2, 3).T)
     assert read["nested.7"].dtype == torch.bfloat16
@@ -43,7 +49,7 @@ def test_flattens_and_clones(tmp_path: Path) -> None:
 def test_plain_dictionary_and_skipped_entries(tmp_path: Path) -> None:
     torch.save({"w": torch.nn.Parameter(torch.ones(2)), "epoch": 3, "name": "run"}, tmp_path / "x.bin")
     done = convert(tmp_path / "x.bin", tmp_path / "y.safetensors")
-    assert done.skipped == ("epoch", "name")
+    assert done.left_out == {"epoch": "it is no tensor (int)", "name": "it is no tensor (str)"}
     assert torch.equal(load_file(done.path)["w"], torch.ones(2))
 
 
@@ -102,7 +108,7 @@ def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_paths(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="file to convert"):
+    with pytest.raises(CheckpointError, match="none.pt"):
         convert(tmp_path / "none.pt", tmp_path / "x.safetensors")
     torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="ending in .safetensors"):
@@ -129,3 +135,208 @@ def test_timeout(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="timeout_seconds"):
         convert(tmp_path / "x.pt", tmp_path / "x.safetensors", timeout_seconds=0.01)
+
+
+def leaf() -> dict[str, object]:
+    return {"w": torch.ones(2)}
+
+
+def itself(kind: type[dict]) -> dict:
+    content = kind(leaf())
+    content["inner"] = content
+    return content
+
+
+def through_a_list() -> dict:
+    content = leaf()
+    content["list"] = [content, ([content],)]
+    return content
+
+
+def through_another() -> dict:
+    one, other = leaf(), leaf()
+    one["other"], other["one"] = other, one
+    return one
+
+
+def wrapped_in_itself(name: str) -> dict:
+    content: dict = leaf()
+    content[name] = content
+    return content
+
+
+def shared_to_depth(depth: int, width: int = 2) -> dict:
+    content = leaf()
+    for _ in range(depth):
+        content = {f"child{index}": content for index in range(width)}
+    return content
+
+
+def nested_to_depth(depth: int) -> dict:
+    content = leaf()
+    for _ in range(depth):
+        content = {"x": content}
+    return content
+
+
+LARGE_WORK = {
+    "expanded": lambda: {"w": torch.ones(1).expand(800_000_000)},
+    "expanded in a nest": lambda: {"a": {"b": {"w": torch.ones(4, 1).expand(4, 200_000_000)}}},
+    "overlapping": lambda: {"w": torch.ones(4096).as_strided((1000,) * 4, (1, 1, 1, 1))},
+    "one storage often": lambda: {f"w{n}": SHARED for n in range(1000)},
+    "an expanded parameter": lambda: {"w": torch.nn.Parameter(torch.ones(1).expand(10**9))},
+}
+SHARED = torch.ones(100_000)
+
+
+def read(content: object, folder: Path) -> dict[str, object]:
+    """The report of the reader, in this process: starting one of its own takes seconds."""
+    torch.save(content, folder / "x.pt")
+    size = (folder / "x.pt").stat().st_size
+    most = module.WRITTEN_BYTES + module.WRITTEN_FACTOR * size
+    return convert_worker.reported(str(folder / "x.pt"), str(folder / "x.safetensors"), most)
+
+
+@pytest.mark.parametrize("kind", LARGE_WORK)
+def test_a_small_file_makes_no_large_work(tmp_path: Path, kind: str) -> None:
+    assert "the same memory" in str(read(LARGE_WORK[kind](), tmp_path)["error"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "tensors"),
+    [
+        (itself(dict), {"w"}),
+        (itself(OrderedDict), {"w"}),
+        (through_a_list(), {"w"}),
+        (through_another(), {"w", "other.w"}),
+        (shared_to_depth(30), {".".join(["child0"] * 30 + ["w"])}),
+        (shared_to_depth(30, width=100), {".".join(["child0"] * 30 + ["w"])}),
+    ],
+)
+def test_every_dictionary_is_entered_once(tmp_path: Path, content: dict, tensors: set[str]) -> None:
+    assert read(content, tmp_path)["left_out"]
+    assert set(load_file(tmp_path / "x.safetensors")) == tensors
+
+
+@pytest.mark.parametrize(
+    ("content", "noun"),
+    [
+        (wrapped_in_itself("model"), "itself"),
+        (wrapped_in_itself("state_dict"), "itself"),
+        (nested_to_depth(40), "nested"),
+        (nested_to_depth(200), "nested"),
+        ({"n" * 2000: torch.ones(1)}, "name"),
+    ],
+)
+def test_what_has_no_end_or_no_name_is_refused(tmp_path: Path, content: dict, noun: str) -> None:
+    assert noun in str(read(content, tmp_path)["error"])
+
+
+def test_every_entry_that_is_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
+    content: dict[str, dict] = {
+        "model": {
+            "w": torch.ones(2),
+            "sparse": torch.eye(2).to_sparse(),
+            "complex": torch.ones(1, dtype=torch.complex64),
+            "list": [torch.ones(1)],
+            (1, 2): torch.ones(1),
+        },
+        "scale": torch.ones(1),
+    }
+    content["model"]["twin"] = content["model"]["nest"] = {"v": torch.zeros(1)}
+    report = read(content, tmp_path)
+    assert set(load_file(tmp_path / "x.safetensors")) == {"w", "twin.v"}
+    assert dict(report["left_out"]) == {  # type: ignore[call-overload]
+        "scale": "it lies beside 'model', which holds the model",
+        "sparse": "it is a sparse tensor",
+        "complex": "its dtype is complex64",
+        "list": "it is no tensor (list)",
+        "(tuple)": "its key is no text or number",
+        "nest": "it is the same dictionary as twin",
+    }
+
+
+def test_a_negated_view_keeps_its_sign(tmp_path: Path) -> None:
+    negated = torch.tensor([3 - 4j]).conj().imag
+    assert negated.is_neg()
+    assert read({"w": negated}, tmp_path)["tensors"] == 1
+    assert load_file(tmp_path / "x.safetensors")["w"].tolist() == [4.0]
+
+
+LIMITED = """
+import sys
+sys.path += {path}
+from ardiff_engine.weights.convert_worker import set_limits
+set_limits(1 << 40, 0, 1 << 20)
+while True:
+    pass
+"""
+
+
+def test_a_reader_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
+    folders = [str(Path(files.__file__).parents[1]), str(Path(torch.__file__).parents[1])]
+    (tmp_path / "worker.py").write_text(LIMITED.format(path=folders))
+    monkeypatch.setattr(module, "WORKER", tmp_path / "worker.py")
+    with pytest.raises(CheckpointError, match="processor time"):
+        convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+
+
+@pytest.mark.slow
+def test_a_compressed_file_gets_no_more_memory_than_its_size_allows(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(400_000_000)}, tmp_path / "large.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "large.pt") as large,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as small,
+    ):
+        for entry in large.namelist():
+            small.writestr(entry, large.read(entry))
+    assert (tmp_path / "x.pt").stat().st_size < 20_000_000
+    with pytest.raises(CheckpointError, match="memory"):
+        convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+
+
+def test_a_reader_that_cannot_import_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
+    (tmp_path / "safetensors").mkdir()
+    (tmp_path / "safetensors" / "__init__.py").write_text("raise ImportError('no wheel for this machine')")
+    monkeypatch.setattr(module.subprocess, "run", with_path_in_front(tmp_path, module.subprocess.run))
+    with pytest.raises(CheckpointError, match="cannot import .*no wheel") as failed:
+        convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+    assert "damaged" not in str(failed.value)
+
+
+def with_path_in_front(folder: Path, run: Callable) -> Callable:
+    """Runs the worker without -I, so that PYTHONPATH counts."""
+
+    def changed(command: list[str], **options: object) -> object:
+        options["env"] = {**options["env"], "PYTHONPATH": str(folder)}  # type: ignore[dict-item]
+        return run([part for part in command if part != "-I"], **options)
+
+    return changed
+
+
+def test_the_reader_finds_modules_where_its_caller_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where torch lies among the user's own packages, which -I leaves out."""
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
+    site = Path(torch.__file__).parents[1]
+    isolated = [sys.executable, "-I", "-S"]  # -S leaves out the packages of the interpreter as well
+    run = module.subprocess.run
+    monkeypatch.setattr(
+        module.subprocess, "run", lambda command, **options: run([*isolated, *command[2:]], **options)
+    )
+    assert convert(tmp_path / "x.pt", tmp_path / "x.safetensors").tensors == 1
+    monkeypatch.setattr(module.sys, "path", [folder for folder in sys.path if Path(folder) != site])
+    with pytest.raises(CheckpointError, match="cannot import"):
+        convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["none.pt", "folder.pt", "pipe.pt", "a\0.pt", "x" * 300])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.pt").mkdir()
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(CheckpointError):
+        convert(tmp_path / name, tmp_path / "x.safetensors")
