@@ -77,11 +77,12 @@ def convert(
 
 
 def _run_worker(source: Path, temporary: Path, size: int, timeout_seconds: float) -> dict[str, Any]:
+    seconds = SECONDS + size // BYTES_PER_SECOND
     options = {
         "source": str(source.resolve()),
         "target": str(temporary.resolve()),
         "memory": MEMORY_BYTES + MEMORY_FACTOR * size,
-        "seconds": SECONDS + size // BYTES_PER_SECOND,
+        "seconds": seconds,
         "bytes": WRITTEN_BYTES + WRITTEN_FACTOR * size,
         # -I leaves out the user's own packages, where torch may be: the reader looks where this process does.
         "path": [folder for folder in sys.path if os.path.isabs(folder)],
