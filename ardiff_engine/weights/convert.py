@@ -105,7 +105,7 @@ def _run_worker(source: Path, temporary: Path, size: int, timeout_seconds: float
             f"converting {source} took longer than {timeout_seconds} s. Raise timeout_seconds."
         ) from error
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"converting {source}: {_ended(result, options['seconds'])}") from error
+        raise CheckpointError(f"converting {source}: {_ended(result, seconds)}") from error
     if "error" not in report:
         return report
     if report["kind"] == "import":
