@@ -12,7 +12,7 @@ READY   := $(VENV)/ready.stamp
 SOURCES := pyproject.toml $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 CPP     := $(shell find csrc python_tests/cuda_emulation -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) 2>/dev/null)
 
-.PHONY: help venv demo test bench lint format build sanitize cuda-check gpu clean
+.PHONY: help venv demo test test-all bench lint format build sanitize cuda-check gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,8 +30,11 @@ $(READY): $(SOURCES)
 demo: $(READY)  ## generate a video and continue a real clip with the bundled model, into outputs/demo/
 	$(BIN)/python -m ardiff_engine.demo --out outputs/demo
 
-test: $(READY)  ## run every test; tests that need a GPU are reported as skipped where there is none
+test: $(READY)  ## run the tests, each kind of fault once, in minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-all: $(READY)  ## run every test in all its variants, and the fuzzers; tests that need a GPU are skipped where there is none
+	ARDIFF_TESTS=all $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)  ## run the CPU benchmarks (pytest-benchmark), print one table and write build/bench.json
 	@mkdir -p build

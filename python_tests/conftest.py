@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from effort import ALL
+
+EMULATED = {"machine", "emulated", "emulated_modules"}
+"""Fixtures of tests that run GPU kernels on the CPU."""
 
 
 def pytest_configure() -> None:
@@ -18,13 +22,37 @@ def pytest_configure() -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_out_the_long_ones(config, items)
     if torch.cuda.is_available():
         return
     reason = f"needs an NVIDIA GPU and a CUDA build of PyTorch; torch {torch.__version__} sees no GPU"
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _leave_out_the_long_ones(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without ARDIFF_TESTS=all: no `slow` tests, and one case of each test of emulated GPU kernels.
+
+    What is asked for by -k, -m or its own name runs in full."""
+    asked_for = any("::" in argument for argument in config.args)
+    if ALL or config.option.keyword or config.option.markexpr or asked_for or torch.cuda.is_available():
+        return
+    seen: set[str] = set()
+    kept: list[pytest.Item] = []
+    for item in items:
+        if item.get_closest_marker("slow"):
+            continue
+        emulated = EMULATED.intersection(getattr(item, "fixturenames", ()))
+        if emulated or item.path.name.startswith("test_triton"):
+            function = item.nodeid.partition("[")[0]
+            if function in seen or item.get_closest_marker("gpu"):
+                continue
+            seen.add(function)
+        kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")

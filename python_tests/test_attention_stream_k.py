@@ -12,6 +12,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attention_work import random_table, visible
@@ -71,7 +72,7 @@ def plan(
     return Plan(begins[:, 0], items, merges, blocks, limits[:, 0], parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([(1, 1), (4, 2), (6, 2), (12, 12)]),
@@ -157,7 +158,7 @@ def test_short_tiles_are_not_cut() -> None:
     assert made.parts == 0 and max(made.loads(4)) == 40
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([1, 16, 132]), st.sampled_from([16, 112]))
 def test_room_is_added_behind_and_does_nothing(seed: int, multiprocessors: int, block_rows: int) -> None:
     """Merges without rows, of which each is a thread block to start, and items that no worker takes."""

@@ -13,6 +13,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,7 +72,7 @@ def visible(table: FrameTable, group: int, frame: int) -> list[tuple[int, int]]:
     return [(entry, row) for entry in entries for row in range(int(table.valid[entry]))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.integers(0, 2**32), st.sampled_from([(1, 1), (4, 2), (6, 2), (12, 12)]), st.sampled_from([1, 16, 132])
 )
@@ -119,7 +120,7 @@ def test_plan_covers_everything_once(seed: int, heads: tuple[int, int], multipro
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.integers(0, 2**32))
 def test_tiles_name_the_frames_of_their_rows(seed: int) -> None:
     table = random_table(seed)
@@ -182,7 +183,7 @@ def test_edited_table_is_refused() -> None:
         plan(table, 1, 1, 132)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([1, 16, 132]))
 def test_room_is_added_behind_and_does_nothing(seed: int, multiprocessors: int) -> None:
     """Tiles and merges without rows, and at most a quarter more of them: each is a thread block to start."""

@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from effort import seeds
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE, engine_for
 
@@ -36,7 +37,7 @@ def alone() -> list[torch.Tensor]:
     return [engine_for().submit(Request(**kind)).result() for kind in KINDS]
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", seeds(100))
 def test_alone_and_batched_are_the_same_to_the_bit(alone, seed):
     """Random mixes, joining at random ticks, with and without a token budget, some cancelled on the way."""
     chance = random.Random(seed)

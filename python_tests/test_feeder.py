@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def plans(draw) -> Plan:
     return explicit(plan.ticks(), 12, steps, prefix) if draw(st.booleans()) else plan
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(plans(), st.sampled_from(POLICIES), st.booleans(), st.data())
 def test_kept_rosters_feed_what_a_new_plan_would(
     plan: Plan, policy: MemoryPolicy, cacheable: bool, data: st.DataObject

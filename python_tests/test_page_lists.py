@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ar_diffusion import tiny
@@ -45,7 +46,7 @@ def streams(draw):
     return (feeder, policy) if not feeder.done else draw(streams())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(streams(), min_size=1, max_size=4), st.integers(1, 2), st.integers(1, 3))
 def test_every_frame_sees_what_it_is_to_see(parts, context_pages, frame_pages):
     spec = replace(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strikes import interrupt, strikes
@@ -19,7 +20,7 @@ CALLS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(total=st.integers(1, 24), calls=CALLS)
 def test_invariants_under_any_order_of_calls(total, calls):
     manager = PageManager(total)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,7 +88,7 @@ sizes = st.integers(1, 9).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(sizes)
 def test_lag_plans_keep_every_rule(size: tuple[int, int, int, int]) -> None:
     generated, steps, lag, prefix = size
@@ -100,7 +101,7 @@ def test_lag_plans_keep_every_rule(size: tuple[int, int, int, int]) -> None:
     assert max(len(tick) for tick in ours.ticks()) == ours.max_live
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(sizes)
 def test_the_closed_forms_are_those_of_the_same_plan_tick_by_tick(size: tuple[int, int, int, int]) -> None:
     generated, steps, lag, prefix = size
@@ -119,7 +120,7 @@ def test_the_closed_forms_are_those_of_the_same_plan_tick_by_tick(size: tuple[in
     assert closed.oldest_unfinished(closed.num_ticks) == generated + prefix
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(sizes, st.integers(1, 14))
 def test_check_window_accepts_exactly_the_windows_that_drop_nothing(
     size: tuple[int, int, int, int], window: int
@@ -139,7 +140,7 @@ def test_check_window_accepts_exactly_the_windows_that_drop_nothing(
                 ours.check_window(window, keep_given=keep_given)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(1, 60).flatmap(lambda s: st.tuples(st.just(s), st.integers(1, s), st.integers(0, 4))))
 def test_endless_plans_begin_like_long_ones(size: tuple[int, int, int]) -> None:
     steps, lag, prefix = size
@@ -231,7 +232,7 @@ def test_window_of_the_published_model() -> None:
         plan.lag(None, 50, 5).check_window(0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(1, 60), st.integers(1, 20), st.data())
 def test_the_advice_of_check_window_works_and_less_does_not(
     steps: int, window: int, data: st.DataObject
@@ -311,7 +312,7 @@ def test_verify_names_what_is_broken(name: str) -> None:
         rebuilt(ticks).verify()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(sizes, st.data())
 def test_verify_catches_every_single_change_of_a_cell(
     size: tuple[int, int, int, int], data: st.DataObject

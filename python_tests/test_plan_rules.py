@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return rule.plan(frames, own, prefix)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(plans())
 def test_every_plan_keeps_the_rules(ours: Plan) -> None:
     ours.verify()
@@ -62,7 +63,7 @@ def test_every_plan_keeps_the_rules(ours: Plan) -> None:
         assert all(one == same[0] for one in same)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(plans())
 def test_closed_forms_are_those_of_the_listed_ticks(ours: Plan) -> None:
     if len({ours.steps(f) for f in range(ours.num_frames)}) > 1:
@@ -76,7 +77,7 @@ def test_closed_forms_are_those_of_the_listed_ticks(ours: Plan) -> None:
         assert ours.newest(n) == listed.newest(n) or n == ours.num_ticks
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(plans(), st.data())
 def test_a_plan_goes_on_from_every_block_with_the_tracks_it_had(ours: Plan, data: st.DataObject) -> None:
     blocks = list(dict.fromkeys(ours.block(f) for f in range(ours.prefix, ours.num_frames)))
@@ -87,7 +88,7 @@ def test_a_plan_goes_on_from_every_block_with_the_tracks_it_had(ours: Plan, data
     assert all(new.track(f) == ours.track(f) for f in range(block.start, ours.num_frames))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(plans(), st.integers(1, 3))
 def test_a_longer_plan_moves_the_old_frames_as_before(ours: Plan, blocks: int) -> None:
     size = len(ours.block(ours.num_frames - 1))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -216,7 +217,7 @@ def test_labels_may_hold_anything(tmp_path):
 seconds = st.floats(0, 0.5, allow_subnormal=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(seconds, seconds, st.tuples(seconds, seconds, seconds, seconds)), max_size=8))
 def test_slices_nest_whatever_the_clocks_say(gaps):
     """Also where the phases add up to more than their tick, and for ticks that follow at once."""

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from effort import seeds
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE, engine_for
 
@@ -90,7 +91,7 @@ def story(seed: int) -> tuple[list[list[object]], list[torch.Tensor | None], int
     return seen, [None if s.done and s.state != "finished" else s.result() for s in streams], in_runs
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_no_one_can_tell_that_streams_were_left_alone(seed, monkeypatch):
     seen, videos, _ = story(seed)
     runs_forbidden(monkeypatch)

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from effort import seeds
 
 from ardiff_engine.engine.stream_latents import StreamLatents
 
@@ -15,7 +16,7 @@ def latent(value: float) -> torch.Tensor:
     return torch.full((2, 3), value)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_any_calls_leave_what_a_dictionary_would_have(seed: int) -> None:
     chance, latents, expected = random.Random(seed), StreamLatents(), {}
     for step in range(60):
