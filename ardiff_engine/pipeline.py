@@ -6,8 +6,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from ardiff_engine.device import usable_device
@@ -15,10 +17,10 @@ from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.engine.admission import admit
-from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images
-from ardiff_engine.media.pixels import Pixels
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
-from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup, to_tokens
+from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.models.registry import kind_of
 from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
 from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
 from ardiff_engine.pipeline_inputs import (
@@ -52,24 +54,28 @@ class Pipeline:
     """
 
     def __init__(
-        self, transformer: ARDiffusionTransformer, vae: TiTok, schedule: NoiseSchedule, prediction: str = "x0"
+        self, transformer: nn.Module, vae: nn.Module, schedule: NoiseSchedule, prediction: str = "x0"
     ) -> None:
-        """prediction: what the transformer was trained to predict, see `solvers.DDIM`. ConfigError where the
-        autoencoder's latents are not those of the transformer."""
-        config = transformer.config
-        check_cells(
-            "transformer and autoencoder do not fit",
-            (config.tokens_per_frame, config.channels),
-            (vae.config.num_latent_tokens, vae.config.token_size),
-        )
+        """transformer, vae: of kinds in `models.registry`. prediction: what the transformer was trained to
+        predict, see `solvers.DDIM`. ConfigError where the autoencoder's latents are not those of the
+        transformer."""
+        make_codec = kind_of(vae).codec
+        if make_codec is None or kind_of(transformer).codec is not None:
+            raise ConfigError(
+                f"A pipeline takes a transformer and an autoencoder, not {type(transformer).__name__} and "
+                f"{type(vae).__name__}."
+            )
+        self.codec = make_codec(vae, cast(VideoModel, transformer).spec)
         DDIM(schedule, num_inference_steps=1, prediction=prediction)  # refuses an unknown prediction now
-        self.transformer = transformer.eval()
-        self.vae = vae.eval()
+        transformer.eval()
+        vae.eval()
+        self.transformer: Any = transformer
+        self.vae: Any = vae
         self.schedule = schedule
         self.prediction = prediction
 
     def __repr__(self) -> str:
-        spec, size = self.transformer.spec, self.vae.config.image_size
+        spec, size = self.transformer.spec, self.codec.image_size
         millions = sum(weight.numel() for weight in self.transformer.parameters()) / 1e6
         return (
             f"<Pipeline: {size} x {size} pictures, window of {spec.num_frames} frames, "
@@ -140,12 +146,12 @@ class Pipeline:
 
     def encode(self, video: Video) -> torch.Tensor:
         """A video, as a call takes it -> clean float32 latents [T, tokens, channels]: a `Request.prefix`."""
-        return self._encode(given_clip(video, self.vae.config.image_size).frames)
+        return self.codec.encode(torch.tensor(given_clip(video, self.codec.image_size).frames))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Clean latents [T, tokens, channels] of a video from its first frame on, as `Stream.result` gives
-        them -> uint8 [T, H, W, 3] on the CPU. Frames that come one by one: `engine.frame_decoder`."""
-        return FrameDecoder(self.vae)(latents)
+        them -> uint8 [T, H, W, 3] on the CPU. Frames that come one by one: `codec.decoder()`."""
+        return self.codec.decoder().push(latents)
 
     def __call__(
         self,
@@ -208,8 +214,8 @@ class Pipeline:
         check_choice("output_type", output_type, OutputType)
         check_choice("given", given, Given)
         seed = chosen_seed(seed)
-        clip = None if video is None else given_clip(video, self.vae.config.image_size)
-        prefix = None if clip is None else self._encode(clip.frames)
+        clip = None if video is None else given_clip(video, self.codec.image_size)
+        prefix = None if clip is None else self.codec.encode(torch.tensor(clip.frames))
         classes = class_per_video(class_id, num_videos)
         fresh = num_frames - (0 if clip is None else len(clip.frames))
         starts = starting_noise(latents, generator, num_videos, fresh, self.transformer.spec)
@@ -240,7 +246,7 @@ class Pipeline:
         engine = self._engine(requests, num_inference_steps, eta, memory)
         streams = [engine.submit(request) for request in requests]
         with tqdm(total=streams[0].feeder.plan.num_ticks, desc="passes", disable=not progress) as bar:
-            videos = batch_pictures(engine, streams, self.vae, prefix)
+            videos = batch_pictures(engine, streams, self.codec, prefix)
         if clip is not None and prefix is not None:
             shown = torch.tensor(clip.frames) if given == "pixels" else self.decode(prefix)
             videos = [torch.cat([shown, video]) for video in videos]
@@ -291,7 +297,7 @@ class Pipeline:
             prefix=prefix,
         )
         engine = self._engine([request], num_inference_steps, eta, memory)
-        return stream_pictures(engine, engine.submit(request), self.vae, prefix)
+        return stream_pictures(engine, engine.submit(request), self.codec, prefix)
 
     # --------------------------------------------------------------------------------------------------
     # private
@@ -303,10 +309,3 @@ class Pipeline:
         pages = sum(admit(request, spec, policy, steps).need.most for request in requests)
         solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
         return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
-
-    @torch.no_grad()
-    def _encode(self, frames: Pixels) -> torch.Tensor:
-        weight = next(self.vae.parameters())
-        images = to_images(torch.tensor(frames), self.vae.config.image_size).to(weight.device, weight.dtype)
-        tokens = self.transformer.config.tokens_per_frame
-        return regroup(to_tokens(self.vae.encode(images[None]))[0], tokens).float()

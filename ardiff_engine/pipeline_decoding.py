@@ -12,8 +12,7 @@ import torch
 
 from ardiff_engine.engine import Engine, LatentFrame, Stream
 from ardiff_engine.engine.decode_worker import DecodeWorker
-from ardiff_engine.engine.frame_decoder import FrameDecoder
-from ardiff_engine.models import TiTok
+from ardiff_engine.models.pictures import PictureCodec
 from ardiff_engine.pipeline_output import VideoFrame
 
 MOST_UNREAD = 8
@@ -21,17 +20,17 @@ MOST_UNREAD = 8
 
 
 def batch_pictures(
-    engine: Engine, streams: Sequence[Stream], vae: TiTok, prefix: torch.Tensor | None
+    engine: Engine, streams: Sequence[Stream], codec: PictureCodec, prefix: torch.Tensor | None
 ) -> list[torch.Tensor]:
     """Run all streams to their ends: the new frames of each, uint8 [frames, H, W, 3].
 
     prefix: latents of the frames that all of them continue. Raises the error of the first stream that fails.
     """
-    decoders = [FrameDecoder(vae, prefix) for _ in streams]
+    decoders = [codec.decoder(prefix) for _ in streams]
     pictures: list[list[torch.Tensor]] = [[] for _ in streams]
 
     def decode(piece: tuple[int, torch.Tensor]) -> tuple[int, torch.Tensor]:
-        return piece[0], decoders[piece[0]](piece[1])
+        return piece[0], decoders[piece[0]].push(piece[1])
 
     with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker:
 
@@ -54,15 +53,15 @@ def batch_pictures(
 
 
 def stream_pictures(
-    engine: Engine, stream: Stream, vae: TiTok, prefix: torch.Tensor | None
+    engine: Engine, stream: Stream, codec: PictureCodec, prefix: torch.Tensor | None
 ) -> Iterator[VideoFrame]:
     """The frames of one stream as they become clean. Closing the iterator cancels the stream."""
-    decoder, started = FrameDecoder(vae, prefix), time.perf_counter()
+    decoder, started = codec.decoder(prefix), time.perf_counter()
     latents: deque[LatentFrame] = deque()
 
     def decode(frame: LatentFrame) -> VideoFrame:
         # One at a time, also where several are there: a batch would round differently.
-        image, seconds = decoder(frame.latent[None])[0], time.perf_counter() - started
+        image, seconds = decoder.push(frame.latent[None])[0], time.perf_counter() - started
         return VideoFrame(frame.index, image, frame.latent, seconds, stream.request.seed)
 
     with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker:

@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ardiff_engine as ade
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
-from ardiff_engine.engine.frame_decoder import FrameDecoder
 from ardiff_engine.errors import NumericalError
 from ardiff_engine.memory import RecomputedWindow
+from ardiff_engine.models.titok.codec import FrameDecoder
 from ardiff_engine.ops import attention_work, backend, cuda_launch, frame_attention_cuda
 from ardiff_engine.ops.backend import Choice
 
@@ -205,15 +205,15 @@ def test_decoding_has_a_cuda_stream_of_its_own_and_keeps_the_order() -> None:
     pipe = ade.Pipeline.from_pretrained("moving-digits", device="cuda", dtype=torch.bfloat16)
     options = {"num_frames": 12, "num_inference_steps": 4, "lag": 2, "seed": 1}
     main, streams = torch.cuda.current_stream(), []
-    call = FrameDecoder.__call__
+    call = FrameDecoder.push
 
     def watched(decoder: FrameDecoder, latents: torch.Tensor) -> torch.Tensor:
         streams.append(torch.cuda.current_stream())
         return call(decoder, latents)
 
-    with mock.patch.object(FrameDecoder, "__call__", watched):
+    with mock.patch.object(FrameDecoder, "push", watched):
         frames = list(pipe.stream(**options))
     assert [frame.index for frame in frames] == list(range(12))
     assert len(streams) == 12 and main not in streams and len(set(streams)) == 1
     decoder = FrameDecoder(pipe.vae)
-    assert all(torch.equal(decoder(frame.latent[None])[0], frame.image) for frame in frames)
+    assert all(torch.equal(decoder.push(frame.latent[None])[0], frame.image) for frame in frames)

@@ -20,8 +20,8 @@ from ardiff_engine import pipeline_decoding
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.engine import decode_worker
 from ardiff_engine.engine.decode_worker import DecodeWorker
-from ardiff_engine.engine.frame_decoder import FrameDecoder
 from ardiff_engine.errors import ArdiffError, ConfigError, NumericalError, StreamClosedError
+from ardiff_engine.models.titok.codec import FrameDecoder
 
 PATIENCE = 20.0
 """Seconds after which something is taken not to happen. A test that passes never waits that long."""
@@ -328,9 +328,9 @@ def inline(pipe: ade.Pipeline, lag: int, one_by_one: bool, videos: int = 1) -> l
         for i, stream in enumerate(streams):
             latents = [frame.latent for frame in stream.take_ready()]
             if one_by_one:
-                pictures[i] += [decoders[i](latent[None]) for latent in latents]
+                pictures[i] += [decoders[i].push(latent[None]) for latent in latents]
             elif latents:
-                pictures[i].append(decoders[i](torch.stack(latents)))
+                pictures[i].append(decoders[i].push(torch.stack(latents)))
     return [torch.cat(frames) for frames in pictures]
 
 
@@ -347,9 +347,9 @@ def test_frames_that_finish_together_are_decoded_to_the_same_bits(pipe, monkeypa
     call = pipe(lag=0, seed=7, progress=False, **options)
     streamed = torch.stack([frame.image for frame in pipe.stream(lag=0, seed=7, **options)])
     assert torch.equal(call.latents[0], pipe(lag=0, seed=7, progress=False, **options).latents[0])
-    one_by_one = torch.cat([FrameDecoder(pipe.vae)(latent[None]) for latent in call.latents[0]])
+    one_by_one = torch.cat([FrameDecoder(pipe.vae).push(latent[None]) for latent in call.latents[0]])
     assert torch.equal(streamed, one_by_one)
-    assert torch.equal(call.frames[0], FrameDecoder(pipe.vae)(call.latents[0]))
+    assert torch.equal(call.frames[0], FrameDecoder(pipe.vae).push(call.latents[0]))
 
 
 @pytest.mark.parametrize("videos", [1, 3])
@@ -361,7 +361,7 @@ def test_a_call_decodes_to_the_same_bits(pipe, videos):
 def test_ticks_run_while_a_frame_is_decoded(pipe, monkeypatch):
     """The decoder waits for a tick that comes after the frame's own: inline that would never end."""
     ticked = threading.Semaphore(0)
-    step, decode = ade.Engine.step, FrameDecoder.__call__
+    step, decode = ade.Engine.step, FrameDecoder.push
 
     def counted(self: ade.Engine) -> bool:
         ticked.release()
@@ -374,7 +374,7 @@ def test_ticks_run_while_a_frame_is_decoded(pipe, monkeypatch):
         return decode(self, latents)
 
     monkeypatch.setattr(ade.Engine, "step", counted)
-    monkeypatch.setattr(FrameDecoder, "__call__", late)
+    monkeypatch.setattr(FrameDecoder, "push", late)
     stream = pipe.stream(lag=4, num_inference_steps=4, seed=7)
     assert [next(stream).index for _ in range(3)] == [0, 1, 2]
     stream.close()
@@ -413,7 +413,7 @@ def test_a_stream_that_is_never_read_starts_no_thread(pipe):
 
 
 def decoder_that_fails_at(frame: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    decode, seen = FrameDecoder.__call__, [0]
+    decode, seen = FrameDecoder.push, [0]
 
     def fails(self: FrameDecoder, latents: torch.Tensor) -> torch.Tensor:
         seen[0] += 1
@@ -421,7 +421,7 @@ def decoder_that_fails_at(frame: int, monkeypatch: pytest.MonkeyPatch) -> list[i
             raise RuntimeError("no decoder today")
         return decode(self, latents)
 
-    monkeypatch.setattr(FrameDecoder, "__call__", fails)
+    monkeypatch.setattr(FrameDecoder, "push", fails)
     return seen
 
 

@@ -15,8 +15,9 @@ import torch
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE
 
+from ardiff_engine import host_copy
 from ardiff_engine.diffusion import solvers
-from ardiff_engine.engine import Engine, Request, host_copy, tick_graphs
+from ardiff_engine.engine import Engine, Request, tick_graphs
 from ardiff_engine.engine.deliveries import Deliveries
 from ardiff_engine.errors import NumericalError
 from ardiff_engine.memory import RecomputedWindow

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import ardiff_engine as ade
-from ardiff_engine.engine.frame_decoder import FrameDecoder, to_images, to_uint8
 from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError, TensorError
 from ardiff_engine.models import TiTok, TiTokConfig, from_tokens
+from ardiff_engine.models.pictures import to_images, to_uint8
+from ardiff_engine.models.titok.codec import FrameDecoder
 
 OPTIONS = {"num_frames": 10, "num_inference_steps": 4, "lag": 2, "progress": False}
 SEEDED = OPTIONS | {"seed": 0}
@@ -251,7 +252,8 @@ def test_a_temporal_autoencoder_decodes_in_the_phase_of_its_clips(given):
         whole = to_uint8(vae.decode(from_tokens(latents[None]))[0])
     decode = FrameDecoder(vae, latents[:given])
     pieces = torch.cat(
-        [decode(latents[given : given + 1])] + [decode(latents[i : i + 1]) for i in range(given + 1, 8)]
+        [decode.push(latents[given : given + 1])]
+        + [decode.push(latents[i : i + 1]) for i in range(given + 1, 8)]
     )
     assert int((pieces.int() - whole[given:].int()).abs().max()) <= 1
 

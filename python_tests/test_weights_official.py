@@ -112,7 +112,7 @@ def test_full_size_names_and_shapes(keys: str, positions: str, classes: int | No
         mask="video_temporal_causal",
         merge="share_norm",
     )
-    model = build_empty(config)
+    model = build_empty(ARDiffusionTransformer, config)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == names.shapes(stored)
     ignored = set(stored) - set(names.model.values()) - set(names.rope)
     assert ignored == {
@@ -257,7 +257,10 @@ def test_heads_must_be_given_where_sixteen_do_not_divide(tmp_path: Path) -> None
 @pytest.mark.parametrize("hidden", range(1, 200, 7))
 def test_mlp_width_survives_the_ratio(hidden: int) -> None:
     config = dataclasses.replace(SMALL, width=28, heads=2, mlp_ratio=1.0)
-    shapes = {name: tuple(tensor.shape) for name, tensor in build_empty(config).state_dict().items()}
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in build_empty(ARDiffusionTransformer, config).state_dict().items()
+    }
     shapes["blocks.0.mlp.fc1.weight"] = (hidden, 28)
     names = OfficialNames.read(shapes, "test")
     assert read_config(names, shapes, {"heads": 2}, "test").mlp_width == hidden

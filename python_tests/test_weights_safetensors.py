@@ -175,3 +175,57 @@ def test_writer_refuses_integers() -> None:
     with pytest.raises(CheckpointError, match="int32"):
         write_safetensors(stream, {"a": torch.ones(1, dtype=torch.int32)}, {})
     assert stream.getvalue() == b""
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two files and their index."""
+    parts = {
+        "a.safetensors": {"x": torch.ones(2)},
+        "b.safetensors": {"y": torch.arange(3.0), "z": torch.zeros(1, 2)},
+    }
+    for name, tensors in parts.items():
+        save_file(tensors, tmp_path / name, {"format": "pt"})
+    write_index(tmp_path, {key: name for name, tensors in parts.items() for key in tensors})
+    return tmp_path
+
+
+def write_index(folder, files):
+    text = json.dumps({"metadata": {"total_size": 28}, "weight_map": files})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def test_shards_read_as_one_file(shards):
+    for path in (shards, shards / "model.safetensors.index.json"):
+        file = SafetensorsFile(path)
+        assert file.shapes == {"x": (2,), "y": (3,), "z": (1, 2)}
+        assert file.read("y", CPU, torch.float32).tolist() == [0, 1, 2]
+        assert file.read("x", CPU, torch.float32).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "files, noun",
+    [
+        ({"x": "a.safetensors", "y": "b.safetensors"}, "'z'"),
+        ({"x": "b.safetensors", "y": "b.safetensors", "z": "b.safetensors"}, "'x'"),
+        ({"x": "a.safetensors", "y": "b.safetensors", "z": "b.safetensors", "w": "a.safetensors"}, "'w'"),
+        ({"x": "../a.safetensors"}, "beside"),
+        ({"x": "a.pt"}, "beside"),
+        ({"x": 3}, "beside"),
+        ({"x": "absent.safetensors"}, "absent"),
+        ({}, "weight_map"),
+        ([], "weight_map"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shards(shards, files, noun):
+    write_index(shards, files)
+    with pytest.raises(CheckpointError, match=noun):
+        SafetensorsFile(shards)
+
+
+def test_an_index_that_is_none(shards):
+    index = shards / "model.safetensors.index.json"
+    for text in (b"", b"[1]", b"\xff", b"[" * 100_000, b"{"):
+        index.write_bytes(text)
+        with pytest.raises(CheckpointError, match="index"):
+            SafetensorsFile(shards)

@@ -19,10 +19,10 @@ import torch
 from ardiff_engine.device import upload
 from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.feed import Feed
-from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.verdict import Verdict, parts_of
+from ardiff_engine.host_copy import HostCopy
 
 # To begin and to end a run costs the host about as much as a pass.
 LEAST_PASSES = 2

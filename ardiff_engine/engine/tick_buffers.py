@@ -15,8 +15,8 @@ from math import prod
 import torch
 
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.engine.host_copy import staging_for
 from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_tokens
+from ardiff_engine.host_copy import staging_for
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.attention_work import keep_recorded

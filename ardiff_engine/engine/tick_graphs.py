@@ -26,11 +26,11 @@ import torch
 
 from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_buffers import TickBuffers
 from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_layout, with_pages_of
+from ardiff_engine.host_copy import HostCopy
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.cuda_launch import error_bits
 

@@ -9,10 +9,10 @@ from itertools import compress
 
 import torch
 
-from ardiff_engine.engine.host_copy import HostCopy
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.errors import ArdiffError, NumericalError, explain
+from ardiff_engine.host_copy import HostCopy
 from ardiff_engine.ops.cuda_launch import check_device
 
 

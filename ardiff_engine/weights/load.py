@@ -60,7 +60,7 @@ def load_ar_diffusion(
         config = own or read_config(names, file.shapes, config or {}, origin)
     zeros = ("context_embedding",) if names.bare and "context_embedding" not in names.model else ()
     check_layers(config, file.shapes, origin)
-    model = build_empty(config)
+    model = build_empty(ARDiffusionTransformer, config)
     for name in names.rope:
         _check_rope(file, name, config)
     fill(model, file, names.model, shapes=names.shapes(file.shapes), device=device, dtype=dtype, zeros=zeros)
@@ -97,15 +97,16 @@ def load_titok(
         own = _own_config(file, config or {}, TiTokConfig)
         config = own or read_titok_config(shapes, config or {}, str(file.path))
     check_layers(config, file.shapes, str(file.path))
-    model = build_empty(config)
+    model = build_empty(TiTok, config)
     fill(model, file, names, shapes=shapes, device=device, dtype=dtype)
     return model.eval()
 
 
 def _own_config(file: SafetensorsFile, given: Mapping[str, Any], kind: type[Config]) -> Config | None:
-    own = stored_config(file)
-    if own is None:
+    stored = stored_config(file)
+    if stored is None:
         return None
+    own = stored[1]
     if not isinstance(own, kind):
         raise CheckpointError(
             explain(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our own format: a folder with `config.json` and `model.safetensors`.
 
-`config.json` is the model's config with "model_type" ("ar_diffusion" or "titok") and "format" (1). The same
+`config.json` is the model's config with "model_type" (models.registry) and "format" (1). The same
 text is in the header of the weights, so the weights alone suffice, and a folder that mixes two saves is
 noticed.
 """
@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
 from ardiff_engine.files import staged
-from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
-from ardiff_engine.models.ar_diffusion.transformer import ARDiffusionTransformer
-from ardiff_engine.models.titok.autoencoder import TiTok
-from ardiff_engine.models.titok.config import TiTokConfig
+from ardiff_engine.models.registry import Config, Kind, config_of, kind_named, kind_of
 from ardiff_engine.parsing import MAX_JSON_BYTES, parse_json, read_bounded, shown
 from ardiff_engine.settings import build
 from ardiff_engine.weights.fit import check_layers, fill
@@ -31,13 +30,10 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 METADATA_NAME = "ardiff"
 
-_CONFIGS: dict[str, type[ARDiffusionConfig] | type[TiTokConfig]] = {
-    "ar_diffusion": ARDiffusionConfig,
-    "titok": TiTokConfig,
-}
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def save_model(model: ARDiffusionTransformer | TiTok, folder: str | os.PathLike[str]) -> None:
+def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Writes `config.json` and `model.safetensors` into `folder`, which is made if it is absent.
 
     Both files are complete on the disk before either replaces an older one.
@@ -45,7 +41,7 @@ def save_model(model: ARDiffusionTransformer | TiTok, folder: str | os.PathLike[
     Raises CheckpointError if the disk is full or the folder cannot be written; older files are then
     unchanged.
     """
-    text = json.dumps(_describe(model.config), indent=2) + "\n"
+    text = json.dumps(_describe(model), indent=2) + "\n"
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -66,7 +62,7 @@ def save_model(model: ARDiffusionTransformer | TiTok, folder: str | os.PathLike[
 
 def load_model(
     folder: str | os.PathLike[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> ARDiffusionTransformer | TiTok:
+) -> nn.Module:
     """The model that `save_model` wrote, in evaluation mode. Without `config.json` the header of the weights
     is used.
 
@@ -76,11 +72,11 @@ def load_model(
         ConfigError: settings that no model can have.
     """
     source = Path(folder)
-    file = SafetensorsFile(source / WEIGHTS_NAME)
+    file = SafetensorsFile(source)
     stored = stored_config(file)
     described = source / CONFIG_NAME
-    config = _parse(read_bounded(described, MAX_JSON_BYTES), str(described)) if described.exists() else stored
-    if config is None:
+    found = _parse(read_bounded(described, MAX_JSON_BYTES), str(described)) if described.exists() else stored
+    if found is None:
         raise CheckpointError(
             explain(
                 str(source),
@@ -89,59 +85,57 @@ def load_model(
                 fix="Save the model again.",
             )
         )
-    if stored is not None and stored != config:
+    if stored is not None and stored != found:
         raise CheckpointError(
             explain(
                 f"{CONFIG_NAME} of {source} is not the one of its weights",
-                got=str(config),
-                expected=str(stored),
+                got=str(found[1]),
+                expected=str(stored[1]),
                 fix=f"Delete {CONFIG_NAME} to use the settings that were saved with the weights.",
             )
         )
+    kind, config = found
     check_layers(config, file.shapes, str(source))
-    model = build_empty(config)
+    model = build_empty(kind.model, config)
     fill(model, file, {name: name for name in file.shapes}, shapes=file.shapes, device=device, dtype=dtype)
     return model.eval()
 
 
-def stored_config(file: SafetensorsFile) -> ARDiffusionConfig | TiTokConfig | None:
-    """The config in the header of a weights file of our format; None for other files."""
+def stored_config(file: SafetensorsFile) -> tuple[Kind, Config] | None:
+    """Kind and config in the header of a weights file of our format; None for other files."""
     text = file.metadata.get(METADATA_NAME)
     return None if text is None else _parse(text, f"the header of {file.path}")
 
 
-@overload
-def build_empty(config: ARDiffusionConfig) -> ARDiffusionTransformer: ...
-@overload
-def build_empty(config: TiTokConfig) -> TiTok: ...
-def build_empty(config: ARDiffusionConfig | TiTokConfig) -> ARDiffusionTransformer | TiTok:
+def build_empty(make: Callable[[Any], Model], config: object) -> Model:
     """The model of a config without memory for its weights (meta device); `fit.fill` gives it some."""
     with torch.device("meta"):
-        model = TiTok(config) if isinstance(config, TiTokConfig) else ARDiffusionTransformer(config)
-    return model
+        return make(config)
 
 
-def _describe(config: ARDiffusionConfig | TiTokConfig) -> dict[str, Any]:
-    kind = next(name for name, known in _CONFIGS.items() if isinstance(config, known))
-    return {"model_type": kind, "format": FORMAT, **config.to_dict()}
+def _describe(model: nn.Module) -> dict[str, Any]:
+    return {"model_type": kind_of(model).name, "format": FORMAT, **config_of(model).to_dict()}
 
 
-def _parse(text: str | bytes, origin: str) -> ARDiffusionConfig | TiTokConfig:
+def _parse(text: str | bytes, origin: str) -> tuple[Kind, Config]:
     values = parse_json(text, origin)
     if not isinstance(values, dict):
         raise CheckpointError(f"{origin} holds {shown(values)}, expected a table with model_type and format.")
-    kind, version = values.get("model_type"), values.get("format")
-    if not isinstance(kind, str) or kind not in _CONFIGS or version != FORMAT:
+    if values.get("format") != FORMAT:
         raise CheckpointError(
             explain(
                 origin,
-                got=f"model_type {shown(kind)}, format {shown(version)}",
-                expected=f"model_type one of {list(_CONFIGS)} and format {FORMAT}",
+                got=f"format {shown(values.get('format'))}",
+                expected=f"format {FORMAT}",
                 fix="Save the model again, or use the version of ardiff-engine that wrote it.",
             )
         )
     settings = {name: value for name, value in values.items() if name not in ("model_type", "format")}
     try:
-        return build(_CONFIGS[kind], settings)
+        kind = kind_named(values.get("model_type"))
+    except ConfigError as error:
+        raise CheckpointError(f"{origin}: {error}") from error
+    try:
+        return kind, build(kind.config, settings)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error

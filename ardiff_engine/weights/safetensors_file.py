@@ -8,15 +8,18 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError, explain
-from ardiff_engine.parsing import check_regular, parsing
+from ardiff_engine.parsing import check_regular, parsing, read_json, shown
 
+INDEX_SUFFIX = ".safetensors.index.json"
+NAMES = ("model", "diffusion_pytorch_model")
+"""What people call the weights of a folder: a file of that name, or an index of shards."""
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 HEADER_BYTES = 1 << 20
 HEADER_SHARE = 16
@@ -25,51 +28,52 @@ _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
 
 
 class SafetensorsFile:
-    """The names and shapes of a safetensors file; tensors are read one by one when asked for.
+    """The names and shapes of a safetensors file, or of the shards that an index lists; tensors are read one
+    by one when asked for.
 
     Opening checks the whole header (length, offsets inside the file, no gaps, no overlaps), so a damaged file
-    is refused before any memory is spent on it.
+    is refused before any memory is spent on it. Shards must hold exactly what their index says.
 
     Attributes:
-        path: the file.
+        path: the file, or the index.
         shapes: shape of every tensor, by name.
-        metadata: the text entries of the header.
+        metadata: the text entries of the header; of shards, those of the first one.
 
     Raises:
         UnsafeCheckpointError: a pickle-based file.
-        CheckpointError: no such file, a damaged file, or a tensor without elements.
+        CheckpointError: no such file, a damaged file, a tensor without elements, or shards that do not fit
+            their index.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = resolve(path)
-        try:
-            _check_header(self.path)
-            with parsing(self.path, fix="Copy the file again."):
-                self._file = safe_open(self.path, framework="pt", device="cpu")
-                self.metadata: dict[str, str] = self._file.metadata() or {}
-                self.shapes = {
-                    name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()
-                }
-        except CheckpointError as error:
-            if _looks_pickled(self.path):
-                raise unsafe(self.path) from error
-            raise
-        for name, shape in self.shapes.items():
-            if 0 in shape:
-                raise CheckpointError(
-                    explain(
-                        f"tensor {name!r} of {self.path}",
-                        got=f"shape {list(shape)}",
-                        expected="at least one element",
-                        fix="Save the model again.",
+        indexed = _read_index(self.path) if self.path.name.endswith(INDEX_SUFFIX) else None
+        names = [self.path.name] if indexed is None else list(dict.fromkeys(indexed.values()))
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.metadata: dict[str, str] = {}
+        self._files: dict[str, Any] = {}
+        for file in [self.path.parent / name for name in names]:
+            opened, shapes, metadata = _open(file)
+            for name, shape in shapes.items():
+                if indexed is not None and indexed.get(name) != file.name:
+                    raise CheckpointError(
+                        f"{file} holds {name!r}, which {self.path.name} expects in {indexed.get(name)}: the "
+                        "shards are of different saves. Copy all of them and the index again."
                     )
-                )
+                self.shapes[name], self._files[name] = shape, opened
+            self.metadata = self.metadata or metadata
+        missing = [name for name in indexed or () if name not in self.shapes]
+        if missing:
+            raise CheckpointError(
+                f"{len(missing)} tensors that {self.path} lists are in none of its {len(names)} files, "
+                f"{missing[0]!r} first. Copy all shards and the index again."
+            )
 
     def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A copy of one tensor. Raises CheckpointError if it is not of a float type, or holds NaN or
         infinity."""
         with parsing(f"tensor {name!r} of {self.path}", fix="Copy the file again."):
-            stored = self._file.get_tensor(name)
+            stored = self._files[name].get_tensor(name)
         if stored.dtype not in _CODES:
             raise CheckpointError(
                 explain(
@@ -122,7 +126,7 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: M
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """The safetensors file that `path` means: the file itself, or `model.safetensors` in a folder.
+    """The safetensors file, or the index of shards, that `path` means: itself, or what a folder holds.
 
     Raises UnsafeCheckpointError for a pickle-based file, CheckpointError if there is no file.
     """
@@ -131,7 +135,8 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise unsafe(found)
     with parsing(found, fix="Check the path."):
         if found.is_dir():
-            found = found / "model.safetensors"
+            held = [found / f"{name}{suffix}" for name in NAMES for suffix in (".safetensors", INDEX_SUFFIX)]
+            found = next((file for file in held if file.is_file()), held[0])
         if found.is_file():
             return found
     raise CheckpointError(
@@ -149,6 +154,45 @@ def unsafe(path: Path) -> UnsafeCheckpointError:
             fix=f"Convert it once: ardiff convert {path} {path.with_suffix('.safetensors')}",
         )
     )
+
+
+def _open(path: Path) -> tuple[Any, dict[str, tuple[int, ...]], dict[str, str]]:
+    """The file, with its shapes and metadata."""
+    try:
+        _check_header(path)
+        with parsing(path, fix="Copy the file again."):
+            file = safe_open(path, framework="pt", device="cpu")
+            metadata: dict[str, str] = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except CheckpointError as error:
+        if _looks_pickled(path):
+            raise unsafe(path) from error
+        raise
+    for name, shape in shapes.items():
+        if 0 in shape:
+            raise CheckpointError(
+                explain(
+                    f"tensor {name!r} of {path}",
+                    got=f"shape {list(shape)}",
+                    expected="at least one element",
+                    fix="Save the model again.",
+                )
+            )
+    return file, shapes, metadata
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The name of the file of each tensor; all files lie beside the index."""
+    index = read_json(path)
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f'{path} is no index of shards: it has no "weight_map" from tensors to files.')
+    for name, file in files.items():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path} says that {shown(name)} is in {shown(file)}, expected a .safetensors file beside it."
+            )
+    return files
 
 
 def _check_header(path: Path) -> None:

@@ -3,5 +3,8 @@
 
 from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.ar_diffusion.transformer import ARDiffusionTransformer
+from ardiff_engine.models.registry import Kind, register
 
 __all__ = ["ARDiffusionConfig", "ARDiffusionTransformer"]
+
+register(Kind("ar_diffusion", ARDiffusionConfig, ARDiffusionTransformer))

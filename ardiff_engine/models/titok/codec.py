@@ -1,14 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clean latent frames to pictures, one by one as they come."""
+"""TiTok between pictures and the latent frames of a transformer, frame by frame as they come."""
 
 from __future__ import annotations
 
 import torch
 
-from ardiff_engine.engine.host_copy import HostCopy, read_here
-from ardiff_engine.errors import NumericalError, explain
+from ardiff_engine.host_copy import read_here
+from ardiff_engine.models.pictures import to_images, to_uint8
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.models.titok.autoencoder import TiTok
-from ardiff_engine.models.titok.latents import from_tokens, regroup
+from ardiff_engine.models.titok.latents import check_cells, from_tokens, regroup, to_tokens
+
+
+class TiTokCodec:
+    """Latent frames are those of a transformer, which may take neighbouring tokens of TiTok as one."""
+
+    def __init__(self, vae: TiTok, spec: ModelSpec) -> None:
+        """ConfigError if the two do not fit."""
+        config = vae.config
+        check_cells(
+            "transformer and autoencoder do not fit",
+            (spec.tokens_per_frame, spec.channels),
+            (config.num_latent_tokens, config.token_size),
+        )
+        self._vae = vae
+        self._tokens = spec.tokens_per_frame
+
+    @property
+    def image_size(self) -> int:
+        return self._vae.config.image_size
+
+    @torch.no_grad()
+    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+        weight = next(self._vae.parameters())
+        images = to_images(pictures, self.image_size).to(weight.device, weight.dtype)
+        return regroup(to_tokens(self._vae.encode(images[None]))[0], self._tokens).float()
+
+    def decoder(self, given: torch.Tensor | None = None) -> FrameDecoder:
+        return FrameDecoder(self._vae, given)
 
 
 class FrameDecoder:
@@ -29,7 +58,7 @@ class FrameDecoder:
             self._chunk = list(regroup(unfinished, self._tokens))
 
     @torch.no_grad()
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+    def push(self, latents: torch.Tensor) -> torch.Tensor:
         """Next frames [n, tokens, channels] -> uint8 [n, H, W, 3] on the CPU."""
         weight = next(self._vae.parameters())
         # A chunk is let go as soon as its last frame is queued, which on a GPU is before it has been decoded.
@@ -47,33 +76,3 @@ class FrameDecoder:
         if len(self._chunk) == size:
             self._chunk.clear()
         return to_uint8(image[None])
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """[n, 3, H, W] in [0, 1] -> uint8 [n, H, W, 3]. NumericalError: NaN or infinity, which have no colour."""
-    pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    # Both in one go: on a GPU the thread waits once, and for its own stream only.
-    finite, pixels = HostCopy(torch.isfinite(images).all(), pixels).wait()
-    if not bool(finite):
-        raise NumericalError(
-            explain(
-                "decoded pictures",
-                got="NaN or infinity",
-                expected="finite numbers",
-                fix="Check the autoencoder's weights.",
-            )
-        )
-    return pixels
-
-
-def to_images(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 [T, H, W, 3] -> [T, 3, size, size] in [0, 1]: shorter side resized (bicubic), centre crop."""
-    images = frames.permute(0, 3, 1, 2).float() / 255
-    height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images
-    scale = size / min(height, width)
-    resized = (max(size, round(height * scale)), max(size, round(width * scale)))
-    images = torch.nn.functional.interpolate(images, size=resized, mode="bicubic", antialias=True)
-    top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
-    return images[..., top : top + size, left : left + size].clamp(0, 1)
