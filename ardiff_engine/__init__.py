@@ -14,7 +14,7 @@ from ardiff_engine.errors import ArdiffError
 from ardiff_engine.version import __version__
 
 if TYPE_CHECKING:
-    from ardiff_engine import codec, diffusion, media, memory, models, ops, plan, weights
+    from ardiff_engine import codec, conditions, diffusion, media, memory, models, ops, plan, weights
     from ardiff_engine.diffusion import FlowSchedule, NoiseSchedule, solvers
     from ardiff_engine.engine import Engine, Request, Stream
     from ardiff_engine.media import export_video, read_video
@@ -31,7 +31,7 @@ _HOME = {
     "read_video": "ardiff_engine.media",
     "solvers": "ardiff_engine.diffusion",
 }
-_MODULES = ("codec", "diffusion", "media", "memory", "models", "ops", "plan", "weights")
+_MODULES = ("codec", "conditions", "diffusion", "media", "memory", "models", "ops", "plan", "weights")
 
 __all__ = [
     "ArdiffError",
@@ -43,6 +43,7 @@ __all__ = [
     "Stream",
     "__version__",
     "codec",
+    "conditions",
     "diffusion",
     "export_video",
     "media",

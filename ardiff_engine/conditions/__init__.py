@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What steers a stream, made from what people give: prompts."""
+
+from ardiff_engine.conditions.prompt import cleaned
+from ardiff_engine.conditions.umt5 import UMT5
+
+__all__ = ["UMT5", "cleaned"]
