@@ -74,7 +74,7 @@ class UMT5:
             tokenizer = AutoTokenizer.from_pretrained(
                 inside["tokenizer"], local_files_only=True, trust_remote_code=False
             )
-            encoder = UMT5EncoderModel.from_pretrained(
+            encoder: Any = UMT5EncoderModel.from_pretrained(
                 inside["text_encoder"], local_files_only=True, use_safetensors=True, dtype=dtype
             )
         return cls(encoder.to(target), tokenizer, tokens)
