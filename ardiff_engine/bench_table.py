@@ -12,17 +12,22 @@ fields); benchmarks without one are timed, but are no part of the table.
 from __future__ import annotations
 
 import datetime
-import json
+import math
 import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.parsing import read_json
 
 Record = dict[str, Any]
-FIELDS = ("op", "shape", "threads", "opponent", "seconds", "opponent_seconds", "ratio")
+NUMBERS = ("threads", "seconds", "opponent_seconds", "ratio")
+TEXTS = ("op", "shape", "opponent")
+OPTIONAL = ("bar", "share", "share_bar", "share_of")
+MACHINE = ("cpu", "cores", "isa", "torch")
+MAX_RECORD_BYTES = 1 << 24
 _HEADER = ("op", "shape", "threads", "ours", "opponent", "its time", "ratio", "bar", "share of", "bar of it")
 
 
@@ -36,20 +41,18 @@ def record(measured: Mapping[str, Any]) -> Record:
 
 def read(path: str | Path) -> Record:
     """Raises ConfigError where the file is no record."""
+    found = read_json(Path(path), ConfigError, most=MAX_RECORD_BYTES)
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in found["rows"]:
-            _complete(row)
-        found["machine"]["cpu"], found["date"], found["commit"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            _complete(row, f"{path}: ")
+        facts = [found["date"], found["commit"], *(found["machine"][name] for name in MACHINE)]
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            explain(
-                f"benchmark record {path}",
-                got=f"{type(error).__name__}: {error}",
-                expected="a file that `ardiff bench --json` wrote",
-                fix="Measure again, or name another file.",
-            )
+            f"{path} is no benchmark record ({type(error).__name__}: {error}). Name a file that "
+            "`ardiff bench --json` wrote."
         ) from error
+    if not all(isinstance(fact, str | int) for fact in facts):
+        raise ConfigError(f"{path}: a benchmark record has texts about its machine.")
     return dict(found)
 
 
@@ -90,17 +93,18 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, int, str]:
     return row["op"], row["shape"], row["threads"], row["opponent"]
 
 
-def _complete(row: Mapping[str, Any]) -> None:
-    missing = [name for name in FIELDS if name not in row]
-    if missing:
-        raise ConfigError(
-            explain(
-                f"extra_info of {row.get('op', 'a benchmark')}",
-                got=f"no {', '.join(missing)}",
-                expected=", ".join(FIELDS),
-                fix="benchmarks/README.md describes the fields.",
+def _complete(row: Mapping[str, Any], origin: str = "") -> None:
+    """ConfigError where a field is missing or of the wrong kind."""
+    for name in (*TEXTS, *NUMBERS, *OPTIONAL):
+        value: Any = row.get(name)
+        if value is None and name in OPTIONAL:
+            continue
+        fits = isinstance(value, str) if name in (*TEXTS, "share_of") else isinstance(value, int | float)
+        if not fits or (name in NUMBERS and not 0 < value < math.inf):
+            raise ConfigError(
+                f"{origin}extra_info of {row.get('op', 'a benchmark')}: got {name}={value!r}, expected the "
+                "fields that benchmarks/README.md describes."
             )
-        )
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

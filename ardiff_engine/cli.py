@@ -234,12 +234,20 @@ def _add_bench(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         commands.bench,
         [
             "ardiff bench",
-            "ardiff bench -k frame_attention --json now.json",
+            "ardiff bench -k frame_attention -k '12 x 128' --json now.json",
             "ardiff bench --table now.json            # the table again, as Markdown",
             "ardiff bench --compare before.json now.json",
         ],
     )
-    parser.add_argument("-k", dest="keyword", metavar="EXPR", help="only benchmarks whose names match")
+    parser.add_argument(
+        "-k",
+        dest="wanted",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only rows of the table, or benchmarks, that this is part of: an op, a shape, an opponent, "
+        "threads=1; may be given several times",
+    )
     parser.add_argument("--json", metavar="PATH", help="also write the record to this file")
     parser.add_argument(
         "--slow", action="store_true", help="those of the whole engine too, which take an hour"

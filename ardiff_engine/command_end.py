@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import logging
 import os
 import shlex
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from ardiff_engine.errors import ArdiffError
@@ -40,7 +42,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = False
-    with _stopped_by_signals() as received:
+    with _stopped_by_signals() as received, _above_the_bar(parser.prog):
         try:
             options = parser.parse_args(arguments)
             debug = options.debug
@@ -118,15 +120,42 @@ def _stopped(error: BaseException) -> str:
 
 
 def _tell(program: str, text: str, shown: BaseException | None) -> None:
-    line = "; ".join(text.split("\n"))
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    if len(line) > LONGEST:
-        line = line[: LONGEST // 2] + " ... " + line[-LONGEST // 2 :]
     with contextlib.suppress(OSError):
         if shown is not None:
             traceback.print_exception(shown)
-        if line:
-            print(f"{program}: {line}", file=sys.stderr, flush=True)
+        if text:
+            print(f"{program}: {_line(text)}", file=sys.stderr, flush=True)
+
+
+def _line(text: str) -> str:
+    """Names of files may hold anything, also what a terminal takes for commands."""
+    line = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+@contextlib.contextmanager
+def _above_the_bar(program: str) -> Iterator[None]:
+    """Warnings and log entries become lines of their own, which a progress bar makes room for."""
+
+    def write(text: str) -> None:
+        from tqdm import tqdm
+
+        with contextlib.suppress(OSError):
+            tqdm.write(f"{program}: {_line(text)}", file=sys.stderr)
+
+    class Entries(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            write(record.getMessage())
+
+    logger, entries = logging.getLogger("ardiff_engine"), Entries()
+    shown = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: write(f"warning: {message}")
+    logger.addHandler(entries)
+    try:
+        yield
+    finally:
+        logger.removeHandler(entries)
+        warnings.showwarning = shown
 
 
 @contextlib.contextmanager

@@ -7,10 +7,12 @@ What a command needs is imported when it runs, so that `ardiff --help` does not 
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ardiff_engine.command_end import EXIT_FAILED
 
 if TYPE_CHECKING:
     from ardiff_engine.media import Clip
@@ -21,12 +23,12 @@ def generate(options: argparse.Namespace) -> int:
     from ardiff_engine.media import export_video
 
     _check_out(options)
-    if options.plan_picture:
+    if options.plan_picture is not None:
         _check_picture(options.plan_picture)
     pipe = _pipeline(options)
     clip = _given_clip(options, pipe)
     fps = _check_out(options, pipe, clip)
-    if options.plan_picture:
+    if options.plan_picture is not None:
         _draw_plan(options, pipe, 0 if clip is None else len(clip.frames))
     started = time.perf_counter()
     output = pipe(
@@ -44,7 +46,7 @@ def generate(options: argparse.Namespace) -> int:
     target = export_video(output.frames[0], options.out, fps, scale=options.scale)
     if not options.quiet:
         print(f"{target}: {options.frames} frames in {seconds:.1f} s, seed {output.seed}")
-        if options.plan_picture:
+        if options.plan_picture is not None:
             print(f"{options.plan_picture}: the plan")
     return 0
 
@@ -115,16 +117,26 @@ def convert(options: argparse.Namespace) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
-    from ardiff_engine import bench_table
+    from ardiff_engine import bench_run, bench_table
+    from ardiff_engine.errors import ConfigError
+    from ardiff_engine.files import make_folder, write_atomic
 
-    if options.table:
+    if options.table is not None:
         print(bench_table.markdown(bench_table.read(options.table)))
         return 0
     if options.compare:
         before, after = map(bench_table.read, options.compare)
         print(bench_table.comparison(before, after))
         return 0
-    return _measure(options)
+    if options.json is not None:
+        _check_file(options.json)
+    bench_run.check(options.folder)
+    found, good = bench_run.measure(options.folder, options.wanted, slow=options.slow)
+    print(bench_table.markdown(found), flush=True)
+    if options.json is not None:
+        make_folder(Path(options.json).parent, error=ConfigError)
+        write_atomic(options.json, (json.dumps(found, indent=1) + "\n").encode(), error=ConfigError)
+    return 0 if good else EXIT_FAILED
 
 
 def info(options: argparse.Namespace) -> int:
@@ -132,53 +144,6 @@ def info(options: argparse.Namespace) -> int:
 
     info.main(as_json=options.json)
     return 0
-
-
-def _measure(options: argparse.Namespace) -> int:
-    import importlib.util
-    import json
-    import subprocess
-    import tempfile
-
-    from ardiff_engine import bench_table
-    from ardiff_engine.errors import ConfigError, explain
-
-    if not Path(options.folder).is_dir():
-        raise ConfigError(
-            explain(
-                "benchmarks",
-                got=f"no folder {options.folder!r} here",
-                expected="the root of a source checkout",
-                fix="Change to it, or name the folder with --folder.",
-            )
-        )
-    if importlib.util.find_spec("pytest_benchmark") is None:
-        raise ConfigError(
-            explain(
-                "benchmarks",
-                got="no pytest-benchmark",
-                expected="the development tools",
-                fix="pip install 'ardiff-engine[dev]'.",
-            )
-        )
-    command = [sys.executable, "-m", "pytest", options.folder, "--benchmark-only", "-q"]
-    command += ["-o", "python_files=bench_*.py", "--benchmark-quiet"]
-    if options.keyword:
-        command += ["-k", options.keyword]
-    if not options.slow:
-        command += ["-m", "not slow"]
-    with tempfile.TemporaryDirectory() as folder:
-        measured = Path(folder) / "measured.json"
-        code = subprocess.run([*command, f"--benchmark-json={measured}"], check=False).returncode
-        # Also after a failure: what was measured before it took its time.
-        text = measured.read_text(encoding="utf-8") if measured.is_file() else ""
-    if not text:
-        return code
-    found = bench_table.record(json.loads(text))
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(bench_table.markdown(found))
-    return code
 
 
 def _pipeline(options: argparse.Namespace) -> Pipeline:
@@ -211,10 +176,20 @@ def _check_out(
 
 
 def _check_picture(path: str) -> None:
-    from ardiff_engine.media.staging import check_parents
     from ardiff_engine.plan.picture import check_picture
 
-    check_parents(check_picture(path))
+    check_picture(path)
+    _check_file(path)
+
+
+def _check_file(path: str) -> None:
+    """Refuses a file that could not be written after the work."""
+    from ardiff_engine.errors import ConfigError
+    from ardiff_engine.media.staging import check_parents, is_folder
+
+    if not path or is_folder(Path(path)):
+        raise ConfigError(f"got {path!r}, expected the name of a file. Choose another name.")
+    check_parents(Path(path))
 
 
 def _draw_plan(options: argparse.Namespace, pipe: Pipeline, given: int) -> None:

@@ -26,6 +26,8 @@ from unittest import mock
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from ardiff_engine import bench_select
+
 THREADS = (1, 2)
 _BUDGET = 2.5  # seconds per row
 _LEAST, _FEW, _MOST = 2, 5, 40  # turns: of the slowest rows, of slow ones, of any
@@ -61,6 +63,7 @@ def versus(
 
     ARDIFF_BACKEND=cpu: an op that cannot run natively raises, instead of timing PyTorch under its name.
     """
+    bench_select.row(row.op, row.shape, row.threads, row.opponent)
     _keep_freed_memory()
     with torch_threads(row.threads), mock.patch.dict(os.environ, ARDIFF_BACKEND="cpu"):
         rival, machine = _Side(opponent), _machine(row)

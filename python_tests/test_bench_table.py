@@ -67,7 +67,10 @@ def test_a_record_is_read_back_and_other_files_are_refused(tmp_path: Path) -> No
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record(row())))
     assert bench_table.read(path) == record(row())
-    for content in ("[]", "{}", "no json", json.dumps({"benchmarks": []})):
+    odd = [record(row(**{name: value})) for name, value in (("ratio", "x"), ("seconds", 0), ("op", [1]))]
+    odd += [record(row()) | {"machine": {}}, record(row()) | {"rows": ["op"]}, record(row()) | {"date": []}]
+    nested = "[" * 100_000 + "]" * 100_000
+    for content in ("[]", "{}", "no json", nested, *map(json.dumps, [{"benchmarks": []}, *odd])):
         path.write_text(content)
         with pytest.raises(ConfigError, match="record.json"):
             bench_table.read(path)

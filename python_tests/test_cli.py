@@ -6,12 +6,15 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +22,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
-from ardiff_engine import Pipeline, cli, command_end, commands, export_video, read_video
+from ardiff_engine import Pipeline, bench_run, cli, command_end, commands, export_video, read_video
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.errors import ArdiffError, ConfigError, MediaError
 from ardiff_engine.media import open_video
@@ -49,7 +53,7 @@ def test_the_examples_of_the_help_parse() -> None:
     for command in COMMANDS:
         text = parser._subparsers._group_actions[0].choices[command].format_help()  # type: ignore[union-attr,index,call-overload]
         for line in text.partition("examples:\n")[2].splitlines():
-            words = line.partition("#")[0].split()
+            words = shlex.split(line, comments=True)
             assert parser.parse_args(words[1:]).debug is False
             found += 1
     assert found >= 2 * len(COMMANDS) - 2
@@ -267,7 +271,7 @@ def test_a_fault_of_ours_asks_to_be_reported(
         (PermissionError(errno.EACCES, "Permission denied", "secret"), 2, "'secret'"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "not enough memory"),
         (MemoryError(), 1, "not enough memory"),
-        (RuntimeError("what\x1b[31m?\nindeed"), 1, "report"),
+        (RuntimeError("what\x1b[31m?"), 1, "report"),
         (BrokenPipeError(), 1, ""),
         (KeyboardInterrupt("stopped at step 4"), 130, "stopped at step 4"),
     ],
@@ -286,6 +290,26 @@ def test_how_errors_end(
     assert run("info") == code
     errors = capsys.readouterr().err
     assert message in errors and "\x1b" not in errors and len(errors.splitlines()) == bool(message)
+
+
+def test_warnings_stand_above_the_progress_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warning(options: object) -> int:
+        with tqdm(total=2, file=sys.stderr, mininterval=0) as bar:
+            bar.update()
+            warnings.warn("something is slow", stacklevel=1)
+            logging.getLogger("ardiff_engine.somewhere").warning("something is %s", "left out")
+        return 0
+
+    monkeypatch.setattr(commands, "info", warning)
+    shown = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("info") == 0
+    lines = re.split(r"[\r\n]+", capsys.readouterr().err)
+    assert "ardiff: warning: something is slow" in lines and "ardiff: something is left out" in lines
+    assert warnings.showwarning is shown and not logging.getLogger("ardiff_engine").handlers
 
 
 def test_a_disk_that_fills_up_is_no_mistake_and_a_wrapped_error_is_what_it_wraps() -> None:
@@ -365,7 +389,7 @@ def test_bench_runs_what_matches_prints_the_table_and_writes_the_record(
         "def test_sum_of_no_row(benchmark):\n    benchmark(sum, range(9))\n"
     )
     (tmp_path / "bench_max.py").write_text("def test_max(benchmark):\n    benchmark(max, range(9))\n")
-    target = tmp_path / "results.json"
+    target = tmp_path / "new" / "results.json"
     assert run("bench", "--folder", tmp_path, "-k", "sum", "--json", target) == 0
     printed = capsys.readouterr().out
     found = json.loads(target.read_text())
@@ -376,6 +400,46 @@ def test_bench_runs_what_matches_prints_the_table_and_writes_the_record(
     assert capsys.readouterr().out == printed
     assert run("bench", "--compare", target, target) == 0
     assert "| 1.00" in capsys.readouterr().out
+
+
+def test_bench_chooses_by_the_rows_of_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}")
+    (tmp_path / "bench_add.py").write_text(
+        "import pytest, torch\nfrom versus import Row, versus\n"
+        "@pytest.mark.parametrize('threads', [1, 2])\n"
+        "@pytest.mark.parametrize('size', [8, 16])\n"
+        "def test_it(benchmark, threads, size):\n"
+        "    x = torch.ones(size, size)\n"
+        "    row = Row(op='add', shape=f'{size} x {size}', threads=threads, opponent='torch.add')\n"
+        "    versus(benchmark, row, lambda: x + x, lambda: torch.add(x, x))\n"
+        "def test_another(benchmark):\n    benchmark(max, range(9))\n"
+    )
+    target = tmp_path / "record.json"
+    options = ["--folder", tmp_path, "--json", target]
+    assert run("bench", *options, "-k", "Add", "-k", "16 x 16", "-k", "threads=2") == 0
+    assert [(row["shape"], row["threads"]) for row in json.loads(target.read_text())["rows"]] == [
+        ("16 x 16", 2)
+    ]
+    target.unlink()
+    capfd.readouterr()
+    assert run("bench", *options, "-k", "17 x 17") == 2
+    errors = capfd.readouterr().err
+    assert "add: 8 x 8" in errors and "add: 16 x 16" in errors and not target.exists()
+
+
+def test_bench_is_refused_before_it_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_run, "measure", lambda *_, **__: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    for name in (tmp_path / "file" / "x.json", tmp_path, "n" * 300, "", "/dev/full"):
+        assert run("bench", "--folder", tmp_path, "--json", name) == 2
+    monkeypatch.setattr(bench_run, "native", lambda: None)
+    assert run("bench", "--folder", tmp_path) == 2
+    assert "kernels" in capsys.readouterr().err
 
 
 def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
