@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ardiff_engine.errors import MediaError
 from ardiff_engine.media.limits import check_picture, max_pixels
 from ardiff_engine.media.mp4 import pyav
 from ardiff_engine.media.source import decoding, size_of, undecodable
@@ -68,6 +70,16 @@ def film_stream(path: Path, container: Any, file_bytes: int) -> Any:
         context.thread_type = "AUTO"
         context.thread_count = DECODING_THREADS
     return stream
+
+
+def seek(path: Path, container: Any, stream: Any, seconds: Fraction) -> bool:
+    """Goes to the last key frame at or before a time. False where that cannot be, as without an index."""
+    try:
+        with decoding(path):
+            container.seek(int(seconds / stream.time_base), stream=stream)
+    except MediaError:
+        return False
+    return True
 
 
 def packets_of(path: Path, container: Any, *streams: Any) -> Iterator[Any]:

@@ -21,20 +21,28 @@ def square_size(path: Path, frame: Any, stream: Any) -> tuple[int, int]:
         return max(round(frame.width * aspect), 1), frame.height
 
 
-def shown_pixels(path: Path, frame: Any, stream: Any, size: tuple[int, int]) -> Pixels:
-    """uint8 [H, W, 3] of a frame, brought to `size` (width, height in square pixels) and then turned.
+def stated_orientation(path: Path, frame: Any) -> int:
+    """How a frame is to be turned, as EXIF's orientation. Raises MediaError for an odd angle.
 
-    Raises:
-        MediaError: a picture of another shape than `size`, or one that is to be turned by an odd angle.
+    Ask one frame of a film only: PyAV's side data and the frame hold each other until the collector comes.
     """
-    width, height = square_size(path, frame, stream)
-    if abs(width * size[1] - height * size[0]) > SAME_SHAPE * height * size[0]:
-        raise undecodable(path, f"the picture changes from {size[0]} x {size[1]} to {width} x {height}")
     with decoding(path):
         matrix = frame.side_data.get("DISPLAYMATRIX")
         orientation = 1 if matrix is None else orientation_of(bytes(matrix))
     if orientation is None:
         raise undecodable(path, "the picture is to be turned by something else than a quarter")
+    return orientation
+
+
+def shown_pixels(path: Path, frame: Any, stream: Any, size: tuple[int, int], orientation: int) -> Pixels:
+    """uint8 [H, W, 3] of a frame, brought to `size` (width, height in square pixels) and then turned.
+
+    Raises:
+        MediaError: a picture of another shape than `size`.
+    """
+    width, height = square_size(path, frame, stream)
+    if abs(width * size[1] - height * size[0]) > SAME_SHAPE * height * size[0]:
+        raise undecodable(path, f"the picture changes from {size[0]} x {size[1]} to {width} x {height}")
     with decoding(path):
         pixels: Pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
     return upright(pixels, orientation)

@@ -42,32 +42,43 @@ def own_rate(times: Sequence[Fraction], stated: Iterable[Fraction | None]) -> Fr
 
 
 def promised_end(container: Any, stream: Any, kind: str, start: Fraction) -> Fraction | None:
-    """The second at which the last picture ends, on the film's own clock; None if the container does not say
-    that of the pictures alone. `start` is the time of the first picture. Call it within `decoding`."""
+    """The second at which the last picture ends, on the film's own clock, by the container's header; None if
+    it does not say that of the pictures alone, or if it lists them one by one, so that none can be missing.
+    `start` is the time of the first picture. Call it within `decoding`."""
     if kind == "avi":
         # FFmpeg makes up the duration from what is left of a file that was cut; the count is the header's.
         return stream.frames * stream.time_base if stream.frames else None
+    if kind == "mov":
+        return None if stream.frames or not stream.duration else start + stream.duration * stream.time_base
     written = _DURATION.fullmatch(stream.metadata.get("DURATION", ""))
     if written is not None:
         return 3600 * int(written[1]) + 60 * int(written[2]) + Fraction(written[3])
-    if stream.duration:
-        return start + stream.duration * stream.time_base
-    if container.duration and len(container.streams) == 1:
-        return Fraction(container.duration, 10**6)
+    if len(container.streams) == 1:
+        return duration_of(container)
     return None
 
 
-def surveyed_end(container: Any, stream: Any, kind: str, packets: Iterable[Any]) -> tuple[Fraction, bool]:
-    """The same from the times of all packets, which are not decoded; and whether they go on for as long as
-    the container says."""
-    pictures = everything = Fraction(0)
+def duration_of(container: Any) -> Fraction | None:
+    """What the container says of its longest track, in seconds. Call it within `decoding`."""
+    return Fraction(container.duration, 10**6) if container.duration else None
+
+
+def ends_of(packets: Iterable[Any], stream: Any, period: Fraction) -> tuple[Fraction | None, Fraction]:
+    """The seconds at which the last picture and the last packet of any track end, by the times of packets,
+    which need not be decoded. A picture stands for at least one `period`. None without a picture."""
+    last: Fraction | None = None
+    stands, everything, in_order = period, Fraction(0), True
     for packet in packets:
-        time = packet.dts if packet.pts is None else packet.pts
-        if time is None or packet.time_base is None:
+        ticks = packet.dts if packet.pts is None else packet.pts
+        if ticks is None or packet.time_base is None or packet.is_discard:
             continue
-        end = (time + (packet.duration or 0)) * packet.time_base
-        everything = max(everything, end)
+        time, duration = ticks * packet.time_base, (packet.duration or 0) * packet.time_base
+        everything = max(everything, time + duration)
         if packet.stream_index == stream.index:
-            pictures = max(pictures, end)
-    said = Fraction(container.duration or 0, 10**6) if kind == "matroska" else Fraction(0)
-    return pictures, everything + Fraction(1, 10) >= said
+            # Where pictures are stored out of order, the durations are those from one packet to the next.
+            in_order &= packet.dts is None or packet.dts == ticks
+            if last is None or time >= last:
+                last, stands = time, duration
+    if last is None:
+        return None, everything
+    return last + (max(stands, period) if in_order else period), everything
