@@ -85,6 +85,8 @@ def run(
     """Tries `files` files, shared out among the kinds. Those with a problem are kept in the folder `keep`."""
     total = sum(kind.share for kind in kinds)
     outcomes = []
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays, and need not be looked through before every file
     for kind in kinds:
         for case in range(max(1, round(files * kind.share / total))):
             outcome = attempt(kind, case, seed, keep)
