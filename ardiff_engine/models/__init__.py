@@ -7,6 +7,7 @@ from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
 from ardiff_engine.models.spec import ConditionSpec, ModelSpec
 from ardiff_engine.models.titok import TiTok, TiTokConfig
 from ardiff_engine.models.titok.latents import check_cells, from_tokens, regroup, to_tokens
+from ardiff_engine.models.wan import WanConfig, WanTransformer
 
 __all__ = [
     "ARDiffusionConfig",
@@ -19,6 +20,8 @@ __all__ = [
     "TiTok",
     "TiTokConfig",
     "VideoModel",
+    "WanConfig",
+    "WanTransformer",
     "check_cells",
     "from_tokens",
     "regroup",

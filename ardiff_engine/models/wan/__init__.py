@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Wan family's transformer."""
+
+from ardiff_engine.models.wan.config import WanConfig
+from ardiff_engine.models.wan.transformer import WanTransformer
+
+__all__ = ["WanConfig", "WanTransformer"]

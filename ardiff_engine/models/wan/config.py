@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes of a Wan transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.settings import MAX_LAYERS, MAX_SIZE
+
+OFFICIAL_NAMES = {
+    "dim": "width",
+    "num_layers": "depth",
+    "num_heads": "heads",
+    "ffn_dim": "mlp_width",
+    "in_dim": "channels",
+    "out_dim": "out_channels",
+    "patch_size": "patch",
+    "text_len": "text_tokens",
+    "freq_dim": "frequency_dim",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WanConfig:
+    """The defaults are Wan 2.1's 1.3B (1,418,996,800 parameters).
+
+    channels: of the input: those of the latents, and those that image-to-video models get beside them.
+    patch: frames, rows and columns of one token; frames must be 1.
+    text_tokens: rows of a prompt's embedding; shorter ones are padded with zeros, which are attended to.
+    frequency_dim: of the sinusoid of a timestep.
+    image_dim: of CLIP's image tokens, for Wan 2.1's image-to-video models; None without that branch.
+
+    ConfigError: sizes that are not whole numbers in range, or that do not go together.
+    """
+
+    width: int = 1536
+    depth: int = 30
+    heads: int = 12
+    mlp_width: int = 8960
+    channels: int = 16
+    out_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    text_dim: int = 4096
+    text_tokens: int = 512
+    frequency_dim: int = 256
+    image_dim: int | None = None
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, most = getattr(self, field.name), MAX_LAYERS if field.name == "depth" else MAX_SIZE
+            if field.name in ("patch", "eps") or (field.name == "image_dim" and value is None):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ConfigError(
+                    f"WanConfig.{field.name}: got {value!r}, expected a whole number in 1..{most}."
+                )
+        object.__setattr__(self, "patch", tuple(self.patch))
+        if len(self.patch) != 3 or self.patch[0] != 1 or not all(1 <= size <= 16 for size in self.patch):
+            raise ConfigError(f"WanConfig.patch: got {self.patch}, expected (1, rows, columns).")
+        if self.width % self.heads or self.head_dim % 2 or self.head_dim < 6 or self.frequency_dim % 2:
+            raise ConfigError(
+                f"WanConfig: width {self.width}, heads {self.heads}, frequency_dim {self.frequency_dim}; "
+                "expected heads that divide the width into even parts of at least 6, and an even frequency_dim."
+            )
+        if not 0 < self.eps < 1:
+            raise ConfigError(f"WanConfig.eps: got {self.eps!r}, expected a number in (0, 1).")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @classmethod
+    def from_official(cls, values: Mapping[str, Any]) -> WanConfig:
+        """From the config.json of an official or Self-Forcing-style checkpoint. Keys that say nothing about
+        sizes are passed over."""
+        known = {field.name for field in fields(cls)}
+        named = {OFFICIAL_NAMES.get(name, name): value for name, value in values.items()}
+        sizes = {name: value for name, value in named.items() if name in known}
+        if values.get("model_type") == "i2v":
+            sizes.setdefault("image_dim", 1280)
+        return cls(**sizes)

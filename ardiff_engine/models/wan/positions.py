@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotary positions over time, rows and columns.
+
+Of the D/2 pairs of neighbouring channels of a head, the first D/2 − 2·⌊D/6⌋ turn with time, then ⌊D/6⌋ with the
+row and ⌊D/6⌋ with the column. Pair m of the n pairs of an axis has the frequency 10000^(−m/n).
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def axis_of_pairs(head_dim: int) -> torch.Tensor:
+    """int64 [D/2]: 0 time, 1 row, 2 column."""
+    side = head_dim // 6
+    counts = torch.tensor([head_dim // 2 - 2 * side, side, side])
+    return torch.repeat_interleave(torch.arange(3), counts)
+
+
+def frequencies(head_dim: int) -> torch.Tensor:
+    """float64 [D/2]"""
+    side = head_dim // 6
+    counts = (head_dim // 2 - 2 * side, side, side)
+    return torch.cat([10000.0 ** (-torch.arange(n, dtype=torch.float64) / n) for n in counts])
+
+
+def token_positions(frames: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """int64 [F·rows·columns, 3] (time, row, column) of frames at positions `frames` [F], in token order."""
+    grid = torch.meshgrid(
+        frames,
+        torch.arange(rows, device=frames.device),
+        torch.arange(columns, device=frames.device),
+        indexing="ij",
+    )
+    return torch.stack(grid, dim=-1).reshape(-1, 3)
+
+
+def rotation(positions: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 cosine and sine [T, D/2] of tokens at positions [T, 3]."""
+    axis = axis_of_pairs(head_dim).to(positions.device)
+    angles = positions[:, axis].double() * frequencies(head_dim).to(positions.device)
+    return angles.cos(), angles.sin()
+
+
+def rotated(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """x [..., T, heads, D]: pairs (a, b) -> (a cos − b sin, a sin + b cos)."""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = cosine[:, None].to(x.dtype), sine[:, None].to(x.dtype)
+    return torch.stack([a * cosine - b * sine, a * sine + b * cosine], dim=-1).flatten(-2)
