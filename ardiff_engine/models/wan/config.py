@@ -64,7 +64,7 @@ class WanConfig:
         if self.width % self.heads or self.head_dim % 2 or self.head_dim < 6 or self.frequency_dim % 2:
             raise ConfigError(
                 f"WanConfig: width {self.width}, heads {self.heads}, frequency_dim {self.frequency_dim}; "
-                "expected heads that divide the width into even parts of at least 6, and an even frequency_dim."
+                "expected heads that divide the width into even parts >= 6, and an even frequency_dim."
             )
         if not 0 < self.eps < 1:
             raise ConfigError(f"WanConfig.eps: got {self.eps!r}, expected a number in (0, 1).")

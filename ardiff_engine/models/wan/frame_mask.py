@@ -34,7 +34,7 @@ def block_causal(
 def teacher_forced(frames: int, block: int, *, first: int | None = None) -> torch.Tensor:
     """bool [2 frames, 2 frames] over clean frames, then noisy ones.
 
-    Clean frames see clean blocks up to their own; noisy ones the clean blocks before theirs, and their own."""
+    Clean frames see clean blocks up to their own; noisy ones the clean blocks before, and their own block."""
     starts = block_starts(frames, block, first)
     before, same = starts[None] < starts[:, None], starts[None] == starts[:, None]
     return torch.cat(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary positions over time, rows and columns.
 
-Of the D/2 pairs of neighbouring channels of a head, the first D/2 − 2·⌊D/6⌋ turn with time, then ⌊D/6⌋ with the
-row and ⌊D/6⌋ with the column. Pair m of the n pairs of an axis has the frequency 10000^(−m/n).
+Of the D/2 pairs of neighbouring channels of a head, the first D/2 − 2·⌊D/6⌋ turn with time, then ⌊D/6⌋ with
+the row and ⌊D/6⌋ with the column. Pair m of the n pairs of an axis has the frequency 10000^(−m/n).
 """
 
 from __future__ import annotations

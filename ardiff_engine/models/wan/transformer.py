@@ -54,7 +54,7 @@ class WanTransformer(nn.Module):
             x: [B, F, channels, H, W].
             t: [B, F], 0 to 1000, one timestep per frame.
             text: [B, at most text_tokens, text_dim].
-            block: frames that see each other and all blocks before; None: every frame sees every frame.
+            block: frames that see each other and all blocks before; None: all see all.
             first: size of the first block, if it has another one.
             window: frames up to the end of its own block that a frame sees.
             history: clean frames, like x (teacher forcing): a frame sees those of the blocks before in place
@@ -68,7 +68,7 @@ class WanTransformer(nn.Module):
         if history is not None:
             if history.shape != x.shape or block is None or window is not None:
                 raise TensorError(
-                    f"history {list(history.shape)} for x {list(x.shape)}: expected the same shape, with block "
+                    f"history {list(history.shape)}: expected {list(x.shape)}, as x, with block "
                     "and without window."
                 )
             history_t = torch.zeros_like(t) if history_t is None else history_t
@@ -100,7 +100,7 @@ class WanTransformer(nn.Module):
         return embedding, self.time_projection(embedding).unflatten(-1, (6, -1))
 
     def prompt_rows(self, text: Tensor) -> Tensor:
-        """[B, rows, text_dim] -> [B, text_tokens, width]. Missing rows are zeros, attended to like others."""
+        """[B, rows, text_dim] -> [B, text_tokens, width]. Missing rows are zeros and attended to."""
         return self.text_embedding(F.pad(text, (0, 0, 0, self.config.text_tokens - text.shape[1])))
 
     def unpatched(self, x: Tensor, rows: int, columns: int) -> Tensor:
@@ -133,7 +133,7 @@ class WanTransformer(nn.Module):
         rows, columns = config.patch[1:]
         if x.dim() != 5 or x.shape[2] != config.channels or x.shape[3] % rows or x.shape[4] % columns:
             raise TensorError(
-                f"x: got {list(x.shape)}, expected [B, F, {config.channels}, H, W] with H divisible by {rows} "
+                f"x: got {list(x.shape)}, expected [B, F, {config.channels}, H, W], H divisible by {rows} "
                 f"and W by {columns}."
             )
         if t.shape != x.shape[:2]:
@@ -144,9 +144,7 @@ class WanTransformer(nn.Module):
             or not 1 <= text.shape[1] <= config.text_tokens
         ):
             raise TensorError(
-                f"text: got {list(text.shape)}, expected [B, at most {config.text_tokens}, {config.text_dim}]."
+                f"text: got {list(text.shape)}, expected [B, <= {config.text_tokens}, {config.text_dim}]."
             )
         if (image is None) != (config.image_dim is None):
-            raise TensorError(
-                f"image: got {'none' if image is None else 'one'}, this model expects the opposite."
-            )
+            raise TensorError(f"image: got {'none' if image is None else 'one'}, expected the opposite.")
