@@ -29,6 +29,8 @@ STOPPED = 128
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What the system says where nothing was wrong with the request.
 NO_FAULT_OF_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+AGAIN = 0.5
+"""Seconds after which an interrupt that was lost comes again."""
 LONGEST = 2000
 OURS = "This is a fault of ardiff-engine. Please report it with what --debug shows for this command: "
 
@@ -162,24 +164,26 @@ def _above_the_bar(program: str) -> Iterator[None]:
 def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
     """Inside, both signals raise KeyboardInterrupt; the list tells which came."""
     received: list[signal.Signals] = []
-    ended = False
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
     def stop(number: int, _frame: object) -> None:
         received.append(signal.Signals(number))
+        signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
         raise KeyboardInterrupt
 
-    def again() -> None:
-        if not ended:
-            os.kill(os.getpid(), received[-1])
+    def again(_number: int, _frame: object) -> None:
+        # Finalizers and C code can lose an interrupt, and the command would go on. While one is on its way,
+        # files are being closed, which must not be disturbed.
+        error = sys.exc_info()[1]
+        while error is not None and not isinstance(error, KeyboardInterrupt):
+            error = error.__context__
+        if error is None:
+            raise KeyboardInterrupt
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:
-        # An interrupt that came in a finalizer is lost there, so it comes once more, after the finalizer.
-        if issubclass(found.exc_type, KeyboardInterrupt) and received:
-            threading.Timer(0.01, again).start()
-        else:
+        if not (received and issubclass(found.exc_type, KeyboardInterrupt)):
             hook(found)
 
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
@@ -187,10 +191,11 @@ def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
     before = {n: handler for n in SIGNALS if (handler := signal.getsignal(n)) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, stop)
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, again) or signal.SIG_DFL
     try:
         yield received
     finally:
-        ended = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook

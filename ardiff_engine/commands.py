@@ -72,14 +72,15 @@ def stream(options: argparse.Namespace) -> int:
         video=clip,
     )
     total = None if options.frames is None else options.frames - (0 if clip is None else len(clip.frames))
-    with open_writer(options.out, fps, scale=options.scale) as writer:
-        try:
+    writer = open_writer(options.out, fps, scale=options.scale)
+    try:
+        with writer:
             for frame in tqdm(frames, total=total, unit="frame", desc="streaming", disable=options.quiet):
                 writer.write(frame.image)
-        except KeyboardInterrupt:
-            # The only way to end an endless stream, so not a failure.
-            if options.frames is not None:
-                raise
+    except KeyboardInterrupt:
+        # The only way to end an endless stream, so not a failure.
+        if options.frames is not None:
+            raise
     if not options.quiet:
         print(f"{writer.path}: {writer.count} frames, seed {seed}")
     return 0

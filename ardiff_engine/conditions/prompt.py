@@ -19,6 +19,6 @@ def cleaned(prompt: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise ConfigError("Prompts need ftfy: pip install 'ardiff-engine[text]'.") from error
+        raise ConfigError("Prompts need ftfy: pip install ftfy.") from error
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", text).strip()

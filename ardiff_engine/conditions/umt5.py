@@ -63,7 +63,7 @@ class UMT5:
         try:
             from transformers import AutoTokenizer, UMT5EncoderModel
         except ImportError as error:
-            raise ConfigError("Text prompts need transformers: pip install 'ardiff-engine[text]'.") from error
+            raise ConfigError("Text prompts need transformers: pip install transformers.") from error
         root, target = Path(folder), usable_device(device)
         inside = {
             name: root / name if (root / name).is_dir() else root for name in ("text_encoder", "tokenizer")

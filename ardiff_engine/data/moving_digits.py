@@ -160,7 +160,7 @@ def _scans(size: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
                 "moving digits",
                 got="no scikit-learn, which holds the handwritten digits",
                 expected="scikit-learn installed",
-                fix='Install it: pip install "ardiff-engine[train]".',
+                fix="Install it: pip install scikit-learn.",
             )
         ) from error
     digits = load_digits()

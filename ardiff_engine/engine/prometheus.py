@@ -141,7 +141,7 @@ def _default_registry() -> CollectorRegistry:
                 "Prometheus metrics",
                 got="no package prometheus-client",
                 expected="the extra `metrics`",
-                fix="pip install 'ardiff-engine[metrics]'.",
+                fix="pip install prometheus-client.",
             )
         ) from error
     return REGISTRY

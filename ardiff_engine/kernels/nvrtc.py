@@ -54,7 +54,7 @@ def why_no_nvrtc() -> str | None:
     if not hasattr(module, "launches") or source_folder() is None:
         return "the CUDA sources are not installed"
     if importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed (pip install 'ardiff-engine[gpu]')"
+        return "CuPy is not installed (pip install cupy-cuda13x)"
     try:
         driver = _cupy().runtime.driverGetVersion()
     except Exception as error:  # CuPy reports a broken installation in many ways

@@ -29,7 +29,7 @@ def pyav() -> ModuleType:
                 "mp4 files need PyAV",
                 got=f"no module 'av' ({error})",
                 expected="PyAV installed",
-                fix="pip install 'ardiff-engine[video]', or write .webp, .gif or a folder of .png instead.",
+                fix="pip install av, or write .webp, .gif or a folder of .png instead.",
             )
         ) from error
     return av
