@@ -20,7 +20,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from ardiff_engine.errors import ArdiffError
+from ardiff_engine.errors import ArdiffError, Stopped
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
@@ -59,7 +59,8 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
         except BaseException as error:
             # Libraries turn an interrupt into errors of their own, such as a damaged file.
             if not received and isinstance(error, KeyboardInterrupt):
-                received.append(signal.SIGINT)
+                number = error.signal if isinstance(error, Stopped) else signal.SIGINT
+                received.append(signal.Signals(number))
             code, text = (STOPPED + received[-1], _stopped(error)) if received else explained(error)
             if text.endswith(OURS):
                 text += shlex.join([parser.prog, *arguments])

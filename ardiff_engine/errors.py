@@ -69,6 +69,15 @@ class DataError(ArdiffError, ValueError):
     """A data set, clip or canvas description that cannot be used."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the work at a point from which it can go on; the message says how. It is no mistake,
+    so no ArdiffError. `signal` is the signal's number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 def explain(what: str, *, got: object, expected: object, fix: str) -> str:
     """The one form of all messages: what is wrong, what was given, what was expected, how to fix it."""
     return f"{what}: got {got}, expected {expected}. {fix}"

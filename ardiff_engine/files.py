@@ -81,6 +81,16 @@ def write_atomic(
             content(file)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left in `folder`, whatever they were writing."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            lock = _locked(path, made=False)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
 def make_folder(path: str | os.PathLike[str], *, error: type[ArdiffError] = CheckpointError) -> Path:
     """Makes a folder and its parents, and returns it. Raises `error` if the disk refuses."""
     folder = Path(path)

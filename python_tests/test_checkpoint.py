@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,12 +12,12 @@ import pytest
 import torch
 
 from ardiff_engine.errors import CheckpointError
+from ardiff_engine.files import TEMPORARY_PREFIX, remove_leftovers
 from ardiff_engine.training import checkpoint as module
 from ardiff_engine.training.checkpoint import (
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
-    remove_unfinished,
     save_checkpoint,
 )
 from ardiff_engine.training.log import TrainingLog, read_log
@@ -45,27 +44,84 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     assert {path.suffix for path in _save(tmp_path, 1).iterdir()} == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "state", "not_json"])
-def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
-    _save(tmp_path, 1)
-    last = _save(tmp_path, 2)
-    file = last / "model.safetensors"
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "checksums.json", "empty.safetensors"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty", "swap", "folder"])
+def test_damage_to_any_file_is_noticed_and_said(
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, last = _save(tmp_path, 1), _save(tmp_path, 2)
+    file = last / name
+    data = bytearray(file.read_bytes())
     if damage == "flip":
-        data = bytearray(file.read_bytes())
-        data[-1] ^= 1
+        data[-2] ^= 1
         file.write_bytes(data)
     elif damage == "cut":
-        file.write_bytes(file.read_bytes()[:-3])
-    elif damage == "remove":
-        file.unlink()
-    elif damage == "state":
-        (last / "state.json").write_text(json.dumps({"step": 2}))
+        file.write_bytes(data[:-3])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "swap":
+        other = (first / name).read_bytes()
+        file.write_bytes(other if other != bytes(data) else b"other")
     else:
-        (last / "state.json").write_text("{")
+        file.unlink()
+        if damage == "folder":
+            file.mkdir()
     with pytest.raises(CheckpointError):
         load_checkpoint(last)
     found = newest_checkpoint(tmp_path)
     assert found is not None and found.step == 1
+    assert "step-00000002" in caplog.text
+
+
+def test_every_bit_of_the_state_is_covered(tmp_path: Path) -> None:
+    last = _save(tmp_path, 7)
+    for name in ("state.json", "checksums.json"):
+        whole = (last / name).read_bytes()
+        for position in range(len(whole)):
+            for bit in (1, 4):
+                (last / name).write_bytes(
+                    whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :]
+                )
+                try:
+                    found = load_checkpoint(last)
+                except CheckpointError:
+                    continue
+                # White space between the checksums may change; nothing else.
+                assert (
+                    name == "checksums.json" and found.step == 7 and whole[position : position + 1].isspace()
+                )
+        (last / name).write_bytes(whole)
+    assert load_checkpoint(last).step == 7
+
+
+def test_a_renamed_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    last = _save(tmp_path, 7)
+    last.rename(tmp_path / "step-00000097")
+    with pytest.raises(CheckpointError, match="step 97"):
+        load_checkpoint(tmp_path / "step-00000097")
+    (_save(tmp_path, 8) / "extra").touch()
+    with pytest.raises(CheckpointError, match="lists"):
+        load_checkpoint(tmp_path / "step-00000008")
+
+
+def test_the_one_just_written_is_never_pruned(tmp_path: Path) -> None:
+    """After 200 was found damaged, a run goes on from 100 and saves 150."""
+    _save(tmp_path, 100)
+    (_save(tmp_path, 200) / "state.json").write_text("{")
+    _save(tmp_path, 150, keep=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000150", "step-00000200"]
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.step == 150
+    _save(tmp_path, 200, keep=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000200"]
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        _save(tmp_path, step)
+    (tmp_path / "step-notes").mkdir()
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.step == 100_000_000
 
 
 def test_failure_while_writing_leaves_the_old_ones_alone(
@@ -84,10 +140,10 @@ def test_failure_while_writing_leaves_the_old_ones_alone(
 
 def test_half_written_folders_are_ignored_and_removed(tmp_path: Path) -> None:
     _save(tmp_path, 1)
-    (tmp_path / ".unfinished-1-step-00000009").mkdir()
+    (tmp_path / f"{TEMPORARY_PREFIX}0123-0" / "step-00000009").mkdir(parents=True)
     found = newest_checkpoint(tmp_path)
     assert found is not None and found.step == 1
-    remove_unfinished(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -98,7 +154,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
     for step in (1, 2):
         (_save(tmp_path, step) / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="2, all damaged.*step-00000002.*start anew"):
+    with pytest.raises(CheckpointError, match="2 are damaged.*step-00000002.*start anew"):
         newest_checkpoint(tmp_path)
 
 
@@ -107,6 +163,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from ardiff_engine.errors import CheckpointError
+from ardiff_engine.files import TEMPORARY_PREFIX, remove_leftovers
 from ardiff_engine.training.checkpoint import save_checkpoint
 from ardiff_engine.training.log import TrainingLog
 folder = Path(sys.argv[1])

@@ -14,7 +14,7 @@ import pytest
 
 from ardiff_engine import files
 from ardiff_engine.errors import CheckpointError, MediaError
-from ardiff_engine.files import TEMPORARY_PREFIX, staged, write_atomic
+from ardiff_engine.files import TEMPORARY_PREFIX, remove_leftovers, staged, write_atomic
 
 
 def full_disk(*_: object) -> None:
@@ -154,6 +154,16 @@ def test_what_a_killed_writer_left_is_removed_at_the_next_write(tmp_path: Path) 
     assert [name for name in names(tmp_path) if name.startswith(TEMPORARY_PREFIX)]
     write_atomic(target, b"newer")
     assert names(tmp_path) == ["a.bin", "other"] and target.read_bytes() == b"newer"
+
+
+def test_leftovers_of_a_folder_are_removed(tmp_path: Path) -> None:
+    with start_writer(tmp_path / "killed") as process:
+        process.send_signal(signal.SIGKILL)
+    with start_writer(tmp_path / "living") as process:
+        remove_leftovers(tmp_path)
+        assert len(names(tmp_path)) == 1
+        process.communicate(b"\n")
+    assert names(tmp_path) == ["living"]
 
 
 def test_a_writer_that_lives_is_left_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
-from ardiff_engine.errors import CheckpointError, ConfigError, DataError, NumericalError
+from ardiff_engine.errors import CheckpointError, ConfigError, DataError, NumericalError, Stopped
 from ardiff_engine.settings import build
 from ardiff_engine.training.checkpoint import checkpoints
 from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
@@ -159,20 +160,19 @@ def test_pipeline_folder_log_and_curve(tmp_path: Path) -> None:
     assert len(checkpoints(folder / "checkpoints")) == 2
 
 
-SCRIPT = """
-import sys
-from ardiff_engine.training import run_train
-run_train(sys.argv[1], sys.argv[3:], resume=sys.argv[2] == "1")
-"""
-
-
 def _process(config: Path, resume: bool, *overrides: str) -> subprocess.Popen[bytes]:
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ardiff_engine.cli", "train", str(config)]
+    command += ["--resume"] if resume else []
+    command += [f"--set={override}" for override in overrides]
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(config), str(int(resume)), *overrides],
+        command,
         env=environment,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -203,16 +203,75 @@ def test_sigkill_then_resume_is_bitwise_equal(tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def test_sigterm_saves_and_leaves_cleanly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_so_and_ends_with_its_code(tmp_path: Path, number: signal.Signals) -> None:
+    """So that `ardiff train-vae ... && ardiff encode ...` does not go on with a half-trained model."""
     config = write_config(tmp_path, steps=100_000)
     process = _process(config, False, "run.checkpoint_every=0", "run.validate_every=0")
     _wait_for(tmp_path / "run" / "training_log.jsonl", process)
     while len(read_log(tmp_path / "run" / "training_log.jsonl")) < 3:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
-    assert len(checkpoints(tmp_path / "run" / "checkpoints")) == 1
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
+    step = int(saved.name.removeprefix("step-"))
+    assert f"stopped at step {step} of 100000; go on with --resume" in told.decode()
     assert (tmp_path / "run" / "transformer" / "model.safetensors").exists()
+    again = _process(config, True, f"run.steps={step + 1}", "run.validate_every=0")
+    assert again.wait(timeout=120) == 0
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
+    trainer = Trainer(load(write_config(tmp_path, steps=2)))
+
+    def step(index: int) -> dict[str, float]:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 0.0}
+
+    trainer.loop.run(step)
+    assert trainer.loop.finished == 2
+
+
+def test_the_library_raises_what_is_no_error_of_the_package(tmp_path: Path) -> None:
+    trainer = Trainer(load(write_config(tmp_path, steps=6)))
+    plain = trainer.step
+
+    def step(index: int) -> dict[str, float]:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(index)
+
+    trainer.step = step  # type: ignore[method-assign]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped, match="stopped at step 4 of 6") as stopped:
+        trainer.train()
+    assert stopped.value.signal == signal.SIGINT and isinstance(stopped.value, KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (tmp_path / "run" / "transformer" / "model.safetensors").exists()
+
+
+def test_more_steps_done_than_asked_for(tmp_path: Path) -> None:
+    config = write_config(tmp_path, steps=4)
+    train(load(config))
+    with pytest.raises(ConfigError, match="run.steps"):
+        train(read_config(TrainConfig, config, ["run.steps=3"]), resume=True)
+
+
+def test_a_forged_step_is_noticed_and_the_checkpoint_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    constant = "optimizer.schedule=constant"
+    whole = train(read_config(TrainConfig, write_config(tmp_path, "whole", steps=8), [constant]))
+    config = write_config(tmp_path, "forged", steps=7)
+    train(read_config(TrainConfig, config, [constant]))
+    newest = checkpoints(tmp_path / "forged" / "checkpoints")[-1]
+    text = (newest / "state.json").read_text()
+    (newest / "state.json").write_text(text.replace('"step": 7', '"step": 97'))
+    again = train(read_config(TrainConfig, config, ["run.steps=8", constant]), resume=True)
+    assert_same_weights(whole, again)
+    assert "step-00000007" in caplog.text
 
 
 def test_a_used_folder_is_not_overwritten_and_settings_may_not_change(tmp_path: Path) -> None:
@@ -295,26 +354,45 @@ def test_curve_needs_two_points(tmp_path: Path) -> None:
     assert (tmp_path / "curve.png").exists()
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
-    alone = train(read_config(TrainConfig, write_config(tmp_path, "alone", 3), ["run.batch=4"]))
-    config = write_config(tmp_path, "pair", 3)
-    root = Path(__file__).parents[1]
+def _pair(config: Path, *overrides: str) -> list[subprocess.Popen[bytes]]:
+    """Two processes of one run, as torchrun starts them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    command = [sys.executable, "-c", SCRIPT, str(config), "0"]
-    pair = [subprocess.Popen(command, env=environment | {"RANK": str(rank)}) for rank in range(2)]
+    command = [sys.executable, "-m", "ardiff_engine.cli", "train", str(config)]
+    command += [f"--set={override}" for override in overrides]
+    return [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+    alone = train(read_config(TrainConfig, write_config(tmp_path, "alone", 3), ["run.batch=4"]))
+    pair = _pair(write_config(tmp_path, "pair", 3))
     assert [process.wait(timeout=120) for process in pair] == [0, 0]
     a, b = (load_file(folder / "transformer" / "model.safetensors") for folder in (alone, tmp_path / "pair"))
     for name, value in a.items():
         assert torch.allclose(value, b[name], atol=2e-4), name
     log = read_log(tmp_path / "pair" / "training_log.jsonl")
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_save_does_not_leave_the_other_waiting(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "pair", 3)
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / "checkpoints").write_bytes(b"a file where the folder should be")
+    told = []
+    for process in _pair(config):
+        told.append(process.communicate(timeout=120)[1].decode())
+        assert process.returncode in (1, 2)
+    assert "writing" in told[0] and "another process" in told[1]

@@ -2,15 +2,15 @@
 """Crash-safe training checkpoints: a folder per step, tensors as safetensors, everything else as JSON,
 nothing pickled.
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, so a folder named `step-<n>`
-is complete. Its `state.json` also holds length and CRC-32 of each file, so that a damaged disk is noticed and
-the checkpoint before is used.
+A checkpoint appears whole or not at all. Its `checksums.json` holds length and CRC-32 of every other file, so
+that a damaged disk is noticed and the checkpoint before is used.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
+import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -22,16 +22,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ardiff_engine.errors import CheckpointError, explain
+from ardiff_engine.errors import CheckpointError
+from ardiff_engine.files import make_folder, staged
+from ardiff_engine.parsing import parsing, read_json
 
 STATE_FILE = "state.json"
-TEMPORARY_PREFIX = ".unfinished-"
+CHECKSUM_FILE = "checksums.json"
+FOLDER_NAME = re.compile(r"step-(\d{1,18})")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: one dict per file (`<name>.safetensors`). state: plain numbers, strings, lists and dicts."""
+    """path: its folder. tensors: one dict per file (`<name>.safetensors`). state: plain numbers, strings,
+    lists and dicts."""
 
+    path: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
@@ -40,49 +47,38 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Writes `folder/step-<step>` and removes all but the newest `keep` checkpoints. Raises CheckpointError
-    if the disk refuses."""
-    final = folder / f"step-{step:08d}"
-    temporary = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}"
+    """Writes `folder/step-<step>`, and of the checkpoints up to it keeps the newest `keep`, itself included.
+
+    Raises CheckpointError, and removes nothing, if the disk refuses.
+    """
+    final = make_folder(folder) / f"step-{step:08d}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        files = {}
-        for name, group in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, path)
-            files[path.name] = _fingerprint(path)
-        text = json.dumps({"step": step, "files": files, "state": dict(state)}, indent=1)
-        (temporary / STATE_FILE).write_text(text, encoding="utf-8")
-        for path in [*temporary.iterdir(), temporary]:
-            _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            explain(
-                f"writing checkpoint {final}",
-                got=getattr(error, "strerror", None) or str(error),
-                expected="a folder with free space and write permission",
-                fix="Free some space; earlier checkpoints are unchanged and --resume continues from them.",
-            )
-        ) from error
-    for old in checkpoints(folder)[:-keep]:
+        with staged(final) as (temporary,):
+            temporary.mkdir()
+            for name, group in tensors.items():
+                whole = {key: value.detach().cpu().contiguous() for key, value in group.items()}
+                save_file(whole, temporary / f"{name}.safetensors")
+            text = json.dumps({"step": step, "state": dict(state)}, indent=1)
+            (temporary / STATE_FILE).write_text(text, encoding="utf-8")
+            checksums = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
+            (temporary / CHECKSUM_FILE).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
+    except SafetensorError as error:
+        raise CheckpointError(f"writing checkpoint {final}: {error}. Earlier ones are unchanged.") from error
+    # Those after it are damaged, or the run would have gone on from them: they do not count.
+    for old in [path for path in checkpoints(folder) if _step_of(path) <= step][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    found = [path for path in folder.glob("step-*") if FOLDER_NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_step_of)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read in full; None when there is none.
+    """The newest checkpoint that can be read in full; None when there is none. Those that are passed over are
+    named in a warning.
 
     Raises CheckpointError when there are checkpoints and all of them are damaged.
     """
@@ -90,55 +86,48 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     problems = []
     for path in reversed(found):
         try:
-            return load_checkpoint(path)
+            checkpoint = load_checkpoint(path)
         except CheckpointError as error:
             problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.warning(
+                "skipped a damaged checkpoint, going on from step %d: %s", checkpoint.step, problem
+            )
+        return checkpoint
     if not found:
         return None
     raise CheckpointError(
-        explain(
-            f"checkpoints in {folder}",
-            got=f"{len(found)}, all damaged; the newest: {problems[0]}",
-            expected="one that is complete",
-            fix=f"Restore one from a backup, or remove {folder} to start anew.",
-        )
+        f"checkpoints in {folder}: all {len(found)} are damaged. The newest: {problems[0]} "
+        f"Restore one from a backup, or remove {folder} to start anew."
     )
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Raises CheckpointError for a missing, shortened or changed file."""
-    try:
-        description = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        tensors = {}
-        for name, expected in description["files"].items():
-            if _fingerprint(path / name) != expected:
-                raise CheckpointError(
-                    explain(
-                        f"{path / name}",
-                        got="other content than when it was written",
-                        expected=expected,
-                        fix="Use an older checkpoint.",
-                    )
-                )
+    """Raises CheckpointError for a missing, added, shortened or changed file."""
+    checksums = read_json(path / CHECKSUM_FILE)
+    with parsing(path):
+        present = {file.name for file in path.iterdir()} - {CHECKSUM_FILE}
+    if not isinstance(checksums, dict) or set(checksums) != present or STATE_FILE not in present:
+        raise CheckpointError(f"{path} does not hold the files that its {CHECKSUM_FILE} lists.")
+    for name, expected in checksums.items():
+        with parsing(path / name):
+            found = _fingerprint(path / name)
+        if found != expected:
+            raise CheckpointError(f"{path / name} is not what was written: its length or checksum differs.")
+    values = read_json(path / STATE_FILE)
+    step, state = (values.get("step"), values.get("state")) if isinstance(values, dict) else (None, None)
+    if step != _step_of(path) or not isinstance(state, dict):
+        raise CheckpointError(f"{path / STATE_FILE} is not the state of step {_step_of(path)}.")
+    tensors = {}
+    for name in sorted(present - {STATE_FILE}):
+        with parsing(path / name):
             tensors[name.removesuffix(".safetensors")] = load_file(path / name)
-        return Checkpoint(step=description["step"], tensors=tensors, state=description["state"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            explain(
-                f"checkpoint {path}",
-                got=repr(error),
-                expected="a complete checkpoint folder",
-                fix="Use an older checkpoint.",
-            )
-        ) from error
+    return Checkpoint(path, _step_of(path), tensors, state)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process left behind. Only while nobody else writes there."""
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _fingerprint(path: Path) -> list[int]:
@@ -147,11 +136,3 @@ def _fingerprint(path: Path) -> list[int]:
         while block := file.read(1 << 20):
             checksum = zlib.crc32(block, checksum)
     return [path.stat().st_size, checksum]
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

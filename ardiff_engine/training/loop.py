@@ -16,19 +16,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ardiff_engine.errors import CheckpointError, ConfigError, explain
-from ardiff_engine.training.checkpoint import (
-    checkpoints,
-    newest_checkpoint,
-    remove_unfinished,
-    save_checkpoint,
-)
+from ardiff_engine.errors import CheckpointError, ConfigError, Stopped, explain
+from ardiff_engine.files import remove_leftovers
+from ardiff_engine.parsing import parsing
+from ardiff_engine.training.checkpoint import Checkpoint, checkpoints, newest_checkpoint, save_checkpoint
 from ardiff_engine.training.config import RunConfig
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.log import TrainingLog
 from ardiff_engine.training.loss_curve import draw_loss_curve
 from ardiff_engine.training.optimizer import Optimizer
-from ardiff_engine.training.processes import any_process, rank
+from ardiff_engine.training.processes import largest, rank, together
 
 LOG_FILE = "training_log.jsonl"
 CURVE_FILE = "loss_curve.png"
@@ -72,12 +69,15 @@ class TrainingLoop:
         validate: Callable[[], Metrics] | None = None,
         *,
         resume: bool = False,
-    ) -> bool:
-        """True when all steps are done; False after a clean stop by SIGINT or SIGTERM (a checkpoint is then
-        on disk)."""
+    ) -> None:
+        """All steps that are left.
+
+        Raises:
+            Stopped: by SIGINT or SIGTERM, with a checkpoint on the disk.
+            CheckpointError: the disk refuses; on all processes, also where it refuses one of them only.
+        """
         run = self.run_config
-        self._start(resume)
-        log = TrainingLog(self.folder / LOG_FILE, self.finished if resume else None) if rank() == 0 else None
+        log = together(lambda: self._start(resume), run.device)
         with (
             _stop_signals() as stopped,
             tqdm(
@@ -96,18 +96,18 @@ class TrainingLoop:
                     self.ema.update(self.modules["model"])
                 self.finished += 1
                 bar.update()
-                if log is not None and _due(self.finished, run.log_every, run.steps):
+                if _due(self.finished, run.log_every, run.steps):
                     rate = (self.finished - since) / (time.perf_counter() - began)
-                    log.add(self.finished, **metrics, steps_per_second=rate)
+                    self._note(log, {**metrics, "steps_per_second": rate})
                     bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
                 if validate is not None and _due(self.finished, run.validate_every, run.steps):
                     self._validate(validate, log)
-                leave = any_process(stopped.is_set(), run.device)
-                if leave or _due(self.finished, run.checkpoint_every, run.steps):
-                    self._save(log)
-                if leave:
-                    return False
-        return True
+                number = int(largest(stopped[-1] if stopped else 0, run.device))
+                if number or _due(self.finished, run.checkpoint_every, run.steps):
+                    together(lambda: self._save(log), run.device)
+                if number and self.finished < run.steps:
+                    done = f"stopped at step {self.finished} of {run.steps}; go on with --resume"
+                    raise Stopped(done, number)
 
     def _validate(self, validate: Callable[[], Metrics], log: TrainingLog | None) -> None:
         """With averaged weights where there are any."""
@@ -120,44 +120,60 @@ class TrainingLoop:
         finally:
             if self.ema is not None:
                 self.ema.exchange(model)
-        if log is not None:
-            log.add(self.finished, **{f"validation_{key}": value for key, value in metrics.items()})
+        self._note(log, {f"validation_{key}": value for key, value in metrics.items()})
 
-    def _start(self, resume: bool) -> None:
+    def _note(self, log: TrainingLog | None, metrics: Metrics) -> None:
+        def add() -> None:
+            if log is not None:
+                log.add(self.finished, **metrics)
+
+        together(add, self.run_config.device)
+
+    def _start(self, resume: bool) -> TrainingLog | None:
+        """Continues from the newest checkpoint, if asked to. The log, for the process that keeps it."""
         folder = self.folder / CHECKPOINT_FOLDER
-        if not resume:
-            if existing := checkpoints(folder):
-                raise ConfigError(
-                    explain(
-                        "run.output",
-                        got=f"{self.folder}, which holds a run with {existing[-1].name}",
-                        expected="an empty folder, or a resumed run",
-                        fix="Pass --resume, or choose or empty the folder.",
-                    )
+        found = None
+        if resume:
+            found = newest_checkpoint(folder)
+        elif existing := checkpoints(folder):
+            raise ConfigError(
+                explain(
+                    "run.output",
+                    got=f"{self.folder}, which holds a run with {existing[-1].name}",
+                    expected="an empty folder, or a resumed run",
+                    fix="Pass --resume, or choose or empty the folder.",
                 )
-            return
-        found = newest_checkpoint(folder)
-        if found is None:
-            return
-        if rank() == 0:
-            remove_unfinished(folder)
-        saved = {key: value for key, value in found.state["settings"].items() if key != "run"}
+            )
+        if found is not None:
+            self._restore(found)
+        if rank():
+            return None
+        remove_leftovers(folder)
+        return TrainingLog(self.folder / LOG_FILE, self.finished if resume else None)
+
+    def _restore(self, found: Checkpoint) -> None:
+        if found.step > self.run_config.steps:
+            raise ConfigError(f"run.steps: got {self.run_config.steps}, and {found.path} has more. Raise it.")
+        settings = _plain(self.settings)
+        with parsing(found.path):
+            saved = {key: value for key, value in found.state["settings"].items() if key != "run"}
         for key, value in saved.items():
-            if value != _plain(self.settings).get(key):
+            if value != settings.get(key):
                 raise CheckpointError(
                     explain(
                         f"resuming under other settings ({key})",
-                        got=_plain(self.settings).get(key),
+                        got=settings.get(key),
                         expected=value,
                         fix="Restore them, or start a new run with `init` set to this one's weights.",
                     )
                 )
-        for name, module in self.modules.items():
-            module.load_state_dict(found.tensors[name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load(found.tensors[f"{name}_optimizer"])
-        if self.ema is not None:
-            self.ema.load(found.tensors["ema"], found.state["ema_updates"])
+        with parsing(found.path, fix="It belongs to another run."):
+            for name, module in self.modules.items():
+                module.load_state_dict(found.tensors[name])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load(found.tensors[f"{name}_optimizer"])
+            if self.ema is not None:
+                self.ema.load(found.tensors["ema"], found.state["ema_updates"])
         self.finished = found.step
 
     def _save(self, log: TrainingLog | None) -> None:
@@ -175,6 +191,20 @@ class TrainingLoop:
         draw_loss_curve(log.entries, self.folder / CURVE_FILE)
 
 
+@contextmanager
+def exported_at_the_end(export: Callable[[], None]) -> Iterator[None]:
+    """Calls `export` on rank 0 when the block ends, and when it was stopped by a signal."""
+    stopped = None
+    try:
+        yield
+    except Stopped as error:
+        stopped = error
+    if rank() == 0:
+        export()
+    if stopped is not None:
+        raise stopped
+
+
 def _due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
@@ -187,23 +217,24 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal acts as usual. Handlers are put back at the
-    end."""
-    event = threading.Event()
+def _stop_signals() -> Iterator[list[int]]:
+    """The numbers of the signals that came, SIGINT or SIGTERM; a second one acts as usual. Handlers are put
+    back at the end, and a signal that is ignored (nohup, background jobs) stays so."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield received
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = {n: handler for n in both if (handler := signal.getsignal(n)) != signal.SIG_IGN}
 
     def stop(number: int, _frame: object) -> None:
-        event.set()
+        received.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, stop)
     try:
-        yield event
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,11 +6,16 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from ardiff_engine.errors import CheckpointError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -46,10 +51,26 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad /= count
 
 
-def any_process(flag: bool, device: str) -> bool:
-    """True on every process if the flag is set on one of them."""
+def largest(value: float, device: str) -> float:
+    """The largest of the numbers that the processes give, on every process."""
     if world_size() == 1:
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value)
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return float(shared)
+
+
+def together(action: Callable[[], T], device: str) -> T:
+    """Does something that may fail on some processes only, such as writing a file, and fails on all of them
+    then, so that none waits for the others for ever.
+
+    Raises the error of `action` where there was one, CheckpointError on the other processes.
+    """
+    failure: Exception | None = None
+    try:
+        result = action()
+    except Exception as error:
+        failure = error
+    if largest(float(failure is not None), device):
+        raise failure or CheckpointError("another process of this run has failed; its message says why.")
+    return result

@@ -24,9 +24,9 @@ from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, reg
 from ardiff_engine.ops import add_noise
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.ema import Ema
-from ardiff_engine.training.loop import TrainingLoop
+from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.optimizer import Optimizer
-from ardiff_engine.training.processes import average_gradients, join, rank, world_size
+from ardiff_engine.training.processes import average_gradients, join, world_size
 from ardiff_engine.training.read_config import read_config, to_dict
 from ardiff_engine.training.timesteps import is_teacher_forced, teacher_timesteps, training_timesteps
 from ardiff_engine.training.vae_trainer import sample_ids
@@ -73,10 +73,12 @@ class Trainer:
 
     def train(self, *, resume: bool = False) -> Path:
         """All steps; returns the run's folder, which then also is a pipeline folder with the averaged
-        weights."""
-        self.loop.run(self.step, self.validate, resume=resume)
-        if rank() == 0:
-            self.export(self.loop.folder)
+        weights.
+
+        Raises Stopped after SIGINT or SIGTERM; the folder then holds the model as far as it came.
+        """
+        with exported_at_the_end(lambda: self.export(self.loop.folder)):
+            self.loop.run(self.step, self.validate, resume=resume)
         return self.loop.folder
 
     def step(self, step: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from ardiff_engine.models import TiTok
 from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.ema import Ema
-from ardiff_engine.training.loop import TrainingLoop
+from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.losses import (
     adaptive_weight,
     hinge_discriminator_loss,
@@ -81,16 +81,20 @@ class VaeTrainer:
         self.loop = TrainingLoop(run, modules, optimizers, self.ema, to_dict(config))
 
     def train(self, *, resume: bool = False) -> Path:
-        """All steps; returns the folder with the exported model (`output/vae`), written when the run ends or
-        is stopped."""
-        self.loop.run(self.step, self.validate, resume=resume)
+        """All steps; returns the folder with the exported model (`output/vae`).
+
+        Raises Stopped after SIGINT or SIGTERM; the folder then holds the model as far as it came.
+        """
         folder = self.loop.folder / VAE_FOLDER
-        if rank() == 0:
-            if self.ema is not None:
-                self.ema.exchange(self.model)
-            _set_memory_format(self.model, torch.contiguous_format)
-            save_model(self.model, folder)
+        with exported_at_the_end(lambda: self._export(folder)):
+            self.loop.run(self.step, self.validate, resume=resume)
         return folder
+
+    def _export(self, folder: Path) -> None:
+        if self.ema is not None:
+            self.ema.exchange(self.model)
+        _set_memory_format(self.model, torch.contiguous_format)
+        save_model(self.model, folder)
 
     def step(self, step: int) -> dict[str, float]:
         run = self.config.run
