@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wan transformers from files of official code, of its causal relatives, and of diffusers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.parsing import read_json
+from ardiff_engine.weights.fit import fill
+from ardiff_engine.weights.native_format import build_empty
+from ardiff_engine.weights.safetensors_file import SafetensorsFile
+from ardiff_engine.weights.wan_layout import read_wan_config, wan_names
+
+_HINTS = {"num_heads": "heads", "num_attention_heads": "heads", "text_len": "text_tokens", "eps": "eps"}
+
+
+def load_wan(
+    path: str | os.PathLike[str],
+    config: WanConfig | Mapping[str, Any] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> WanTransformer:
+    """The transformer of a Wan checkpoint, in evaluation mode.
+
+    Args:
+        path: a .safetensors file, an index of shards, or a folder with either; official, diffusers' or
+            Self-Forcing-style names (`generator_ema` is preferred to `generator`). A `.pt` goes through
+            `ardiff convert` first.
+        config: None reads sizes from shapes, and heads and text length from config.json beside them, if
+            there is one. A mapping replaces single settings. A full config is used as it is.
+        device, dtype: of the weights.
+
+    Raises:
+        UnsafeCheckpointError: a pickle-based file.
+        CheckpointError: a damaged file; missing, unknown or misshapen tensors, with the nearest names.
+        ConfigError: settings that contradict the file or each other.
+    """
+    place = Path(path)
+    file = SafetensorsFile(place)
+    origin = str(file.path)
+    names = wan_names(file.shapes, origin)
+    shapes = {name: file.shapes[stored] for name, stored in names.items()}
+    if not isinstance(config, WanConfig):
+        config = read_wan_config(shapes, {**_hints(place), **(config or {})}, origin)
+    model = build_empty(WanTransformer, config)
+    fill(model, file, names, shapes=shapes, device=device, dtype=dtype)
+    return model.eval()
+
+
+def _hints(place: Path) -> dict[str, Any]:
+    """What shapes do not show, from the config.json of official code or diffusers."""
+    config = (place if place.is_dir() else place.parent) / "config.json"
+    values = read_json(config) if config.is_file() else {}
+    if not isinstance(values, dict):
+        return {}
+    return {ours: values[theirs] for theirs, ours in _HINTS.items() if theirs in values}
