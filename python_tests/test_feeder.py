@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_ar_diffusion import tiny
 
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.memory import Full, MemoryPolicy, RecomputedWindow, Window
 from ardiff_engine.plan import Plan, explicit, lag
 
+SPEC = tiny("separate_norm", "temporal_causal", "rope").spec
 POLICIES = (RecomputedWindow(6), Window(3), Window(2, sink=2), Window(5, sink=1), Full())
 
 
 def described(feed: Feed) -> dict[str, object]:
     roster = feed.roster
-    names = ("frames", "updates", "newest", "first_held", "origin", "floor", "sinks", "feeds_context")
+    names = ("frames", "updates", "views", "copies", "positions", "kept", "steps", "tracks", "feeds_context")
     return {"levels": feed.levels, **{name: getattr(roster, name) for name in names}}
 
 
@@ -37,7 +41,7 @@ def test_kept_rosters_feed_what_a_new_plan_would(
 ) -> None:
     if not cacheable:
         policy = RecomputedWindow(6)
-    keeps, plans_anew = Feeder(plan, policy, cacheable), Feeder(plan, policy, cacheable)
+    keeps, plans_anew = (Feeder(plan, policy, replace(SPEC, forgets=cacheable)) for _ in range(2))
     while not keeps.done:
         plans_anew._steady = None
         change = data.draw(st.integers(0, 40))
@@ -61,7 +65,7 @@ def test_kept_rosters_feed_what_a_new_plan_would(
 
 
 def test_the_pass_after_one_that_stores_is_not_planned_anew() -> None:
-    feeder = Feeder(lag(None, 8, 4), Window(4), True)
+    feeder = Feeder(lag(None, 8, 4), Window(4), SPEC)
     seen = []
     for _ in range(12):
         feed = feeder.next()
@@ -74,7 +78,7 @@ def test_the_pass_after_one_that_stores_is_not_planned_anew() -> None:
 @pytest.mark.parametrize("before", range(4))
 def test_given_frames_that_recommit_forgets_need_not_be_stored(before: int) -> None:
     """A window of two sees the last of seven given frames: chunks before it have nothing left to feed."""
-    feeder = Feeder(lag(10, 4, 4, prefix=7), Window(2), True)
+    feeder = Feeder(lag(10, 4, 4, prefix=7), Window(2), SPEC)
     for _ in range(before):
         feeder.advance(feeder.next())
     feeder.recommit()

@@ -18,6 +18,7 @@ from ardiff_engine.models import ConditionSpec
 from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.plan import lag
 
+SPEC = tiny("separate_norm", "temporal_causal", "rope").spec
 POLICIES = (RecomputedWindow(4), Window(3), Window(2, sink=2), Window(5, sink=1), Full())
 
 
@@ -36,7 +37,7 @@ def streams(draw):
     """A feeder somewhere in the life of a stream, sometimes after everything before was forgotten."""
     policy = draw(st.sampled_from(POLICIES))
     steps, prefix = draw(st.integers(2, 9)), draw(st.integers(0, 3))
-    feeder = Feeder(lag(12, steps, draw(st.integers(-(-steps // 2), steps)), prefix=prefix), policy, True)
+    feeder = Feeder(lag(12, steps, draw(st.integers(-(-steps // 2), steps)), prefix=prefix), policy, SPEC)
     for _ in range(draw(st.integers(0, 40))):
         feeder.advance(feeder.next())
         if feeder.done:
@@ -50,26 +51,27 @@ def streams(draw):
 @given(st.lists(streams(), min_size=1, max_size=4), st.integers(1, 2), st.integers(1, 3))
 def test_every_frame_sees_what_it_is_to_see(parts, context_pages, frame_pages):
     spec = replace(
-        tiny("separate_norm", "temporal_causal", "rope").spec,
+        SPEC,
         tokens_per_frame=4 * frame_pages,
         condition=ConditionSpec("joint", 7, (7, 4)),
     )
     context_valid, frame_valid = [5] * context_pages, [4] * frame_pages
     rosters, views, base, expected, contexts, fed = [], [], 0, [], [], []
-    for feeder, policy in parts:
+    for feeder, _ in parts:
         roster = feeder.next().roster
-        shown, view = views_of(roster, policy)
+        shown, view = views_of(roster)
         rosters.append(roster)
         views.append(view)
-        places = {frame: base + context_pages + i * frame_pages for i, frame in enumerate(shown)}
+        assert sorted(set(shown)) == sorted(shown)
+        places = {cell: base + context_pages + i * frame_pages for i, cell in enumerate(shown)}
         context = list(range(base, base + context_pages))
         if roster.feeds_context:
             contexts.append(context)
-        for frame in roster.frames:
-            visible = roster.visible(policy.first_seen(frame, roster.newest), frame)
-            run = [places[other] + page for other in visible for page in range(frame_pages)]
+        for frame, copy, seen in zip(roster.frames, roster.copies, roster.views, strict=True):
+            cells = [(other, run.copy) for run in seen for other in range(run.first, run.stop)]
+            run = [places[cell] + page for cell in cells for page in range(frame_pages)]
             expected.append(context + run)
-            fed.append([places[frame] + page for page in range(frame_pages)])
+            fed.append([places[frame, copy] + page for page in range(frame_pages)])
         base += context_pages + len(shown) * frame_pages
     lists = page_lists(views, spec, context_valid, frame_valid)
     assert seen_places(lists.table) == contexts + expected

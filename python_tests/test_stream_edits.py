@@ -212,7 +212,7 @@ def noise(stream, frames) -> torch.Tensor:
 def test_keep_leaves_stored_keys_alone_and_says_that_this_is_not_exact():
     engine = engine_for(memory=Window(3))
     stream = ticks(engine.submit(Request(num_frames=7, lag=4, condition=conditions(0))), 3 * 4 + 1)
-    pages = [page for frame in (1, 2) for page in stream.pages.frames[0][frame]]
+    pages = [page for frame in (1, 2) for page in stream.pages.frames[0][frame, 0]]
     before, context = engine.pool.k[:, pages].clone(), engine.pool.k[:, stream.pages.context[0]].clone()
     receipt = stream.set_condition(conditions(1))
     ticks(stream, 1)

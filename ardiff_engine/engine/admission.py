@@ -45,7 +45,7 @@ def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, num_steps: in
 def page_need(plan: Plan, spec: ModelSpec, memory: MemoryPolicy, branches: int) -> PageNeed:
     rows = choose_page_rows(spec.tokens_per_frame)
     context, frame = -(-spec.context_tokens // rows), -(-spec.tokens_per_frame // rows)
-    return PageNeed(context, frame, branches * (context + memory.max_frames(plan) * frame))
+    return PageNeed(context, frame, branches * (context + memory.most_frames(plan) * frame))
 
 
 def check_memory(memory: object) -> None:

@@ -131,7 +131,7 @@ class Engine:
             self.register.reap()
             self.register.check_room(need.most)
             pages = StreamPages(len(conditions), need.context, need.frame, need.most)
-            feeder = Feeder(admission.plan, policy, spec.forgets)
+            feeder = Feeder(admission.plan, policy, spec)
             stream = self._add(
                 request, feeder, policy, torch.stack(conditions), admission.weights, pages, solver
             )

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cells a stream feeds next: its plan, its memory policy and the model's mask, brought together.
+"""Which cells a stream feeds next: its plan, its memory policy and what its network forgets.
 
-Pure Python. The plan says which frames change; the policy says whose keys and values are stale; the mask says
-whether frames that change nothing must be fed all the same (design 4.3). A finished frame is committed in the
-first pass after it that someone reads it in, and again when the policy or a new condition makes its K/V
-stale.
+Pure Python. The plan says which frames move; the policy says what they see, and whose keys and values are to
+be stored again; where a network does not forget, frames that change nothing are fed all the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import compress
 
 from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.memory.policy import MemoryPolicy
-from ardiff_engine.plan import Plan
+from ardiff_engine.memory.view import Fed, Run, View, contains, forget, frames_in, union, within, without
+from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.plan import Frames, Now, Plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,22 +32,26 @@ class _Steady:
 
 
 class Feeder:
-    """Walks through the passes of one stream: `next()` says what to feed, `advance()` that it was done."""
+    """Walks through the passes of one stream: `next()` says what to feed, `advance()` that it was done.
 
-    def __init__(self, plan: Plan, policy: MemoryPolicy, cacheable: bool) -> None:
+    floor: frames before it may have been forgotten.
+    """
+
+    def __init__(self, plan: Plan, policy: MemoryPolicy, spec: ModelSpec) -> None:
         self.plan = plan
         self.tick = 0
         self.ticks_total = 0
-        self.floor = 0
-        self._levels: dict[int, int] = {frame: plan.num_steps for frame in range(plan.prefix)}
+        self._levels: dict[int, int] = {frame: plan.steps(frame) for frame in range(plan.prefix)}
         self.moved: Feed | None = None
         """The last pass, if its frames have not been written down in `levels`."""
         self._policy = policy
-        self._cacheable = cacheable
-        self._prefill = policy.prefill(plan.prefix) if cacheable else []
-        self._committed: set[int] = set()
-        self._sink_floor = 0
-        self._last_origin: int | None = None
+        self._forgets = spec.forgets
+        self._sees_later = spec.frames_see_later
+        self._prefill = self._chunks(plan)
+        self._stored: set[int] = set()
+        self._forgotten: Frames = ()
+        self._base = 0
+        self._kept: Frames = ()
         self._context_done = False
         self._steady: _Steady | None = None
         self._advanced: Roster | None = None
@@ -54,7 +59,7 @@ class Feeder:
     def copy(self) -> Feeder:
         other = Feeder.__new__(Feeder)
         other.__dict__.update(self.__dict__)
-        other._levels, other._committed = dict(self._levels), set(self._committed)
+        other._levels, other._stored = dict(self._levels), set(self._stored)
         other._prefill = list(self._prefill)
         return other
 
@@ -72,6 +77,10 @@ class Feeder:
         return self._levels
 
     @property
+    def floor(self) -> int:
+        return self._forgotten[-1].stop if self._forgotten else 0
+
+    @property
     def done(self) -> bool:
         """True when the plan has no tick left."""
         return self.plan.num_ticks is not None and self.tick >= self.plan.num_ticks
@@ -86,8 +95,8 @@ class Feeder:
         steady, tick = self._steady, self.tick
         if steady is None or steady.plan is not self.plan or not steady.begin <= tick < steady.end:
             feed = self._planned()
-            stores = self._cacheable and (feed.roster.feeds_context or not all(feed.roster.updates))
-            end = self.plan.steady_until(tick)
+            stores = self._forgets and (feed.roster.feeds_context or not all(feed.roster.updates))
+            end = tick + 1 if self._policy.by_level else self.plan.steady_until(tick)
             self._steady = _Steady(self.plan, tick, end, feed.roster, stores)
             return feed
         if not steady.stores:
@@ -98,16 +107,6 @@ class Feeder:
         self._steady = _Steady(self.plan, tick, steady.end, feed.roster, stores=False)
         return feed
 
-    def _planned(self) -> Feed:
-        tick, newest = self.plan.tick(self.tick), self.plan.newest(self.tick)
-        updates = dict(zip(tick.frames, tick.levels, strict=True))
-        origin = self._origin(newest)
-        if not self._cacheable:
-            return self._everything(updates, newest, origin)
-        stale = self._stale(min(updates), newest, origin)
-        levels = [self.plan.num_steps] * len(stale) + list(updates.values())
-        return self._feed([*stale, *updates], levels, len(stale), newest, origin)
-
     @property
     def passes_ahead(self) -> int:
         """Passes that feed what `next` has said for this one, each one level higher, and that store and
@@ -115,7 +114,7 @@ class Feeder:
         steady = self._steady
         if self._prefill or steady is None or steady.stores or steady.plan is not self.plan:
             return 0
-        finishing = steady.begin + self.plan.num_steps - 1 - steady.roster.highest
+        finishing = steady.begin + steady.roster.passes_left - 1
         return min(steady.end, finishing) - self.tick
 
     def advance(self, feed: Feed) -> None:
@@ -128,67 +127,6 @@ class Feeder:
         self.tick += 1
         self.ticks_total += 1
 
-    # --- changes on the way
-
-    def renew_context(self) -> None:
-        """The context changed: feed it again. Stored K/V of frames stay as they are."""
-        self._steady = None
-        self._context_done = False
-
-    def recommit(self) -> list[int]:
-        """Commit again the clean frames, sinks included, that the unfinished ones see.
-
-        Where K/V still carry frames before those (a rolling cache), these are not seen from now on.
-        """
-        self._steady = None
-        oldest, newest = self.oldest_unfinished, self.plan.newest(self.tick)
-        first = self._policy.first_held(oldest, newest)
-        before = range(self._policy.first_seen(first, newest), first)
-        if any(f not in self._sinks for f in before):
-            self.floor = max(self.floor, first)
-        self._committed.clear()
-        self._prefill = self._still_seen(self._prefill)
-        return self._stale(oldest, newest, self._origin(newest)) if self._cacheable else []
-
-    def forget(self) -> int:
-        """Frames that are finished by now are seen by nobody any more; the first frame that still is."""
-        self._steady = None
-        self.floor = self._sink_floor = self.oldest_unfinished
-        self._prefill = []
-        return self.floor
-
-    def missing(self, frame: int) -> list[int]:
-        """Frames before `frame` whose K/V or clean latents going on from there would need anew."""
-        if not self._cacheable:
-            needed = range(self._policy.origin(frame), frame)
-        else:
-            needed = range(self._policy.first_held(frame, frame), frame)
-        return [f for f in needed if self._remembered(f) and self.levels.get(f) != self.plan.num_steps]
-
-    def never_stored(self, prefix: int) -> bool:
-        """Whether K/V of frames before the last block of `prefix` are still those of their last step.
-
-        That is so where they finished together with it; what they see may have been given back by now.
-        """
-        seen = range(self._policy.first_held(prefix, prefix), self.plan.block(prefix - 1).start)
-        return self._cacheable and any(f not in self._committed for f in seen if self._remembered(f))
-
-    def restart(self, plan: Plan, *, from_scratch: bool) -> None:
-        """Go on with another plan, whose given frames are the finished ones.
-
-        from_scratch: nothing that is stored can be used; commit the given frames as those of a new video.
-        """
-        self._steady = None
-        self.plan, self.tick = plan, 0
-        self._levels = {f: k for f, k in self.levels.items() if f < plan.prefix}
-        self._committed = {f for f in self._committed if f < plan.prefix}
-        if from_scratch:
-            self._levels = dict.fromkeys(range(plan.prefix), plan.num_steps)
-            self._committed.clear()
-            self._prefill = self._still_seen(self._policy.prefill(plan.prefix) if self._cacheable else [])
-
-    # --- private
-
     def take_up(self, roster: Roster) -> None:
         """Note what the first pass with this roster has stored, and drop what nobody sees any more.
 
@@ -197,87 +135,246 @@ class Feeder:
         """
         if roster is self._advanced:
             return
-        if roster.origin != self._last_origin:
-            self._committed.clear()
-        self._context_done, self._last_origin = True, roster.origin
-        self._committed.update(set(roster.frames).difference(roster.updated))
-        levels, first, sinks = self.levels, roster.first_held, roster.sinks
-        for frame in () if self._prefill else [f for f in levels if f < first and f not in sinks]:
+        self._stored.difference_update(self._stale(roster.kept))
+        self._context_done, self._kept = True, roster.kept
+        cells = zip(roster.frames, roster.updates, strict=True)
+        self._stored.update([frame for frame, updates in cells if not updates])
+        self._stored.difference_update(roster.updated)
+        levels, kept = self.levels, roster.kept
+        for frame in () if self._prefill else [f for f in levels if not contains(kept, f)]:
             del levels[frame]
-            self._committed.discard(frame)
+            self._stored.discard(frame)
         self._advanced = roster
 
-    @property
-    def _sinks(self) -> range:
-        return range(self._sink_floor, max(self._sink_floor, self._policy.sinks()))
+    # --- changes on the way
 
-    def _origin(self, newest: int) -> int:
-        """After `forget` positions start anew: the context is as near as to the first frames of a video."""
-        return max(self._policy.origin(newest), self._sink_floor)
+    def renew_context(self) -> None:
+        """The context changed: feed it again. Stored K/V of frames stay as they are."""
+        self._steady = None
+        self._context_done = False
+
+    def recommit(self) -> list[int]:
+        """Store again the clean frames that the policy calls stale when the condition changes.
+
+        Where K/V still carry frames before those that are kept (a rolling cache), these are not seen from now
+        on.
+        """
+        self._steady = None
+        now = self.plan.now(self.tick)
+        kept = self._kept_by_policy(now)
+        self._stored.difference_update(_frames(self._policy.stale("prompt", kept)))
+        blocks = list(self._to_store(now, kept)) if self._forgets else []
+        carried = without(frames_in([self._view(self._fed(b, stores=True), now) for b in blocks]), kept)
+        if carried:
+            self._forgotten = union(self._forgotten, without((range(carried[-1].stop),), kept))
+        self._prefill = self._still_seen(self._prefill)
+        return [frame for block in blocks for frame in block]
+
+    def forget(self) -> int:
+        """Frames that are finished by now are seen by nobody any more; the first frame that still is.
+
+        Positions start anew: the context is as near as to the first frames of a video.
+        """
+        self._steady = None
+        self._base = self.oldest_unfinished
+        self._forgotten = (range(self._base),) if self._base else ()
+        self._prefill = []
+        return self._base
+
+    def missing(self, plan: Plan) -> list[int]:
+        """Given frames of `plan` whose K/V or clean latents going on with it would need anew."""
+        now = plan.now(0)
+        kept = self._kept_by_policy(now, plan)
+        needed = _frames(within(kept, 0, plan.prefix))
+        gone = [f for f in needed if self.levels.get(f) != plan.steps(f)]
+        if gone or not self._forgets:
+            return gone
+        unstored = [
+            f for f in needed if f not in self._stored and self._policy.stores(plan.steps(f), plan.steps(f))
+        ]
+        feds = [Fed(plan.block(f), plan.steps(f), plan.steps(f), True) for f in unstored]
+        seen = _frames(frames_in([self._view(fed, now) for fed in feds]))
+        return [f for f in seen if f not in self._stored and f not in unstored]
+
+    def restart(self, plan: Plan, *, from_scratch: bool) -> None:
+        """Go on with another plan, whose given frames are the finished ones.
+
+        from_scratch: nothing that is stored can be used; store the given frames as those of a new video.
+        """
+        self._steady = None
+        self.plan, self.tick = plan, 0
+        self._levels = {f: k for f, k in self.levels.items() if f < plan.prefix}
+        self._stored = {f for f in self._stored if f < plan.prefix}
+        if from_scratch:
+            self._levels = {frame: plan.steps(frame) for frame in range(plan.prefix)}
+            self._stored.clear()
+            self._prefill = self._still_seen(self._chunks(plan))
+
+    # --- private
+
+    def _planned(self) -> Feed:
+        """What the plan's tick moves, and before it what is to be stored."""
+        tick, now = self.plan.tick(self.tick), self.plan.now(self.tick)
+        levels = dict(zip(tick.frames, tick.levels, strict=True))
+        if not self._forgets:
+            return self._everything(levels, now)
+        kept = self._kept_by_policy(now)
+        stored = [self._fed(block, stores=True) for block in self._to_store(now, kept)]
+        moved = [self._fed(block, level=levels[block.start]) for block in self._blocks(tick.frames)]
+        return self._feed(stored + moved, now, union(kept, now.unfinished))
+
+    def _without_stores(self, roster: Roster, passed: int) -> Feed:
+        """As planned anew, once what the roster stores is stored: no frame has started or finished since."""
+        now, moves = self.plan.now(self.tick), roster.updates
+        views = tuple(compress(roster.views, moves))
+        kept = union(self._kept_by_policy(now), now.unfinished, frames_in(dict.fromkeys(views)))
+        return Feed(
+            Roster(
+                frames=roster.updated,
+                updates=(True,) * len(views),
+                levels=tuple([level + passed for level in compress(roster.levels, moves)]),
+                steps=tuple(compress(roster.steps, moves)),
+                tracks=tuple(compress(roster.tracks, moves)),
+                views=views,
+                copies=tuple(compress(roster.copies, moves)),
+                positions=tuple(compress(roster.positions, moves)),
+                kept=kept,
+                feeds_context=False,
+            )
+        )
+
+    def _fed(self, block: range, *, level: int | None = None, stores: bool = False) -> Fed:
+        own = self.levels.get(block.start, 0) if level is None else level
+        return Fed(block, own, self.plan.steps(block.start), stores)
+
+    def _feed(self, feds: list[Fed], now: Now, kept: Frames) -> Feed:
+        frames: list[int] = []
+        cells: list[tuple[bool, int, int, int, View, int, int]] = []
+        for fed in feds:
+            view, copy = self._view(fed, now), self._policy.copy(fed)
+            shift = _own_run(view, fed.block.start, copy).shift
+            track = self.plan.track(fed.block.start)
+            for frame in fed.block:
+                frames.append(frame)
+                cells.append((not fed.stores, fed.level, fed.steps, track, view, copy, frame + shift))
+        updates, levels, steps, tracks, views, copies, positions = zip(*cells, strict=True)
+        shown = frames_in(dict.fromkeys(views))
+        return Feed(
+            Roster(
+                frames=tuple(frames),
+                updates=updates,
+                levels=levels,
+                steps=steps,
+                tracks=tracks,
+                views=views,
+                copies=copies,
+                positions=positions,
+                kept=union(kept, shown),
+                feeds_context=not self._context_done,
+            )
+        )
+
+    def _prefill_feed(self, chunk: range) -> Feed:
+        started = (range(chunk.stop),)
+        finished = (range(chunk.start),) if chunk.start else ()
+        now = Now(started, (chunk,), finished)
+        kept = self._kept_by_policy(now)
+        blocks = self._blocks(f for f in chunk if self._remembered(f))
+        waiting = (range(chunk.stop, self.plan.prefix),) if chunk.stop < self.plan.prefix else ()
+        return self._feed([self._fed(block, stores=True) for block in blocks], now, union(kept, waiting))
+
+    def _everything(self, moved: dict[int, int], now: Now) -> Feed:
+        """All frames of the window, waiting ones included: in such a network each one changes the others."""
+        plan = self.plan
+        window = self._policy.kept(plan.block(now.oldest_unfinished), now)
+        start = max(window[0].start, self._base)
+        end = start + self._policy.most_frames(plan)
+        if plan.num_frames is not None:
+            end = min(end, plan.num_frames)
+        frames = range(max(start, self.floor), end)
+        shift = self._view(self._fed(plan.block(now.newest)), now)[0].shift
+        own = {frame: self.levels.get(frame, 0) for frame in frames}
+        steps = [plan.steps(frame) for frame in frames]
+        stops = [end if self._sees_later else plan.block(frame).stop for frame in frames]
+        return Feed(
+            Roster(
+                frames=tuple(frames),
+                updates=tuple(frame in moved for frame in frames),
+                levels=tuple(
+                    most + 1 if own[f] == 0 and f not in moved else own[f]
+                    for f, most in zip(frames, steps, strict=True)
+                ),
+                steps=tuple(steps),
+                tracks=tuple(map(plan.track, frames)),
+                views=tuple([(Run(frames.start, stop, 0, shift),) for stop in stops]),
+                copies=(0,) * len(frames),
+                positions=tuple([frame + shift for frame in frames]),
+                kept=(frames,),
+                feeds_context=True,
+            )
+        )
+
+    def _view(self, fed: Fed, now: Now) -> View:
+        view = forget(self._policy.view(fed, now), self._forgotten)
+        if not self._base:
+            return view
+        return tuple([run._replace(shift=min(run.shift, -self._base)) for run in view])
+
+    def _kept_by_policy(self, now: Now, plan: Plan | None = None) -> Frames:
+        plan = self.plan if plan is None else plan
+        oldest = now.oldest_unfinished
+        if plan.num_frames is not None:
+            oldest = min(oldest, plan.num_frames - 1)
+        return without(self._policy.kept(plan.block(oldest), now), self._forgotten)
+
+    def _stale(self, kept: Frames) -> list[int]:
+        """Frames whose K/V are no longer right because a frame left that they may carry."""
+        if kept == self._kept or not without(self._kept, kept):
+            return []
+        return _frames(self._policy.stale("slide", kept))
+
+    def _to_store(self, now: Now, kept: Frames) -> Iterator[range]:
+        """Blocks whose K/V later ones read, in this or a later pass, and are not stored as they now are."""
+        stale = self._stale(union(kept, now.unfinished))
+        stored = self._stored.difference(stale) if stale else self._stored
+        levels, steps, stores = self.levels, self.plan.steps, self._policy.stores
+        due = [f for run in kept for f in run if f not in stored and levels.get(f)]
+        for block in self._blocks([f for f in due if stores(levels[f], steps(f))]):
+            if all([f in levels for f in block]):
+                yield block
+
+    def _blocks(self, frames: Iterable[int]) -> Iterator[range]:
+        """The blocks that the frames, in ascending order, are in."""
+        block = range(0)
+        for frame in frames:
+            if frame not in block:
+                block = self.plan.block(frame)
+                yield block
 
     def _remembered(self, frame: int) -> bool:
-        return frame >= self.floor or frame in self._sinks
+        return not contains(self._forgotten, frame)
+
+    def _chunks(self, plan: Plan) -> list[range]:
+        """Given frames to store before the first tick, some blocks at a time."""
+        most = self._policy.chunk if self._forgets else 0
+        chunks: list[range] = []
+        frame = 0
+        while most and frame < plan.prefix:
+            block = plan.block(frame)
+            if chunks and block.stop - chunks[-1].start <= most:
+                chunks[-1] = range(chunks[-1].start, block.stop)
+            else:
+                chunks.append(block)
+            frame = block.stop
+        return chunks
 
     def _still_seen(self, chunks: list[range]) -> list[range]:
         return [chunk for chunk in chunks if any(self._remembered(f) for f in chunk)]
 
-    def _stale(self, oldest: int, newest: int, origin: int) -> list[int]:
-        """Finished frames whose K/V a later frame of this or a later pass reads and that are not stored."""
-        committed = self._committed if origin == self._last_origin else set()
-        sinks, first = self._sinks, self._policy.first_held(oldest, newest)
-        frames = [*range(sinks.start, min(sinks.stop, first)), *range(first, oldest)]
-        return [
-            f for f in frames if f not in committed and self._remembered(f) and self._seen_later(f, newest)
-        ]
 
-    def _feed(self, frames: list[int], levels: list[int], committed: int, newest: int, origin: int) -> Feed:
-        """The first `committed` frames are fed for their K/V alone."""
-        sinks = self._sinks
-        first = next((frame for frame in frames if frame not in sinks), frames[0])
-        roster = Roster(
-            frames=tuple(frames),
-            updates=(False,) * committed + (True,) * (len(frames) - committed),
-            levels=tuple(levels),
-            newest=newest,
-            first_held=self._policy.first_held(first, newest),
-            origin=origin,
-            floor=self.floor,
-            sinks=sinks,
-            feeds_context=not self._context_done,
-        )
-        return Feed(roster)
+def _frames(frames: Frames) -> list[int]:
+    return [frame for run in frames for frame in run]
 
-    def _without_stores(self, roster: Roster, passed: int) -> Feed:
-        """As planned anew, once what the roster stores is stored: no frame has started or finished since."""
-        levels = [level + passed for level in compress(roster.levels, roster.updates)]
-        return self._feed(list(roster.updated), levels, 0, roster.newest, roster.origin)
 
-    def _prefill_feed(self, chunk: range) -> Feed:
-        newest = chunk[-1]
-        frames = [f for f in chunk if self._remembered(f)]
-        levels = [self.plan.num_steps] * len(frames)
-        return self._feed(frames, levels, len(frames), newest, self._origin(newest))
-
-    def _everything(self, updates: dict[int, int], newest: int, origin: int) -> Feed:
-        """All frames of the window, waiting ones included: under these masks each one changes the others."""
-        end = origin + self._policy.max_frames(self.plan)
-        if self.plan.num_frames is not None:
-            end = min(end, self.plan.num_frames)
-        waiting = self.plan.num_steps + 1
-        frames = range(max(origin, self.floor), end)
-        levels = {frame: self.levels.get(frame, 0) for frame in frames}
-        roster = Roster(
-            frames=tuple(frames),
-            updates=tuple(frame in updates for frame in frames),
-            levels=tuple(waiting if k == 0 and f not in updates else k for f, k in levels.items()),
-            newest=newest,
-            first_held=origin,
-            origin=origin,
-            floor=self.floor,
-            sinks=range(0),
-            feeds_context=True,
-        )
-        return Feed(roster)
-
-    def _seen_later(self, frame: int, newest: int) -> bool:
-        return frame in self._sinks or frame >= self._policy.first_seen(frame + 1, newest)
+def _own_run(view: View, frame: int, copy: int) -> Run:
+    return next(run for run in view if run.copy == copy and run.first <= frame < run.stop)

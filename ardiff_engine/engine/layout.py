@@ -16,7 +16,7 @@ import torch
 
 from ardiff_engine.diffusion.noise import PURPOSE_STEP
 from ardiff_engine.engine.feed import Feed
-from ardiff_engine.engine.page_lists import PageLists, Views, page_lists, ranges, views_of
+from ardiff_engine.engine.page_lists import PageLists, SequenceViews, page_lists, ranges, views_of
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.ops.frame_table import FrameTable
@@ -57,7 +57,7 @@ class _Part:
     """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
     numbers and noise keys. Its branches all have the same views."""
 
-    views: Views
+    views: SequenceViews
     updates: tuple[bool, ...]
     levels: tuple[int, ...]
     weights: tuple[float, ...]
@@ -103,11 +103,11 @@ class LayoutBuilder:
         positions: list[int] = []
         for stream, feed in work:
             roster, schedule = feed.roster, stream.schedule
-            shown, views = views_of(roster, stream.policy)
+            shown, views = views_of(roster)
             for context, frames in zip(stream.pages.context, stream.pages.frames, strict=True):
                 pages += context
                 pages += chain.from_iterable(map(frames.__getitem__, shown))
-                positions += [frame - roster.origin for frame in roster.frames]
+                positions += roster.positions
             parts.append(
                 _Part(
                     views,
@@ -159,7 +159,7 @@ class LayoutBuilder:
         branches = max(len(part.weights) for part in parts)
         branch_cells: list[list[int]] = [[] for _ in range(branches)]
         weights: list[list[float]] = [[] for _ in range(branches)]
-        sequences: list[Views] = []
+        sequences: list[SequenceViews] = []
         owners: list[int] = []
         levels: list[int] = []
         moves: list[bool] = []

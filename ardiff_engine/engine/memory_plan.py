@@ -66,7 +66,7 @@ def memory_plan(
     spec = model.spec
     admission = admit(request, spec, memory, solver.num_steps)
     branches = len(admission.weights)
-    live = memory.max_frames(admission.plan) if not spec.forgets else admission.plan.max_live + 1
+    live = memory.most_frames(admission.plan) if not spec.forgets else admission.plan.max_live + 1
     tokens = streams * branches * (live * spec.tokens_per_frame + spec.context_tokens)
     footprint = model.footprint(tokens, solver.num_steps + 2)
     return MemoryPlan(

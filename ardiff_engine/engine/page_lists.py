@@ -1,57 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
 """The views of a pass: which pages each of its query frames sees, as one FrameTable.
 
-A frame sees its context, the sinks before its window, and a run of frames up to itself (or up to the newest,
-where frames see later ones). Frames of a sequence whose views start alike form one group: each sees a prefix
-of the group's list. Windows overlap, so the pages of a sequence are listed once, its context and then the
-frames that any view shows, and every view is gathered from there.
+A cell sees its context and what its view shows. Cells of a sequence whose views start alike form one group:
+each sees a prefix of the group's list. Views overlap, so the pages of a sequence are listed once, its context
+and then the copies of frames that any view shows, and every view is gathered from there.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ardiff_engine.engine.feed import Roster
-from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.frame_table import FrameTable
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
+class SequenceViews:
     """Of one sequence, in places of its list of shown frames, so that windows that slide stay equal.
 
-    num_shown: length of that list. starts, stops: of each fed frame, its run. sinks: how many lie before it.
+    num_shown: length of that list. own: of each cell, the place of its own frame. counts: runs in its view;
+    begins, lengths, biases: of all runs, cell by cell (no biases: all are 0).
     feeds_context: whether the context is fed as well.
     """
 
     num_shown: int
-    starts: tuple[int, ...]
-    stops: tuple[int, ...]
-    sinks: tuple[int, ...]
+    own: tuple[int, ...]
+    counts: tuple[int, ...]
+    begins: tuple[int, ...]
+    lengths: tuple[int, ...]
+    biases: tuple[float, ...]
     feeds_context: bool
 
 
-def views_of(roster: Roster, policy: MemoryPolicy) -> tuple[list[int], Views]:
-    """The frames that any fed frame sees, in order, and who sees which of them."""
-    frames, newest = roster.frames, roster.newest
-    firsts = [policy.first_seen(frame, newest) for frame in frames]
-    shown = roster.visible(min(firsts), frames[-1])
-    if not roster.sinks:
-        # One run of frames: the places follow from the numbers.
-        base = shown[0]
-        starts = tuple([first - base if first > base else 0 for first in firsts])
-        stops = tuple([frame + 1 - base for frame in frames])
-        return shown, Views(len(shown), starts, stops, (0,) * len(frames), roster.feeds_context)
-    end = roster.sinks.stop
-    return shown, Views(
+def views_of(roster: Roster) -> tuple[list[tuple[int, int]], SequenceViews]:
+    """The (frame, copy) that any cell sees, in order of copy and frame, and who sees which of them."""
+    distinct = dict.fromkeys(roster.views)
+    runs = sorted({(run.copy, run.first, run.stop) for view in distinct for run in view})
+    shown: list[tuple[int, int]] = []
+    # Frame - offset is its place, from the first frame of each stretch on: (copy, first, stop, offset).
+    stretches: list[tuple[int, int, int, int]] = []
+    for copy, first, stop in runs:
+        begin, offset = first, first - len(shown)
+        if stretches and stretches[-1][0] == copy and first <= stretches[-1][2]:
+            _, begin, end, offset = stretches.pop()
+            first, stop = end, max(end, stop)
+        shown += [(frame, copy) for frame in range(first, stop)]
+        stretches.append((copy, begin, stop, offset))
+
+    if len(stretches) == 1:
+        offset = stretches[0][3]
+        own = [frame - offset for frame in roster.frames]
+        begins = [run.first - offset for view in roster.views for run in view]
+    else:
+        offsets = {
+            (own_copy, frame): offset
+            for own_copy, begin, stop, offset in stretches
+            for frame in range(begin, stop)
+        }
+        own = [f - offsets[copy, f] for f, copy in zip(roster.frames, roster.copies, strict=True)]
+        begins = [run.first - offsets[run.copy, run.first] for view in roster.views for run in view]
+    biased = any([run.bias for view in distinct for run in view])
+    return shown, SequenceViews(
         num_shown=len(shown),
-        starts=tuple([bisect_left(shown, first) for first in firsts]),
-        stops=tuple([bisect_right(shown, frame) for frame in frames]),
-        sinks=tuple([bisect_left(shown, min(end, first)) for first in firsts]),
+        own=tuple(own),
+        counts=tuple(map(len, roster.views)),
+        begins=tuple(begins),
+        lengths=tuple([run.stop - run.first for view in roster.views for run in view]),
+        biases=tuple([run.bias for view in roster.views for run in view]) if biased else (),
         feeds_context=roster.feeds_context,
     )
 
@@ -68,61 +87,80 @@ class PageLists:
 
 
 def page_lists(
-    sequences: list[Views], spec: ModelSpec, context_valid: list[int], frame_valid: list[int]
+    sequences: list[SequenceViews], spec: ModelSpec, context_valid: list[int], frame_valid: list[int]
 ) -> PageLists:
-    """Groups in token order: contexts, then frames. *_valid: rows that exist in each page of one of them."""
+    """Groups in token order: contexts, then cells. *_valid: rows that exist in each page of one of them."""
     context, per_frame = len(context_valid), len(frame_valid)
     num_shown = np.array([views.num_shown for views in sequences])
     heads = np.cumsum(context + num_shown * per_frame) - (context + num_shown * per_frame)
 
-    # Of each fed frame: the first place of its sequence, its run of shown frames, the sinks before it.
-    owners = np.repeat(np.arange(len(sequences)), [len(views.starts) for views in sequences])
-    starts, own_stops, sinks = (
-        np.array([value for views in sequences for value in getattr(views, name)], np.int64)
-        for name in ("starts", "stops", "sinks")
-    )
-    begins = heads[owners] + context
-    alike = np.stack([owners, starts, sinks])
-    groups = np.flatnonzero(np.append(True, (np.diff(alike, axis=1) != 0).any(axis=0)))
-    members = np.diff(groups, append=len(starts))
-    lasts = groups + members - 1
-    stops = np.repeat(own_stops[lasts], members) if spec.frames_see_later else own_stops
-    seen = context + (sinks + stops - starts) * per_frame
+    # Of each cell: its sequence, and its runs [cells, R], filled up with empty ones.
+    owners = np.repeat(np.arange(len(sequences)), [len(views.own) for views in sequences])
+    counts, begins, lengths = (_joined(sequences, name) for name in ("counts", "begins", "lengths"))
+    cells, most = len(counts), int(counts.max())
+    filled = np.arange(most) < counts[:, None]
+    first_places = (heads + context)[owners]
+    starts, stretch = np.zeros((2, cells, most), np.int64)
+    starts[filled], stretch[filled] = begins, lengths
+    starts = np.where(filled, first_places[:, None] + starts * per_frame, 0)
+    biases = np.zeros((cells, most), np.float32)
+    if any(views.biases for views in sequences):
+        given = [views.biases or (0.0,) * len(views.begins) for views in sequences]
+        biases[filled] = np.concatenate([np.array(values, np.float32) for values in given])
 
-    # Each group's list is the context, the sinks and the run of its last frame.
-    run_begins = np.stack([begins[groups] - context, begins[groups], (begins + starts * per_frame)[groups]])
-    run_lengths = np.stack(
-        [
-            np.full(len(groups), context),
-            sinks[groups] * per_frame,
-            (stops[lasts] - starts[groups]) * per_frame,
-        ]
-    )
-    query_tokens = np.full(len(starts), spec.tokens_per_frame)
+    # A cell joins the group of the one before it if that sees a prefix of what it sees: all runs are the same
+    # but for the last one, which is no shorter.
+    last = np.arange(most) == counts[:, None] - 1
+    alike = (owners[1:] == owners[:-1]) & (counts[1:] == counts[:-1])
+    alike &= ((starts[1:] == starts[:-1]) & (biases[1:] == biases[:-1])).all(axis=1)
+    alike &= np.where(last[1:], stretch[1:] >= stretch[:-1], stretch[1:] == stretch[:-1]).all(axis=1)
+    groups = np.flatnonzero(np.append(True, ~alike))
+    members = np.diff(groups, append=cells)
+    lasts = groups + members - 1
+    seen = context + stretch.sum(axis=1) * per_frame
+
+    # Each group's list is the context and the runs of its last cell.
+    run_begins = np.concatenate([heads[owners[groups]][:, None], starts[lasts]], axis=1)
+    run_lengths = np.concatenate([np.full((len(groups), 1), context), stretch[lasts] * per_frame], axis=1)
+    run_biases = np.concatenate([np.zeros((len(groups), 1), np.float32), biases[lasts]], axis=1)
+    query_tokens = np.full(cells, spec.tokens_per_frame)
     fed = np.flatnonzero([views.feeds_context for views in sequences])
     if len(fed):
         # Where a context sees more than itself, all frames are fed (no K/V can be kept) and shown.
-        lengths = np.full(len(fed), context)
+        own = np.full(len(fed), context)
         if spec.condition_sees_frames:
-            lengths += num_shown[fed] * per_frame
-        none = np.zeros_like(lengths)
-        run_begins = np.concatenate([np.stack([heads[fed], none, none]), run_begins], axis=1)
-        run_lengths = np.concatenate([np.stack([lengths, none, none]), run_lengths], axis=1)
+            own += num_shown[fed] * per_frame
+        none = np.zeros((len(fed), most), np.int64)
+        run_begins = np.concatenate([np.concatenate([heads[fed][:, None], none], axis=1), run_begins])
+        run_lengths = np.concatenate([np.concatenate([own[:, None], none], axis=1), run_lengths])
+        run_biases = np.concatenate([np.zeros((len(fed), most + 1), np.float32), run_biases])
         query_tokens = np.concatenate([np.full(len(fed), spec.context_tokens), query_tokens])
         members = np.concatenate([np.ones_like(fed), members])
-        seen = np.concatenate([lengths, seen])
+        seen = np.concatenate([own, seen])
 
     valid = np.array(
         [rows for views in sequences for rows in context_valid + frame_valid * views.num_shown], np.int32
     )
-    listed = ranges(run_begins.T.reshape(-1), run_lengths.T.reshape(-1))
-    entries = run_lengths.sum(axis=0)
+    listed = ranges(run_begins.reshape(-1), run_lengths.reshape(-1))
+    bias = np.repeat(run_biases.reshape(-1), run_lengths.reshape(-1)) if biases.any() else None
     return PageLists(
-        table=FrameTable.from_flat(query_tokens, members, entries, listed, valid[listed], seen),
+        table=FrameTable.from_flat(
+            query_tokens,
+            members,
+            run_lengths.sum(axis=1),
+            listed,
+            valid[listed],
+            seen,
+            None if bias is None else torch.from_numpy(bias),
+        ),
         listed=listed,
         contexts=heads[fed][:, None] + np.arange(context),
-        frames=(begins + (own_stops - 1) * per_frame)[:, None] + np.arange(per_frame),
+        frames=(first_places + _joined(sequences, "own") * per_frame)[:, None] + np.arange(per_frame),
     )
+
+
+def _joined(sequences: list[SequenceViews], name: str) -> np.ndarray:
+    return np.array([value for views in sequences for value in getattr(views, name)], np.int64)
 
 
 def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from ardiff_engine.engine.stream_latents import StreamLatents
 from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
 from ardiff_engine.errors import ArdiffError, StreamClosedError, explain
 from ardiff_engine.memory import MemoryPolicy
+from ardiff_engine.memory.view import contains
 from ardiff_engine.plan import Plan
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ class Stream:
         roster = feed.roster
         if self.pages.ready_for(roster):
             return
-        for frame in [f for f in self.latents if f < roster.first_held and f not in roster.sinks]:
+        for frame in [f for f in self.latents if not contains(roster.kept, f)]:
             del self.latents[frame]
         for frame in self.latents.missing(roster.frames):
             self.latents[frame] = self.noise.of(frame)
@@ -287,15 +288,9 @@ class Stream:
 
     def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[CleanFrame]:
         """Of the frames that a pass over `feed` made clean; latents: of those it moved. Changes nothing."""
-        steps = self.schedule.num_steps
-        if feed.roster.highest + feed.passed + 1 < steps:
-            return []
         # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
-        frames, last = feed.roster.updated, steps - 1
-        clean = [
-            (frames[row], latents[row]) for row, level in enumerate(feed.updated_levels) if level == last
-        ]
-        return [CleanFrame(frame, latent.clone(), latent.clone()) for frame, latent in clean]
+        frames = feed.roster.updated
+        return [CleanFrame(frames[row], latents[row].clone(), latents[row].clone()) for row in feed.finishing]
 
     def take_over(self, feed: Feed, latents: torch.Tensor, delivery: Delivery) -> None:
         """Go on to the next pass; what this one made clean is due from then on."""

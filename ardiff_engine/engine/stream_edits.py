@@ -117,7 +117,11 @@ def rollback(stream: Stream, frame: int) -> None:
                 fix="Choose a frame that has been generated.",
             )
         )
-    missing = feeder.missing(frame)
+    new = plan.continued(frame)
+    if stream.then is not None:
+        # What waits for its turn goes on from here as well.
+        new = stream.then.continued(frame)
+    missing = feeder.missing(new)
     if missing and stream.outbox.kept is None:
         raise PlanError(
             explain(
@@ -127,10 +131,6 @@ def rollback(stream: Stream, frame: int) -> None:
                 fix="Go back less far, or submit a new request with the frames as prefix.",
             )
         )
-    new = plan.continued(frame)
-    if stream.then is not None:
-        # What waits for its turn goes on from here as well.
-        new = stream.then.continued(frame)
     _make_room(stream, new)
     _go_on(stream, new, from_scratch=bool(missing))
     stream.then = None
@@ -165,8 +165,7 @@ def start_extension(stream: Stream) -> None:
     """The plan is done and an extension waits: its frames continue the finished ones."""
     assert stream.then is not None
     new, stream.then = stream.then, None
-    # Frames that finished together with the last one have never been stored.
-    _go_on(stream, new, from_scratch=stream.feeder.never_stored(new.prefix))
+    _go_on(stream, new, from_scratch=bool(stream.feeder.missing(new)))
 
 
 def suspend(stream: Stream) -> None:

@@ -11,6 +11,7 @@ from ardiff_engine.engine.feed import Roster
 from ardiff_engine.errors import PageTableError, explain
 from ardiff_engine.memory.page_manager import Lease
 from ardiff_engine.memory.page_pool import PagePool
+from ardiff_engine.memory.view import contains
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +26,8 @@ class StreamPages:
     """Which pages hold what. version rises whenever that changes. A stream that waits or is suspended has no
     lease.
 
-    most: pages that the stream can ever hold. context, frames: page ids per branch, and per branch and frame.
+    most: pages that the stream can ever hold. context: page ids per branch; frames: per branch and
+        (frame, copy).
     """
 
     __slots__ = (
@@ -46,11 +48,11 @@ class StreamPages:
         self.most = most
         self.lease: Lease | None = None
         self.context: list[list[int]] = [[] for _ in range(branches)]
-        self.frames: list[dict[int, list[int]]] = [{} for _ in range(branches)]
+        self.frames: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(branches)]
         self.version = 0
         self._prepared: Roster | None = None
         # Frames whose pages nobody else can hold by now: sharing empties it.
-        self._own_frames: frozenset[int] = frozenset()
+        self._own_frames: frozenset[tuple[int, int]] = frozenset()
 
     @property
     def held(self) -> int:
@@ -68,7 +70,7 @@ class StreamPages:
 
     def prepare(self, roster: Roster) -> None:
         """Give back pages that nobody sees any more; make sure that what is fed has pages of its own."""
-        own = self._own_frames
+        own, fed = self._own_frames, list(zip(roster.frames, roster.copies, strict=True))
         self._unprepare()
         # Before anything changes: what was laid out for the pages so far must not be found again, even if an
         # interrupt comes in and this is done again.
@@ -78,16 +80,16 @@ class StreamPages:
         if lease.held != listed + self._per_frame * sum([len(frames) for frames in self.frames]):
             lease.keep(self.ids)
         for frames in self.frames:
-            for frame in [f for f in frames if f < roster.first_held and f not in roster.sinks]:
-                lease.give_back(frames.pop(frame))
+            for gone in [cell for cell in frames if not contains(roster.kept, cell[0])]:
+                lease.give_back(frames.pop(gone))
         if roster.feeds_context:
             for branch, pages in enumerate(self.context):
                 self.context[branch] = self._own(pages, self._per_context)
         for frames in self.frames:
-            for frame in roster.frames:
-                if frame not in own:
-                    frames[frame] = self._own(frames.get(frame, []), self._per_frame)
-        self._prepared, self._own_frames = roster, frozenset(roster.frames)
+            for cell in fed:
+                if cell not in own:
+                    frames[cell] = self._own(frames.get(cell, []), self._per_frame)
+        self._prepared, self._own_frames = roster, frozenset(fed)
 
     def drop_from(self, frame: int) -> None:
         """Give back the pages of `frame` and of all later ones."""
@@ -95,7 +97,7 @@ class StreamPages:
         self.version += 1
         lease = self._open()
         for frames in self.frames:
-            for later in [f for f in frames if f >= frame]:
+            for later in [cell for cell in frames if cell[0] >= frame]:
                 lease.give_back(frames.pop(later))
 
     def fork(self, lease: Lease) -> StreamPages:
@@ -105,7 +107,7 @@ class StreamPages:
         lease.share(self._open(), self.ids)
         other.lease = lease
         other.context = [list(pages) for pages in self.context]
-        other.frames = [{f: list(pages) for f, pages in frames.items()} for frames in self.frames]
+        other.frames = [{cell: list(pages) for cell, pages in frames.items()} for frames in self.frames]
         return other
 
     def save(self, pool: PagePool) -> SavedPages:
@@ -124,7 +126,7 @@ class StreamPages:
         rest = iter(fresh)
         self.context = [[next(rest) for _ in pages] for pages in self.context]
         self.frames = [
-            {f: [next(rest) for _ in pages] for f, pages in frames.items()} for frames in self.frames
+            {cell: [next(rest) for _ in pages] for cell, pages in frames.items()} for frames in self.frames
         ]
         self.lease = lease
         self.version += 1

@@ -6,15 +6,19 @@ from ardiff_engine.memory.page_manager import Lease, PageManager
 from ardiff_engine.memory.page_pool import PagePool, choose_page_rows
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
+from ardiff_engine.memory.view import Fed, Run, View
 from ardiff_engine.memory.window import Window
 
 __all__ = [
+    "Fed",
     "Full",
     "Lease",
     "MemoryPolicy",
     "PageManager",
     "PagePool",
     "RecomputedWindow",
+    "Run",
+    "View",
     "Window",
     "choose_page_rows",
 ]

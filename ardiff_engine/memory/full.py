@@ -6,35 +6,29 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from ardiff_engine.memory.policy import require_length
+from ardiff_engine.memory.policy import StoresClean, require_length
+from ardiff_engine.memory.view import Fed, View, view_of, within
 from ardiff_engine.models.spec import ModelSpec
-from ardiff_engine.plan import Plan
-
-PREFILL_FRAMES = 16
+from ardiff_engine.plan import Frames, Now, Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Full:
+class Full(StoresClean):
+    """joint: a block sees later frames too, once they have started (MMPL, Rolling Forcing); else all frames
+    up to its own end."""
+
+    joint: bool = False
+    chunk = 16
+
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         require_length("memory.Full", plan, sys.maxsize if spec.longest is None else spec.longest)
 
-    def max_frames(self, plan: Plan) -> int:
+    def most_frames(self, plan: Plan) -> int:
         assert plan.num_frames is not None, "check() refuses endless plans"
         return plan.num_frames
 
-    def sinks(self) -> int:
-        return 0
+    def view(self, fed: Fed, now: Now) -> View:
+        return view_of(now.started if self.joint else within(now.started, 0, fed.block.stop))
 
-    def first_seen(self, frame: int, newest: int) -> int:
-        return 0
-
-    def first_held(self, oldest: int, newest: int) -> int:
-        return 0
-
-    def origin(self, newest: int) -> int:
-        return 0
-
-    def prefill(self, prefix: int) -> list[range]:
-        return [
-            range(start, min(start + PREFILL_FRAMES, prefix)) for start in range(0, prefix, PREFILL_FRAMES)
-        ]
+    def kept(self, oldest: range, now: Now) -> Frames:
+        return now.started

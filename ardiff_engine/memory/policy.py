@@ -1,81 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a memory policy decides: which frames a frame sees, at which position, and which K/V go stale.
+"""What a memory policy decides: which frames a block sees and where, which stay, and which K/V go stale.
 
-A policy is a small immutable object that answers with integers. It owns no page and no tensor. All questions
-are asked for a tick whose youngest started frame is `newest`.
+A policy is a small immutable object that answers with views and sets of frames. It owns no page and no
+tensor.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
-from ardiff_engine.errors import ConfigError, PlanError, explain
+from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
-from ardiff_engine.plan import Plan
+from ardiff_engine.plan import Frames, Now, Plan
+
+Event = Literal["slide", "prompt"]
+"""A frame left for good; the condition changed and K/V are to follow it."""
 
 
 @runtime_checkable
 class MemoryPolicy(Protocol):
+    chunk: int
+    """Given frames that are stored per pass before the first tick; 0: all of them with that tick."""
+
+    by_level: bool
+    """Whether views, copies and stores differ from level to level of a block."""
+
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         """Raise PlanError or ConfigError if this policy cannot serve the plan and model exactly."""
 
-    def max_frames(self, plan: Plan) -> int:
-        """Most frames of the stream that hold pages at the same time."""
+    def most_frames(self, plan: Plan) -> int:
+        """Most frames of the stream that hold pages at the same time, each copy counted."""
 
-    def sinks(self) -> int:
-        """Leading frames that every later frame sees."""
+    def view(self, fed: Fed, now: Now) -> View:
+        """What a block sees: a run of its own frames included, and only frames that have started."""
 
-    def first_seen(self, frame: int, newest: int) -> int:
-        """First frame after the sinks that `frame` sees; it sees all from there up to itself."""
+    def kept(self, oldest: range, now: Now) -> Frames:
+        """The frames that unfinished or later blocks see; oldest: the first of those blocks.
 
-    def first_held(self, oldest: int, newest: int) -> int:
-        """First frame after the sinks whose pages a tick needs that feeds frames `oldest`..`newest`."""
+        Besides them, what the views of the blocks that are fed show stays until the next pass.
+        """
 
-    def origin(self, newest: int) -> int:
-        """The frame that stands at position 0. When it moves, all stored K/V are stale."""
+    def stores(self, level: int, steps: int) -> bool:
+        """Whether a block that has come to this level is fed again for its K/V, with the next tick."""
 
-    def prefill(self, prefix: int) -> list[range]:
-        """Chunks of given frames to commit before the first tick, in order; none if that tick does it."""
+    def copy(self, fed: Fed) -> int:
+        """Which copy of the frames' K/V a pass writes."""
+
+    def stale(self, event: Event, kept: Frames) -> Frames:
+        """Finished frames among those kept whose K/V are no longer right, and are computed again."""
+
+
+class StoresClean:
+    """What most memories do: one copy, stored again once a block is finished, and good for ever."""
+
+    __slots__ = ()
+    by_level = False
+
+    def stores(self, level: int, steps: int) -> bool:
+        return level == steps
+
+    def copy(self, fed: Fed) -> int:
+        return 0
+
+    def stale(self, event: Event, kept: Frames) -> Frames:
+        return kept if event == "prompt" else ()
 
 
 def require_rope(policy: str, spec: ModelSpec) -> None:
     if not spec.movable:
         raise ConfigError(
-            explain(
-                policy,
-                got="a model with absolute positions",
-                expected="a model with RoPE, whose cached keys stay valid while the video grows",
-                fix="Use memory.RecomputedWindow, which computes the window anew when it slides.",
-            )
+            f"{policy} with a model of absolute positions: only with RoPE do cached keys stay valid while "
+            "the video grows; memory.RecomputedWindow computes the window anew when it slides"
         )
 
 
 def require_cacheable(policy: str, spec: ModelSpec) -> None:
     if not spec.forgets:
         raise ConfigError(
-            explain(
-                policy,
-                got="a model in which later frames change the K/V of earlier ones",
-                expected="one that forgets (AR-Diffusion: a causal context, each frame its own timestep)",
-                fix="Use memory.RecomputedWindow, which stays exact.",
-            )
+            f"{policy} with a model in which later frames change the K/V of earlier ones (it does not forget "
+            "them): memory.RecomputedWindow stays exact"
         )
 
 
 def require_size(policy: str, name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(
-            explain(f"{policy} {name}", got=value, expected=f"an integer >= {least}", fix="Give frames.")
-        )
+        raise ConfigError(f"{policy} {name}={value!r}: give a number of frames, {least} or more")
 
 
 def require_length(policy: str, plan: Plan, limit: int | None) -> None:
     if limit is not None and (plan.num_frames is None or plan.num_frames > limit):
+        length = "an endless video" if plan.num_frames is None else f"{plan.num_frames} frames"
         raise PlanError(
-            explain(
-                policy,
-                got=f"{'endless' if plan.num_frames is None else plan.num_frames} frames",
-                expected=f"at most {limit} frames",
-                fix="Use memory.RecomputedWindow or memory.Window for longer videos.",
-            )
+            f"{policy} with {length}: at most {limit} frames. memory.RecomputedWindow and memory.Window take "
+            "longer videos"
         )

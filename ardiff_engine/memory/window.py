@@ -1,54 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rolling cache of LongLive (arXiv 2509.22622) and its relatives: K/V are computed once, when a frame is
-committed, and keep carrying what was visible then.
+"""The rolling cache of Self-Forcing, LongLive (arXiv 2509.22622) and their relatives: K/V are computed once,
+when a block is finished, and keep carrying what was visible then.
 
-Plain algorithm: one dense pass over all frames in which frame f sees the context, the first `sink` frames and
-frames f-size+1..f, at absolute positions. RoPE only.
+Plain algorithm: one dense pass over all frames in which the frames of a block see the context, the first
+`sink` frames and the last `size` frames up to the end of their block, at absolute positions. RoPE only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ardiff_engine.memory.policy import require_cacheable, require_rope, require_size
+from ardiff_engine.errors import PlanError
+from ardiff_engine.memory.policy import StoresClean, require_cacheable, require_rope, require_size
+from ardiff_engine.memory.view import Fed, View, union, view_of, within
 from ardiff_engine.models.spec import ModelSpec
-from ardiff_engine.plan import Plan
+from ardiff_engine.plan import Frames, Now, Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """size: frames that a frame sees, itself included. sink: leading frames that stay visible besides."""
+class Window(StoresClean):
+    """size: frames that a block sees, itself included. sink: leading frames that stay visible besides.
+
+    joint: blocks in flight see each other, later ones too, and the last `size` frames up to the newest one
+        (Rolling Forcing).
+    clean: K/V of a finished block are computed again from its clean frames; without, those of its last step
+        stay (Diagonal Distillation).
+    """
 
     size: int
     sink: int = 0
+    joint: bool = False
+    clean: bool = True
 
     def __post_init__(self) -> None:
         require_size("memory.Window", "size", self.size, 1)
         require_size("memory.Window", "sink", self.sink, 0)
 
+    @property
+    def chunk(self) -> int:
+        return self.size
+
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         require_rope("memory.Window", spec)
         require_cacheable("memory.Window", spec)
+        if not plan.ordered:
+            raise PlanError(f"memory.Window with {plan.rule}: frames in any order need memory.Full")
         # Each frame has a window of its own, so frames in flight together cannot push the given ones out.
         plan.check_window(self.size, keep_given=self.size == 1 and not self.sink)
 
-    def max_frames(self, plan: Plan) -> int:
-        # The oldest frame that a tick feeds may be one that only commits, one before the oldest unfinished
-        # one.
-        frames = self.sink + self.size - 1 + max(plan.max_live + 1, self.size)
+    def most_frames(self, plan: Plan) -> int:
+        # The oldest block that a tick feeds may be one that is only stored, before the oldest unfinished one.
+        frames = self.sink + self.size - 1 + max(plan.max_live + plan.longest_block, self.size)
         return frames if plan.num_frames is None else min(frames, plan.num_frames)
 
-    def sinks(self) -> int:
-        return self.sink
+    def view(self, fed: Fed, now: Now) -> View:
+        stop = now.newest + 1 if self.joint and not fed.stores else fed.block.stop
+        return view_of(self._seen(range(fed.block.start, stop), within(now.started, 0, stop)))
 
-    def first_seen(self, frame: int, newest: int) -> int:
-        return max(0, frame - self.size + 1)
+    def kept(self, oldest: range, now: Now) -> Frames:
+        return self._seen(oldest, now.started)
 
-    def first_held(self, oldest: int, newest: int) -> int:
-        return max(0, oldest - self.size + 1)
+    def stores(self, level: int, steps: int) -> bool:
+        return self.clean and level == steps
 
-    def origin(self, newest: int) -> int:
-        return 0
-
-    def prefill(self, prefix: int) -> list[range]:
-        return [range(start, min(start + self.size, prefix)) for start in range(0, prefix, self.size)]
+    def _seen(self, block: range, frames: Frames) -> Frames:
+        first = min(block.stop - self.size, block.start)
+        if first <= self.sink:
+            return frames
+        recent = within(frames, first, frames[-1].stop)
+        return union(within(frames, 0, self.sink), recent) if self.sink else recent

@@ -86,10 +86,13 @@ class ExplicitPlan(Plan):
         return next(unfinished, self.num_frames)
 
     def block(self, frame: int) -> range:
-        frame = check_frame(frame, self.num_frames)
         if not self.blocks:
             return range(frame, frame + 1)
         return next(block for block in self.blocks if frame in block)
+
+    @property
+    def longest_block(self) -> int:
+        return max(map(len, self.blocks), default=1)
 
     def continued(self, prefix: int) -> Plan:
         if self.maker is None:

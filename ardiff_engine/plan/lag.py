@@ -45,6 +45,14 @@ class LagPlan(Staircase):
     def rule(self) -> str:
         return f"lag {self.lag}" if self.cut == Cut() else f"lag {self.lag}, {self.cut}"
 
+    def block(self, frame: int) -> range:
+        if self.cut.size == self.cut.first == 1:
+            return range(frame, frame + 1)
+        return self.cut.block(self.cut.number(frame))
+
+    def steps(self, frame: int) -> int:
+        return self.num_steps
+
     def check_window(self, window: int, *, keep_given: bool = True) -> None:
         """`Plan.check_window` in closed form.
 

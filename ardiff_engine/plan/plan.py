@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ardiff_engine.errors import PlanError, explain
 from ardiff_engine.plan.now import Now, frames_of
-from ardiff_engine.plan.sizes import check_frame, check_window_size
+from ardiff_engine.plan.sizes import check_window_size
 from ardiff_engine.plan.tick import Tick
 
 if TYPE_CHECKING:
@@ -70,8 +70,12 @@ class Plan(ABC):
 
     def block(self, frame: int) -> range:
         """The frames that share a level with this one and see each other."""
-        frame = check_frame(frame, self.num_frames)
         return range(frame, frame + 1)
+
+    @property
+    def longest_block(self) -> int:
+        """Frames of the longest block."""
+        return 1
 
     def track(self, frame: int) -> int:
         """Which list of steps the frame follows."""

@@ -119,7 +119,11 @@ class Staircase(Plan):
         return Now(_run(0, end), _run(oldest, end), _run(0, oldest))
 
     def block(self, frame: int) -> range:
-        return self.cut.block(self.cut.number(check_frame(frame, self.num_frames)))
+        return self.cut.block(self.cut.number(frame))
+
+    @property
+    def longest_block(self) -> int:
+        return max(self.cut.size, self.cut.first)
 
     def steps(self, frame: int) -> int:
         return self.num_steps if frame < self.prefix else self._steps(self._number(frame))

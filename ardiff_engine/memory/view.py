@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views: what a block sees, as values. One type for memories, page lists, traces and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ardiff_engine.plan.now import Frames
+
+
+class Run(NamedTuple):
+    """Frames first .. stop − 1: which `copy` of their K/V, seen `shift` frames away from their numbers, with
+    `bias` added to their logits."""
+
+    first: int
+    stop: int
+    copy: int = 0
+    shift: int = 0
+    bias: float = 0.0
+
+
+View = tuple[Run, ...]
+"""In the order in which attention reads them."""
+
+
+class Fed(NamedTuple):
+    """A block as a pass feeds it: at a level of `steps`, to move it or (`stores`) for its K/V alone."""
+
+    block: range
+    level: int
+    steps: int
+    stores: bool
+
+
+def view_of(frames: Frames, shift: int = 0, copy: int = 0) -> View:
+    """A view of these frames."""
+    return tuple([Run(run.start, run.stop, copy, shift) for run in frames])
+
+
+def within(frames: Frames, first: int, stop: int) -> Frames:
+    """Those from `first` to before `stop`."""
+    if len(frames) == 1:
+        run = frames[0]
+        if first <= run.start and run.stop <= stop:
+            return frames
+        first, stop = max(run.start, first), min(run.stop, stop)
+        return (range(first, stop),) if first < stop else ()
+    cut = [range(max(run.start, first), min(run.stop, stop)) for run in frames]
+    return tuple([run for run in cut if run])
+
+
+def union(*sets: Frames) -> Frames:
+    """Frames that are in any of the sets."""
+    if len(set(sets)) == 1:
+        return sets[0]
+    found: list[range] = []
+    for run in sorted([run for frames in sets for run in frames], key=lambda run: run.start):
+        if found and run.start <= found[-1].stop:
+            if run.stop > found[-1].stop:
+                found[-1] = range(found[-1].start, run.stop)
+        else:
+            found.append(run)
+    return tuple(found)
+
+
+def without(frames: Frames, gone: Frames) -> Frames:
+    """Frames that are not in `gone`."""
+    for hole in gone:
+        cut = [
+            part
+            for run in frames
+            for part in (
+                range(run.start, min(run.stop, hole.start)),
+                range(max(run.start, hole.stop), run.stop),
+            )
+        ]
+        frames = tuple([run for run in cut if run])
+    return frames
+
+
+def contains(frames: Frames, frame: int) -> bool:
+    for run in frames:
+        if run.start <= frame < run.stop:
+            return True
+    return False
+
+
+def frames_in(views: Iterable[View]) -> Frames:
+    """The frames that any of the views shows."""
+    spans = {(run.first, run.stop) for view in views for run in view}
+    return union(*[(range(*span),) for span in sorted(spans)])
+
+
+def forget(view: View, gone: Frames) -> View:
+    """The view without the frames in `gone`."""
+    if not gone or gone[0].start >= view[-1].stop or gone[-1].stop <= view[0].first:
+        return view
+    return tuple(
+        run._replace(first=part.start, stop=part.stop)
+        for run in view
+        for part in without((range(run.first, run.stop),), gone)
+    )
