@@ -76,17 +76,67 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 4, 8), dtype=np.float32))
     with pytest.raises(DataError, match="a.npy"):
         read_latents(tmp_path / "a.npy")
-    np.save(tmp_path / "a.npy", np.zeros((3, 4, 1, 8), dtype=np.float32))
+    np.save(tmp_path / "a.npy", np.ones((3, 4, 1, 8), dtype=np.float32))
     with pytest.raises(DataError, match="3 frames"):
         LatentFiles(tmp_path, 4, held_out=1)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
-    array = np.zeros((6, 4, 1, 8), dtype=np.float32)
-    array[2, 1, 0, 3] = bad
-    np.save(tmp_path / "a.npy", array)
-    with pytest.raises(DataError, match="a.npy.*NaN or infinity"):
+@pytest.mark.parametrize("dtype", ["<f8", "<f4", ">f4", "<f2"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300, 1e39, 1e30, 1e16, 0.0, 1e-30, 1e-300])
+def test_a_token_that_cannot_be_normalised_is_refused(tmp_path: Path, bad: float, dtype: str) -> None:
+    array = np.ones((6, 4, 1, 8))
+    array[2, :, 0, 3] = bad
+    with np.errstate(over="ignore", under="ignore"):
+        np.save(tmp_path / "a.npy", array.astype(dtype))
+    with pytest.raises(DataError, match="a.npy.*token"):
+        read_latents(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", "<f4", "<f2"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_other_floats_and_orders_are_read(tmp_path: Path, dtype: str, order: str) -> None:
+    array = np.arange(1.0, 1 + 6 * 4 * 8).reshape(6, 4, 1, 8)
+    np.save(tmp_path / "a.npy", np.array(array, dtype=dtype, order=order))  # type: ignore[call-overload]
+    read = read_latents(tmp_path / "a.npy")
+    assert read.dtype == np.float32 and np.array_equal(read, array)
+
+
+def header(text: str, version: bytes = b"\x01\x00") -> bytes:
+    encoded = text.encode() + b"\n"
+    return b"\x93NUMPY" + version + len(encoded).to_bytes(2, "little") + encoded
+
+
+def described(shape: object, dtype: str = "<f4", order: bool = False) -> bytes:
+    return header(f"{{'descr': '{dtype}', 'fortran_order': {order}, 'shape': {shape}}}")
+
+
+HOSTILE = {
+    "nothing": b"",
+    "text": b"hello",
+    "only a magic": b"\x93NUMPY",
+    "another version": header("{}", b"\x09\x00"),
+    "a huge claim": described((10**12, 4, 1, 8)) + bytes(128),
+    "more than 64 bits": described((10**30, 4, 1, 8)) + bytes(128),
+    "negative sizes": described((-2, 4, 1, -2)) + bytes(64),
+    "no sizes": described((0, 4, 1, 8)),
+    "too short": described((2, 4, 1, 8)) + bytes(255),
+    "too long": described((2, 4, 1, 8)) + bytes(257),
+    "five dimensions": described((2, 4, 1, 8, 1)) + bytes(256),
+    "whole numbers": described((2, 4, 1, 8), "<i4") + bytes(256),
+    "objects": described((2, 4, 1, 8), "|O") + bytes(512),
+    "complex": described((2, 4, 1, 8), "<c8") + bytes(512),
+    "a nested header": header("(" * 9000),
+    "a header that is code": header("__import__('os').system('true')"),
+    "a long header": header("{}" + " " * 60000),
+    "a zip": b"PK\x03\x04" + bytes(100),
+    "a pickle": b"\x80\x04\x95" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_whatever_else_a_file_holds_is_one_error_that_names_it(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.npy").write_bytes(HOSTILE[kind])
+    with pytest.raises(DataError, match="a.npy"):
         read_latents(tmp_path / "a.npy")
 
 

@@ -6,23 +6,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ardiff_engine.diffusion import initial_noise, noise, noise_keys
+from ardiff_engine.diffusion import initial_noise, noise_keys
 from ardiff_engine.errors import TensorError
+from ardiff_engine.purposes import Purpose
 
 
 def test_purposes_are_distinct_and_fixed() -> None:
     assert [
-        noise.PURPOSE_INITIAL,
-        noise.PURPOSE_STEP,
-        noise.PURPOSE_TRAIN,
-        noise.PURPOSE_RENOISE,
-        noise.PURPOSE_DATA,
-        noise.PURPOSE_TIMESTEPS,
+        Purpose.INITIAL,
+        Purpose.STEP,
+        Purpose.TRAIN,
+        Purpose.RENOISE,
+        Purpose.DATA,
+        Purpose.TIMESTEPS,
     ] == [0, 1, 2, 3, 4, 5]
 
 
 def test_single_numbers_are_repeated() -> None:
-    keys = noise_keys(7, [1, 2, 3], torch.tensor([4, 5, 6]), noise.PURPOSE_STEP, 9)
+    keys = noise_keys(7, [1, 2, 3], torch.tensor([4, 5, 6]), Purpose.STEP, 9)
     assert keys.dtype == torch.int64
     assert keys.tolist() == [[7, 1, 4, 1, 9], [7, 2, 5, 1, 9], [7, 3, 6, 1, 9]]
     assert noise_keys(1, 2, 3, 4, 5).tolist() == [[1, 2, 3, 4, 5]]

@@ -123,10 +123,11 @@ def test_loss_is_the_stated_mean_square(tmp_path: Path, prediction: str) -> None
     got = trainer.loss(trainer.source, samples, seed=5)
     x0, classes = trainer.source.latents(samples)
     t = training_timesteps(samples, 4, 40, config.loss, 5)
-    from ardiff_engine.diffusion.noise import PURPOSE_TRAIN, noise_keys
+    from ardiff_engine.diffusion.noise import noise_keys
     from ardiff_engine.ops import philox_normal
+    from ardiff_engine.purposes import Purpose
 
-    keys = noise_keys(5, [s for s in samples for _ in range(4)], list(range(4)) * 3, PURPOSE_TRAIN, 0)
+    keys = noise_keys(5, [s for s in samples for _ in range(4)], list(range(4)) * 3, Purpose.TRAIN, 0)
     eps = philox_normal(keys, 16).reshape(x0.shape)
     signal_, sigma = (
         value.float()[..., None, None] for value in (trainer.schedule.signal(t), trainer.schedule.sigma(t))

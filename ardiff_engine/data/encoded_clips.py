@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
 from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.data.clips import ClipSource
+from ardiff_engine.errors import CheckpointError
 from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.models import TiTok, to_tokens
+from ardiff_engine.parsing import parsing
+from ardiff_engine.purposes import Purpose
 
-PURPOSE_WINDOW = 17
 FRAMES_PER_PASS = 256
 CLIPS_PER_PASS = 16
 
@@ -76,7 +78,7 @@ class CachedClips:
             stored = _encode(clips, count)
             if path is not None:
                 make_folder(path.parent)
-                data = save(stored, {"key": key})
+                data = save(stored, {"key": key, "checksum": _checksum(stored)})
                 write_atomic(path, data)
         self.tokens = stored["tokens"]
         self.classes = stored.get("classes")
@@ -85,7 +87,7 @@ class CachedClips:
         count, frames = self.tokens.shape[:2]
         rows, windows = [], []
         for sample in samples:
-            choice = uniform(self.seed, PURPOSE_WINDOW, sample, 2)
+            choice = uniform(self.seed, Purpose.WINDOW, sample, 2)
             row, start = below(choice[0], count), below(choice[1], frames - self.num_frames + 1)
             rows.append(row)
             windows.append(self.tokens[row, start : start + self.num_frames])
@@ -121,12 +123,21 @@ def _read(path: Path, key: str) -> dict[str, torch.Tensor] | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
+        with parsing(path), safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except CheckpointError:
         return None
+    return stored if metadata.get("checksum") == _checksum(stored) else None
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].contiguous().numpy().data, zlib.crc32(name.encode(), checksum))
+    return str(checksum)
 
 
 def encoder_fingerprint(vae: TiTok) -> int:

@@ -8,6 +8,7 @@ Names are `{step:04d}_{item:02d}_{video}_{rank}.npy`; a video name that ends in 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,17 @@ from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.errors import DataError, explain
 from ardiff_engine.files import write_atomic
 from ardiff_engine.models import to_tokens
+from ardiff_engine.parsing import check_regular, parsing
+from ardiff_engine.purposes import Purpose
 
-CLASS_PATTERN = re.compile(r"_classid(\d+)")
-PURPOSE_FILE = 16
+AGAIN = "Encode it again or remove it."
+# Below, `to_tokens` does not normalise; above, squares of float32 overflow.
+SHORTEST, LONGEST = 1e-9, 1e15
+HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+CLASS_PATTERN = re.compile(r"_classid(\d{1,18})(?!\d)")
 
 
 def latent_file_name(
@@ -40,37 +49,33 @@ def write_latents(path: Path, z: torch.Tensor) -> None:
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:
-    """float32 [F, c, 1, K]. Raises DataError naming the file for anything else."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    """float32 [F, c, 1, K], every token of which has a length |z|_2 over c that can be
+    normalised: 1e-9 to 1e15.
+
+    The header is checked against the size of the file before anything is allocated. Raises DataError naming
+    the file for anything else.
+    """
+    size = check_regular(path, DataError)
+    with parsing(path, DataError, AGAIN), open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADER_READERS:
+            raise DataError(f"{path} is an .npy file of version {version}, expected 1 or 2. {AGAIN}")
+        shape, transposed, dtype = HEADER_READERS[version](file)
+        start = file.tell()
+    if len(shape) != 4 or shape[2] != 1 or min(shape) < 1 or dtype.kind != "f" or dtype.itemsize > 8:
+        raise DataError(f"{path} holds {dtype} {shape}, expected float32 [F, c, 1, K]. {AGAIN}")
+    if size != start + math.prod(shape) * dtype.itemsize:
+        raise DataError(f"{path} has {size} bytes, and its header says {shape} of {dtype}. {AGAIN}")
+    with parsing(path, DataError, AGAIN):
+        stored = np.fromfile(path, dtype, offset=start)
+        with np.errstate(over="ignore"):
+            array = stored.reshape(shape, order="F" if transposed else "C").astype(np.float32)
+    lengths = np.sqrt(np.einsum("fcok,fcok->fok", array, array, dtype=np.float64))
+    if not bool(((lengths >= SHORTEST) & (lengths <= LONGEST)).all()):  # written so that NaN fails too
         raise DataError(
-            explain(
-                f"latent file {path}",
-                got=repr(error),
-                expected="an .npy file",
-                fix="Encode it again or remove it.",
-            )
-        ) from error
-    if array.ndim != 4 or array.shape[2] != 1 or not np.issubdtype(array.dtype, np.floating):
-        raise DataError(
-            explain(
-                f"latent file {path}",
-                got=f"{array.dtype} {array.shape}",
-                expected="float32 [F, c, 1, K]",
-                fix="Encode it again or remove it.",
-            )
+            f"{path} holds NaN, infinity, or a token whose length is not {SHORTEST} to {LONGEST}. {AGAIN}"
         )
-    if not np.isfinite(array).all():
-        raise DataError(
-            explain(
-                f"latent file {path}",
-                got="NaN or infinity",
-                expected="finite numbers",
-                fix="Encode it again or remove it.",
-            )
-        )
-    return array.astype(np.float32)
+    return array
 
 
 class LatentFiles:
@@ -93,7 +98,8 @@ class LatentFiles:
             seed,
             part,
         )
-        every = sorted(self.folder.glob("*.npy"))
+        with parsing(folder, DataError, "Check data.path."):
+            every = sorted(self.folder.glob("*.npy"))
         split = max(1, len(every) - held_out)
         self.files = every[:split] if part == "train" else every[split:] or every[:1]
         if not every:
@@ -132,7 +138,7 @@ class LatentFiles:
         """Unit-norm tokens [B, F, K, c] and class ids [B] (None where the names hold none)."""
         clips, classes = [], []
         for sample in samples:
-            choice = uniform(self.seed, PURPOSE_FILE, sample, 2)
+            choice = uniform(self.seed, Purpose.FILE, sample, 2)
             path = self.files[below(choice[0], len(self.files))]
             array = read_latents(path)
             if len(array) < self.num_frames:

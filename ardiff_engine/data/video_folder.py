@@ -14,9 +14,9 @@ from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media import Video, open_video
 from ardiff_engine.media.square import square_image
+from ardiff_engine.purposes import Purpose
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
-PURPOSE_VIDEO = 20
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class VideoFolder:
         )
 
     def _clip(self, sample: int) -> torch.Tensor:
-        choice = uniform(self.seed, PURPOSE_VIDEO, sample, 2)
+        choice = uniform(self.seed, Purpose.VIDEO, sample, 2)
         first = below(choice[0], len(self.files))
         for offset in range(len(self.files)):
             video = self._video(self.files[(first + offset) % len(self.files)])

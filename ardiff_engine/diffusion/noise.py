@@ -16,13 +16,7 @@ import torch
 
 from ardiff_engine.device import upload
 from ardiff_engine.errors import TensorError, explain
-
-PURPOSE_INITIAL = 0
-PURPOSE_STEP = 1
-PURPOSE_TRAIN = 2
-PURPOSE_RENOISE = 3
-PURPOSE_DATA = 4
-PURPOSE_TIMESTEPS = 5
+from ardiff_engine.purposes import Purpose
 
 KEY_COLUMNS = ("seed", "stream", "frame", "purpose", "step")
 _RANGES = ((-(1 << 63), 1 << 64), (0, 1 << 32), (0, 1 << 32), (0, 1 << 8), (0, 1 << 24))
@@ -81,7 +75,7 @@ def initial_noise(
     """
     from ardiff_engine.ops.philox_normal import philox_normal
 
-    keys = noise_keys(seed, stream, frames, PURPOSE_INITIAL, 0)
+    keys = noise_keys(seed, stream, frames, Purpose.INITIAL, 0)
     return philox_normal(upload(keys, torch.device(device)), math.prod(shape)).reshape(len(frames), *shape)
 
 

@@ -14,12 +14,12 @@ from itertools import chain
 import numpy as np
 import torch
 
-from ardiff_engine.diffusion.noise import PURPOSE_STEP
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.page_lists import PageLists, SequenceViews, page_lists, ranges, views_of
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.ops.frame_table import FrameTable
+from ardiff_engine.purposes import Purpose
 
 Work = list[tuple[Stream, Feed]]
 
@@ -240,7 +240,7 @@ def _keys(work: Work, levels: np.ndarray) -> np.ndarray | None:
     if not any(stream.schedule.draws_noise for stream, _ in work):
         return None
     rows = [
-        (stream.request.seed, stream.request.noise_stream, frame, PURPOSE_STEP, 0)
+        (stream.request.seed, stream.request.noise_stream, frame, Purpose.STEP, 0)
         for stream, feed in work
         for frame in feed.roster.updated
     ]

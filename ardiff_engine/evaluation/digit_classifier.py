@@ -12,13 +12,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ardiff_engine.data.moving_digits import MovingDigits
+from ardiff_engine.errors import CheckpointError
 from ardiff_engine.files import make_folder, write_atomic
+from ardiff_engine.parsing import parsing
 
 BATCH = 64
 STEPS = 2500
@@ -117,11 +119,11 @@ def _kept(path: Path, digits: MovingDigits) -> DigitNetwork | None:
         return None
     network = DigitNetwork(digits.canvas)
     try:
-        with safe_open(path, framework="pt") as file:
+        with parsing(path), safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get(SETTINGS) != _settings(digits):
                 return None
             network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (OSError, SafetensorError, RuntimeError):
+    except CheckpointError:
         return None
     return network.eval()
 

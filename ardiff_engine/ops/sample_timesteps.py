@@ -25,9 +25,9 @@ from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import launch
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.philox_normal import reference_philox
+from ardiff_engine.purposes import Purpose
 
 RULES = ("fopp", "uniform", "iid", "shared")
-PURPOSE_TIMESTEPS = 5
 _MASK = 0xFFFFFFFF
 
 
@@ -130,7 +130,7 @@ def _words(sample: torch.Tensor, seed: int, count: int) -> torch.Tensor:
         torch.arange(-(-count // 4), dtype=torch.int64)[None],
         (sample >> 32) & _MASK,
         sample & _MASK,
-        torch.tensor(PURPOSE_TIMESTEPS << 24),
+        torch.tensor(Purpose.TIMESTEPS << 24),
     )
     key = (torch.tensor(seed & _MASK), torch.tensor((seed >> 32) & _MASK))
     return reference_philox(counter, key).flatten(1)[:, :count]

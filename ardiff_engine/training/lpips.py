@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ardiff_engine.errors import CheckpointError, explain
+from ardiff_engine.errors import CheckpointError
+from ardiff_engine.parsing import parsing
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SHIFT = (-0.030, -0.088, -0.188)
@@ -70,15 +71,9 @@ class Lpips(nn.Module):
         return found
 
     def _load(self, path: Path) -> None:
-        try:
-            tensors = load_file(path)
-            self.load_state_dict(tensors)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                explain(
-                    f"LPIPS weights {path}",
-                    got=str(error).splitlines()[0] if str(error) else repr(error),
-                    expected="safetensors with features.<i>.weight|bias and lin<l>.weight",
-                    fix="Convert torchvision's VGG16 and the LPIPS heads to it, or set loss.lpips = 0.",
-                )
-            ) from error
+        fix = (
+            "It must hold features.<i>.weight|bias and lin<l>.weight as safetensors: convert torchvision's "
+            "VGG16 and the LPIPS heads to it, or set loss.lpips = 0."
+        )
+        with parsing(f"LPIPS weights {path}", CheckpointError, fix):
+            self.load_state_dict(load_file(path))

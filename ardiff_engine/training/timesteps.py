@@ -10,10 +10,9 @@ import torch
 
 from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.ops import sample_timesteps
+from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import DiffusionLossConfig
 
-PURPOSE_KNOWN = 18
-PURPOSE_TEACHER = 20
 KNOWN_TIMESTEPS = 20
 
 
@@ -30,7 +29,7 @@ def training_timesteps(
         len(samples), num_frames, num_timesteps, loss.timesteps, seed, first_sample=samples[0]
     )
     for row, sample in enumerate(samples):
-        choice = uniform(seed, PURPOSE_KNOWN, sample, 3)
+        choice = uniform(seed, Purpose.KNOWN, sample, 3)
         if num_frames > 1 and choice[0] < loss.known_probability:
             known = 1 + below(choice[1], num_frames - 1)
             rest = sample_timesteps(
@@ -44,7 +43,7 @@ def training_timesteps(
 
 def is_teacher_forced(micro_batch: int, loss: DiffusionLossConfig, seed: int) -> bool:
     """The same on all processes: a pass with history takes twice as long, and the slowest sets the pace."""
-    return float(uniform(seed, PURPOSE_TEACHER, micro_batch, 1)[0]) < loss.teacher_forcing
+    return float(uniform(seed, Purpose.TEACHER, micro_batch, 1)[0]) < loss.teacher_forcing
 
 
 def teacher_timesteps(
@@ -56,5 +55,5 @@ def teacher_timesteps(
     """
     rows = sample_timesteps(len(samples), num_frames, num_timesteps, "iid", seed, first_sample=samples[0])
     limit = min(KNOWN_TIMESTEPS, num_timesteps)
-    levels = [below(uniform(seed, PURPOSE_KNOWN, sample, 3)[2], limit) for sample in samples]
+    levels = [below(uniform(seed, Purpose.KNOWN, sample, 3)[2], limit) for sample in samples]
     return rows, torch.tensor(levels)[:, None].expand(-1, num_frames - 1)

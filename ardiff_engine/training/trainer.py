@@ -16,12 +16,13 @@ from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips, LatentSo
 from ardiff_engine.data.latent_files import LatentFiles
 from ardiff_engine.data.sources import clip_source
 from ardiff_engine.device import usable_device
-from ardiff_engine.diffusion.noise import PURPOSE_TRAIN, noise_keys
+from ardiff_engine.diffusion.noise import noise_keys
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, DataError, explain
 from ardiff_engine.files import write_atomic
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup
 from ardiff_engine.ops import add_noise
+from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
@@ -34,8 +35,6 @@ from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
 from ardiff_engine.weights.scheduler_file import write_schedule
 
 CACHE_FILE = "encoded_clips.safetensors"
-PURPOSE_NULL = 19
-PURPOSE_HISTORY = 6
 VALIDATION_SEED = 1
 
 
@@ -101,7 +100,7 @@ class Trainer:
         x0, classes = source.latents(samples)
         x0 = regroup(x0, config.model.tokens_per_frame).to(config.run.device)
         t = training_timesteps(samples, x0.shape[1], self.schedule.num_timesteps, config.loss, seed)
-        noisy, target = self._noise(x0, t, samples, PURPOSE_TRAIN, seed)
+        noisy, target = self._noise(x0, t, samples, Purpose.TRAIN, seed)
         output = self.model.forward_clip(noisy, t.to(x0.device), self._context(samples, classes, seed))
         return (output - target).square().mean()
 
@@ -111,8 +110,8 @@ class Trainer:
         x0, classes = source.latents(samples)
         x0 = regroup(x0, config.model.tokens_per_frame).to(config.run.device)
         t, history_t = teacher_timesteps(samples, x0.shape[1], self.schedule.num_timesteps, seed)
-        noisy, target = self._noise(x0, t, samples, PURPOSE_TRAIN, seed)
-        history, _ = self._noise(x0[:, :-1], history_t, samples, PURPOSE_HISTORY, seed)
+        noisy, target = self._noise(x0, t, samples, Purpose.TRAIN, seed)
+        history, _ = self._noise(x0[:, :-1], history_t, samples, Purpose.HISTORY, seed)
         context = self._context(samples, classes, seed)
         device = x0.device
         output = self.model.forward_clip(noisy, t.to(device), context, history, history_t.to(device))
@@ -172,7 +171,7 @@ class Trainer:
     def _context(self, samples: Sequence[int], classes: Tensor | None, seed: int) -> Tensor:
         """Context of each clip; with probability `null_probability` that of "no condition"."""
         probability = self.config.loss.null_probability
-        null = torch.tensor([uniform(seed, PURPOSE_NULL, sample, 1)[0] < probability for sample in samples])
+        null = torch.tensor([uniform(seed, Purpose.NULL, sample, 1)[0] < probability for sample in samples])
         if self.config.model.num_classes is None:
             context = self.model.context(None, len(samples))
         elif classes is None:

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a random number is for. The purpose is part of the key of every counter-based draw, so two purposes
+never get the same numbers; that holds only while no two of them are one number, hence one list."""
+
+from __future__ import annotations
+
+import enum
+
+
+@enum.unique
+class Purpose(enum.IntEnum):
+    """Numbers are never changed: stored results depend on them. A new purpose takes the next free one."""
+
+    INITIAL = 0  # starting noise of a frame
+    STEP = 1  # noise of a solver step
+    TRAIN = 2  # noise on a training clip
+    RENOISE = 3
+    DATA = 4
+    TIMESTEPS = 5  # timesteps of a training clip; kernels hold this number as well
+    HISTORY = 6  # noise on the clean frames of teacher forcing
+    FILE = 16  # which latent file, and where in it
+    WINDOW = 17  # which window of an encoded clip
+    KNOWN = 18  # how many first frames are given
+    NULL = 19  # whether a clip is trained without its condition
+    TEACHER = 20  # whether a micro-batch is teacher-forced
+    VIDEO = 21  # which video, and where in it
