@@ -87,14 +87,16 @@ def run(
     outcomes = []
     gc.collect()
     gc.freeze()  # what is loaded by now stays, and need not be looked through before every file
-    for kind in kinds:
-        for case in range(max(1, round(files * kind.share / total))):
-            outcome = attempt(kind, case, seed, keep)
-            outcomes.append(outcome)
-            if outcome.problem and show:
-                print(
-                    f"{outcome.problem}: {kind.name} {case}: {outcome.detail.splitlines()[-1:]}", flush=True
-                )
+    try:
+        for kind in kinds:
+            for case in range(max(1, round(files * kind.share / total))):
+                outcome = attempt(kind, case, seed, keep)
+                outcomes.append(outcome)
+                if outcome.problem and show:
+                    last_line = outcome.detail.splitlines()[-1:]
+                    print(f"{outcome.problem}: {kind.name} {case}: {last_line}", flush=True)
+    finally:
+        gc.unfreeze()
     return outcomes
 
 
