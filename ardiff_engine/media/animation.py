@@ -60,7 +60,7 @@ def open_animation(path: Path, file: BinaryIO, fps: Fraction | None) -> Animatio
     with open_picture(path, file) as image:
         try:
             times = picture_times(str(image.format), file)
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise undecodable(path, str(error)) from error
         note = noted(_note(image))
         durations, own = _durations([seconds for _, seconds in times], note)

@@ -42,7 +42,7 @@ def open_picture(path: Path, file: BinaryIO) -> Iterator[Image.Image]:
     Raises:
         MediaError: none of the kinds above, damaged, or larger than the file may claim.
     """
-    kind = picture_kind(head_of(file))
+    kind = picture_kind(head_of(path, file))
     if kind is None:
         raise undecodable(path, "no PNG, JPEG, GIF or WebP")
     with decoding(path):

@@ -42,7 +42,7 @@ def open_video(path: str | os.PathLike[str], fps: float | None = None) -> Video:
     if stat.S_ISDIR(mode_of(source)):
         return open_folder(source)
     with opened(source) as file:
-        head = head_of(file)
+        head = head_of(source, file)
         if picture_kind(head):
             return open_animation(source, file, rate)
         kind = film_kind(head)

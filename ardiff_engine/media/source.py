@@ -77,7 +77,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise undecodable(path, error.strerror or repr(error)) from error
-    with os.fdopen(descriptor, "rb") as file:
+    with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise undecodable(path, "no regular file")
         yield file
@@ -88,9 +88,10 @@ def size_of(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def head_of(file: BinaryIO) -> bytes:
-    """The first bytes of a file, which tell its kind."""
-    file.seek(0)
-    head = file.read(HEAD_BYTES)
-    file.seek(0)
+def head_of(path: Path, file: BinaryIO) -> bytes:
+    """The first bytes of a file, which tell its kind. Raises MediaError if the disk does not give them."""
+    with decoding(path):
+        file.seek(0)
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
     return head

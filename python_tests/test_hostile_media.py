@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No picture or film hurts who reads it: nothing else is opened, nothing is waited for, little is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import struct
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from media_files import quadrants, shade_numbers, shades, write_film
+from PIL import Image
+
+from ardiff_engine.data.video_folder import VideoFolder
+from ardiff_engine.errors import MediaError
+from ardiff_engine.media import export_video, film, open_video, open_writer, read_clip, read_video
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tools.fuzz import media as hostile
+from tools.fuzz import runner
+
+# What chooses the parser.
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which a program leaves its name when it is started."""
+    started = tmp_path / "started"
+    started.mkdir()
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("gs", "sh", "ffmpeg", "convert", "dwebp"):
+        (folder / name).write_text(f"#!/bin/sh\necho >> '{started / name}'\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return started
+
+
+def _eps(path: Path) -> None:
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+
+
+def _tiff_of_two_sizes(path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(path, "TIFF", save_all=True, append_images=[Image.new("RGB", (4, 6))])
+
+
+def _other(kind: str) -> Callable[[Path], None]:
+    return lambda path: Image.new("RGB", (8, 8)).save(path, kind)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.gif", "x.mp4", "x.jpg", "x.webp"])
+@pytest.mark.parametrize(
+    "make",
+    [_eps, _tiff_of_two_sizes, *(_other(kind) for kind in ("TIFF", "BMP", "ICO", "PPM", "PDF", "TGA"))],
+)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_other_kinds_of_pictures_are_never_opened(
+    tmp_path: Path, programs: Path, name: str, make: Callable[[Path], None], in_folder: bool
+) -> None:
+    (tmp_path / "given").mkdir()
+    make(tmp_path / "given" / name)
+    with pytest.raises(MediaError):
+        read_video(tmp_path / "given" if in_folder else tmp_path / "given" / name)
+    assert list(programs.iterdir()) == []
+
+
+# A path is a file.
+
+
+@contextlib.contextmanager
+def _a_server() -> Any:
+    """A port, and a list that grows when somebody connects."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        seen: list[object] = []
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, address = server.accept()
+                    seen.append(address)
+                    connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1], seen
+        server.shutdown(socket.SHUT_RDWR)
+
+
+NAMES = [
+    "12:30.mp4",
+    "concat:a.mp4",
+    "concat:a.mp4|b.mp4",
+    "subfile,,start,0,end,9,,:a.mp4",
+    "pipe:0.mp4",
+    "fd:.mp4",
+    "file:a.mp4",
+    "-i.mp4",
+    "%d.mp4",
+    "100%.mp4",
+    "a*[0-9]?.mp4",
+    " leading and trailing .mp4",
+    "zwei Wörter – 動画.mp4",
+    "no suffix",
+    "crypto+http:x.mp4",
+    "new\nline.mp4",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_file_is_the_name_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_film(tmp_path / "a.mp4", shades(5)).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for path in (name, Path(name), tmp_path / name):
+        assert shade_numbers(read_video(path)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".mp4")])
+def test_any_name_can_be_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    export_video(shades(3), name)
+    with open_writer(f"2{name}") as writer:
+        for frame in shades(3):
+            writer.write(frame)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"2{name}"])
+    assert len(read_video(name)) == len(read_video(f"2{name}")) == 3
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "tcp", "rtmp", "rtsp", "ftp", "udp"])
+def test_a_path_that_looks_like_an_address_makes_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with _a_server() as (port, seen):
+        path = Path(f"{scheme}:/127.0.0.1:{port}/z.mp4")
+        with pytest.raises(MediaError):
+            read_video(f"{scheme}://127.0.0.1:{port}/z.mp4")
+        path.parent.mkdir(parents=True)
+        write_film(tmp_path / "z.mp4", shades(3)).rename(path)
+        assert len(read_video(path)) == len(read_video(str(path))) == 3
+        path.write_bytes(f"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:{port}/a.ts\n#EXT-X-ENDLIST\n".encode())
+        with pytest.raises(MediaError):
+            read_video(path)
+    assert seen == []
+
+
+@pytest.mark.parametrize("name", ["x.m3u8", "x.mp4", "x.ffconcat", "x.txt", "x.mpd", "x.sdp", "x%d.png"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile 'a.mp4'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.mp4\n#EXT-X-ENDLIST\n",
+        "<?xml version='1.0'?><MPD><Period><BaseURL>a.mp4</BaseURL></Period></MPD>",
+    ],
+)
+def test_playlists_are_no_films(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    write_film(tmp_path / "a.mp4", shades(3))
+    (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MediaError, match="no kind of video"):
+        read_video(name)
+
+
+def test_pipes_devices_folders_and_sockets_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "s.mp4"))
+    for path in [*sorted(tmp_path.iterdir()), "/dev/zero", "/dev/tty", "/dev/null", "/proc/self/mem", "/"]:
+        with pytest.raises(MediaError):
+            read_video(path)
+    server.close()
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    os.mkfifo(frames / "1.png")
+    with pytest.raises(MediaError, match="no regular file"):
+        read_video(frames)
+    with pytest.raises(MediaError, match="no usable video"):
+        VideoFolder(tmp_path, 2, 8, held_out=1).clips([0])
+
+
+@pytest.mark.parametrize("path", ["", "a\0b.mp4", "x" * 300 + ".mp4", "\ud800.mp4", "none.mp4", "none/x.mp4"])
+def test_names_that_no_file_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MediaError):
+        read_video(path)
+    if path and not path.startswith("none"):
+        with pytest.raises(MediaError):
+            export_video(shades(2), path)
+        with pytest.raises(MediaError):
+            open_writer(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["pipe.mp4", "pipe.gif", "pipe"])
+def test_pipes_are_not_written_into(tmp_path: Path, target: str) -> None:
+    os.mkfifo(tmp_path / target)
+    with pytest.raises(MediaError):
+        export_video(shades(2), tmp_path / target)
+    with pytest.raises(MediaError):
+        open_writer(tmp_path / target)
+    assert [path.name for path in tmp_path.iterdir()] == [target]
+
+
+# Small files, large work.
+
+
+def _peak() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+@contextlib.contextmanager
+def _little_memory(megabytes: float = 150) -> Any:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak of memory is asked from Linux")
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak()
+    yield
+    assert _peak() - before < megabytes
+
+
+def _png_of(width: int, height: int) -> bytes:
+    """A complete picture, all black."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + 3 * width)
+    body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", body),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def _claim(data: bytes, at: int, form: str, *values: int) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(form, changed, at, *values)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("sizes", [(9400, 9400), (65535, 65535), (30000, 3000), (1 << 30, 1), (5000, 5000)])
+def test_pictures_larger_than_their_file_can_hold(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    width, height = sizes
+    small = {kind: io.BytesIO() for kind in ("PNG", "JPEG", "GIF", "WEBP")}
+    for kind, file in small.items():
+        Image.fromarray(quadrants()).save(file, kind)
+    data = {kind: file.getvalue() for kind, file in small.items()}
+    png = hostile.with_checksums(_claim(data["PNG"], 16, ">II", width, height))
+    made = {"claimed.png": png}
+    if max(sizes) < 65536:
+        frame = data["JPEG"].index(b"\xff\xc0") + 5
+        made["claimed.jpg"] = _claim(data["JPEG"], frame, ">HH", height, width)
+        made["claimed.gif"] = _claim(data["GIF"], 6, "<HH", width, height)
+    if sizes == (9400, 9400):
+        made["complete.png"] = _png_of(width, height)
+    with _little_memory():
+        for name, content in made.items():
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(MediaError, match="pixels"):
+                read_video(tmp_path / name)
+            with pytest.raises(MediaError, match="pixels"):
+                open_video(tmp_path / name)
+
+
+def test_a_large_picture_in_a_large_file_is_read(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)
+    Image.fromarray(np.tile(noise, (10, 10, 1))).save(tmp_path / "x.jpg")
+    assert read_video(tmp_path / "x.jpg").shape == (1, 5000, 5000, 3)
+    (tmp_path / "x.png").write_bytes(_png_of(4000, 4000))
+    assert read_video(tmp_path / "x.png").shape == (1, 4000, 4000, 3)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".png"])
+def test_three_pictures_cannot_claim_hours(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.fromarray(frame) for frame in shades(3, 400, 600)]
+    path = tmp_path / f"x{suffix}"
+    durations = {".gif": [10, 600_000, 600_000], ".webp": [1, 60_000, 60_000], ".png": [1, 60_000, 60_000]}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations[suffix])
+    with _little_memory():
+        with pytest.raises(MediaError, match="frames"):
+            read_video(path)
+        with pytest.raises(MediaError, match="frames"):
+            read_video(path, max_frames=4)
+        # At a rate that somebody chose, it is an ordinary video.
+        assert len(open_video(path, fps=0.1).read()) >= 12
+
+
+def test_a_gap_of_days_is_refused_and_one_of_minutes_is_not(tmp_path: Path) -> None:
+    for name, seconds in (("days.mp4", 200_000), ("minutes.mp4", 120)):
+        ticks = [0, 1, 2, 10 * seconds, 10 * seconds + 1]
+        write_film(tmp_path / name, shades(5), ticks=ticks, clock=Fraction(1, 10), backward=0)
+    with pytest.raises(MediaError, match="frames"):
+        open_video(tmp_path / "days.mp4")
+    video = open_video(tmp_path / "minutes.mp4")
+    assert video.frames >= 1202
+    assert shade_numbers(video.read(1198, 4)) == [2, 2, 3, 4]
+
+
+def test_films_that_claim_large_pictures(tmp_path: Path) -> None:
+    large = np.zeros((1080, 1920, 3), np.uint8)
+    path = write_film(tmp_path / "x.mkv", [large] * 2, codec="mpeg4")
+    data = path.read_bytes()
+    # The container's own word, two bytes after PixelWidth and PixelHeight; the stream keeps its truth.
+    for mark, value in ((b"\xb0\x82", 60000), (b"\xba\x82", 60000)):
+        data = _claim(data, data.index(mark) + 2, ">H", value)
+    path.write_bytes(data)
+    with _little_memory(), contextlib.suppress(MediaError):
+        assert read_video(path).shape[1:] == (1080, 1920, 3)
+
+
+def test_a_whole_film_is_refused_by_what_it_takes_and_not_by_what_it_holds(tmp_path: Path) -> None:
+    picture = np.zeros((1080, 1920, 3), np.uint8)
+    path = write_film(tmp_path / "x.mp4", (picture for _ in range(100)), codec="mpeg4", group=10)
+    with _little_memory():
+        with pytest.raises(MediaError, match="max_frames"):
+            read_video(path)  # 622 MB
+        assert read_clip(path, size=32).frames.shape == (100, 32, 32, 3)
+        assert read_video(path, max_frames=3).shape == (3, 1080, 1920, 3)
+
+
+# What libraries raise.
+
+
+FOREIGN = [
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    AssertionError(),
+    OverflowError("too large"),
+    MemoryError(),
+    RecursionError("too deep"),
+    KeyError("tag"),
+    ZeroDivisionError(),
+    EOFError(),
+    OSError("I/O"),
+    NotImplementedError(),
+    type("NeverSeenBefore", (Exception,), {})("new in the next release"),
+]
+
+
+@pytest.mark.parametrize("error", FOREIGN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("place", ["av.open", "Image.open", "Image.convert"])
+def test_whatever_a_library_raises_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, place: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    write_film(tmp_path / "x.mp4", shades(2))
+    Image.fromarray(quadrants()).save(tmp_path / "x.png")
+    owner, name = {"av.open": (av, "open"), "Image.open": (Image, "open")}.get(
+        place, (Image.Image, "convert")
+    )
+    monkeypatch.setattr(owner, name, fail)
+    path = tmp_path / ("x.mp4" if owner is av else "x.png")
+    with pytest.raises(MediaError, match=path.name) as caught:
+        read_video(path)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_interrupts_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise stop
+
+    Image.fromarray(quadrants()).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image.Image, "convert", interrupted)
+    with pytest.raises(stop):
+        read_video(tmp_path / "x.png")
+
+
+def test_a_bug_of_ours_stays_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: Any) -> Any:
+        raise KeyError("ours")
+
+    path = write_film(tmp_path / "x.mp4", shades(2))
+    monkeypatch.setattr(film, "slot", bug)
+    with pytest.raises(KeyError):
+        read_video(path)
+
+
+# Any change of any file.
+
+
+@pytest.mark.parametrize("kind", hostile.KINDS, ids=lambda kind: kind.name)
+def test_mutated_files_do_no_harm(tmp_path: Path, kind: runner.Kind) -> None:
+    outcomes = runner.run([kind], 15, seed=20, keep=tmp_path)
+    assert [outcome for outcome in outcomes if outcome.problem] == []
