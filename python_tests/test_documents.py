@@ -34,10 +34,8 @@ def commands() -> Iterator[tuple[str, str]]:
                     if line.strip() and not line.strip().startswith("#") and " | " not in line:
                         yield document.name, line.strip()
         for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
-            # With an ellipsis or in capitals, only the words before are meant.
-            if re.match(rf"ardiff ({COMMANDS}) [^A-Z…]*$", span) or re.match(
-                r"(python -m|pip install) ", span
-            ):
+            # Not where an ellipsis, capitals or a choice stand for something else.
+            if re.match(rf"(ardiff ({COMMANDS})|python -m|pip install) [^A-Z…|]*$", span):
                 yield document.name, span
 
 
