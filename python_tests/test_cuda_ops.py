@@ -219,6 +219,10 @@ def test_norm_rope_write(
             weights[name] = random(sizes[index // 2], dtype=dtype, seed=10 + index)
     qkv_bias = random(width, dtype=dtype, seed=5) if norm == "layer" else None
     slots, positions = torch.tensor([7, 0, -1, 14]), torch.tensor([0, 5, 100_000, 3])
+    rates = frequencies(dim)
+    if norm == "rms_full":
+        positions = torch.stack([positions, torch.tensor([1, 2, 3, 4]), torch.tensor([9, 0, 7, 5])], dim=1)
+        rates = torch.stack([torch.where(torch.arange(dim // 2) % 3 == axis, rates, 0) for axis in range(3)])
     k_pages, v_pages = random(2, pool, kv_heads, rows, dim, dtype=dtype, seed=6)
     k_on, v_on = k_pages.to(machine, copy=True), v_pages.to(machine, copy=True)
     place = lambda value: None if value is None else value.to(machine)  # noqa: E731
@@ -231,7 +235,7 @@ def test_norm_rope_write(
         heads=heads,
         kv_heads=kv_heads,
         norm=norm,
-        frequencies=frequencies(dim).to(machine),
+        frequencies=rates.to(machine),
         qkv_bias=place(qkv_bias),
         **{name: place(value) for name, value in weights.items()},
     )
@@ -242,7 +246,7 @@ def test_norm_rope_write(
         heads=heads,
         kv_heads=kv_heads,
         norm=norm,
-        frequencies=frequencies(dim),
+        frequencies=rates,
         qkv_bias=None if qkv_bias is None else qkv_bias.double(),
         **wide,
     )

@@ -150,6 +150,25 @@ def test_rope_depends_on_differences_only() -> None:
     assert abs(products[0] - products[1]) < 1e-9
 
 
+@pytest.mark.usefixtures("isa")
+def test_axes_turn_their_own_pairs() -> None:
+    """Time, height and width, as video networks have them: 10, 6 and 6 of 22 pairs, by complex numbers."""
+    case = Case(5, 2, 1, 44, "rms", rope=True, bias=True)
+    case.positions = torch.tensor([[0, 0, 0], [2**31 - 1, 3, 1], [7, 0, 11], [100, 29, 51], [1, 1, 1]])
+    pairs = (10, 6, 6)
+    rates = [10000.0 ** (-torch.arange(n, dtype=torch.float64) / n) for n in pairs]
+    case.options["frequencies"] = torch.block_diag(*rates)
+    assert case.options["frequencies"].shape == (3, 22)
+    q, (k_pages, _) = case.run(), case.pages
+    unturned = Case(5, 2, 1, 44, "rms", rope=False, bias=True).expected()
+    angles = torch.cat([case.positions[:, axis, None] * rates[axis] for axis in range(3)], dim=1)
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+    turned = [torch.view_as_complex(z.unflatten(2, (-1, 2)).contiguous()) * turn for z in unturned[:2]]
+    want_q, want_k = (torch.view_as_real(z).flatten(2) for z in turned)
+    written = case.slots >= 0
+    assert close(q, want_q) and close(case.rows(k_pages)[case.slots[written]], want_k[written])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_slots_outside_the_pool_write_nothing(dtype: torch.dtype) -> None:
     case = Case(6, 2, 2, 8, "none", rope=False, bias=False)
@@ -171,6 +190,7 @@ def test_wrong_arguments() -> None:
         ("norm", "none", ConfigError),
         ("q_weight", torch.ones(7), TensorError),
         ("frequencies", torch.ones(3, dtype=torch.float64), TensorError),
+        ("frequencies", torch.ones(2, 4, dtype=torch.float64), TensorError),
         ("qkv_bias", torch.ones(3), TensorError),
     ]:
         wrong = case()

@@ -44,6 +44,10 @@ def check(
     positions = torch.arange(tokens) * 1001
     positions[3] = 2**31 - 1
     frequencies = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / dim) if rope else None
+    if norm == "rms" and frequencies is not None:
+        positions = torch.stack([positions, torch.arange(tokens) % 5, torch.arange(tokens) % 3], dim=1)
+        share = [torch.arange(dim // 2) % 3 == axis for axis in range(3)]
+        frequencies = torch.stack([torch.where(own, frequencies, 0) for own in share])
     sizes = affine_sizes(heads, kv_heads, dim, norm)
     weights = [draw(i + 2, n) + (i % 2 == 0) if affine else None for i, n in enumerate(sizes)]
     qkv_bias = draw(7, qkv.shape[1]) if bias else None

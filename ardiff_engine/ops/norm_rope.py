@@ -43,8 +43,9 @@ def norm_rope(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """qkv [T, (heads + 2 kv_heads) d] -> q [T, heads, d], k and v [T, kv_heads, d], in the dtype of qkv.
 
-    positions int64 [T]; kv_heads None = heads; weights and biases of the norm: [d], for "rms_full" [heads d]
-    and [kv_heads d], None for none; frequencies float64 [d / 2], None for no rotation; qkv_bias like a row
+    positions int64 [T] with frequencies float64 [d / 2], or [T, axes] with [axes, d / 2], where an angle is
+    the sum over the axes; no frequencies: no rotation. kv_heads None = heads; weights and biases of the norm:
+    [d], for "rms_full" [heads d] and [kv_heads d], None for none; qkv_bias like a row
     of qkv. Differentiable in everything but positions and frequencies, the kernels for GPUs once; on the CPU
     and traced by torch.compile it is the formula in PyTorch.
 
@@ -169,7 +170,9 @@ def _normalise_backward(
 
 def _cos_sin(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine [T, 1, d / 2]."""
-    angle = positions.double()[:, None] * frequencies.double()
+    angle = positions.double()[..., None] * frequencies.double()
+    if positions.ndim > 1:
+        angle = angle.sum(1)
     return angle.cos().to(dtype)[:, None], angle.sin().to(dtype)[:, None]
 
 

@@ -38,13 +38,14 @@ def check_norm_rope(
             )
         )
     head_dim = width // (heads + 2 * kv_heads)
-    if positions.dtype != torch.int64 or positions.shape != (tokens,) or positions.device != qkv.device:
+    fits = positions.shape[:1] == (tokens,) and positions.ndim <= 2 and num_axes(positions) > 0
+    if positions.dtype != torch.int64 or not fits or positions.device != qkv.device:
         raise TensorError(
             explain(
                 "positions",
                 got=f"{positions.dtype} {list(positions.shape)} on {positions.device}",
-                expected=f"torch.int64 [{tokens}] on {qkv.device}",
-                fix="Pass one position per token.",
+                expected=f"torch.int64 [{tokens}] or [{tokens}, axes] on {qkv.device}",
+                fix="Pass one position per token and axis.",
             )
         )
     if norm == "none" and any(a is not None for a in affine):
@@ -65,11 +66,19 @@ def check_norm_rope(
         shape("qkv_bias", qkv_bias, (width,))
         device("qkv_bias", qkv_bias, qkv.device)
     if frequencies is not None:
-        check_frequencies(frequencies, head_dim, qkv.device)
+        check_frequencies(frequencies, head_dim, qkv.device, tuple(positions.shape[1:]))
     return head_dim
 
 
-def check_frequencies(frequencies: torch.Tensor, head_dim: int, on: torch.device) -> None:
+def num_axes(positions: torch.Tensor) -> int:
+    """Of positions [T] or [T, axes]."""
+    return 1 if positions.ndim == 1 else positions.shape[1]
+
+
+def check_frequencies(
+    frequencies: torch.Tensor, head_dim: int, on: torch.device, axes: tuple[int, ...] = ()
+) -> None:
+    """axes: none, or how many the positions have."""
     if head_dim % 2:
         raise ConfigError(
             explain(
@@ -79,7 +88,7 @@ def check_frequencies(frequencies: torch.Tensor, head_dim: int, on: torch.device
                 fix="RoPE rotates pairs of columns.",
             )
         )
-    shape("frequencies", frequencies, (head_dim // 2,))
+    shape("frequencies", frequencies, (*axes, head_dim // 2))
     device("frequencies", frequencies, on)
     if not frequencies.is_floating_point():
         raise TensorError(

@@ -22,7 +22,7 @@ from ardiff_engine.ops.norm_rope import (
     reference_norm_rope,
     reference_norm_rope_backward,
 )
-from ardiff_engine.ops.norm_rope_checks import NORMS, check_norm_rope
+from ardiff_engine.ops.norm_rope_checks import NORMS, check_norm_rope, num_axes
 from ardiff_engine.ops.norm_rope_write import norm_rope_write_
 
 Tensor = torch.Tensor
@@ -197,7 +197,7 @@ def _run_backward(
                 (qkv, dk, dv, slots, positions, dq, *weights, frequencies, angles, dqkv, daffine, partial),
             )
         ),
-        (tokens, heads, kv_heads, dim, dk.shape[2], *dk.stride()[:3]),
+        (tokens, heads, kv_heads, dim, num_axes(positions), dk.shape[2], *dk.stride()[:3]),
         NORMS.index(norm),
         eps,
     )

@@ -16,7 +16,7 @@ from ardiff_engine.ops.checks import optional, same, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch_for
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import reference_norm_rope
-from ardiff_engine.ops.norm_rope_checks import NORMS, check_norm_rope
+from ardiff_engine.ops.norm_rope_checks import NORMS, check_norm_rope, num_axes
 
 # csrc/cuda/norm_rope_write.cu shares a head between the lanes of one warp.
 _CUDA_HEAD_BYTES = 1024
@@ -240,6 +240,7 @@ def _run(
         heads,
         kv_heads,
         head_dim,
+        num_axes(positions),
         pages,
         rows,
         *k_pages.stride()[:3],

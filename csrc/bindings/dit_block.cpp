@@ -110,6 +110,7 @@ class Block {
     write_.angles = work_.angles;
     write_.heads = write_.kv_heads = s_.heads;
     write_.dim = s_.dim;
+    write_.axes = 1;
     write_.pages = s_.pages;
     write_.page_rows = s_.page_rows;
     write_.page_stride = s_.page_stride;

@@ -13,10 +13,10 @@ ARDIFF_DISPATCH(void, norm_rope_write_backward, const ardiff::NormRopeWriteBackw
 namespace {
 
 // tensors: qkv, dk pages, dv pages, slots, positions, dq, q weight, k weight, frequencies, angles (these
-// four: 0 for none), dqkv, daffine, partial. sizes: tokens, heads, kv heads, dim, page rows; page, head, row
-// stride.
+// four: 0 for none), dqkv, daffine, partial. sizes: tokens, heads, kv heads, dim, axes, page rows; page, head,
+// row stride.
 ardiff::NormRopeWriteBackwardParams params(const std::array<std::uintptr_t, 13>& tensors,
-                                           const std::array<std::int64_t, 8>& sizes, int norm, float eps) {
+                                           const std::array<std::int64_t, 9>& sizes, int norm, float eps) {
   using ardiff::bindings::pointer;
   ardiff::NormRopeWriteBackwardParams b{};
   ardiff::NormRopeWriteParams& p = b.forward;
@@ -37,10 +37,11 @@ ardiff::NormRopeWriteBackwardParams params(const std::array<std::uintptr_t, 13>&
   p.heads = sizes[1];
   p.kv_heads = sizes[2];
   p.dim = sizes[3];
-  p.page_rows = sizes[4];
-  p.page_stride = sizes[5];
-  p.head_stride = sizes[6];
-  p.row_stride = sizes[7];
+  p.axes = sizes[4];
+  p.page_rows = sizes[5];
+  p.page_stride = sizes[6];
+  p.head_stride = sizes[7];
+  p.row_stride = sizes[8];
   p.norm = static_cast<ardiff::HeadNorm>(norm);
   p.eps = eps;
   return b;

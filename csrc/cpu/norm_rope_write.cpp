@@ -63,7 +63,7 @@ void token(const NormRopeWriteParams& p, std::int64_t t) {
   const std::int64_t q_width = p.heads * p.dim, kv_width = p.kv_heads * p.dim;
   const float* row = p.qkv + t * (q_width + 2 * kv_width);
   const Angles angles{p.angles + 2 * t * p.dim, p.angles + (2 * t + 1) * p.dim};
-  if (p.frequencies) compute_angles(p.positions[t], p.frequencies, p.dim, angles);
+  if (p.frequencies) compute_angles(p.positions + t * p.axes, p.frequencies, p.axes, p.dim, angles);
   norm_rope(p, {row, p.qkv_bias, p.q_weight, p.q_bias, p.heads}, angles,
             [&](std::int64_t head) { return p.q + t * q_width + head * p.dim; });
   if (p.slots[t] < 0) return;

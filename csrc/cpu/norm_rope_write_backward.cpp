@@ -66,7 +66,7 @@ void token(const NormRopeWriteBackwardParams& b, std::int64_t t, float* sums) {
   const float* row = p.qkv + t * width;
   float* drow = b.dqkv + t * width;
   const Angles angles{p.angles + 2 * t * p.dim, p.angles + (2 * t + 1) * p.dim};
-  if (p.frequencies) compute_angles(p.positions[t], p.frequencies, p.dim, angles);
+  if (p.frequencies) compute_angles(p.positions + t * p.axes, p.frequencies, p.axes, p.dim, angles);
   const Part q{row, p.q_weight, drow, sums, sums + p.dim, p.heads};
   for (std::int64_t head = 0; head < p.heads; ++head) {
     head_backward(p, q, angles, head, b.dq + t * q_width + head * p.dim);

@@ -25,7 +25,7 @@ void copy_pages(const CopyPagesParams& p) {
 
 void rotate_pages(const RotatePagesParams& p) {
   for (std::int64_t i = 0; i < p.count; ++i) {
-    compute_angles(p.deltas[i], p.frequencies, p.dim,
+    compute_angles(p.deltas + i, p.frequencies, 1, p.dim,
                    {p.angles + 2 * i * p.dim, p.angles + (2 * i + 1) * p.dim});
   }
   const int threads = threads_for(p.layers * p.count * p.rows * p.dim);

@@ -13,14 +13,17 @@ struct Angles {
   float *cosine, *sine;  // [dim] each
 };
 
-ARDIFF_SIMD void compute_angles(std::int64_t position, const double* frequencies, std::int64_t dim,
-                                Angles out) {
+// position: [axes]; frequencies: [axes, dim / 2].
+ARDIFF_SIMD void compute_angles(const std::int64_t* position, const double* frequencies, std::int64_t axes,
+                                std::int64_t dim, Angles out) {
   constexpr int W = 16;
   alignas(64) float turns[W], sine[W], cosine[W];
   const std::int64_t pairs = dim / 2;
   for (std::int64_t first = 0; first < pairs; first += W) {
     const int n = static_cast<int>(pairs - first < W ? pairs - first : W);
-    for (int j = 0; j < n; ++j) turns[j] = rope_turns(position, frequencies[first + j]);
+    for (int j = 0; j < n; ++j) {
+      turns[j] = rope_turns(rope_angle(position, frequencies, axes, pairs, first + j));
+    }
     for (int j = n; j < W; ++j) turns[j] = 0.0f;
     for (int j = 0; j < W; j += Vec::width) {
       Vec s, c;

@@ -181,7 +181,9 @@ __global__ void __launch_bounds__(kNormRopeThreads, packs == 1 ? 5 : 3)
           *v_bias = k_bias ? k_bias + kv_width : nullptr;
   const HeadPart<T> q{row, p.qkv_bias, p.q_weight, p.q_bias, static_cast<int>(p.heads)};
   const HeadPart<T> k{row + q_width, k_bias, p.k_weight, p.k_bias, static_cast<int>(p.kv_heads)};
-  if (p.frequencies) compute_angles(p.positions[token], p.frequencies, dim, angles);
+  if (p.frequencies) {
+    compute_angles(p.positions + token * p.axes, p.frequencies, static_cast<int>(p.axes), dim, angles);
+  }
   float q_full = 1.0f, k_full = 1.0f;
   if (p.norm == HeadNorm::rms_full) {
     q_full = full_reciprocal<T, packs>(q, dim, p.eps, l, q_partial);

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kPageThreads)
       continue;  // the whole block does, so the barriers below stay matched
     }
     __syncthreads();  // the angles of the page before are no longer read
-    compute_angles(p.deltas[i], p.frequencies, dim, angles);
+    compute_angles(p.deltas + i, p.frequencies, 1, dim, angles);
     __syncthreads();
     T* out = p.k_pages + layer * p.layer_stride + page * p.page_stride;
     const T* in = p.source ? p.source + layer * p.source_layer_stride + i * p.source_page_stride : out;

@@ -15,10 +15,12 @@ struct Angles {
 };
 
 // All threads of the block call it; they must meet at a barrier before the angles are read.
-__device__ inline void compute_angles(std::int64_t position, const double* frequencies, int dim,
-                                      Angles& angles) {
+// position: [axes]; frequencies: [axes, dim / 2].
+__device__ inline void compute_angles(const std::int64_t* position, const double* frequencies, int axes,
+                                      int dim, Angles& angles) {
   for (int j = static_cast<int>(threadIdx.x); j < dim / 2; j += static_cast<int>(blockDim.x)) {
-    sincospif(2.0f * rope_turns(position, frequencies[j]), &angles.sine[j], &angles.cosine[j]);
+    const double angle = rope_angle(position, frequencies, axes, dim / 2, j);
+    sincospif(2.0f * rope_turns(angle), &angles.sine[j], &angles.cosine[j]);
   }
 }
 

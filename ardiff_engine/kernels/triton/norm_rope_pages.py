@@ -24,7 +24,8 @@ import triton.language as tl
 
 from ardiff_engine.kernels.triton import norm_rope_write
 from ardiff_engine.kernels.triton.launch import ceil_div, dense_rows, on, power_of_2
-from ardiff_engine.kernels.triton.turns import cos_sin_turns, rope_turns, rotate_pairs
+from ardiff_engine.kernels.triton.turns import rope_cos_sin, rotate_pairs
+from ardiff_engine.ops.norm_rope_checks import num_axes
 
 Tensor = torch.Tensor
 _TOKENS = 16
@@ -87,7 +88,8 @@ def _part(
                 dqkv, partial if size else None, tokens, pages * page_rows, float(eps), PAGE_ROWS=page_rows,
                 PAGE=gradient.stride(0), HEAD=gradient.stride(1), ROW=gradient.stride(2),
                 WIDTH=qkv.shape[1], FIRST=first, HEADS=heads, DIM=dim, NORM=norm, TOKENS=_TOKENS, ROWS=rows,
-                COLUMNS=columns, num_warps=min(16, max(4, rows * columns // 512)), enable_fp_fusion=False,
+                COLUMNS=columns, AXES=num_axes(positions),
+                num_warps=min(16, max(4, rows * columns // 512)), enable_fp_fusion=False,
             )  # fmt: skip
     return partial.sum(0)
 
@@ -97,7 +99,7 @@ def _part_backward(
     gradient, slots, qkv, positions, weight, frequencies, dqkv, partial, tokens, num_slots, eps,
     PAGE_ROWS: tl.constexpr, PAGE: tl.constexpr, HEAD: tl.constexpr, ROW: tl.constexpr, WIDTH: tl.constexpr,
     FIRST: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, NORM: tl.constexpr, TOKENS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr,
 ):  # fmt: skip
     head = tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
@@ -120,9 +122,7 @@ def _part_backward(
         source += head.to(tl.int64)[:, None] * HEAD + column[None, :]
         g = tl.load(gradient + source, mask=inside & known, other=0.0).to(tl.float32)
         if frequencies is not None:
-            pair = tl.arange(0, COLUMNS // 2)
-            frequency = tl.load(frequencies + pair, mask=pair < DIM // 2, other=0.0)
-            cosine, sine = cos_sin_turns(rope_turns(tl.load(positions + token), frequency))
+            cosine, sine = rope_cos_sin(positions, frequencies, token, DIM, COLUMNS, AXES)
             g = rotate_pairs(g, cosine[None, :], -sine[None, :], ROWS, COLUMNS // 2)
         to = token * WIDTH + FIRST + at
         if NORM != "none":

@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 
 from ardiff_engine.kernels.triton.launch import BAD_SLOT, on, power_of_2, report
-from ardiff_engine.kernels.triton.turns import cos_sin_turns, rope_turns, rotate_pairs
+from ardiff_engine.kernels.triton.turns import rope_cos_sin, rotate_pairs
 from ardiff_engine.ops.cuda_launch import error_bits
+from ardiff_engine.ops.norm_rope_checks import num_axes
 
 Tensor = torch.Tensor
 
@@ -46,7 +47,7 @@ def run(
             pages * page_rows, float(eps), PAGE_ROWS=page_rows,
             PAGE=k_pages.stride(0), HEAD=k_pages.stride(1), ROW=k_pages.stride(2), HEADS=heads,
             KV_HEADS=kv_heads, DIM=dim, NORM=norm, Q_ROWS=power_of_2(heads), KV_ROWS=power_of_2(kv_heads),
-            COLUMNS=max(2, power_of_2(dim)), enable_fp_fusion=False,
+            COLUMNS=max(2, power_of_2(dim)), AXES=num_axes(positions), enable_fp_fusion=False,
         )  # fmt: skip
     return q
 
@@ -56,7 +57,7 @@ def _norm_rope_write(
     qkv, k_pages, v_pages, slots, positions, q, q_weight, q_bias, k_weight, k_bias, qkv_bias, frequencies,
     errors, num_slots, eps, PAGE_ROWS: tl.constexpr, PAGE: tl.constexpr, HEAD: tl.constexpr,
     ROW: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, NORM: tl.constexpr,
-    Q_ROWS: tl.constexpr, KV_ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    Q_ROWS: tl.constexpr, KV_ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     qkv += token * (HEADS + 2 * KV_HEADS) * DIM
@@ -64,9 +65,7 @@ def _norm_rope_write(
     cosine = 1.0
     sine = 0.0
     if frequencies is not None:
-        pair = tl.arange(0, COLUMNS // 2)
-        frequency = tl.load(frequencies + pair, mask=pair < DIM // 2, other=0.0)
-        cosine, sine = cos_sin_turns(rope_turns(tl.load(positions + token), frequency))
+        cosine, sine = rope_cos_sin(positions, frequencies, token, DIM, COLUMNS, AXES)
         cosine = cosine[None, :]
         sine = sine[None, :]
 

@@ -92,7 +92,7 @@ def _rotate(
     inside = (row < rows)[:, None] & (column < DIM)[None, :] & known
     pair = tl.arange(0, COLUMNS // 2)
     frequency = tl.load(frequencies + pair, mask=pair < DIM // 2, other=0.0)
-    cosine, sine = cos_sin_turns(rope_turns(tl.load(deltas + place), frequency))
+    cosine, sine = cos_sin_turns(rope_turns(tl.load(deltas + place).to(tl.float64) * frequency))
     to = k + layer * LAYER + page * PAGE + at
     if source is None:
         z = tl.load(to, mask=inside, other=0.0)

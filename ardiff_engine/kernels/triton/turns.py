@@ -33,15 +33,25 @@ def cos_sin_turns(turns):
 
 
 @triton.jit
-def rope_turns(position, frequency):
-    """position * frequency (float64) in turns within [-1/2, 1/2], as float32.
+def rope_cos_sin(positions, frequencies, token, DIM: tl.constexpr, COLUMNS: tl.constexpr, AXES: tl.constexpr):
+    """(cos, sin) [COLUMNS / 2] of a token's angles: positions [T, AXES], frequencies [AXES, DIM / 2]."""
+    pair = tl.arange(0, COLUMNS // 2)
+    angle = tl.zeros([COLUMNS // 2], tl.float64)
+    for axis in tl.static_range(AXES):
+        frequency = tl.load(frequencies + axis * (DIM // 2) + pair, mask=pair < DIM // 2, other=0.0)
+        angle += tl.load(positions + token * AXES + axis).to(tl.float64) * frequency
+    return cos_sin_turns(rope_turns(angle))
+
+
+@triton.jit
+def rope_turns(angle):
+    """An angle (float64) in turns within [-1/2, 1/2], as float32.
 
     As in csrc/include/ardiff/rope.h: 1 / (2 pi) in two words keeps the reduction exact to a float ulp for
     every position below 2^31. Launch with enable_fp_fusion=False: a product fused into `turns - whole` would
     count `low` twice.
     """
-    inverse = 0.15915494309189535 + tl.zeros_like(frequency)
-    angle = position.to(tl.float64) * frequency
+    inverse = 0.15915494309189535 + tl.zeros_like(angle)
     turns = angle * inverse
     low = tl.fma(angle, inverse, -turns) + angle * -9.8393383375912430e-18
     # Adding and subtracting 1.5 * 2^52 rounds to an integer.

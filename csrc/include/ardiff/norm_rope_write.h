@@ -13,13 +13,13 @@ template <class T>
 struct NormRopeWriteParamsOf {
   const T* qkv;                                    // [tokens, (heads + 2 kv_heads) dim]
   T *k_pages, *v_pages;                            // [pages, kv_heads, page_rows, dim], strided, dim dense
-  const std::int64_t *slots, *positions;           // [tokens]; slot -1: do not write
+  const std::int64_t *slots, *positions;           // [tokens], [tokens, axes]; slot -1: do not write
   T* q;                                            // [tokens, heads, dim]
   const T *q_weight, *q_bias, *k_weight, *k_bias;  // [dim], or [all heads * dim] for rms_full; may be null
   const T* qkv_bias;                               // like a row of qkv, or null
-  const double* frequencies;                       // [dim / 2] or null: no rotation
+  const double* frequencies;                       // [axes, dim / 2] or null: no rotation
   float* angles;                                   // [tokens, 2, dim] workspace of the CPU kernel, or null
-  std::int64_t tokens, heads, kv_heads, dim, pages, page_rows;
+  std::int64_t tokens, heads, kv_heads, dim, axes, pages, page_rows;
   std::int64_t page_stride, head_stride, row_stride;
   HeadNorm norm;
   float eps;
