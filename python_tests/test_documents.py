@@ -35,7 +35,7 @@ def commands() -> Iterator[tuple[str, str]]:
                         yield document.name, line.strip()
         for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)):
             # Not where an ellipsis, capitals or a choice stand for something else.
-            if re.match(rf"(ardiff ({COMMANDS})|python -m|pip install) [^A-Z…|]*$", span):
+            if re.match(rf"(ardiff ({COMMANDS})|python -m|pip install) [^A-Z…|&]*$", span):
                 yield document.name, span
 
 
