@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ardiff_engine.codec.wan.causal import CausalConv3d, ChannelNorm, Past, per_frame
+from ardiff_engine.codec.past import Past, per_frame
+from ardiff_engine.codec.wan.causal import CausalConv3d, ChannelNorm
 
 
 class ResidualBlock(nn.Module):

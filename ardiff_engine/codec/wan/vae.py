@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ardiff_engine.codec.past import Past
 from ardiff_engine.codec.wan.blocks import Head, Middle, ResidualBlock
-from ardiff_engine.codec.wan.causal import CausalConv3d, Past
+from ardiff_engine.codec.wan.causal import CausalConv3d
 from ardiff_engine.codec.wan.layout import MEAN, STD, open_vae
 from ardiff_engine.codec.wan.resample import Downsample, Upsample
 from ardiff_engine.errors import ConfigError, TensorError
