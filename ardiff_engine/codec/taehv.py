@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TAEHV (github.com/madebyollin/taehv), the light autoencoder for Wan 2.1's latents: 2-D convolutions, and blocks
-that see one frame back. For previews and live streams.
+"""TAEHV (github.com/madebyollin/taehv), the light autoencoder for Wan 2.1's latents.
 
-A latent becomes four frames, and the first three of a video are dropped: 1 + 4 (F − 1) frames, as with
-`WanVAE`. A decoder keeps the last input frame of each of its nine blocks. So pieces of any length give the
-same frames, bit for bit.
+2-D convolutions, and blocks that see one frame back: for previews and live streams. A latent becomes four
+frames, and the first three of a video are dropped: 1 + 4 (F − 1) frames, as with `WanVAE`. A decoder keeps the
+last input frame of each of its nine blocks. So pieces of any length give the same frames, bit for bit.
 """
 
 from __future__ import annotations
@@ -128,8 +127,8 @@ class TAEHV(nn.Module):
         return x
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, channels, F, h, w] -> [B, 3, 1 + 4 (F − 1), 8 h, 8 w], meant for [0, 1] and not
-        clamped."""
+        """Normalised latents [B, channels, F, h, w] -> [B, 3, 1 + 4 (F − 1), 8 h, 8 w], not
+        clamped to [0, 1]."""
         return LightDecoder(self).next(latents)
 
     def decoder(self) -> LightDecoder:
