@@ -2,7 +2,7 @@
 """TAEHV (github.com/madebyollin/taehv), the light autoencoder for Wan 2.1's latents.
 
 2-D convolutions, and blocks that see one frame back: for previews and live streams. A latent becomes four
-frames, and the first three of a video are dropped: 1 + 4 (F − 1) frames, as with `WanVAE`. A decoder keeps the
+frames, and the first three of a video are dropped: 1 + 4 (F − 1), as with `WanVAE`. A decoder keeps the
 last input frame of each of its nine blocks. So pieces of any length give the same frames, bit for bit.
 """
 
