@@ -1,4 +1,4 @@
-# One environment (.venv), set up once: `make test` on a machine with Python >= 3.11, pip, a C++17 compiler and cmake.
+# One environment (.venv), set up once: `make test` on a machine with Python >= 3.11, pip and a C++17 compiler.
 # Without a compiler the package still installs; the PyTorch reference is used instead of the C++ kernels.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -8,23 +8,34 @@ VENV   ?= .venv
 NVCC   ?= nvcc
 
 BIN     := $(VENV)/bin
+TOOLS   := $(VENV)/tools.stamp
 READY   := $(VENV)/ready.stamp
-SOURCES := pyproject.toml $(wildcard setup.py CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
+SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 CPP     := $(shell find csrc python_tests/cuda_emulation -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) 2>/dev/null)
 
-.PHONY: help venv demo test test-all bench lint format build sanitize cuda-check gpu clean
+.PHONY: help venv demo test test-all bench lint format build wheel sanitize cuda-check gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 venv: $(READY)  ## set up .venv with PyTorch, this package (editable) and the development tools
 
-$(READY): $(SOURCES)
+# PyTorch and tools: again only when pyproject.toml changes.
+$(TOOLS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("triton"))' || $(BIN)/python -m pip install --quiet '$(TRITON)'
-	$(BIN)/python -m pip install --quiet --editable '.[dev,video,train]'
+	@$(BIN)/python -c 'import tomllib; file = tomllib.load(open("pyproject.toml", "rb")); project = file["project"]; extras = project["optional-dependencies"]; \
+	  print(*file["build-system"]["requires"], *project["dependencies"], *extras["dev"], *extras["video"], *extras["train"], sep="\n")' > $(VENV)/tools.txt
+	$(BIN)/python -m pip install --quiet --requirement $(VENV)/tools.txt
+	@touch $@
+
+# The C++ module: only what has changed is compiled. pip's own build environment would be a new folder every time, for
+# which everything is compiled anew, and pip hides what a build prints.
+$(READY): $(TOOLS) $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
 demo: $(READY)  ## generate a video and continue a real clip with the bundled model, into outputs/demo/
@@ -51,8 +62,13 @@ format: $(READY)  ## rewrite Python and C++ files in the project's style
 	$(BIN)/ruff format .
 	$(if $(CPP),$(BIN)/clang-format -i $(CPP))
 
-build: $(READY)  ## rebuild the native module in place, keeping object files (for work on csrc/)
+build: $(TOOLS)  ## rebuild the native module in place, keeping object files (for work on csrc/)
 	$(BIN)/python setup.py build_ext --inplace
+
+wheel: $(TOOLS)  ## build a wheel into dist/ that installs without a compiler on any Linux of its tag (manylinux)
+	rm -rf build/wheel
+	ARDIFF_REQUIRE_NATIVE=1 $(BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 sanitize: $(READY)  ## build the C++ kernels with address and undefined-behaviour sanitizers, in build/sanitize, and run the op tests on them
 	$(BIN)/python tools/sanitize.py
@@ -75,5 +91,5 @@ gpu:  ## on a machine with an NVIDIA GPU: build with CUDA, run the tests marked 
 
 clean:  ## remove build products (not .venv, not outputs/)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f ardiff_engine/_C*.so
+	rm -f ardiff_engine/_C*.so $(READY)
 	find ardiff_engine python_tests benchmarks examples tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -50,4 +50,4 @@ def why_no_cuda() -> str | None:
     """Why `cuda()` is None; None where it is a module."""
     if cuda() is not None:
         return None
-    return why_not() or "the native module was built without CUDA (it needs nvcc at install time)"
+    return why_not() or "the native module was built without CUDA (ARDIFF_CUDA=1 at install time; needs nvcc)"

@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,49 +94,51 @@ def test_links_in_the_documents_lead_somewhere() -> None:
 
 def test_every_make_target_is_explained() -> None:
     result = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("demo", "test", "bench", "cuda-check", "gpu", "lint", "build", "clean"):
+    for target in ("demo", "test", "bench", "cuda-check", "gpu", "lint", "build", "wheel", "clean"):
         assert re.search(rf"^{target} +\S", result.stdout, re.MULTILINE), target
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
-    """Built without compiler and without network: the package must still come out whole."""
-    import zipfile
-
-    source = tmp_path / "source"
+def copy_of_the_tree(target: Path) -> list[str]:
+    """The files of the repository, committed and new, nothing ignored. Returns their names."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    if listed.returncode:
+    if listed.returncode:  # no repository, as in a copy of this kind
         names = [
             str(p.relative_to(ROOT))
             for folder in ("ardiff_engine", "csrc")
             for p in (ROOT / folder).rglob("*")
             if p.is_file() and p.suffix != ".so"
         ]
-        names += ["pyproject.toml", "setup.py", "README.md", "LICENSE"]
+        names += ["CMakeLists.txt", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md"]
+        names += ["pyproject.toml", "setup.py"]
     else:
         names = [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
     for name in names:
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        ".",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-    ]
-    environment = {"PATH": str(Path(sys.executable).parent), "HOME": str(tmp_path)}
-    result = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target / name)
+    return names
+
+
+def run(command: list[str], **options: Any) -> str:
+    """Standard output; with it, standard error is shown where the command fails."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
+    """Built without compiler and without network: the package must still come out whole, and say so."""
+    source = tmp_path / "source"
+    names = copy_of_the_tree(source)
+    command = [sys.executable, "-m", "pip", "wheel", ".", "-v", "--no-deps", "--no-build-isolation"]
+    environment = {"PATH": str(Path(sys.executable).parent), "HOME": str(tmp_path)}
+    printed = run([*command, "-w", str(tmp_path)], cwd=source, env=environment)
+    assert re.search(r"native kernels were NOT built.*\n.*reference.*\n.*install a C\+\+17 compiler", printed)
     wheel = next(tmp_path.glob("ardiff_engine-*.whl"))
     files = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in names if name.startswith("ardiff_engine/")}
@@ -140,6 +148,52 @@ def test_the_wheel_holds_the_package_and_its_data(tmp_path: Path) -> None:
     assert not [
         name for name in files if name.startswith(("python_tests/", "benchmarks/", "examples/", "tools/"))
     ]
+
+
+# In an environment with nothing but PyTorch and the wheel: the kernels are there, and use torch's OpenMP.
+USE_THE_WHEEL = """
+import json, torch
+from ardiff_engine import info, ops
+from ardiff_engine.kernels.nvrtc_compiler import source_folder
+torch.set_num_threads(2)
+x, bias = torch.randn(4096, 256), torch.randn(256)
+result = ops.bias_gelu(x, bias)
+torch.testing.assert_close(result, ops.bias_gelu(x, bias, backend="reference"), rtol=1e-5, atol=1e-6)
+runtimes = {line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line or "libiomp" in line}
+print(json.dumps({**info.collect(), "openmp": sorted(runtimes), "sources": str(source_folder())}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="manylinux")
+def test_make_wheel_and_its_wheel_needs_no_compiler(tmp_path: Path) -> None:
+    pytest.importorskip("auditwheel", reason="of the extra dev")
+    source, home = tmp_path / "source", tmp_path / "home"
+    copy_of_the_tree(source)
+    # This environment has the tools that the stamp stands for.
+    make = ["make", "wheel", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/tools.stamp"]
+    run(make, cwd=source, env={**os.environ, "ARDIFF_CUDA": "0"})
+    (wheel,) = (source / "dist").iterdir()
+    python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    assert re.search(rf"-{python}-{python}-manylinux_2_\d+_{platform.machine()}\.whl$", wheel.name)
+    files = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in files if name.startswith("ardiff_engine/_C.")]
+    assert [name for name in files if re.match("ardiff_engine/kernels/csrc/cuda/.*[.]cu$", name)]
+    assert not [name for name in files if ".libs/" in name], "a copy of a library that torch has too"
+
+    run([sys.executable, "-m", "venv", "--without-pip", str(home)])
+    python_there = str(home / "bin" / "python")
+    environment = {"PATH": str(home / "bin"), "HOME": str(tmp_path)}
+    install = [sys.executable, "-m", "pip", "--python", python_there, "install", "--no-deps", "--no-index"]
+    run([*install, str(wheel)], cwd=tmp_path, env=environment)
+    packages = next((home / "lib").glob("python3*/site-packages"))
+    (packages / "torch.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    facts = json.loads(run([python_there, "-c", USE_THE_WHEEL], cwd=tmp_path, env=environment))
+    native = facts["native"]
+    assert native["loaded"] and Path(native["file"]).is_relative_to(home), native
+    assert native["openmp"] and len(facts["openmp"]) == 1, facts["openmp"]
+    assert Path(facts["sources"]).is_relative_to(home)
+    assert facts["backends"]["bias_gelu"]["cpu"]["backend"] == "cpu"
 
 
 @needs_nvcc

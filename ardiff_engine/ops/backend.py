@@ -240,7 +240,7 @@ _CPU = Choice("cpu", "float32 on the CPU, native kernels are built")
 _MISFIT = {"cpu": _cpu_misfit, "cuda": _cuda_misfit, "triton": _triton_misfit}
 _EXPECTED = {
     "cpu": "float32 tensors on the CPU and a built native module",
-    "cuda": "float32, bfloat16 or float16 tensors on an NVIDIA GPU; nvcc at install time, or CuPy and NVRTC",
+    "cuda": "float32, bfloat16 or float16 tensors on an NVIDIA GPU; built in, or CuPy and NVRTC",
     "triton": "float32, bfloat16 or float16 tensors on a GPU (or TRITON_INTERPRET=1), and Triton",
 }
 

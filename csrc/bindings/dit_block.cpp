@@ -24,14 +24,9 @@
 #include "ardiff/norm_rope_write.h"
 #include "attention_table.h"
 #include "binding.h"
-#include "cpu/dispatch.h"
 #include "cpu/threads.h"
 #include "frame_ids.h"
-
-ARDIFF_DISPATCH(void, modulate, const ardiff::ModulateParams& p)
-ARDIFF_DISPATCH(void, linear, const ardiff::LinearParams& p)
-ARDIFF_DISPATCH(void, norm_rope_write, const ardiff::NormRopeWriteParams& p)
-ARDIFF_DISPATCH(void, frame_attention, const ardiff::FrameAttentionParams& p)
+#include "shared_kernels.h"
 
 namespace py = pybind11;
 

@@ -7,8 +7,8 @@
 #include "cpu/dispatch.h"
 #include "cuda.h"
 #include "frame_attention_params.h"
+#include "shared_kernels.h"
 
-ARDIFF_DISPATCH(void, frame_attention, const ardiff::FrameAttentionParams& p)
 ARDIFF_DISPATCH(void, frame_attention_backward, const ardiff::FrameAttentionBackwardParams& p)
 
 ARDIFF_TYPED_LAUNCHERS(frame_attention, const FrameAttentionParams&, const AttentionWork&)

@@ -15,9 +15,10 @@ using ardiff::bindings::pointer;
 namespace {
 
 // Of the schedule: its buffer and its workspace (0: none), the sizes that attention_stream_k returned.
-[[maybe_unused]] ardiff::StreamKWork work_of(const FrameAttentionParams& p, std::uintptr_t plan,
-                                             std::uintptr_t workspace, const std::array<std::int32_t, 6>& s,
-                                             std::int32_t block_rows, std::uintptr_t error) {
+[[maybe_unused]] ardiff::StreamKWork stream_k_work_of(const FrameAttentionParams& p, std::uintptr_t plan,
+                                                      std::uintptr_t workspace,
+                                                      const std::array<std::int32_t, 6>& s,
+                                                      std::int32_t block_rows, std::uintptr_t error) {
   return ardiff::stream_k_work({s[0], s[1], s[2], s[3], s[4], s[5]}, pointer<const std::int32_t>(plan),
                                pointer<float>(workspace), pointer<std::int32_t>(error), p.dim, block_rows);
 }
@@ -25,12 +26,12 @@ namespace {
 #if defined(ARDIFF_WITH_CUDA)
 // As cuda.frame_attention_bfloat16, with the schedule of attention_stream_k and its block_rows.
 template <class T>
-int launch(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
-           const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale,
-           std::uintptr_t plan, std::uintptr_t workspace, const std::array<std::int32_t, 6>& plan_sizes,
-           std::int32_t block_rows, std::uintptr_t error, int device, std::uintptr_t stream) {
+int launch_sm90(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
+                const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale,
+                std::uintptr_t plan, std::uintptr_t workspace, const std::array<std::int32_t, 6>& plan_sizes,
+                std::int32_t block_rows, std::uintptr_t error, int device, std::uintptr_t stream) {
   const FrameAttentionParams p = params(tensors, table, sizes, strides, scale);
-  const ardiff::StreamKWork work = work_of(p, plan, workspace, plan_sizes, block_rows, error);
+  const ardiff::StreamKWork work = stream_k_work_of(p, plan, workspace, plan_sizes, block_rows, error);
   py::gil_scoped_release release;
   return ardiff::bindings::on_device(device, [&] {
     return ardiff::cuda::frame_attention_sm90<T>(p, work, reinterpret_cast<cudaStream_t>(stream));
@@ -40,13 +41,13 @@ int launch(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
 
 #if defined(ARDIFF_WITH_LAUNCH_LIST)
 template <class T>
-py::tuple launches(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
-                   const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale,
-                   std::uintptr_t plan, std::uintptr_t workspace,
-                   const std::array<std::int32_t, 6>& plan_sizes, std::int32_t block_rows,
-                   std::uintptr_t error) {
+py::tuple list_sm90(const std::array<std::int64_t, 5>& tensors, const Integers8& table,
+                    const std::array<std::int64_t, 6>& sizes, const Integers8& strides, float scale,
+                    std::uintptr_t plan, std::uintptr_t workspace,
+                    const std::array<std::int32_t, 6>& plan_sizes, std::int32_t block_rows,
+                    std::uintptr_t error) {
   const FrameAttentionParams p = params(tensors, table, sizes, strides, scale);
-  const ardiff::StreamKWork work = work_of(p, plan, workspace, plan_sizes, block_rows, error);
+  const ardiff::StreamKWork work = stream_k_work_of(p, plan, workspace, plan_sizes, block_rows, error);
   ardiff::cuda::LaunchList list;
   const auto status = ardiff::cuda::frame_attention_sm90<T>(p, work, &list);
   return ardiff::bindings::python_launches(status, list);
@@ -58,12 +59,12 @@ py::tuple launches(const std::array<std::int64_t, 5>& tensors, const Integers8& 
 ARDIFF_BINDING(frame_attention_sm90) {
 #if defined(ARDIFF_WITH_CUDA)
   py::module_ cuda = ardiff::bindings::cuda_module(m);
-  cuda.def("frame_attention_sm90_bfloat16", &launch<ardiff::BFloat16>);
-  cuda.def("frame_attention_sm90_float16", &launch<ardiff::Float16>);
+  cuda.def("frame_attention_sm90_bfloat16", &launch_sm90<ardiff::BFloat16>);
+  cuda.def("frame_attention_sm90_float16", &launch_sm90<ardiff::Float16>);
 #endif
 #if defined(ARDIFF_WITH_LAUNCH_LIST)
   py::module_ listed = ardiff::bindings::launches_module(m);
-  listed.def("frame_attention_sm90_bfloat16", &launches<ardiff::BFloat16>);
-  listed.def("frame_attention_sm90_float16", &launches<ardiff::Float16>);
+  listed.def("frame_attention_sm90_bfloat16", &list_sm90<ardiff::BFloat16>);
+  listed.def("frame_attention_sm90_float16", &list_sm90<ardiff::Float16>);
 #endif
 }

@@ -4,8 +4,8 @@
 #include "binding.h"
 #include "cpu/dispatch.h"
 #include "frame_ids.h"
+#include "shared_kernels.h"
 
-ARDIFF_DISPATCH(void, linear, const ardiff::LinearParams& p)
 ARDIFF_DISPATCH(void, pack_linear, const ardiff::PackLinearParams& p)
 
 using ardiff::bindings::pointer;

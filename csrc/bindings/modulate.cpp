@@ -5,8 +5,8 @@
 #include "cpu/dispatch.h"
 #include "cuda.h"
 #include "frame_ids.h"
+#include "shared_kernels.h"
 
-ARDIFF_DISPATCH(void, modulate, const ardiff::ModulateParams& p)
 ARDIFF_DISPATCH(void, modulate_backward, const ardiff::ModulateBackwardParams& p)
 ARDIFF_CHECKED_LAUNCHER(modulate, ardiff::ModulateParamsOf)
 

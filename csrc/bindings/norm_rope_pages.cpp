@@ -13,10 +13,11 @@ ARDIFF_DISPATCH(void, norm_rope_write_backward, const ardiff::NormRopeWriteBackw
 namespace {
 
 // tensors: qkv, dk pages, dv pages, slots, positions, dq, q weight, k weight, frequencies, angles (these
-// four: 0 for none), dqkv, daffine, partial. sizes: tokens, heads, kv heads, dim, axes, page rows; page, head,
-// row stride.
-ardiff::NormRopeWriteBackwardParams params(const std::array<std::uintptr_t, 13>& tensors,
-                                           const std::array<std::int64_t, 9>& sizes, int norm, float eps) {
+// four: 0 for none), dqkv, daffine, partial. sizes: tokens, heads, kv heads, dim, axes, page rows; page,
+// head, row stride.
+ardiff::NormRopeWriteBackwardParams norm_rope_backward_params(const std::array<std::uintptr_t, 13>& tensors,
+                                                              const std::array<std::int64_t, 9>& sizes,
+                                                              int norm, float eps) {
   using ardiff::bindings::pointer;
   ardiff::NormRopeWriteBackwardParams b{};
   ardiff::NormRopeWriteParams& p = b.forward;
@@ -50,6 +51,7 @@ ardiff::NormRopeWriteBackwardParams params(const std::array<std::uintptr_t, 13>&
 }  // namespace
 
 ARDIFF_BINDING(norm_rope_pages) {
-  ardiff::bindings::def(m, "norm_rope_write_backward", &params, &ardiff::cpu::norm_rope_write_backward);
+  ardiff::bindings::def(m, "norm_rope_write_backward", &norm_rope_backward_params,
+                        &ardiff::cpu::norm_rope_write_backward);
   m.attr("NORM_ROPE_CHUNK") = ardiff::kBackwardChunk;
 }

@@ -2,10 +2,9 @@
 #include "ardiff/norm_rope_write.h"
 
 #include "binding.h"
-#include "cpu/dispatch.h"
 #include "cuda.h"
+#include "shared_kernels.h"
 
-ARDIFF_DISPATCH(void, norm_rope_write, const ardiff::NormRopeWriteParams& p)
 ARDIFF_CHECKED_LAUNCHER(norm_rope_write, ardiff::NormRopeWriteParamsOf)
 
 using ardiff::bindings::pointer;
