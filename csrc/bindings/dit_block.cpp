@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// DiT blocks over paged K/V as one call, for ardiff_engine/models/dit/native_block.py: the kernels of their ops
-// one after the other, with the MLP's GELU and both gated residuals inside the linear layers. A pass over one
-// frame is a few hundred microseconds of arithmetic per block; calling ten ops from Python costs as much
+// DiT blocks over paged K/V as one call, for ardiff_engine/models/dit/native_block.py: the kernels of their
+// ops one after the other, with the MLP's GELU and both gated residuals inside the linear layers. A pass over
+// one frame is a few hundred microseconds of arithmetic per block; calling ten ops from Python costs as much
 // again.
 //
 //   u = modulate(h);  q = norm_rope_write(linear(u));  h += gate linear(frame_attention(q))
