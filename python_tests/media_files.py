@@ -56,7 +56,7 @@ def write_film(
     rate = Fraction(rate).limit_denominator(1001)
     with av.open(str(path), "w", format=FORMATS[path.suffix], options=options) as container:
         name = codec or CODECS.get(path.suffix, "libx264")
-        settings = {"g": str(group), "threads": "1", "bf": str(backward)}
+        settings = {"g": str(group), "threads": "1"} | ({} if codec == "mjpeg" else {"bf": str(backward)})
         stream = container.add_stream(name, rate=rate, options=settings)
         stream.pix_fmt = "yuvj420p" if name == "mjpeg" else "yuv420p"
         stream.bit_rate = 4_000_000
@@ -81,4 +81,25 @@ def write_film(
                 silence.sample_rate, silence.pts = 8000, 1024 * index
                 container.mux(sound.encode(silence))
             container.mux(sound.encode(None))
+    return path
+
+
+def write_changing_film(path: Path, sizes: Sequence[tuple[int, int]]) -> Path:
+    """Motion JPEG in Matroska, in which every frame brings its own size (height, width)."""
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = sizes[0][1], sizes[0][0], "yuvj420p"
+        for index, (height, width) in enumerate(sizes):
+            encoder = av.CodecContext.create("mjpeg", "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuvj420p"
+            encoder.time_base = Fraction(1, 10)
+            frame = av.VideoFrame.from_ndarray(quadrants(height, width), format="rgb24")
+            for packet in [*encoder.encode(frame), *encoder.encode(None)]:
+                packet.stream, packet.pts, packet.dts, packet.time_base = (
+                    stream,
+                    index,
+                    index,
+                    Fraction(1, 10),
+                )
+                container.mux(packet)
     return path

@@ -256,6 +256,7 @@ def _claim(data: bytes, at: int, form: str, *values: int) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("sizes", [(9400, 9400), (65535, 65535), (30000, 3000), (1 << 30, 1), (5000, 5000)])
 def test_pictures_larger_than_their_file_can_hold(tmp_path: Path, sizes: tuple[int, int]) -> None:
     width, height = sizes

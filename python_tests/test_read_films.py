@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media_files import quadrants, shade_numbers, shades, write_film
+from media_files import quadrants, shade_numbers, shades, write_changing_film, write_film
 
 from ardiff_engine.errors import MediaError
 from ardiff_engine.media import film, open_video, read_clip, read_video
@@ -190,33 +190,12 @@ def test_memory_is_that_of_the_window_whatever_the_length(tmp_path: Path) -> Non
     assert _peak_megabytes() - before < 80
 
 
-def _changing(path: Path, sizes: Sequence[tuple[int, int]]) -> Path:
-    """Motion JPEG, in which every frame brings its own size."""
-    with av.open(str(path), "w", format="matroska") as container:
-        stream = container.add_stream("mjpeg", rate=10)
-        stream.width, stream.height, stream.pix_fmt = sizes[0][1], sizes[0][0], "yuvj420p"
-        for index, (height, width) in enumerate(sizes):
-            encoder = av.CodecContext.create("mjpeg", "w")
-            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuvj420p"
-            encoder.time_base = Fraction(1, 10)
-            frame = av.VideoFrame.from_ndarray(quadrants(height, width), format="rgb24")
-            for packet in [*encoder.encode(frame), *encoder.encode(None)]:
-                packet.stream, packet.pts, packet.dts, packet.time_base = (
-                    stream,
-                    index,
-                    index,
-                    Fraction(1, 10),
-                )
-                container.mux(packet)
-    return path
-
-
 def test_a_changing_size_is_followed_while_the_picture_keeps_its_shape(tmp_path: Path) -> None:
-    frames = read_video(_changing(tmp_path / "a.mkv", [(64, 96), (32, 48), (128, 192), (64, 96)]))
+    frames = read_video(write_changing_film(tmp_path / "a.mkv", [(64, 96), (32, 48), (128, 192), (64, 96)]))
     assert frames.shape == (4, 64, 96, 3)
     assert all(apart(frame, quadrants()) < 10 for frame in frames)
     with pytest.raises(MediaError, match="b.mkv.*changes"):
-        read_video(_changing(tmp_path / "b.mkv", [(64, 96), (64, 96), (64, 64), (64, 96)]))
+        read_video(write_changing_film(tmp_path / "b.mkv", [(64, 96), (64, 96), (64, 64), (64, 96)]))
 
 
 @pytest.mark.parametrize(
@@ -303,3 +282,14 @@ def test_frames_become_squares_while_they_are_read(tmp_path: Path) -> None:
     assert clip.frames.shape == (3, 16, 16, 3) and clip.fps == 12
     np.testing.assert_allclose(clip.frames[0, 1, 1], (220, 30, 30), atol=8)
     np.testing.assert_allclose(clip.frames[0, 14, 14], (250, 250, 250), atol=8)
+
+
+def test_a_picture_that_the_decoder_makes_up_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8)
+    path = write_film(tmp_path / "x.mp4", noise, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match="damaged"):
+        read_video(path)
+    assert len(open_video(path).read(0, 4)) == 4

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from media_files import shades, write_changing_film, write_film
 from PIL import Image
 
 from ardiff_engine.data.video_folder import VideoFolder, find_videos
 from ardiff_engine.errors import MediaError
+from ardiff_engine.media import film
 from ardiff_engine.media.square import resize_and_crop
 
 
@@ -84,3 +87,68 @@ def test_crop_is_square_and_centred(shape: tuple[int, int]) -> None:
     assert out.shape == (2, 3, 8, 8) and out.min() >= 0 and out.max() <= 1
     ramp = torch.linspace(0, 1, shape[1]).expand(1, 3, shape[0], shape[1])
     assert abs(float(resize_and_crop(ramp, 8).mean()) - 0.5) < 0.02
+
+
+def _levels(clips: torch.Tensor) -> list[list[int]]:
+    """Which of `shades` the frames [B, T, 3, H, W] are."""
+    means = clips.mean(dim=(2, 3, 4)) * 255
+    return [[round((float(level) - 10) / 6) for level in clip] for clip in means]
+
+
+def test_a_window_is_decoded_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.mp4", "b.mkv"):
+        pictures = (shades(1)[0] + index % 40 * 6 for index in range(1200))
+        write_film(tmp_path / name, pictures, rate=1, group=15, backward=0)
+    source = VideoFolder(tmp_path, 4, 8, held_out=1, seed=3)
+    decoded = 0
+    frames_of = film.frames_of
+
+    def counting(*arguments: Any) -> list[Any]:
+        nonlocal decoded
+        frames = frames_of(*arguments)
+        decoded += len(frames)
+        return frames
+
+    monkeypatch.setattr(film, "frames_of", counting)
+    clips, _ = source.clips(range(10))
+    # A group of pictures before the window, the window, and what the decoder's threads had under way.
+    assert decoded <= 10 * (15 + 4 + 16) + 2 * 16
+    for levels in _levels(clips):
+        assert [(level - levels[0]) % 40 for level in levels] == [0, 1, 2, 3]
+    assert len({tuple(levels) for levels in _levels(clips)}) > 5
+
+
+def test_clips_come_at_the_rate_that_was_asked_for(tmp_path: Path) -> None:
+    write_film(tmp_path / "fast.mp4", shades(36), rate=12)
+    write_film(tmp_path / "slow.mp4", shades(12), rate=4)
+    write_film(tmp_path / "z.mp4", shades(12), rate=4)
+    clips, _ = VideoFolder(tmp_path, 4, 8, held_out=1, fps=4).clips(range(20))
+    steps = {tuple(np.diff(levels)) for levels in _levels(clips)}
+    assert steps == {(3, 3, 3), (1, 1, 1)}
+
+
+@pytest.mark.parametrize("damage", ["cut", "hole", "size"])
+def test_a_damaged_film_is_named_once_and_skipped_the_same_way_every_time(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_film(tmp_path / "a.mp4", shades(20))
+    write_film(tmp_path / "z.mp4", shades(20))
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), np.uint8)
+    path = write_film(tmp_path / "b.mp4", noise, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        del data[len(data) * 2 // 3 :]
+    elif damage == "hole":
+        data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    path.write_bytes(data)
+    if damage == "size":
+        path.unlink()
+        write_changing_film(path.with_suffix(".mkv"), [(64, 96)] * 20 + [(96, 64)] * 20)
+    with caplog.at_level(logging.WARNING):
+        source = VideoFolder(tmp_path, 4, 8, held_out=1, seed=1)
+        clips, _ = source.clips(range(40))
+    assert sum("b.m" in record.getMessage() for record in caplog.records) == 1
+    # A sample does not depend on what was drawn before it, also where some windows of a film are whole.
+    fresh = VideoFolder(tmp_path, 4, 8, held_out=1, seed=1)
+    for sample in reversed(range(40)):
+        assert torch.equal(fresh.clips([sample])[0][0], clips[sample])

@@ -17,7 +17,9 @@ def clip_source(config: DataConfig, image_size: int, seed: int = 0) -> ClipSourc
     """Pixels for stage 1, or for encoding on the fly. Raises ConfigError where the source has no pixels of
     that size."""
     if config.source == "videos":
-        return VideoFolder(config.path, config.num_frames, image_size, config.held_out, seed=seed)
+        return VideoFolder(
+            config.path, config.num_frames, image_size, config.held_out, fps=config.fps, seed=seed
+        )
     if config.source != "moving_digits":
         raise ConfigError(
             explain(

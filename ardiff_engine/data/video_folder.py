@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips of video files: every video below a folder, decoded with PyAV, resized and cropped to squares."""
+"""Clips of video files: every video below a folder, resized and cropped to squares."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def find_videos(folder: str | Path) -> list[Path]:
 
 
 class VideoFolder:
-    """Random clips of `num_frames` consecutive frames; which clip a sample id gives depends on (seed, id) and
-    the files.
+    """Random clips of `num_frames` consecutive frames, at `fps` frames per second or each video's own rate;
+    which clip a sample id gives depends on (seed, id) and the files.
 
     Only the window that is drawn is decoded, frame by frame, and nothing of it is kept: memory does not
     depend on the length or the size of the videos. The last `held_out` videos by name are kept apart, or the
@@ -53,11 +53,12 @@ class VideoFolder:
         image_size: int,
         held_out: int,
         *,
+        fps: float | None = None,
         seed: int = 0,
         part: str = "train",
     ) -> None:
         self.folder, self.num_frames, self.image_size, self.seed = Path(folder), num_frames, image_size, seed
-        self.kept, self.part = held_out, part
+        self.kept, self.fps, self.part = held_out, fps, part
         every = find_videos(folder)
         split = max(1, len(every) - held_out)
         self.files = every[:split] if part == "train" else every[split:] or every
@@ -70,7 +71,13 @@ class VideoFolder:
 
     def held_out(self) -> VideoFolder:
         return VideoFolder(
-            self.folder, self.num_frames, self.image_size, self.kept, seed=self.seed, part="held_out"
+            self.folder,
+            self.num_frames,
+            self.image_size,
+            self.kept,
+            fps=self.fps,
+            seed=self.seed,
+            part="held_out",
         )
 
     def _clip(self, sample: int) -> torch.Tensor:
@@ -100,7 +107,7 @@ class VideoFolder:
     def _video(self, path: Path) -> Video | None:
         if path not in self._videos:
             try:
-                self._videos[path] = self._long_enough(open_video(path))
+                self._videos[path] = self._long_enough(open_video(path, self.fps))
             except MediaError as error:
                 self._videos[path] = None
                 self._report(path, error)

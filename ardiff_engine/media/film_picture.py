@@ -38,8 +38,10 @@ def shown_pixels(path: Path, frame: Any, stream: Any, size: tuple[int, int], ori
     """uint8 [H, W, 3] of a frame, brought to `size` (width, height in square pixels) and then turned.
 
     Raises:
-        MediaError: a picture of another shape than `size`.
+        MediaError: a picture of another shape than `size`, or one that the decoder had to make up in part.
     """
+    if frame.is_corrupt:
+        raise undecodable(path, "a damaged picture")
     width, height = square_size(path, frame, stream)
     if abs(width * size[1] - height * size[0]) > SAME_SHAPE * height * size[0]:
         raise undecodable(path, f"the picture changes from {size[0]} x {size[1]} to {width} x {height}")

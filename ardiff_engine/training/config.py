@@ -93,6 +93,7 @@ class DataConfig:
     source: "moving_digits" (see `digits`), "videos" (a folder, `path`) or "latents" (a folder of .npy files,
         `path`).
     num_frames: frames per clip. held_out: clips or files kept apart for validation.
+    fps: videos only: frames per second at which they are read; None for each one's own rate.
     clips: moving digits of stage 2 only: this many clips of `clip_frames` frames are encoded once, before
         training, and every training clip is a window of one of them; 0 encodes clips on the fly.
     """
@@ -101,6 +102,7 @@ class DataConfig:
     path: str = ""
     num_frames: int = 16
     held_out: int = 64
+    fps: float | None = None
     clips: int = 0
     clip_frames: int = 32
     digits: MovingDigits = field(default_factory=MovingDigits)
@@ -217,13 +219,17 @@ class VaeTrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class EncodeConfig:
-    """Videos to latent files: every window of `num_frames` frames, `stride` frames apart."""
+    """Videos to latent files: every window of `num_frames` frames, `stride` frames apart.
+
+    fps: frames per second at which the videos are read; None for each one's own rate.
+    """
 
     vae: str
     videos: str
     output: str
     num_frames: int = 16
     stride: int = 16
+    fps: float | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:

@@ -40,7 +40,8 @@ def encode(config: EncodeConfig) -> Path:
     interrupted.
 
     Window w of video v becomes `<v>_<w>_<name>_.npy`, float32 [num_frames, c, 1, K]; a video name that ends
-    in `_classid<n>` keeps that ending. Videos that cannot be read are reported by name and skipped.
+    in `_classid<n>` keeps that ending. Videos that cannot be read are reported by name and skipped, from the
+    damage on. Each is decoded once, one window of it in memory.
     `encoding.json` beside them says what they were made from.
 
     Raises:
@@ -59,7 +60,9 @@ def encode(config: EncodeConfig) -> Path:
         class_id = None if found is None else int(found.group(1))
         name = CLASS_SUFFIX.sub("", name).replace("_", "-")
         try:
-            for window, clip in enumerate(_windows(open_video(path), config, vae.config.image_size)):
+            for window, clip in enumerate(
+                _windows(open_video(path, config.fps), config, vae.config.image_size)
+            ):
                 target = output / latent_file_name(number, name, class_id=class_id, item=window)
                 if not target.exists():
                     write_latents(target, vae.encode(torch.stack(list(clip))[None].to(device))[0])
@@ -89,19 +92,20 @@ def _windows(video: Video, config: EncodeConfig, size: int) -> Iterator[deque[to
             yield window
 
 
-def _settings(config: EncodeConfig, videos: Sequence[Path], vae: TiTok) -> dict[str, int]:
+def _settings(config: EncodeConfig, videos: Sequence[Path], vae: TiTok) -> dict[str, float]:
     """What the latents depend on, as numbers that can be compared."""
     root = Path(config.videos)
     listing = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in videos]
     return {
         "num_frames": config.num_frames,
         "stride": config.stride,
+        "fps": config.fps or 0,
         "vae": encoder_fingerprint(vae),
         "videos": zlib.crc32(json.dumps(listing).encode()),
     }
 
 
-def _claim(output: Path, settings: dict[str, int]) -> None:
+def _claim(output: Path, settings: dict[str, float]) -> None:
     """Notes the settings in the folder, or refuses one that was written with others."""
     path = output / SETTINGS_FILE
     if path.exists():
@@ -126,7 +130,7 @@ def _claim(output: Path, settings: dict[str, int]) -> None:
         write_atomic(path, data)
 
 
-def _holds(values: object, name: str, value: int) -> bool:
+def _holds(values: object, name: str, value: float) -> bool:
     return isinstance(values, dict) and values.get(name) == value
 
 
