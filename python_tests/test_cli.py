@@ -118,7 +118,7 @@ def test_a_continuation_keeps_the_frame_rate_of_its_source(tiny_model: Path, tmp
     assert out.fps == 20
     assert run("generate", *arguments, "--given", "decoded", "--out", tmp_path / "decoded") == 0
     shown = Pipeline.from_pretrained(tiny_model).decode(out.latents[0]).numpy()
-    np.testing.assert_array_equal(read_video(tmp_path / "decoded"), shown)
+    assert int(np.abs(read_video(tmp_path / "decoded").astype(int) - shown).max()) <= 1
 
 
 def test_quiet_prints_nothing(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

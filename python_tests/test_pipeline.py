@@ -31,6 +31,11 @@ def clip(frames: int, height: int = 16, width: int = 16) -> torch.Tensor:
     return torch.randint(0, 256, (frames, height, width, 3), generator=generator).to(torch.uint8)
 
 
+def same_pictures(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Decoded together, frames are rounded otherwise than decoded one by one."""
+    return int((one.int() - two.int()).abs().max()) <= 1
+
+
 def test_shapes_and_seeds(pipe):
     out = pipe(num_videos=2, seed=3, **OPTIONS)
     assert out.frames.shape == (2, 10, 16, 16, 3) and out.frames.dtype == torch.uint8
@@ -83,7 +88,8 @@ def test_moving_to_another_dtype_is_loading_in_it(tiny_model):
     assert next(moved.vae.parameters()).dtype == torch.float32
     assert torch.equal(moved(seed=1, **OPTIONS).latents, loaded(seed=1, **OPTIONS).latents)
     assert not torch.equal(before.latents, moved(seed=1, **OPTIONS).latents)
-    assert torch.equal(moved.to(torch.float32).to(device="cpu").decode(before.latents[0]), before.frames[0])
+    again = moved.to(torch.float32).to(device="cpu").decode(before.latents[0])
+    assert same_pictures(again, before.frames[0])
 
 
 @pytest.mark.parametrize(
@@ -121,8 +127,7 @@ def test_pictures_are_the_decoded_latents(pipe):
     out = pipe(**SEEDED)
     with torch.no_grad():
         images = pipe.vae.decode(from_tokens(out.latents))
-    difference = to_uint8(images[0]).int() - out.frames[0].int()
-    assert int(difference.abs().max()) <= 1
+    assert same_pictures(to_uint8(images[0]), out.frames[0])
 
 
 def test_stream_gives_the_frames_of_the_call(pipe):
@@ -151,7 +156,7 @@ def test_given_frames_can_be_shown_as_the_autoencoder_sees_them(pipe):
     decoded = pipe(video=given, seed=1, given="decoded", **OPTIONS)
     assert torch.equal(decoded.latents, shown.latents)
     assert torch.equal(decoded.frames[0, 4:], shown.frames[0, 4:])
-    assert torch.equal(decoded.frames[0], pipe.decode(shown.latents[0]))
+    assert same_pictures(decoded.frames[0], pipe.decode(shown.latents[0]))
     assert not torch.equal(decoded.frames[0, :4], given)
 
 
@@ -171,7 +176,7 @@ def test_an_engine_continues_an_encoded_video_as_the_pipeline_does(pipe):
     engine = ade.Engine(pipe.transformer, solver=solver, memory=memory, max_pages=100)
     latents = engine.submit(ade.Request(num_frames=10, lag=2, seed=0, prefix=pipe.encode(given))).result()
     assert torch.equal(latents, out.latents[0])
-    assert torch.equal(pipe.decode(latents)[4:], out.frames[0, 4:])
+    assert same_pictures(pipe.decode(latents)[4:], out.frames[0, 4:])
 
 
 def test_videos_of_other_sizes_are_cropped(pipe):
