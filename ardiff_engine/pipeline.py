@@ -306,6 +306,6 @@ class Pipeline:
         """An engine with exactly the pages that these requests can need."""
         spec = self.transformer.spec
         policy = memory if memory is not None else RecomputedWindow(spec.num_frames)
-        pages = sum(admit(request, spec, policy, steps).need.most for request in requests)
+        pages = sum(admit(request, spec, policy, (steps,)).need.most for request in requests)
         solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
         return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)

@@ -142,6 +142,41 @@ def visibility(config, frames: int, sees: Callable[[int, int], bool]) -> torch.T
     return mask
 
 
+def plain_plan(
+    model,
+    tracks,
+    noise: torch.Tensor,
+    context: torch.Tensor,
+    plan,
+    sees: Callable[[int, int, int], bool],
+    *,
+    prefix=None,
+):
+    """Yield x [F, L, C] (float64) after every tick of a plan: one dense pass over all frames.
+
+    tracks: a solver for each. sees(query frame, key frame, tick): who sees whom.
+    """
+    dense, config = DenseTransformer(model), model.config
+    x = noise.double() if prefix is None else torch.cat([prefix, noise]).double()
+    frames = range(x.shape[0])
+    own = [tracks[plan.track(f)] for f in frames]
+    for n in range(plan.num_ticks):
+        moves, level = set(plan.tick(n).frames), [plan.level(f, n) for f in frames]
+        t = torch.tensor(
+            [
+                own[f].timesteps[level[f]] if level[f] or f in moves else own[f].waiting_timestep
+                for f in frames
+            ]
+        )
+        mask = visibility(config, len(frames), lambda q, k: sees(q, k, n))  # noqa: B023
+        out = dense(x, t, context, mask)
+        x = x.clone()
+        for f in moves:
+            p, q, a, b = own[f].coefficients[level[f], :4]
+            x[f] = a * x[f] + b * (p * x[f] + q * out[f])
+        yield x
+
+
 def plain_ticks(
     model,
     solver,

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from ardiff_engine.diffusion.guidance import Guidance
 from ardiff_engine.engine.request import Request
-from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.errors import ConfigError, PlanError, explain
 from ardiff_engine.memory import MemoryPolicy, choose_page_rows
 from ardiff_engine.models.spec import ModelSpec
-from ardiff_engine.plan import Plan
-from ardiff_engine.plan import lag as lag_plan
+from ardiff_engine.plan import Plan, blocks, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +31,34 @@ class Admission:
     need: PageNeed
 
 
-def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, num_steps: int) -> Admission:
-    """Check the request against the model and the memory policy; a typed error if it cannot be served."""
+def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, steps: tuple[int, ...]) -> Admission:
+    """Check the request against the model and the memory policy; a typed error if it cannot be served.
+
+    steps: of each track.
+    """
     check_memory(memory)
     request.check(spec)
-    plan = lag_plan(request.num_frames, num_steps, request.lag, prefix=request.prefix_frames)
+    plan = plan_of(request, steps)
     memory.check(plan, spec)
     weights = Guidance(request.guidance_scale).weights()
     return Admission(plan, weights, page_need(plan, spec, memory, len(weights)))
+
+
+def plan_of(request: Request, steps: tuple[int, ...]) -> Plan:
+    """What the rule of the request makes of it; an explicit plan is verified."""
+    rule, frames, given = request.plan, request.num_frames, request.prefix_frames
+    if rule is None:
+        return blocks(1, lag=request.lag).plan(frames, steps, given)
+    if not isinstance(rule, Plan):
+        return rule.plan(frames, steps, given)
+    own = (rule.num_frames, rule.num_steps, rule.prefix)
+    if own != (frames, max(steps), given):
+        raise PlanError(
+            f"Request.plan is of (frames, steps, given frames) {own}, and the request of "
+            f"{(frames, max(steps), given)}: make the plan for this very video"
+        )
+    verify(rule)
+    return rule
 
 
 def page_need(plan: Plan, spec: ModelSpec, memory: MemoryPolicy, branches: int) -> PageNeed:

@@ -10,7 +10,6 @@ from os import PathLike
 
 import torch
 
-from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.admission import admit, check_memory
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.changes import STALL_SECONDS, Changes
@@ -20,7 +19,7 @@ from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_
 from ardiff_engine.engine.passes import Passes
 from ardiff_engine.engine.recorder import Recorder
 from ardiff_engine.engine.request import Request
-from ardiff_engine.engine.schedules import Schedules
+from ardiff_engine.engine.schedules import Schedules, Tracks, tracks_of
 from ardiff_engine.engine.stats import EngineStats
 from ardiff_engine.engine.steps import Steps
 from ardiff_engine.engine.stream import Stream
@@ -37,6 +36,7 @@ from ardiff_engine.models.protocol import VideoModel
 class Engine:
     """Serves a model. Not tied to a thread: `step()` may be called from any; calls wait for each other.
 
+    solver: one, or a tuple with one for each track of the plans.
     memory: RecomputedWindow(model's num_frames) if not given.
     max_pages: size of the page pool, allocated here: max_pages * layers * 2 * heads * page_rows * head_dim
         numbers; a fraction is a share of the memory that is free now.
@@ -54,7 +54,7 @@ class Engine:
         self,
         model: VideoModel,
         *,
-        solver: Solver,
+        solver: Tracks,
         memory: MemoryPolicy | None = None,
         max_pages: int | float = 1024,
         max_batch_tokens: int | None = None,
@@ -95,14 +95,14 @@ class Engine:
         return self._steps.ticks
 
     @property
-    def solver(self) -> Solver:
+    def solver(self) -> Tracks:
         return self._schedules.default.solver
 
     @staticmethod
     def memory_plan(
         model: VideoModel,
         *,
-        solver: Solver,
+        solver: Tracks,
         memory: MemoryPolicy | None = None,
         request: Request | None = None,
         streams: int = 1,
@@ -119,7 +119,8 @@ class Engine:
         spec = self.model.spec
         policy = self.memory if request.memory is None else request.memory
         solver = self.solver if request.solver is None else request.solver
-        admission = admit(request, spec, policy, solver.num_steps)
+        steps = tuple(own.num_steps for own in tracks_of(solver))
+        admission = admit(request, spec, policy, steps)
         conditions = [self.model.condition(request.condition)]
         if len(admission.weights) > 1:
             negative = request.negative_condition
@@ -286,7 +287,7 @@ class Engine:
         conditions: torch.Tensor,
         weights: tuple[float, ...],
         pages: StreamPages,
-        solver: Solver,
+        solver: Tracks,
     ) -> Stream:
         holdings = Holdings(pages, self._schedules.use(solver))
         try:

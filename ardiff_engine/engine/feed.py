@@ -66,13 +66,3 @@ class Feed:
         """Of the frames that the solver moves, before it does."""
         roster, passed = self.roster, self.passed
         return tuple([level + passed for level in compress(roster.levels, roster.updates)])
-
-    @property
-    def finishing(self) -> list[int]:
-        """Which of the frames that the solver moves are finished by this pass, as places among them."""
-        roster = self.roster
-        if self.passed + 1 < roster.passes_left:
-            return []
-        ends = compress(roster.steps, roster.updates)
-        levels = zip(self.updated_levels, ends, strict=True)
-        return [place for place, (level, steps) in enumerate(levels) if level + 1 == steps]

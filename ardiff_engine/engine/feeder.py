@@ -117,6 +117,14 @@ class Feeder:
         finishing = steady.begin + steady.roster.passes_left - 1
         return min(steady.end, finishing) - self.tick
 
+    def due(self, feed: Feed) -> range:
+        """The frames that a reader gets once `feed`, the next one of this walk, has run: those that are
+        finished then and come after finished ones alone. Others wait for the frames before them."""
+        if self._prefill or self._steady is None or feed.passed + 1 < feed.roster.passes_left:
+            return range(0)
+        oldest = self.plan.oldest_unfinished
+        return range(oldest(self.tick), oldest(self._steady.begin + feed.passed + 1))
+
     def advance(self, feed: Feed) -> None:
         """Record that `feed` has run."""
         self.take_up(feed.roster)

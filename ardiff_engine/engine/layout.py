@@ -55,7 +55,9 @@ class Layout:
 @dataclass(frozen=True, slots=True)
 class _Part:
     """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
-    numbers and noise keys. Its branches all have the same views."""
+    numbers and noise keys. Its branches all have the same views.
+
+    tracks: of each cell; *_offsets: of each track."""
 
     views: SequenceViews
     updates: tuple[bool, ...]
@@ -64,6 +66,9 @@ class _Part:
     table_base: int
     coefficient_base: int
     timesteps: int
+    tracks: tuple[int, ...]
+    table_offsets: tuple[int, ...]
+    coefficient_offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +122,9 @@ class LayoutBuilder:
                     schedule.table_base,
                     schedule.coefficient_base,
                     schedule.timesteps,
+                    roster.tracks,
+                    schedule.table_offsets,
+                    schedule.coefficient_offsets,
                 )
             )
         shape = self._shape(tuple(parts))
@@ -164,6 +172,8 @@ class LayoutBuilder:
         levels: list[int] = []
         moves: list[bool] = []
         leads: list[int] = []
+        further: list[int] = []
+        solved: list[int] = []
         contexts: list[int] = []
         for owner, part in enumerate(parts):
             updated = [offset for offset, updates in enumerate(part.updates) if updates]
@@ -176,6 +186,8 @@ class LayoutBuilder:
                     leads += [start] * len(part.levels)
                     levels += part.levels
                     moves += part.updates
+                    further += [part.table_offsets[track] for track in part.tracks]
+                    solved += [part.coefficient_offsets[track] for track in part.tracks]
                     if part.views.feeds_context:
                         contexts.append(start)
                 branch_cells[branch] += [start + offset for offset in updated]
@@ -185,8 +197,9 @@ class LayoutBuilder:
         cells = np.array(branch_cells, np.int64)
         of_cells, of_contexts = np.array(owners, np.int64), np.array(contexts, np.int64)
         first, lead = np.array(levels, np.int64), np.array(leads, np.int64)
-        rows = self._rows(parts, of_cells, lead, of_contexts, first)
-        risen = self._rows(parts, of_cells, lead, of_contexts, first + np.array(moves, np.int64))
+        told = first + np.array(further, np.int64)
+        rows = self._rows(parts, of_cells, lead, of_contexts, told)
+        risen = self._rows(parts, of_cells, lead, of_contexts, told + np.array(moves, np.int64))
         update_owners, update_levels = of_cells[cells[0]], first[cells[0]]
         bases = np.array([part.coefficient_base for part in parts])
         tokens = np.repeat([spec.context_tokens, spec.tokens_per_frame], [len(contexts), len(levels)])
@@ -205,7 +218,7 @@ class LayoutBuilder:
             weights=torch.from_numpy(np.array(weights, np.float32)),
             rows=np.repeat(rows, tokens),
             row_moves=np.repeat(risen - rows, tokens),
-            coefficients=bases[update_owners] + update_levels,
+            coefficients=bases[update_owners] + update_levels + np.array(solved, np.int64)[cells[0]],
             update_levels=update_levels,
             token_owners=np.repeat(np.concatenate([of_cells[of_contexts], of_cells]), tokens),
             update_owners=update_owners,

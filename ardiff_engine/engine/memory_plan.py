@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.schedules import Tracks, tracks_of
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.memory import MemoryPolicy, choose_page_rows
 from ardiff_engine.models.protocol import VideoModel
@@ -58,17 +58,19 @@ class MemoryPlan:
 
 
 def memory_plan(
-    model: VideoModel, solver: Solver, memory: MemoryPolicy, request: Request, streams: int
+    model: VideoModel, solver: Tracks, memory: MemoryPolicy, request: Request, streams: int
 ) -> MemoryPlan:
     """Memory for `streams` videos like `request` at a time. Nothing is allocated."""
     if streams < 1:
         raise ConfigError(explain("streams", got=streams, expected=">= 1", fix="Count videos at a time."))
     spec = model.spec
-    admission = admit(request, spec, memory, solver.num_steps)
+    steps = tuple(own.num_steps for own in tracks_of(solver))
+    admission = admit(request, spec, memory, steps)
     branches = len(admission.weights)
-    live = memory.most_frames(admission.plan) if not spec.forgets else admission.plan.max_live + 1
+    plan = admission.plan
+    live = plan.max_live + plan.longest_block if spec.forgets else memory.most_frames(plan)
     tokens = streams * branches * (live * spec.tokens_per_frame + spec.context_tokens)
-    footprint = model.footprint(tokens, solver.num_steps + 2)
+    footprint = model.footprint(tokens, sum(steps) + 2 * len(steps))
     return MemoryPlan(
         streams=streams,
         pages_per_stream=admission.need.most,

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from ardiff_engine.diffusion.solvers import Solver
+from ardiff_engine.engine.schedules import tracks_of
 from ardiff_engine.errors import ConfigError, NumericalError, TensorError, explain
 from ardiff_engine.memory import MemoryPolicy
 from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.plan import Plan, Rule
 
 if TYPE_CHECKING:
     from ardiff_engine.engine.stream import Stream
@@ -30,6 +32,7 @@ class Request:
     num_frames: frames in total, a given prefix included; None: endless.
     lag: ticks by which each frame starts after the one before (AD scheduler): 0 = all together, the solver's
         number of steps = one after the other.
+    plan: a rule instead of `lag`, such as plan.blocks(3), or an explicit plan of this very video.
     condition, negative_condition: [context_tokens, context_dim], a class id, or None (the model's own
         context; the null context). The negative one is only used when guidance_scale != 1.
     guidance_scale: g in  out = out_neg + g (out_cond - out_neg).
@@ -39,7 +42,8 @@ class Request:
         one.
         It draws the starting noise only: the noise that eta > 0 adds at every step stays keyed by `seed`.
     prefix: clean latents [P, tokens, channels] of given frames that the video continues.
-    solver: another solver than the engine's (steps, eta, parametrisation, clamp).
+    solver: another solver than the engine's (steps, eta, parametrisation, clamp); a tuple of solvers is one
+        for each track of the plan.
     memory: another memory policy than the engine's.
     on_step: called with the stream after each of its ticks; an exception in it fails this stream only.
     max_ahead: finished frames that may wait for the reader before the stream pauses; None: no limit for
@@ -56,10 +60,11 @@ class Request:
     latents: torch.Tensor | None = None
     generator: torch.Generator | None = None
     prefix: torch.Tensor | None = None
-    solver: Solver | None = None
+    solver: Solver | tuple[Solver, ...] | None = None
     memory: MemoryPolicy | None = None
     on_step: Callable[[Stream], None] | None = None
     max_ahead: int | None = None
+    plan: Rule | Plan | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "lag", "seed", "noise_stream", "max_ahead"):
@@ -93,14 +98,14 @@ class Request:
                 )
             )
 
-        if self.solver is not None and not isinstance(self.solver, Solver):
+        if self.solver is not None and not all(isinstance(own, Solver) for own in tracks_of(self.solver)):
             raise ConfigError(
-                explain(
-                    "Request.solver",
-                    got=repr(self.solver),
-                    expected="a solver such as solvers.DDIM(...), or None",
-                    fix="None takes the engine's.",
-                )
+                f"Request.solver={self.solver!r}: give a solver such as solvers.DDIM(...), a tuple of them, "
+                "one for each track of the plan, or None for the engine's"
+            )
+        if self.plan is not None and not isinstance(self.plan, Plan | Rule):
+            raise ConfigError(
+                f"Request.plan={self.plan!r}: give a rule such as plan.blocks(3), a plan, or None for `lag`"
             )
 
     @property

@@ -3,54 +3,70 @@
 solver coefficients, of every solver in use.
 
 A cell carries a level; row `table_base + model.frame_rows(level)` is of its tokens and row
-`coefficient_base + level` moves it on. So streams of different solvers share one pass, and no timestep
-embedding is computed while a video is generated.
+`coefficient_base + level` moves it on; rows of later tracks follow those of the first. So streams of
+different solvers share one pass, and no timestep embedding is computed while a video is generated.
 """
 
 from __future__ import annotations
+
+from itertools import accumulate
 
 import torch
 
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.models.protocol import Tables, VideoModel
 
+Tracks = Solver | tuple[Solver, ...]
+"""How frames become clean: one solver, or one for each track of a plan."""
+
+
+def tracks_of(steps: Tracks) -> tuple[Solver, ...]:
+    return steps if isinstance(steps, tuple) else (steps,)
+
 
 class ScheduleRows:
-    """Where one solver's rows begin. The bases move when tables of solvers that nobody uses are dropped.
+    """Where the rows of one solver, or of the solvers of several tracks, begin. The bases move when tables of
+    solvers that nobody uses are dropped.
 
     users: streams with this solver. Without one the rows stay until another solver needs room.
+    table_offsets, coefficient_offsets: of each track, from the bases on.
     """
 
-    __slots__ = ("coefficient_base", "draws_noise", "table_base", "solver", "users")
+    __slots__ = (
+        "coefficient_base",
+        "coefficient_offsets",
+        "draws_noise",
+        "solver",
+        "table_base",
+        "table_offsets",
+        "timesteps",
+        "users",
+    )
 
-    def __init__(self, solver: Solver) -> None:
+    def __init__(self, solver: Tracks) -> None:
+        tracks = tracks_of(solver)
         self.solver = solver
-        self.draws_noise = bool((solver.coefficients[:, 4] != 0).any())
+        self.draws_noise = any(bool((own.coefficients[:, 4] != 0).any()) for own in tracks)
+        # Timesteps of a track: one per level, CLEAN, waiting.
+        *table, self.timesteps = accumulate((own.num_steps + 2 for own in tracks), initial=0)
+        *coefficients, _ = accumulate((own.num_steps for own in tracks), initial=0)
+        self.table_offsets, self.coefficient_offsets = tuple(table), tuple(coefficients)
         self.users = 0
         self.table_base = 0
         self.coefficient_base = 0
-
-    @property
-    def num_steps(self) -> int:
-        return self.solver.num_steps
-
-    @property
-    def timesteps(self) -> int:
-        """Timesteps in the table: one per level, CLEAN, waiting."""
-        return self.solver.num_steps + 2
 
 
 class Schedules:
     """tables: of the model; coefficients: float32 [C, 9]. version rises when rows have moved."""
 
-    def __init__(self, model: VideoModel, default: Solver) -> None:
+    def __init__(self, model: VideoModel, default: Tracks) -> None:
         self._model = model
         self._entries: dict[object, ScheduleRows] = {}
         self._blocks: dict[object, tuple[Tables, torch.Tensor]] = {}
         self.version = 0
         self.default = self.use(default)
 
-    def use(self, solver: Solver) -> ScheduleRows:
+    def use(self, solver: Tracks) -> ScheduleRows:
         """The rows of this solver, for one more user."""
         key = _key(solver)
         if key not in self._entries:
@@ -64,11 +80,12 @@ class Schedules:
         return rows
 
     @torch.no_grad()
-    def _block(self, solver: Solver) -> tuple[Tables, torch.Tensor]:
+    def _block(self, solver: Tracks) -> tuple[Tables, torch.Tensor]:
         device = self._model.device
-        timesteps = [*solver.timesteps.tolist(), solver.waiting_timestep]
+        tracks = tracks_of(solver)
+        timesteps = [t for own in tracks for t in (*own.timesteps.tolist(), own.waiting_timestep)]
         table = self._model.tables(torch.tensor(timesteps, dtype=torch.float32, device=device))
-        return table, solver.coefficients.to(device, torch.float32)
+        return table, torch.cat([own.coefficients for own in tracks]).to(device, torch.float32)
 
     def _join(self) -> None:
         self.version += 1
@@ -82,9 +99,8 @@ class Schedules:
         self.coefficients = torch.cat([steps for _, steps in blocks])
 
 
-def _key(solver: Solver) -> object:
-    return (
-        tuple(solver.timesteps.tolist()),
-        solver.waiting_timestep,
-        tuple(solver.coefficients.flatten().tolist()),
+def _key(solver: Tracks) -> object:
+    return tuple(
+        (tuple(own.timesteps.tolist()), own.waiting_timestep, tuple(own.coefficients.flatten().tolist()))
+        for own in tracks_of(solver)
     )

@@ -287,10 +287,12 @@ class Stream:
         self.pages.prepare(roster)
 
     def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[CleanFrame]:
-        """Of the frames that a pass over `feed` made clean; latents: of those it moved. Changes nothing."""
+        """Of the frames that are due after a pass over `feed`; latents: of those it moved."""
         # Copied twice: out of the batch that it is a row of, and away from what the reader may do to it.
-        frames = feed.roster.updated
-        return [CleanFrame(frames[row], latents[row].clone(), latents[row].clone()) for row in feed.finishing]
+        due = self._feeder.due(feed)
+        moved = dict(zip(feed.roster.updated, latents, strict=True)) if due else {}
+        ready = [(frame, moved[frame] if frame in moved else self._latents[frame]) for frame in due]
+        return [CleanFrame(frame, latent.clone(), latent.clone()) for frame, latent in ready]
 
     def take_over(self, feed: Feed, latents: torch.Tensor, delivery: Delivery) -> None:
         """Go on to the next pass; what this one made clean is due from then on."""

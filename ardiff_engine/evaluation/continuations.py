@@ -49,7 +49,7 @@ def continue_clips(
     ]
     spec = pipeline.transformer.spec
     memory = RecomputedWindow(spec.num_frames)
-    pages = sum(admit(request, spec, memory, steps).need.most for request in requests)
+    pages = sum(admit(request, spec, memory, (steps,)).need.most for request in requests)
     solver = DDIM(pipeline.schedule, steps, prediction=pipeline.prediction)
     engine = Engine(pipeline.transformer, solver=solver, memory=memory, max_pages=pages)
     streams = [engine.submit(request) for request in requests]

@@ -7,18 +7,21 @@ import sys
 from dataclasses import dataclass
 
 from ardiff_engine.memory.policy import StoresClean, require_length
-from ardiff_engine.memory.view import Fed, View, view_of, within
+from ardiff_engine.memory.view import Fed, View, union, view_of, within
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Frames, Now, Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Full(StoresClean):
-    """joint: a block sees later frames too, once they have started (MMPL, Rolling Forcing); else all frames
-    up to its own end."""
+    """joint: a block that moves sees all frames that have started, later ones too, and one that is stored all
+    that are finished by then (MMPL); else all frames up to its own end."""
 
     joint: bool = False
-    chunk = 16
+
+    @property
+    def chunk(self) -> int:
+        return 1 if self.joint else 16
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         require_length("memory.Full", plan, sys.maxsize if spec.longest is None else spec.longest)
@@ -28,7 +31,9 @@ class Full(StoresClean):
         return plan.num_frames
 
     def view(self, fed: Fed, now: Now) -> View:
-        return view_of(now.started if self.joint else within(now.started, 0, fed.block.stop))
+        if not self.joint:
+            return view_of(within(now.started, 0, fed.block.stop))
+        return view_of(union(now.finished, (fed.block,)) if fed.stores else now.started)
 
     def kept(self, oldest: range, now: Now) -> Frames:
         return now.started
