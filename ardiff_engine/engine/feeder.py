@@ -47,6 +47,7 @@ class Feeder:
         self._policy = policy
         self._forgets = spec.forgets
         self._sees_later = spec.frames_see_later
+        self._has_context = spec.context_tokens > 0
         self._prefill = self._chunks(plan)
         self._stored: set[int] = set()
         self._forgotten: Frames = ()
@@ -278,7 +279,7 @@ class Feeder:
                 copies=copies,
                 positions=positions,
                 kept=union(kept, shown),
-                feeds_context=not self._context_done,
+                feeds_context=self._has_context and not self._context_done,
             )
         )
 
@@ -318,7 +319,7 @@ class Feeder:
                 copies=(0,) * len(frames),
                 positions=tuple([frame + shift for frame in frames]),
                 kept=(frames,),
-                feeds_context=True,
+                feeds_context=self._has_context,
             )
         )
 
