@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -285,3 +287,100 @@ def test_contact_sheet_refuses_mismatched_labels_and_suffixes(tmp_path: Path) ->
         contact_sheet([moving_square(2)], [], tmp_path / "sheet.png")
     with pytest.raises(MediaError, match="unknown kind of picture"):
         contact_sheet([moving_square(2)], ["a"], tmp_path / "sheet.bmp")
+
+
+@pytest.mark.parametrize("name", ["live.mp4", "live"])
+def test_the_old_video_stays_until_the_first_new_frame(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    export_video(moving_square(5), path)
+    with open_writer(path):
+        pass
+    assert len(read_video(path)) == 5
+    with open_writer(path) as writer, pytest.raises(MediaError):
+        writer.write(np.full((8, 8, 3), np.nan))
+    assert len(read_video(path)) == 5
+    with open_writer(path) as writer:
+        writer.write(moving_square(1)[0])
+    assert len(read_video(path)) == 1
+
+
+def test_a_folder_whose_first_new_frame_cannot_be_written_keeps_its_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_video(moving_square(5), tmp_path / "live")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with open_writer(tmp_path / "live") as writer, pytest.raises(MediaError, match="No space left"):
+        writer.write(moving_square(1)[0])
+    np.testing.assert_array_equal(read_video(tmp_path / "live"), moving_square(5))
+
+
+def test_writers_take_pil_pictures(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "live") as writer:
+        for frame in moving_square(3):
+            writer.write(Image.fromarray(frame))
+    np.testing.assert_array_equal(read_video(tmp_path / "live"), moving_square(3))
+    export_video([Image.fromarray(frame) for frame in moving_square(3)], tmp_path / "x.webp")
+    np.testing.assert_array_equal(read_video(tmp_path / "x.webp"), moving_square(3))
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webp", "x.gif", "x"])
+def test_what_a_killed_process_leaves_is_removed_at_the_next_write(tmp_path: Path, name: str) -> None:
+    code = f"""
+import contextlib, os, signal
+import numpy as np
+from ardiff_engine.media import export
+
+staged = export.staged
+
+@contextlib.contextmanager
+def killed_before_the_end(target):
+    with staged(target) as temporary:
+        yield temporary
+        os.kill(os.getpid(), signal.SIGKILL)
+
+export.staged = killed_before_the_end
+export.export_video(np.zeros((3, 8, 8, 3), np.uint8), {str(tmp_path / name)!r})
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (tmp_path / name).exists() and list(tmp_path.iterdir()) != []
+    export_video(moving_square(3), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webp", "x.gif"])
+def test_what_an_encoder_raises_is_typed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("from within a library")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    monkeypatch.setattr(export_module.Mp4Encoder, "_mux", fail)
+    with pytest.raises(MediaError, match=f"{name}.*48 x 32.*within a library"):
+        export_video(moving_square(2), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scale", [0, -1, 65, 10**9, 1.5, True, "2"])
+def test_scale_out_of_range(tmp_path: Path, scale: object) -> None:
+    with pytest.raises(MediaError, match="scale"):
+        export_video(moving_square(2), tmp_path / "x.webp", scale=scale)  # type: ignore[arg-type]
+    with pytest.raises(MediaError, match="scale"):
+        open_writer(tmp_path / "x.mp4", scale=scale)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x.webp", "x"])
+@pytest.mark.parametrize("fps", [1e300, 1e-300, float("inf"), "8", None, 1 + 2j, 1001])
+def test_rates_that_no_video_has(tmp_path: Path, name: str, fps: object) -> None:
+    with pytest.raises(MediaError, match="fps"):
+        export_video(moving_square(2), tmp_path / name, fps=fps)  # type: ignore[arg-type]
+    with pytest.raises(MediaError, match="fps|grow"):
+        open_writer(tmp_path / name, fps=fps)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_rates(tmp_path: Path) -> None:
+    for fps in (np.float32(8), np.int64(8), np.float64(8)):
+        export_video(moving_square(2), tmp_path / "x.webp", fps=fps)

@@ -7,6 +7,7 @@ the middle, or before its end mark, is damaged; decoders show such a file as if 
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -62,7 +63,8 @@ def _webp(file: BinaryIO) -> Iterator[tuple[int, Fraction]]:
         if name == b"ANMF":
             yield index, Fraction(int.from_bytes(_exactly(file, 15)[12:], "little"), 1000)
             index += 1
-        _skip_to(file, start + size + size % 2)
+        _skip_to(file, start + size)
+        file.seek(size % 2, os.SEEK_CUR)  # padding, which some writers leave out at the end
 
 
 def _png(file: BinaryIO) -> Iterator[tuple[int, Fraction]]:
@@ -84,6 +86,7 @@ def _png(file: BinaryIO) -> Iterator[tuple[int, Fraction]]:
 
 
 def _skip_to(file: BinaryIO, position: int) -> None:
+    """Goes to a place that must not lie behind the end of the file."""
     file.seek(position - 1)
     _exactly(file, 1)
 
