@@ -111,3 +111,19 @@ def test_the_same_seed_makes_the_same_bytes() -> None:
     data = bytes(range(256)) * 4
     made = [[mutated(data, random.Random(seed)) for seed in range(50)] for _ in range(2)]
     assert made[0] == made[1] and len(set(made[0])) > 40
+
+
+def test_a_few_hundred_hostile_files() -> None:
+    """Each kind of file that is read, in a process of its own (whose forks must not be those of pytest)."""
+    root = Path(__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.fuzz.files", "--files", "300", "--seed", "5"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "| toml-TrainConfig |" in result.stdout

@@ -102,7 +102,10 @@ def trained_digits(model: str) -> MovingDigits:
                 raise CheckpointError(
                     f"{path} has no data.digits. Train the model again, or remove the file."
                 )
-            return build(MovingDigits, digits, f"{path}: data.digits.")
+            try:
+                return build(MovingDigits, digits, "data.digits.")
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from error
     return MovingDigits()
 
 

@@ -72,8 +72,16 @@ def convert(
         )
     with staged(target) as (temporary,):
         report = _run_worker(source, temporary, size, timeout_seconds)
-        SafetensorsFile(temporary)
+        check_written(source, temporary)
     return Conversion(path=target, tensors=report["tensors"], left_out=dict(report["left_out"]))
+
+
+def check_written(source: Path, written: Path) -> None:
+    """Raises CheckpointError, naming `source`, where what was written of it could not be loaded."""
+    try:
+        SafetensorsFile(written)
+    except CheckpointError as error:
+        raise CheckpointError(f"converting {source}: the result could not be loaded. {error}") from error
 
 
 def _run_worker(source: Path, temporary: Path, size: int, timeout_seconds: float) -> dict[str, Any]:

@@ -111,6 +111,8 @@ def why_not(value: object) -> str:
     if value.is_quantized or value.is_nested or value.is_meta or value.layout != torch.strided:
         kind = {value.is_quantized: "quantized", value.is_nested: "nested", value.is_meta: "empty (meta)"}
         return f"it is a {kind.get(True, 'sparse')} tensor"
+    if not value.numel():
+        return "it has no elements"
     dtype = str(value.dtype).removeprefix("torch.")
     return "" if dtype in STORED_DTYPES else f"its dtype is {dtype}"
 
