@@ -11,7 +11,7 @@ from pathlib import Path
 from ardiff_engine import command_end
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.device import usable_device
-from ardiff_engine.errors import CheckpointError
+from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.evaluation.digit_classifier import load_or_train
 from ardiff_engine.evaluation.report import evaluate
 from ardiff_engine.media.staging import check_parents
