@@ -16,7 +16,7 @@ from test_titok import TINY
 from ardiff_engine import files
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, TiTok
-from ardiff_engine.weights import load_ar_diffusion, load_model, load_titok, save_model
+from ardiff_engine.weights import load_ar_diffusion, load_model, load_titok, native_format, save_model
 
 SMALL = ARDiffusionConfig(
     num_frames=3, tokens_per_frame=2, channels=4, width=16, depth=2, heads=2, context_tokens=3, context_dim=6
@@ -137,6 +137,41 @@ def test_bad_config(tmp_path: Path, text: str, error: type[Exception], message: 
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(error, match=message):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("ar", {"depth": 10**6}),
+        ("ar", {"depth": 1000}),
+        ("ar", {"width": 2**24, "heads": 2**20}),
+        ("ar", {"width": 10**12, "heads": 10**6}),
+        ("ar", {"num_classes": 2**62}),
+        ("ar", {"mlp_ratio": 1e300}),
+        ("ar", {"num_frames": 2**40, "tokens_per_frame": 2**40}),
+        ("titok", {"encoder_layers": 1000}),
+        ("titok", {"decoder_layers": 10**9}),
+        ("titok", {"res_blocks": 1024}),
+        ("titok", {"image_size": 2**24}),
+        ("titok", {"channel_multipliers": [1] * 60, "patch_size": 2**59}),
+        ("titok", {"channel_multipliers": [1] * 50_000}),
+        ("titok", {"num_latent_tokens": 2**40}),
+    ],
+)
+def test_a_config_of_a_giant_costs_nothing(
+    tmp_path: Path, kind: str, settings: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the header of the weights says the same. Only what has few layers is built, on no device."""
+    model = model_of(SMALL if kind == "ar" else TINY)
+    monkeypatch.setattr(native_format, "_describe", lambda _: {**described, **settings})
+    described = {"model_type": "ar_diffusion" if kind == "ar" else "titok", "format": 1}
+    described |= model.config.to_dict()
+    save_model(model, tmp_path)
+    if settings.keys() & {"depth", "encoder_layers", "decoder_layers", "res_blocks"}:
+        monkeypatch.setattr(native_format, "build_empty", lambda _: pytest.fail("a giant is built"))
+    with pytest.raises((CheckpointError, ConfigError)) as refused:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(refused.value) and len(str(refused.value)) < 5000
 
 
 def test_absent_folder(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.titok.config import TiTokConfig
 
 SMALLEST_GAN_IMAGE = 24
+MOST_THREADS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least("run", self, 1, "steps", "batch", "accumulate", "validation_batches", "keep")
         _at_least("run", self, 0, "log_every", "validate_every", "checkpoint_every")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"run.threads: got {self.threads}, expected 1 to {MOST_THREADS}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,10 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _at_least("optimizer", self, 0, "lr", "weight_decay", "warmup", "final_lr", "clip_norm")
+        _at_least("optimizer", self, 0, "lr", "eps", "weight_decay", "warmup", "final_lr", "clip_norm")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optimizer.{name}: got {getattr(self, name)}, expected 0 <= {name} < 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,8 @@ class DataConfig:
     digits: MovingDigits = field(default_factory=MovingDigits)
 
     def __post_init__(self) -> None:
-        _at_least("data", self, 1, "num_frames", "held_out")
+        _at_least("data", self, 1, "num_frames", "held_out", "clip_frames")
+        _at_least("data", self, 0, "clips")
         if self.source != "moving_digits" and not self.path:
             raise ConfigError(
                 explain(
