@@ -6,6 +6,7 @@ python -m tools.fuzz.files --files 10000 --seed 1
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import random
@@ -90,6 +91,7 @@ RECORD = {
 def good_folder(kind: str) -> Path:
     """A model folder or a run's folder, written once per process."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-good-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if kind == "run":
         module = torch.nn.Linear(2, 2)
         optimizer = Optimizer(module, OptimizerConfig(), 10)
