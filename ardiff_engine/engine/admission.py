@@ -6,9 +6,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ardiff_engine.diffusion.guidance import Guidance
+from ardiff_engine.engine.rehearsal import rehearse
 from ardiff_engine.engine.request import Request
 from ardiff_engine.errors import ConfigError, PlanError, explain
-from ardiff_engine.memory import MemoryPolicy, choose_page_rows
+from ardiff_engine.memory import (
+    Full,
+    MemoryPolicy,
+    PerLevel,
+    Ranges,
+    RecomputedWindow,
+    Window,
+    choose_page_rows,
+)
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan, blocks, verify
 
@@ -40,6 +49,8 @@ def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, steps: tuple[
     request.check(spec)
     plan = plan_of(request, steps)
     memory.check(plan, spec)
+    if not isinstance(memory, Full | PerLevel | Ranges | RecomputedWindow | Window):
+        rehearse(plan, memory, spec)
     weights = Guidance(request.guidance_scale).weights()
     return Admission(plan, weights, page_need(plan, spec, memory, len(weights)))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import compress
 
 from ardiff_engine.engine.feed import Feed, Roster
+from ardiff_engine.errors import PlanError
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.view import Fed, Run, View, contains, forget, frames_in, union, within, without
 from ardiff_engine.models.spec import ModelSpec
@@ -125,6 +126,12 @@ class Feeder:
             return range(0)
         oldest = self.plan.oldest_unfinished
         return range(oldest(self.tick), oldest(self._steady.begin + feed.passed + 1))
+
+    def unstored(self) -> list[tuple[Fed, View]]:
+        """Blocks whose K/V the next tick would store, whatever else it does, and what they see."""
+        now = self.plan.now(self.tick)
+        feds = [self._fed(block, stores=True) for block in self._to_store(now, self._kept_by_policy(now))]
+        return [(fed, self._view(fed, now)) for fed in feds]
 
     def advance(self, feed: Feed) -> None:
         """Record that `feed` has run."""
@@ -261,7 +268,7 @@ class Feeder:
         cells: list[tuple[bool, int, int, int, View, int, int]] = []
         for fed in feds:
             view, copy = self._view(fed, now), self._policy.copy(fed)
-            shift = _own_run(view, fed.block.start, copy).shift
+            shift = _own_run(view, fed.block, copy).shift
             track = self.plan.track(fed.block.start)
             for frame in fed.block:
                 frames.append(frame)
@@ -385,5 +392,10 @@ def _frames(frames: Frames) -> list[int]:
     return [frame for run in frames for frame in run]
 
 
-def _own_run(view: View, frame: int, copy: int) -> Run:
-    return next(run for run in view if run.copy == copy and run.first <= frame < run.stop)
+def _own_run(view: View, block: range, copy: int) -> Run:
+    for run in view:
+        if run.copy == copy and run.first <= block.start and block.stop <= run.stop:
+            return run
+    raise PlanError(
+        f"the view of frame {block[-1]} does not show copy {copy} of itself, as it is fed: {view}"
+    )

@@ -4,7 +4,9 @@
 from ardiff_engine.memory.full import Full
 from ardiff_engine.memory.page_manager import Lease, PageManager
 from ardiff_engine.memory.page_pool import PagePool, choose_page_rows
+from ardiff_engine.memory.per_level import PerLevel
 from ardiff_engine.memory.policy import MemoryPolicy
+from ardiff_engine.memory.ranges import Ranges
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
 from ardiff_engine.memory.view import Fed, Run, View
 from ardiff_engine.memory.window import Window
@@ -16,6 +18,8 @@ __all__ = [
     "MemoryPolicy",
     "PageManager",
     "PagePool",
+    "PerLevel",
+    "Ranges",
     "RecomputedWindow",
     "Run",
     "View",

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of each block's K/V per level, so that a block reads earlier ones as they were at its own step.
+
+HiAR: a block at level s reads blocks that have taken step s, stored again at level s + 1 after it.
+SoulX-LiveAct and StreamDiffusionV2: it reads what their own step s wrote, and no pass is spent on storing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.memory.full import Full
+from ardiff_engine.memory.policy import Event
+from ardiff_engine.memory.view import Fed, View
+from ardiff_engine.memory.window import Window
+from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.plan import Frames, Now, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class PerLevel:
+    """memory: which frames are seen and kept, each in all of its copies.
+
+    context: "next": K/V stored at the level after the step; "same": those that the step itself wrote.
+    """
+
+    memory: Full | Window
+    context: Literal["next", "same"] = "next"
+    by_level = True
+
+    def __post_init__(self) -> None:
+        if type(self.memory) not in (Full, Window) or self.context not in ("next", "same"):
+            raise ConfigError(
+                f"memory.PerLevel({self.memory!r}, {self.context!r}): use Full or Window, and context 'next' "
+                "or 'same'"
+            )
+
+    @property
+    def chunk(self) -> int:
+        return self.memory.chunk
+
+    def check(self, plan: Plan, spec: ModelSpec) -> None:
+        self.memory.check(plan, spec)
+        if plan.prefix:
+            raise ConfigError(
+                f"memory.PerLevel with {plan.prefix} given frames: they have never been at the levels "
+                "between, so that there is no K/V of them to read"
+            )
+
+    def most_frames(self, plan: Plan) -> int:
+        return self.memory.most_frames(plan) * plan.num_steps
+
+    def view(self, fed: Fed, now: Now) -> View:
+        copy = self.copy(fed)
+        return tuple([run._replace(copy=copy) for run in self.memory.view(fed, now)])
+
+    def kept(self, oldest: range, now: Now) -> Frames:
+        return self.memory.kept(oldest, now)
+
+    def stores(self, level: int, steps: int) -> bool:
+        return self.context == "next"
+
+    def copy(self, fed: Fed) -> int:
+        return fed.level - fed.stores
+
+    def stale(self, event: Event, kept: Frames) -> Frames:
+        # Levels that are over cannot be stored again.
+        return ()

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plan and memory together, call by call, against what the official code of other systems did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ardiff_engine import plan
+from ardiff_engine.errors import PlanError
+from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Ranges, RecomputedWindow, Window
+from ardiff_engine.plan import Rule
+from ardiff_engine.systems import Trace, trace
+
+GOLDEN = Path(__file__).parent / "golden" / "systems"
+FOUR = (1000.0, 937.5, 833.3333, 625.0, 0.0)
+FIVE = (1000.0, 952.381, 882.3529, 769.2308, 555.5556, 0.0)
+MMPL = plan.sets([[0], [1], [2, 3, 10, 11, 12, 19, 20], [4, 5, 6, 7, 8, 9], [13, 14, 15, 16, 17, 18]])
+
+Tracks = tuple[tuple[float, ...], ...]
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as data:
+        return dict(data)
+
+
+def traced(rule: Rule, frames: int, given: int, memory: MemoryPolicy, tracks: Tracks, **options) -> Trace:
+    ours = rule.plan(frames, tuple(len(track) - 1 for track in tracks), given)
+    return trace(ours, memory, tracks, **options)
+
+
+# Window and sink of the official files: the window includes the sink.
+CASES: dict[str, tuple[Rule, int, MemoryPolicy, Tracks]] = {
+    "self_forcing_F9": (plan.blocks(3), 0, Full(), (FOUR,)),
+    "self_forcing_prefix3_F9": (plan.blocks(3), 3, Full(), (FOUR,)),
+    "self_forcing_i2v_1_4_4": (plan.blocks(4, first=1), 1, Full(), ((1000.0, 833.3333, 0.0),)),
+    "self_forcing_roll_W6_F15": (plan.blocks(3), 0, Window(6), (FOUR,)),
+    "self_forcing_roll_W6_S1_F15": (plan.blocks(3), 0, Window(5, sink=1), (FOUR,)),
+    "causvid_F9": (plan.blocks(3), 0, Full(), ((1000.0, 757.0, 522.0, 0.0),)),
+    "longlive1_F21": (plan.blocks(3), 0, Window(9, sink=3), (FOUR,)),
+    "causal_forcing_framewise_4step_F5": (plan.blocks(1), 0, Full(), (FOUR,)),
+    "causal_forcing_framewise_2step_F6": (plan.blocks(1), 0, Full(), (FOUR, (1000.0, 833.3333, 0.0))),
+    "causal_forcing_framewise_1step_F6": (plan.blocks(1), 0, Full(), (FOUR, (1000.0, 0.0))),
+    "diagonal_distillation_F21": (
+        plan.blocks(3),
+        0,
+        Window(9, sink=3, clean=False),
+        ((1000.0, 933.0, 733.0, 357.0, 0.0), (1000.0, 933.0, 357.0, 0.0), (1000.0, 357.1429, 0.0)),
+    ),
+    "hiar_stage_major_F9_S4": (plan.stage_major(3), 0, PerLevel(Full()), (FOUR,)),
+    "mmpl_segment_S3": (MMPL, 2, Full(joint=True), ((999.0, 908.0, 713.0, 0.0),)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_call_of_the_official_code(name: str) -> None:
+    rule, given, memory, tracks = CASES[name]
+    official = golden(name)
+    ours = traced(rule, official["fed"].shape[1], given, memory, tracks)
+    np.testing.assert_array_equal(ours.fed, official["fed"])
+    np.testing.assert_array_equal(ours.updated, official["updated"])
+    np.testing.assert_allclose(ours.timestep, official["timestep"], rtol=1e-6)
+    np.testing.assert_array_equal(ours.visible, official["visible"])
+    np.testing.assert_array_equal(ours.position, official["position"])
+    np.testing.assert_array_equal(ours.key_call, official["key_call"])
+
+
+@pytest.mark.parametrize(("name", "steps", "window"), [("magi1_C6_S8_W4", 8, 4), ("magi1_C5_S4_W2", 4, 2)])
+def test_magi_stores_a_chunk_in_the_pass_that_moves_the_next_ones(name: str, steps: int, window: int) -> None:
+    official = golden(name)
+    times = (*official["t_table"][:-1], 0.9999)
+    ranges = tuple(official["kv_range_by_stage"].tolist())
+    ours = traced(
+        plan.staged(window),
+        official["fed"].shape[1],
+        0,
+        Ranges(ranges, clean=1),
+        (times,),
+        calls_of="pass",
+        stores_last=False,
+    )
+    np.testing.assert_array_equal(ours.fed, official["fed"])
+    np.testing.assert_array_equal(ours.updated, official["updated"])
+    np.testing.assert_array_equal(ours.fed & ~ours.updated, official["written"])
+    np.testing.assert_allclose(ours.timestep, official["timestep"], rtol=1e-6)
+    np.testing.assert_array_equal(ours.visible, official["visible"])
+
+
+@pytest.mark.parametrize(
+    ("name", "tracks"), [("rolling_forcing_F12_S4", FOUR), ("rolling_forcing_F21_S5", FIVE)]
+)
+def test_rolling_forcing_but_for_the_clean_passes_over_its_first_estimates(name: str, tracks) -> None:
+    """While its window fills, the official code stores K/V of estimates of block 0, which nobody reads."""
+    official = golden(name)
+    frames = official["fed"].shape[1]
+    memory = Window(18, sink=3, joint=True)
+    ours = traced(plan.rolling(len(tracks) - 1, 3), frames, 0, memory, (tracks,))
+    filling = [c for c in range(len(official["fed"])) if c % 2 and c < 2 * (len(tracks) - 1) - 1]
+    left = np.delete(np.arange(len(official["fed"])), filling)
+    # The official code stores a block right after its last step, and ours before the next one.
+    for mine, theirs in ((getattr(ours, key), official[key][left]) for key in ("fed", "updated", "visible")):
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_allclose(ours.timestep, official["timestep"][left], rtol=1e-6)
+    np.testing.assert_array_equal(ours.position, official["position"][left])
+    renumbered = {theirs: mine for mine, theirs in enumerate(left)} | {-1: -1}
+    expected = np.vectorize(renumbered.get)(official["key_call"][left])
+    np.testing.assert_array_equal(ours.key_call, expected)
+
+
+def test_the_pipelined_order_reads_the_same_copies() -> None:
+    """A tick moves a diagonal, whose blocks the official code moves one by one, each after its store."""
+    official = golden("hiar_pipelined_F9_S4")
+    ours = traced(plan.stage_major(3, pipelined=True), 9, 0, PerLevel(Full()), (FOUR,), calls_of="block")
+
+    def named(fed, updated, timestep, key_call) -> dict[tuple, list[tuple]]:
+        """What each call feeds, and which calls computed the K/V that it sees."""
+        firsts = fed.argmax(axis=1)
+        names = [
+            (int(first), round(timestep[call, first]), bool(updated[call, first]))
+            for call, first in enumerate(firsts)
+        ]
+        return {name: [names[c] for c in key_call[call, ::3] if c >= 0] for call, name in enumerate(names)}
+
+    names = ("fed", "updated", "timestep", "key_call")
+    found, expected = named(*(getattr(ours, name) for name in names)), named(*map(official.get, names))
+    assert len(expected) == 24 and found == expected
+
+
+def test_a_recomputed_window_is_seen_from_its_start() -> None:
+    ours = traced(plan.blocks(1), 5, 0, RecomputedWindow(3), ((2.0, 1.0, 0.0),))
+    last = ours.updated[:, 4].nonzero()[0]
+    np.testing.assert_array_equal(ours.position[last], [[np.nan, np.nan, 0, 1, 2]] * 2)
+    # Frames 2 and 3 were computed again when the window slid.
+    assert ours.fed[last[0] - 2 : last[0], [2, 3]].any(axis=0).all()
+
+
+def test_what_cannot_be_traced() -> None:
+    with pytest.raises(PlanError, match="endless"):
+        trace(plan.blocks(3).plan(None, (4,)), Window(6), (FOUR,))
+    with pytest.raises(PlanError, match="timesteps"):
+        trace(plan.blocks(3).plan(9, (4,)), Full(), (FOUR[1:],))
+    endless = trace(plan.blocks(3).plan(None, (4,)), Window(6), (FOUR,), num_ticks=8)
+    assert endless.fed.shape == (9, 6)
