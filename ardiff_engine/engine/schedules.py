@@ -69,13 +69,9 @@ class Schedules:
     def use(self, solver: Tracks) -> ScheduleRows:
         """The rows of this solver, for one more user."""
         key = _key(solver)
-        if key not in self._entries:
-            self._blocks[key] = self._block(solver)
-            self._entries[key] = ScheduleRows(solver)
-            for unused in [k for k, rows in self._entries.items() if not rows.users and k != key]:
-                del self._entries[unused], self._blocks[unused]
-            self._join()
-        rows = self._entries[key]
+        rows = self._entries.get(key)
+        if rows is None:
+            rows = self._added(key, solver)
         rows.users += 1
         return rows
 
@@ -87,16 +83,23 @@ class Schedules:
         table = self._model.tables(torch.tensor(timesteps, dtype=torch.float32, device=device))
         return table, torch.cat([own.coefficients for own in tracks]).to(device, torch.float32)
 
-    def _join(self) -> None:
+    def _added(self, key: object, solver: Solver) -> ScheduleRows:
+        """Rows of one more solver, in new tables without the solvers that nobody uses."""
+        added = ScheduleRows(solver)
+        entries = {k: rows for k, rows in self._entries.items() if rows.users} | {key: added}
+        blocks = {k: self._blocks[k] for k in entries if k != key} | {key: self._block(solver)}
+        tables = Tables.joined([table for table, _ in blocks.values()])
+        coefficients = torch.cat([steps for _, steps in blocks.values()])
+        # Memory may be short up to here. Nothing below can fail: rows and tables move together or not at all.
+        table_row = coefficient_row = 0
+        for rows, (table, steps) in zip(entries.values(), blocks.values(), strict=True):
+            rows.table_base, rows.coefficient_base = table_row, coefficient_row
+            table_row += table.rows
+            coefficient_row += steps.shape[0]
+        self._entries, self._blocks = entries, blocks
+        self.tables, self.coefficients = tables, coefficients
         self.version += 1
-        blocks = [self._blocks[key] for key in self._entries]
-        table_rows = coefficients = 0
-        for rows, (table, steps) in zip(self._entries.values(), blocks, strict=True):
-            rows.table_base, rows.coefficient_base = table_rows, coefficients
-            table_rows += table.rows
-            coefficients += steps.shape[0]
-        self.tables = Tables.joined([table for table, _ in blocks])
-        self.coefficients = torch.cat([steps for _, steps in blocks])
+        return added
 
 
 def _key(solver: Tracks) -> object:
