@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
@@ -87,6 +88,7 @@ class Pipeline:
     # loading
 
     @classmethod
+    @ordinary_mode()
     def from_pretrained(
         cls,
         name: str | Path,
@@ -144,15 +146,18 @@ class Pipeline:
 
     # --- generating
 
+    @ordinary_mode()
     def encode(self, video: Video) -> torch.Tensor:
         """A video, as a call takes it -> clean float32 latents [T, tokens, channels]: a `Request.prefix`."""
         return self.codec.encode(torch.tensor(given_clip(video, self.codec.image_size).frames))
 
+    @ordinary_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Clean latents [T, tokens, channels] of a video from its first frame on, as `Stream.result` gives
         them -> uint8 [T, H, W, 3] on the CPU. Frames that come one by one: `codec.decoder()`."""
         return self.codec.decoder().push(latents)
 
+    @ordinary_mode()
     def __call__(
         self,
         num_frames: int = 16,
@@ -260,6 +265,7 @@ class Pipeline:
             seconds=time.perf_counter() - started,
         )
 
+    @ordinary_mode()
     def stream(
         self,
         num_frames: int | None = None,

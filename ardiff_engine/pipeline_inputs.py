@@ -129,4 +129,6 @@ def starting_noise(
             )
         )
     shape = (frames, spec.tokens_per_frame, spec.channels)
-    return torch.stack([torch.randn(shape, generator=g, device=g.device).cpu() for g in generators])
+    return torch.stack(
+        [torch.randn(shape, generator=g, dtype=torch.float32, device=g.device).cpu() for g in generators]
+    )

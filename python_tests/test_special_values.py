@@ -71,6 +71,10 @@ def _norm_rope(norm: str, into: str) -> Case:
     return Case(run, shapes, differentiable=into != "pool")
 
 
+def _limited_step(coefficients: torch.Tensor, **given: torch.Tensor) -> Any:
+    return ops.solver_step(coefficients=torch.nn.functional.pad(coefficients, (0, 1), value=1.0), **given)
+
+
 def _rotate(k: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
     k = k.clone()
     frequencies = given.pop("frequencies", FREQUENCIES)
@@ -87,8 +91,8 @@ def _copy(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def _cases() -> dict[str, Case]:
     rows, table, column = (T, D), (M, D), (D,)
     gate = {"residual": rows, "branch": rows, "gate": table, "bias": column}
-    step = {"x": table, "outs": (2, M, D), "weights": (2, M), "coefficients": (M, 7)}
-    step |= dict.fromkeys(("history1", "history2", "noise"), table)
+    step = {"x": table, "outs": (2, M, D), "weights": (2, M), "coefficients": (M, 8)}
+    step |= dict.fromkeys(("history1", "history2", "history3", "noise"), table)
     level = {"x0": table, "signal": (M,), "sigma": (M,)}
     pool = (2, 3, 2, 4, 8)
     cases = {
@@ -131,8 +135,8 @@ def _cases() -> dict[str, Case]:
         cases[f"add_noise {target} keys"] = Case(
             lambda target=target, **k: ops.add_noise(**k, keys=KEYS, target=target), level
         )
-    for clamp in (None, 1.0):
-        cases[f"solver_step {clamp}"] = Case(lambda clamp=clamp, **k: ops.solver_step(**k, clamp=clamp), step)
+    cases["solver_step"] = Case(ops.solver_step, step)
+    cases["solver_step limit"] = Case(_limited_step, step)
     return cases
 
 

@@ -49,7 +49,7 @@ class FlowSchedule:
                 f"FlowSchedule: num_timesteps is {total!r}; expected a whole number in 1..1000000."
             )
         # Rounded where the official float32 tables are: a step list may name their entries.
-        u = torch.linspace(1.0, 0.0, total + 1, dtype=torch.float32)[:-1]
+        u = torch.linspace(1.0, 0.0, total + 1, dtype=torch.float32, device="cpu")[:-1]
         sigmas = self.shift * u / (1 + (self.shift - 1) * u)
         object.__setattr__(self, "sigmas", sigmas.double())
         object.__setattr__(self, "timesteps", (sigmas * total).double())

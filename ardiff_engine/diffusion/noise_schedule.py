@@ -81,7 +81,7 @@ class NoiseSchedule:
                     fix="The paper uses 0.008.",
                 )
             )
-        u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        u = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
         f = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)) ** 2
         betas = torch.clamp(1 - f[1:] / f[:-1], max=MAX_COSINE_BETA)
         return cls._from_betas("cosine", betas, offset=offset)
@@ -234,7 +234,7 @@ def _combine(
 
 
 def _linspace(start: float, end: float, count: int) -> torch.Tensor:
-    return torch.linspace(start, end, count, dtype=torch.float64)
+    return torch.linspace(start, end, count, dtype=torch.float64, device="cpu")
 
 
 def _check_lead(x: torch.Tensor, t: torch.Tensor) -> None:

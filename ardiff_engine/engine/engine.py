@@ -10,6 +10,7 @@ from os import PathLike
 
 import torch
 
+from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.engine.admission import admit, check_memory
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.changes import STALL_SECONDS, Changes
@@ -50,6 +51,7 @@ class Engine:
     changing them, build a new engine.
     """
 
+    @ordinary_mode()
     def __init__(
         self,
         model: VideoModel,
@@ -111,6 +113,7 @@ class Engine:
         policy = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
         return memory_plan(model, solver, policy, request or Request(), streams)
 
+    @ordinary_mode()
     def submit(self, request: Request) -> Stream:
         """Admit a video, or raise a typed error and change nothing. It runs from the next `step()` on.
 
@@ -141,6 +144,7 @@ class Engine:
         self.changes.notify()
         return stream
 
+    @ordinary_mode()
     def step(self) -> bool:
         """One pass over the streams whose turn it is; False if there was none that can run.
 
@@ -226,7 +230,7 @@ class Engine:
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
         """The engine's lock, with nothing on its way to a reader: edits find streams as readers do."""
-        with self.lock:
+        with ordinary_mode(), self.lock:
             self._steps.deliver(0)
             if not self._stepping:
                 self._steps.finish_delivered()

@@ -173,7 +173,7 @@ def _integer(name: str, value: object) -> int:
 
 def _tensor(name: str, value: object) -> torch.Tensor:
     try:
-        tensor = torch.as_tensor(value)
+        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TensorError(
             explain(

@@ -37,7 +37,12 @@ class StartingNoise:
         if self.given is not None and index < len(self.given):
             return self.given[index]
         if request.generator is not None:
-            drawn = torch.randn(self._shape, generator=request.generator, device=request.generator.device)
+            drawn = torch.randn(
+                self._shape,
+                generator=request.generator,
+                dtype=torch.float32,
+                device=request.generator.device,
+            )
             return upload(drawn, self._device)
         if frame not in self._drawn:
             numbers = self._shape[0] * self._shape[1]

@@ -18,6 +18,7 @@ from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import device, floating, optional, same, tensor
 from ardiff_engine.ops.cuda_launch import address, launch_for
+from ardiff_engine.ops.dispatch import needs_grad, watched, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 from ardiff_engine.ops.philox_normal import philox_normal
@@ -87,16 +88,17 @@ def add_noise(
                 )
             )
     inputs = (x0, signal, sigma, noise)
-    if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in inputs):
+    if needs_grad(*inputs):
         noisy, wanted = reference_add_noise(x0, signal, sigma, noise, keys, target or "")
         return AddNoiseResult(noisy, wanted if target else None)
     given_target = {"x0": x0, "eps": noise}.get(target or "")
     computed = "" if target is None or given_target is not None else target
-    run = torch.ops.ardiff.add_noise if torch.compiler.is_compiling() else _run
+    run = torch.ops.ardiff.add_noise if watched(*inputs, keys) else _run
     noisy, wanted = run(x0, signal, sigma, noise, keys, computed)
     return AddNoiseResult(noisy, wanted if computed else given_target)
 
 
+@without_autocast
 def reference_add_noise(
     x0: torch.Tensor,
     signal: torch.Tensor,
@@ -108,10 +110,10 @@ def reference_add_noise(
     """The specification in PyTorch: (noisy, target); the target is empty for ""."""
     wide = torch.promote_types(x0.dtype, torch.float32)
     clean = x0.to(wide)
-    if noise is None and keys is not None:
-        eps = philox_normal(keys, x0[0].numel() if x0.shape[0] else 0).reshape(x0.shape).to(wide)
-    else:
-        eps = torch.as_tensor(noise).to(wide)
+    if keys is not None:
+        noise = philox_normal(keys, x0[0].numel() if x0.shape[0] else 0).reshape(x0.shape)
+    assert noise is not None  # one of the two is there
+    eps = noise.to(wide)
     column = (-1, *[1] * (x0.dim() - 1))
     signal, sigma = signal.to(wide).reshape(column), sigma.to(wide).reshape(column)
     noisy = signal * clean + sigma * eps

@@ -29,6 +29,7 @@ from ardiff_engine._native import native, why_not
 from ardiff_engine.errors import BackendNotAvailableError, ConfigError, explain
 from ardiff_engine.ops.cuda_launch import DTYPES
 from ardiff_engine.ops.cuda_route import cuda, why_cuda, why_no_cuda
+from ardiff_engine.ops.dispatch import traced
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 OPS = (
@@ -99,10 +100,10 @@ def choose(op: str, *tensors: torch.Tensor | None) -> Choice:
 def on_native_cpu(*tensors: torch.Tensor | None) -> bool:
     """Whether the C++ kernels take these tensors: for what has kernels on the CPU and is PyTorch elsewhere.
 
-    False where ARDIFF_BACKEND names another backend, and while torch.compile traces. ConfigError: it names
-    none.
+    False where ARDIFF_BACKEND names another backend, and where the call is traced. ConfigError: it
+    names none.
     """
-    if torch.compiler.is_compiling():
+    if traced(*tensors):
         return False
     forced = os.environ.get("ARDIFF_BACKEND")
     if forced is not None:

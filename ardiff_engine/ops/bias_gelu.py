@@ -16,6 +16,7 @@ import torch
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import address
+from ardiff_engine.ops.dispatch import needs_grad, watched, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
 
 Tensor = torch.Tensor
@@ -38,11 +39,12 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         checks.same("bias", bias, "x", x)
     if torch.compiler.is_compiling() or choose("bias_gelu", x, bias).name == "reference":
         return reference_bias_gelu(x, bias)
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    y: Tensor = torch.ops.ardiff.bias_gelu(x, bias) if needs_grad else _run(x, bias)
+    dispatched = watched(x, bias) or needs_grad(x, bias)
+    y: Tensor = torch.ops.ardiff.bias_gelu(x, bias) if dispatched else _run(x, bias)
     return y
 
 
+@without_autocast
 def reference_bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     """The specification in PyTorch."""
     return torch.nn.functional.gelu(x if bias is None else x + bias, approximate="tanh")

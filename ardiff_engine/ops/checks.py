@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 from ardiff_engine.errors import TensorError, explain
 
@@ -16,9 +17,13 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def tensor(name: str, value: object) -> torch.Tensor:
-    """`value` as a tensor: a tensor, or anything with `__dlpack__` (NumPy and CuPy arrays; no copy)."""
+    """`value` as a dense tensor: one, or anything with `__dlpack__` (NumPy and CuPy arrays; no copy)."""
     if isinstance(value, torch.Tensor):
-        return value
+        if torch.compiler.is_compiling():
+            return value
+        _plain(name, value)
+        # Memory that holds the negative of the values, or none: kernels read memory.
+        return value.resolve_neg().clone() if value.is_neg() or value._is_zerotensor() else value
     if hasattr(value, "__dlpack__"):
         try:
             shared = torch.from_dlpack(value)
@@ -42,6 +47,24 @@ def tensor(name: str, value: object) -> torch.Tensor:
     )
 
 
+def _plain(name: str, value: torch.Tensor) -> None:
+    """Refuses what has no memory with its values in it, and derivatives that would be lost."""
+    if value.layout != torch.strided or value.is_nested:
+        raise TensorError(f"{name} is a {value.layout} or nested tensor, but must be dense; use .to_dense().")
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise TensorError(
+            f"{name} was given inside of a transform of torch.func (vmap, grad), where kernels cannot run; "
+            "batch by hand, and differentiate with torch.autograd."
+        )
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise TensorError(f"{name} carries a forward-mode tangent, which would be lost; use torch.autograd.")
+    if torch._C._len_torch_dispatch_stack() and type(value) is torch.Tensor:
+        probe = torch.empty(0, dtype=torch.float32, device="cpu")
+        if type(probe) is not torch.Tensor:
+            kind = type(probe).__name__
+            raise TensorError(f"{name} has values, but a mode makes tensors of type {kind}; leave that mode.")
+
+
 def optional(name: str, value: object) -> torch.Tensor | None:
     """`tensor`, where None stays None."""
     return None if value is None else tensor(name, value)
@@ -50,7 +73,10 @@ def optional(name: str, value: object) -> torch.Tensor | None:
 def writable(name: str, value: object) -> torch.Tensor:
     """`tensor` for an argument that is written: it shares the memory of `value`, or TensorError."""
     if isinstance(value, torch.Tensor) or not hasattr(value, "__dlpack__"):
-        return tensor(name, value)
+        given = tensor(name, value)
+        if isinstance(value, torch.Tensor) and given is not value:
+            raise _not_shared(name, "it is a negated or zero view")
+        return given
     try:
         shared = torch.from_dlpack(value, copy=False)
         frozen = getattr(getattr(value, "flags", None), "writeable", True) is False

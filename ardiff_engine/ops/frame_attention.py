@@ -18,6 +18,7 @@ from ardiff_engine._native import native
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose, triton_kernel
+from ardiff_engine.ops.dispatch import needs_grad, watched
 from ardiff_engine.ops.frame_attention_cuda import frame_attention_cuda
 from ardiff_engine.ops.frame_attention_reference import (
     reference_frame_attention,
@@ -81,21 +82,14 @@ def frame_attention(
         checks.tensor(n, t) for n, t in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
     )
     _check(q, k_pages, v_pages, table)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    run = _forward if _eager(q, k_pages, v_pages) else _op
+    scale = int(q.shape[-1]) ** -0.5 if scale is None else float(scale)
+    dispatched = watched(q, k_pages, v_pages) or needs_grad(q, k_pages, v_pages)
+    run = _op if dispatched else _forward
     o, lse = run(
         q, k_pages, v_pages, table.frame_ptr, table.group_ptr, table.page_ptr, table.pages, table.valid,
         table.seen, table.bias, scale,
     )  # fmt: skip
     return (o, lse) if return_lse else o
-
-
-def _eager(*tensors: Tensor) -> bool:
-    """Nobody is watching: no gradient, no tracing, plain tensors. Then the dispatcher can be skipped."""
-    if torch.compiler.is_compiling():
-        return False
-    grad = torch.is_grad_enabled()
-    return all(type(t) in (Tensor, torch.nn.Parameter) and not (grad and t.requires_grad) for t in tensors)
 
 
 def _check(q: Tensor, k_pages: Tensor, v_pages: Tensor, table: FrameTable) -> None:
@@ -105,7 +99,7 @@ def _check(q: Tensor, k_pages: Tensor, v_pages: Tensor, table: FrameTable) -> No
     checks.floating("q", q)
     checks.same("k_pages", k_pages, "q", q)
     checks.same("v_pages", v_pages, "q", q)
-    checks.device("table", table.pages, q.device)
+    checks.device("table", checks.tensor("table", table.pages), q.device)
     if q.shape[1] == 0 or q.shape[2] == 0 or k_pages.shape[1] == 0 or q.shape[1] % k_pages.shape[1]:
         raise TensorError(
             explain(

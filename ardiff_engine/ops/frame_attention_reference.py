@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ardiff_engine.ops.dispatch import without_autocast
+
 Tensor = torch.Tensor
 
 
@@ -77,6 +79,7 @@ def working_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
+@without_autocast
 def reference_frame_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor,
     pages: Tensor, valid: Tensor, seen: Tensor, bias: Tensor | None, scale: float,
@@ -93,6 +96,7 @@ def reference_frame_attention(
     return o.to(q.dtype), lse
 
 
+@without_autocast
 def reference_frame_attention_backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k_pages: Tensor, v_pages: Tensor, o: Tensor, lse: Tensor,
     frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
@@ -103,19 +107,6 @@ def reference_frame_attention_backward(
     P = softmax(S), delta = rowsum(do * o) - dlse, dS = P * (do v^T - delta);
     dq = scale dS k, dk = scale dS^T q, dv = P^T do.
     """
-    # In a region of autocast the products would be computed in another dtype than their sums.
-    with torch.autocast(q.device.type, enabled=False):
-        return _backward(
-            dout, dlse, q, k_pages, v_pages, o, lse,
-            frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias, scale,
-        )  # fmt: skip
-
-
-def _backward(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k_pages: Tensor, v_pages: Tensor, o: Tensor, lse: Tensor,
-    frame_ptr: Tensor, group_ptr: Tensor, page_ptr: Tensor, pages: Tensor, valid: Tensor, seen: Tensor,
-    bias: Tensor | None, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dtype, share = working_dtype(q), q.shape[1] // k_pages.shape[1]
     dq = torch.zeros(q.shape, dtype=dtype, device=q.device)
     dk, dv = (torch.zeros(x.shape, dtype=dtype, device=q.device) for x in (k_pages, v_pages))

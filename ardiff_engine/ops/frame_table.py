@@ -277,7 +277,7 @@ def _int32(values: Sequence[int] | np.ndarray) -> torch.Tensor:
 
 def _floats(name: str, lists: Iterable[Iterable[float]]) -> torch.Tensor:
     try:
-        return torch.tensor(list(map(float, chain.from_iterable(lists))), dtype=torch.float32)
+        return torch.tensor(list(map(float, chain.from_iterable(lists))), dtype=torch.float32, device="cpu")
     except (TypeError, ValueError) as error:
         raise _not_listed(name, error, "numbers") from error
 

@@ -16,6 +16,7 @@ from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import device, optional, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch_for
+from ardiff_engine.ops.dispatch import needs_grad, watched, without_autocast
 from ardiff_engine.ops.frame_rows import (
     check_frame_rows,
     check_range,
@@ -46,7 +47,7 @@ def gate_residual(
     """
     residual = tensor("residual", residual)
     branch, gate, frame_ids, bias = _check(residual, branch, gate, frame_ids, bias)
-    if torch.compiler.is_compiling() or _needs_grad(residual, branch, gate, bias):
+    if watched(residual, branch, gate, frame_ids, bias) or needs_grad(residual, branch, gate, bias):
         return torch.ops.ardiff.gate_residual(residual, branch, gate, frame_ids, bias)
     return _run(residual, branch, gate, frame_ids, bias)
 
@@ -64,7 +65,7 @@ def gate_residual_(
     tensor that shares its memory; one that cannot be shared (read-only) raises TensorError."""
     residual = writable("residual", residual)
     branch, gate, frame_ids, bias = _check(residual, branch, gate, frame_ids, bias)
-    if not residual.is_contiguous() or _needs_grad(residual, branch, gate, bias):
+    if not residual.is_contiguous() or needs_grad(residual, branch, gate, bias):
         raise TensorError(
             explain(
                 "gate_residual_ works in place",
@@ -73,13 +74,14 @@ def gate_residual_(
                 fix="Use gate_residual, or call it under torch.no_grad().",
             )
         )
-    if torch.compiler.is_compiling():
+    if watched(residual, branch, gate, frame_ids, bias):
         torch.ops.ardiff.gate_residual_(residual, branch, gate, frame_ids, bias)
     else:
         _run_in_place(residual, branch, gate, frame_ids, bias)
     return residual
 
 
+@without_autocast
 def reference_gate_residual(
     residual: torch.Tensor,
     branch: torch.Tensor,
@@ -94,6 +96,7 @@ def reference_gate_residual(
     return (widen(residual) + widen(gate)[frame_ids] * full).to(residual.dtype)
 
 
+@without_autocast
 def reference_gate_residual_backward(
     dy: torch.Tensor,
     branch: torch.Tensor,
@@ -145,10 +148,6 @@ def _check(
                 )
             )
     return branch, gate, frame_ids, bias
-
-
-def _needs_grad(*tensors: torch.Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _run(

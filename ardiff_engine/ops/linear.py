@@ -17,6 +17,7 @@ import torch
 from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose
+from ardiff_engine.ops.dispatch import traced, watched, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
 
 PANEL_OUTPUTS = 48
@@ -53,13 +54,13 @@ def pack_linear(weight: torch.Tensor) -> PackedWeight:
     if inputs == 0:
         raise TensorError(explain("weight", got="0 inputs", expected="1 or more", fix="Check its shape."))
     count = -(-outputs // PANEL_OUTPUTS)
-    if choose("linear", weight).name == "reference":
+    if traced(weight) or choose("linear", weight).name == "reference":
         padded = torch.nn.functional.pad(weight, (0, 0, 0, count * PANEL_OUTPUTS - outputs))
         panels = padded.view(count, PANEL_OUTPUTS, inputs).transpose(1, 2).contiguous()
     else:
         if weight.stride(1) != 1:
             weight = weight.contiguous()
-        panels = torch.empty(count, inputs, PANEL_OUTPUTS, dtype=torch.float32)
+        panels = weight.new_empty(count, inputs, PANEL_OUTPUTS)
         kernels().pack_linear(weight.data_ptr(), panels.data_ptr(), outputs, inputs, weight.stride(0))
     return PackedWeight(panels, inputs, outputs)
 
@@ -78,30 +79,49 @@ def linear(
     _check(x, weight, bias)
     rows = x.reshape(-1, weight.inputs).contiguous()
     shape = (*x.shape[:-1], weight.outputs)
-    if choose("linear", x, weight.panels, bias).name == "reference":
+    if torch.compiler.is_compiling() or choose("linear", x, weight.panels, bias).name == "reference":
         return reference_linear(rows, weight, bias, gelu).reshape(shape)
-    y = rows.new_empty(rows.shape[0], weight.outputs)
-    if y.numel():
-        bias = None if bias is None else bias.contiguous()
-        kernels().linear(
-            rows.data_ptr(),
-            weight.panels.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            rows.shape[0],
-            weight.inputs,
-            weight.outputs,
-            _GELU if gelu else _NONE,
-        )
+    run = torch.ops.ardiff.linear if watched(rows, weight.panels, bias) else _run
+    y: torch.Tensor = run(rows, weight.panels, bias, weight.inputs, weight.outputs, gelu)
     return y.view(shape)
 
 
+@without_autocast
 def reference_linear(
     rows: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, gelu: bool
 ) -> torch.Tensor:
     """The specification in PyTorch; its rows do depend on their neighbours."""
     y = torch.nn.functional.linear(rows, weight.unpack(), bias)
     return torch.nn.functional.gelu(y, approximate="tanh") if gelu else y
+
+
+def _run(
+    rows: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None, inputs: int, outputs: int, gelu: bool
+) -> torch.Tensor:
+    y = rows.new_empty(rows.shape[0], outputs)
+    if y.numel():
+        bias = None if bias is None else bias.contiguous()
+        kernels().linear(
+            rows.data_ptr(),
+            panels.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            rows.shape[0],
+            inputs,
+            outputs,
+            _GELU if gelu else _NONE,
+        )
+    return y
+
+
+_op = torch.library.custom_op("ardiff::linear", _run, mutates_args=())
+
+
+@_op.register_fake
+def _(
+    rows: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor | None, inputs: int, outputs: int, gelu: bool
+) -> torch.Tensor:
+    return rows.new_empty(rows.shape[0], outputs)
 
 
 def _check(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> None:

@@ -18,6 +18,7 @@ from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import tensor
 from ardiff_engine.ops.cuda_launch import error_bits, launch_for
+from ardiff_engine.ops.dispatch import needs_grad, watched, without_autocast
 from ardiff_engine.ops.frame_rows import (
     check_frame_rows,
     check_range,
@@ -83,12 +84,13 @@ def modulate(
     x, shift, scale = tensor("x", x), tensor("shift", shift), tensor("scale", scale)
     frame_ids = tensor("frame_ids", frame_ids)
     check_frame_rows(x, frame_ids, {"shift": shift, "scale": scale})
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or shift.requires_grad or scale.requires_grad)
-    run = torch.ops.ardiff.modulate if needs_grad or torch.compiler.is_compiling() else _run
+    dispatched = watched(x, shift, scale, frame_ids) or needs_grad(x, shift, scale)
+    run = torch.ops.ardiff.modulate if dispatched else _run
     y, normed = run(x, shift, scale, frame_ids, norm, eps, return_normed)
     return (y, normed) if return_normed else y
 
 
+@without_autocast
 def reference_modulate(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, frame_ids: torch.Tensor, norm: str, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,6 +100,7 @@ def reference_modulate(
     return y.to(x.dtype), normed.to(x.dtype)
 
 
+@without_autocast
 def reference_modulate_backward(
     dy: torch.Tensor,
     dnormed: torch.Tensor,

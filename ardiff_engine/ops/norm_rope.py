@@ -20,6 +20,7 @@ import torch
 
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import optional, tensor
+from ardiff_engine.ops.dispatch import needs_grad, watched, without_autocast
 from ardiff_engine.ops.norm_rope_checks import check_norm_rope
 
 Tensor = torch.Tensor
@@ -64,11 +65,12 @@ def norm_rope(
     floats = (qkv, *affine, qkv_bias)
     if torch.compiler.is_compiling() or choose("norm_rope", *floats).name == "reference":
         return reference_norm_rope(*arguments)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in floats)
-    made: Three = torch.ops.ardiff.norm_rope(*arguments) if needs_grad else _run(*arguments)
+    dispatched = watched(*floats, positions, frequencies) or needs_grad(*floats)
+    made: Three = torch.ops.ardiff.norm_rope(*arguments) if dispatched else _run(*arguments)
     return made
 
 
+@without_autocast
 def reference_norm_rope(
     qkv: Tensor, positions: Tensor, heads: int, kv_heads: int | None = None, norm: str = "none",
     q_weight: Tensor | None = None, q_bias: Tensor | None = None, k_weight: Tensor | None = None,
@@ -90,6 +92,7 @@ def reference_norm_rope(
     return q.to(qkv.dtype), k.to(qkv.dtype), v.reshape(tokens, kv_heads, head_dim).to(qkv.dtype)
 
 
+@without_autocast
 def reference_norm_rope_backward(
     dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, positions: Tensor, heads: int, kv_heads: int, norm: str,
     q_weight: Tensor | None, k_weight: Tensor | None, eps: float, frequencies: Tensor | None,

@@ -16,6 +16,7 @@ from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import address
+from ardiff_engine.ops.dispatch import traced, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import (
     affine_sizes,
@@ -80,6 +81,7 @@ def norm_rope_pages(
     return made
 
 
+@without_autocast
 def reference_norm_rope_pages(
     qkv: Tensor, slots: Tensor, positions: Tensor, num_pages: int, page_rows: int, heads: int, kv_heads: int,
     norm: str, q_weight: Tensor | None, q_bias: Tensor | None, k_weight: Tensor | None,
@@ -118,7 +120,7 @@ def _check(qkv: Tensor, slots: Tensor, num_pages: int, page_rows: int) -> None:
                 fix="Count the pages that the slots name.",
             )
         )
-    if slots.device.type == "cpu" and slots.numel() and not torch.compiler.is_compiling():
+    if slots.device.type == "cpu" and slots.numel() and not traced(slots):
         low, high = (int(x) for x in torch.aminmax(slots))
         if low < -1 or high >= num_pages * page_rows:
             raise PageTableError(

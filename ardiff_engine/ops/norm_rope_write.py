@@ -14,6 +14,7 @@ from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import optional, same, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch_for
+from ardiff_engine.ops.dispatch import watched, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import reference_norm_rope
 from ardiff_engine.ops.norm_rope_checks import NORMS, check_norm_rope, num_axes
@@ -68,13 +69,15 @@ def norm_rope_write_(
         weights = dict(zip(("q_weight", "q_bias", "k_weight", "k_bias"), affine, strict=True))
         pages = {"k_pages": k_pages, "v_pages": v_pages}
         _refuse_gradients({"qkv": qkv, **pages, **weights, "frequencies": frequencies, "qkv_bias": qkv_bias})
-    run = torch.ops.ardiff.norm_rope_write_ if torch.compiler.is_compiling() else _run
+    floats = (qkv, k_pages, v_pages, *affine, frequencies, qkv_bias)
+    run = torch.ops.ardiff.norm_rope_write_ if watched(*floats, slots, positions) else _run
     q: torch.Tensor = run(
         qkv, k_pages, v_pages, slots, positions, heads, kv_heads, norm, *affine, eps, frequencies, qkv_bias
     )
     return q
 
 
+@without_autocast
 @torch.no_grad()
 def reference_norm_rope_write_(
     qkv: torch.Tensor,

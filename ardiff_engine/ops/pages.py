@@ -19,6 +19,7 @@ from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import optional, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch, launch_for
+from ardiff_engine.ops.dispatch import watched, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.norm_rope import rotate
 from ardiff_engine.ops.norm_rope_checks import check_frequencies
@@ -43,7 +44,7 @@ def copy_pages_(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor,
     _check_pool("v_pages", v_pages, k_pages)
     _check_ids("src", src, k_pages, src)
     _check_ids("dst", dst, k_pages, src)
-    if torch.compiler.is_compiling():
+    if watched(k_pages, v_pages, src, dst):
         torch.ops.ardiff.copy_pages_(k_pages, v_pages, src, dst)
     else:
         _copy(k_pages, v_pages, src, dst)
@@ -86,12 +87,13 @@ def rotate_pages_(
                     fix="Pass the unrotated K of the pages, in their order.",
                 )
             )
-    if torch.compiler.is_compiling():
+    if watched(k_pages, pages, deltas, frequencies, source):
         torch.ops.ardiff.rotate_pages_(k_pages, pages, deltas, frequencies, source)
     else:
         _rotate(k_pages, pages, deltas, frequencies, source)
 
 
+@without_autocast
 def reference_rotate_pages_(
     k_pages: torch.Tensor,
     pages: torch.Tensor,

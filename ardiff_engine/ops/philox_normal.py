@@ -21,6 +21,7 @@ import torch
 from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import launch
+from ardiff_engine.ops.dispatch import watched
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 
@@ -48,7 +49,7 @@ def philox_normal(keys: torch.Tensor, elements: int) -> torch.Tensor:
                 fix="Split the row over frames.",
             )
         )
-    if torch.compiler.is_compiling():
+    if watched(keys):
         return torch.ops.ardiff.philox_normal(keys, elements)
     return _run(keys, elements)
 

@@ -23,6 +23,7 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import launch
+from ardiff_engine.ops.dispatch import watched
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.philox_normal import reference_philox
 from ardiff_engine.purposes import Purpose
@@ -66,9 +67,8 @@ def sample_timesteps(
                 explain(name, got=value, expected=f"{low}..{high}", fix="Choose a value in this range.")
             )
     signed = seed - 2**64 if seed >= 2**63 else seed
-    compiling = torch.compiler.is_compiling()
-    run = torch.ops.ardiff.sample_timesteps if compiling else _run
-    on = torch.device(device) if compiling else usable_device(device)
+    run = torch.ops.ardiff.sample_timesteps if watched() else _run
+    on = torch.device(device) if torch.compiler.is_compiling() else usable_device(device)
     timesteps: torch.Tensor = run(batch, num_frames, num_timesteps, rule, signed, first_sample, on)
     return timesteps
 
@@ -76,7 +76,14 @@ def sample_timesteps(
 def reference_sample_timesteps(
     batch: int, num_frames: int, num_timesteps: int, rule: str, seed: int, first_sample: int
 ) -> torch.Tensor:
-    """The specification in PyTorch, vectorised over the batch."""
+    """The specification in PyTorch, vectorised over the batch; on the CPU."""
+    with torch.device("cpu"):
+        return _reference(batch, num_frames, num_timesteps, rule, seed, first_sample)
+
+
+def _reference(
+    batch: int, num_frames: int, num_timesteps: int, rule: str, seed: int, first_sample: int
+) -> torch.Tensor:
     sample = first_sample + torch.arange(batch, dtype=torch.int64)
     if rule == "shared":
         words = _words(sample, seed, 1)

@@ -19,6 +19,7 @@ from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import device, floating, optional, same, tensor
 from ardiff_engine.ops.cuda_launch import address, launch_for
+from ardiff_engine.ops.dispatch import watched, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
 from ardiff_engine.ops.noise_keys import check_keys
 from ardiff_engine.ops.philox_normal import philox_normal
@@ -34,6 +35,7 @@ class SolverResult(NamedTuple):
     x0: torch.Tensor
 
 
+@without_autocast
 def solver_step(
     x: torch.Tensor,
     outs: torch.Tensor,
@@ -113,11 +115,13 @@ def solver_step(
         )
     if keys is not None:
         keys = check_keys(keys, rows, x.device)
-    run = torch.ops.ardiff.solver_step if torch.compiler.is_compiling() else _run
+    inputs = (x, outs, weights, coefficients, history1, history2, history3, keys, noise)
+    run = torch.ops.ardiff.solver_step if watched(*inputs) else _run
     with torch.no_grad():
-        return SolverResult(*run(x, outs, weights, coefficients, history1, history2, history3, keys, noise))
+        return SolverResult(*run(*inputs))
 
 
+@without_autocast
 def reference_solver_step(
     x: torch.Tensor,
     outs: torch.Tensor,

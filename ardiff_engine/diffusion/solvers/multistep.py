@@ -46,7 +46,7 @@ class Weights:
 def dpm_solver_plus_plus(path: Path, order: int) -> Weights:
     """DPM-Solver++ (Lu et al. 2022), order 1 or 2 (2M, midpoint). First and last step: order 1."""
     lambdas, ratios, alphas, steps = *_of(path), len(path.sigmas) - 1
-    a, data = torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, 4, dtype=torch.float64)
+    a, data = (torch.zeros(*size, dtype=torch.float64, device="cpu") for size in ((steps,), (steps, 4)))
     for k in range(steps):
         h = lambdas[k + 1] - lambdas[k]
         now = -alphas[k + 1] * math.expm1(-h)
@@ -65,7 +65,7 @@ def unipc(path: Path, order: int, bh: int = 2) -> Weights:
     The order rises from 1 with the steps behind and falls to 1 with the steps ahead, as officially.
     """
     lambdas, ratios, alphas, steps = *_of(path), len(path.sigmas) - 1
-    a, data = torch.zeros(steps, dtype=torch.float64), torch.zeros(steps, 4, dtype=torch.float64)
+    a, data = (torch.zeros(*size, dtype=torch.float64, device="cpu") for size in ((steps,), (steps, 4)))
     for k in range(steps):
         reach = min(order, k + 1, steps - k)
         predictor = _unipc_step(lambdas, alphas, k, reach, bh, corrector=False)
@@ -119,9 +119,9 @@ def _moments(nodes: list[float], h: float, scale: float, order: int) -> list[flo
         right.append(phi * factorial / scale)
         factorial *= i + 1
         phi = phi / -h - 1 / factorial
-    points = torch.tensor(nodes, dtype=torch.float64)
+    points = torch.tensor(nodes, dtype=torch.float64, device="cpu")
     system = torch.stack([points**i for i in range(len(nodes))])
-    return torch.linalg.solve(system, torch.tensor(right, dtype=torch.float64)).tolist()
+    return torch.linalg.solve(system, torch.tensor(right, dtype=torch.float64, device="cpu")).tolist()
 
 
 def _of(path: Path) -> tuple[list[float], list[float], list[float]]:

@@ -45,7 +45,7 @@ class Renoise:
             )
         values = [float(t) for t in values]
         object.__setattr__(self, "steps", tuple(values))
-        told = torch.tensor(values, dtype=torch.float64)
+        told = torch.tensor(values, dtype=torch.float64, device="cpu")
         sigmas = self.schedule.sigma(told)
         after = torch.cat([sigmas[1:], sigmas.new_zeros(1)])
         x0 = x0_weights(1 - sigmas, sigmas, self.prediction)

@@ -62,7 +62,9 @@ def _above_zero(schedule: FlowSchedule, steps: int) -> torch.Tensor:
 
 
 def _shifted_twice(schedule: FlowSchedule, steps: int) -> torch.Tensor:
-    lowest = float(schedule.shifted(torch.tensor(1 / schedule.num_timesteps, dtype=torch.float64)))
+    lowest = float(
+        schedule.shifted(torch.tensor(1 / schedule.num_timesteps, dtype=torch.float64, device="cpu"))
+    )
     return schedule.shifted(_linspace(1.0, lowest, steps))
 
 

@@ -90,9 +90,9 @@ def spaced_steps(schedule: NoiseSchedule, num_steps: int) -> SpacedSteps:
             )
         )
     shift = 1 if steps < total else 0
-    ascending = torch.tensor([i * total // steps + shift for i in range(steps)])
+    ascending = torch.tensor([i * total // steps + shift for i in range(steps)], device="cpu")
     alphas = schedule.alphas_cumprod[ascending]
-    last = schedule.alphas_cumprod[:1] if shift else torch.ones(1, dtype=torch.float64)
+    last = schedule.alphas_cumprod[:1] if shift else torch.ones(1, dtype=torch.float64, device="cpu")
     return SpacedSteps(ascending.flip(0), alphas.flip(0), torch.cat([last, alphas[:-1]]).flip(0))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 
+from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.host_copy import read_here
 from ardiff_engine.models.pictures import to_images, to_uint8
 from ardiff_engine.models.spec import ModelSpec
@@ -57,6 +58,7 @@ class FrameDecoder:
             unfinished = given[len(given) - len(given) % vae.config.num_frames :]
             self._chunk = list(regroup(unfinished, self._tokens))
 
+    @ordinary_mode()
     @torch.no_grad()
     def push(self, latents: torch.Tensor) -> torch.Tensor:
         """Next frames [n, tokens, channels] -> uint8 [n, H, W, 3] on the CPU."""
