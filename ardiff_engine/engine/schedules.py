@@ -83,7 +83,7 @@ class Schedules:
         table = self._model.tables(torch.tensor(timesteps, dtype=torch.float32, device=device))
         return table, torch.cat([own.coefficients for own in tracks]).to(device, torch.float32)
 
-    def _added(self, key: object, solver: Solver) -> ScheduleRows:
+    def _added(self, key: object, solver: Tracks) -> ScheduleRows:
         """Rows of one more solver, in new tables without the solvers that nobody uses."""
         added = ScheduleRows(solver)
         entries = {k: rows for k, rows in self._entries.items() if rows.users} | {key: added}
