@@ -15,7 +15,7 @@ from ardiff_engine import plan
 from ardiff_engine.diffusion import NoiseSchedule, solvers
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError
-from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Ranges, RecomputedWindow, Window
+from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Placed, Ranges, RecomputedWindow, Window
 from ardiff_engine.memory.view import Fed, Run, View
 from ardiff_engine.plan import Now, Plan, Rule, Tick
 
@@ -245,6 +245,10 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Request]]] = {
     "stages that do not divide the steps": (
         ConfigError,
         lambda: Request(8, plan=plan.staged(2), memory=Ranges((3, 2, 1), 1)),
+    ),
+    "keys that move": (
+        ConfigError,
+        lambda: Request(9, plan=plan.blocks(3), memory=Placed(Window(6), "window")),
     ),
     "no plan": (ConfigError, lambda: Request(4, plan="blocks")),
     "no solver": (ConfigError, lambda: Request(4, solver=(S4, 3))),

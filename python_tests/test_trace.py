@@ -10,7 +10,7 @@ import pytest
 
 from ardiff_engine import plan
 from ardiff_engine.errors import PlanError
-from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Ranges, RecomputedWindow, Window
+from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Placed, Ranges, RecomputedWindow, Window
 from ardiff_engine.plan import Rule
 from ardiff_engine.systems import Trace, trace
 
@@ -51,6 +51,13 @@ CASES: dict[str, tuple[Rule, int, MemoryPolicy, Tracks]] = {
         ((1000.0, 933.0, 733.0, 357.0, 0.0), (1000.0, 933.0, 357.0, 0.0), (1000.0, 357.1429, 0.0)),
     ),
     "hiar_stage_major_F9_S4": (plan.stage_major(3), 0, PerLevel(Full()), (FOUR,)),
+    "infinity_rope_F18": (plan.blocks(3), 0, Placed(Window(5, sink=1), "window"), (FOUR,)),
+    "longlive2_plain_relative_F12_block2_W6_S2": (
+        plan.blocks(2),
+        0,
+        Placed(Window(4, sink=2), "window"),
+        ((999.0, 833.0, 0.0),),
+    ),
     "mmpl_segment_S3": (MMPL, 2, Full(joint=True), ((999.0, 908.0, 713.0, 0.0),)),
 }
 

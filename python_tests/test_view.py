@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ardiff_engine.memory import Full, RecomputedWindow, Window
+from ardiff_engine.memory.positions import place
 from ardiff_engine.memory.view import Fed, Run, contains, forget, frames_in, union, view_of, within, without
 from ardiff_engine.plan.now import Frames, Now, frames_of
 
@@ -57,6 +58,14 @@ def test_a_joint_window_shows_blocks_in_flight_to_each_other_and_stores_them_wit
     for start in (9, 12, 15):
         assert memory.view(moved(range(start, start + 3)), now) == (Run(0, 3), Run(6, 18))
     assert memory.view(Fed(range(6, 9), 4, 4, True), now) == (Run(0, 9),)
+
+
+def test_places_of_a_view() -> None:
+    view = (Run(0, 2), Run(6, 9), Run(9, 12))
+    assert place(view, "window") == (Run(0, 2), Run(6, 9, 0, -4), Run(9, 12, 0, -4))
+    # The sink is glued in front of what follows it.
+    assert place((Run(0, 3), Run(6, 18)), "anchored") == (Run(0, 3, 0, 3), Run(6, 18))
+    assert place((Run(0, 12),), "anchored") == place((Run(0, 12),), "window") == (Run(0, 12),)
 
 
 def test_frames_in_any_order_see_those_that_have_started() -> None:

@@ -6,6 +6,7 @@ from ardiff_engine.memory.page_manager import Lease, PageManager
 from ardiff_engine.memory.page_pool import PagePool, choose_page_rows
 from ardiff_engine.memory.per_level import PerLevel
 from ardiff_engine.memory.policy import MemoryPolicy
+from ardiff_engine.memory.positions import Placed
 from ardiff_engine.memory.ranges import Ranges
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
 from ardiff_engine.memory.view import Fed, Run, View
@@ -19,6 +20,7 @@ __all__ = [
     "PageManager",
     "PagePool",
     "PerLevel",
+    "Placed",
     "Ranges",
     "RecomputedWindow",
     "Run",

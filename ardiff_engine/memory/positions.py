@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a view is seen: at the numbers of its frames, or elsewhere. Rotary positions only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.memory.policy import Event, MemoryPolicy, require_rope
+from ardiff_engine.memory.view import Fed, View
+from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.plan import Frames, Now, Plan
+
+Positions = Literal["window", "anchored"]
+
+
+def place(view: View, positions: Positions) -> View:
+    """The view with its shifts.
+
+    "window": its frames stand at 0, 1, 2, … in the order in which they are listed (Infinity-RoPE).
+    "anchored": the last run stays at its numbers, and those before it end where the next one begins (the sink
+        of Rolling Forcing).
+    """
+    stop = sum([run.stop - run.first for run in view]) if positions == "window" else view[-1].stop
+    placed = []
+    for run in reversed(view):
+        stop -= run.stop - run.first
+        placed.append(run._replace(shift=stop - run.first))
+    return tuple(reversed(placed))
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """memory: what is seen and kept; positions: where, as in `place`.
+
+    For traces. The engine refuses it: a stored key would have to be turned whenever its place changes.
+    """
+
+    memory: MemoryPolicy
+    positions: Positions
+
+    def __post_init__(self) -> None:
+        if self.positions not in ("window", "anchored") or not isinstance(self.memory, MemoryPolicy):
+            raise ConfigError(
+                f"memory.Placed({self.memory!r}, {self.positions!r}): give a memory, and 'window' or "
+                "'anchored'"
+            )
+
+    @property
+    def chunk(self) -> int:
+        return self.memory.chunk
+
+    @property
+    def by_level(self) -> bool:
+        return self.memory.by_level
+
+    def check(self, plan: Plan, spec: ModelSpec) -> None:
+        require_rope("memory.Placed", spec)
+        self.memory.check(plan, spec)
+        raise ConfigError(
+            f"memory.Placed({self.memory!r}): keys that are stored at one place and seen at another cannot "
+            "be served yet; trace() shows what it does"
+        )
+
+    def most_frames(self, plan: Plan) -> int:
+        return self.memory.most_frames(plan)
+
+    def view(self, fed: Fed, now: Now) -> View:
+        return place(self.memory.view(fed, now), self.positions)
+
+    def kept(self, oldest: range, now: Now) -> Frames:
+        return self.memory.kept(oldest, now)
+
+    def stores(self, level: int, steps: int) -> bool:
+        return self.memory.stores(level, steps)
+
+    def copy(self, fed: Fed) -> int:
+        return self.memory.copy(fed)
+
+    def stale(self, event: Event, kept: Frames) -> Frames:
+        return self.memory.stale(event, kept)
