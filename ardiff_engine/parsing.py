@@ -72,7 +72,7 @@ def parse_json(
     """Plain values from JSON text; `origin` says in errors where it came from."""
     if len(text) > most:
         raise error(f"{origin} has {len(text)} bytes of JSON, expected at most {most}. Check what it is.")
-    with parsing(origin, error, "It must be JSON as this package writes it."):
+    with parsing(origin, error, "It must be JSON."):
         values = json.loads(text)
     return check_plain(values, origin, error)
 

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ardiff_engine.errors import CheckpointError
+from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.models.wan.config import WanConfig
+from ardiff_engine.settings import build
 from ardiff_engine.weights.fit import block_count, shape_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -115,4 +116,7 @@ def read_wan_config(shapes: Shapes, given: Mapping[str, Any], origin: str) -> Wa
         "frequency_dim": shape_of(shapes, "time_embedding.0.weight", 2, origin)[1],
         "image_dim": shapes["img_emb.proj.0.weight"][0] if "img_emb.proj.0.weight" in shapes else None,
     }
-    return WanConfig(**{**read, **given})
+    try:
+        return build(WanConfig, {**read, **given})
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error

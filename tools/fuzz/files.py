@@ -14,7 +14,6 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from ardiff_engine import bench_table
 from ardiff_engine.data.latent_files import LatentFiles, read_latents
 from ardiff_engine.errors import CheckpointError
 from ardiff_engine.evaluation.__main__ import trained_digits
-from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, TiTok, TiTokConfig
 from ardiff_engine.training.checkpoint import CHECKSUM_FILE, _fingerprint, newest_checkpoint, save_checkpoint
 from ardiff_engine.training.config import (
     DataConfig,
@@ -39,32 +37,17 @@ from ardiff_engine.training.log import read_log
 from ardiff_engine.training.loop import TrainingLoop
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.read_config import read_config, to_dict
-from ardiff_engine.weights import load_ar_diffusion, load_model, load_titok, save_model
+from ardiff_engine.weights import load_model
 from ardiff_engine.weights.convert import WRITTEN_BYTES, WRITTEN_FACTOR, check_written
 from ardiff_engine.weights.convert_worker import reported
-from ardiff_engine.weights.safetensors_file import SafetensorsFile
 from ardiff_engine.weights.scheduler_file import read_schedule
-from tools.fuzz import pickles
+from tools.fuzz import pickles, weight_files
 from tools.fuzz.mutate import mutated
-from tools.fuzz.plain_values import changed, json_text, toml_text
+from tools.fuzz.plain_values import json_text, toml_text
 from tools.fuzz.runner import Kind, main
 from tools.fuzz.traps import Traps
+from tools.fuzz.weight_files import SMALL_MODELS, good_folder
 
-SMALL = ARDiffusionConfig(
-    num_frames=2, tokens_per_frame=2, channels=4, width=16, depth=2, heads=2, context_tokens=2, context_dim=8
-)
-SMALL_TITOK = TiTokConfig(
-    **{"image_size": 16, "patch_size": 8, "channel_multipliers": (1, 1, 1, 1), "hidden_channels": 4},
-    **{
-        "encoder_width": 16,
-        "encoder_layers": 1,
-        "encoder_heads": 2,
-        "decoder_width": 16,
-        "decoder_layers": 1,
-    },
-    **{"decoder_heads": 2, "num_latent_tokens": 2, "token_size": 4, "codebook_logits": 8, "norm_groups": 2},
-    **{"quantized_channels": 4, "res_blocks": 1},
-)
 SCHEDULE = {
     "schedule": {"kind": "sqrt_linear", "beta_start": 1e-4, "beta_end": 2e-2, "num_timesteps": 100},
     "prediction": "x0",
@@ -88,116 +71,16 @@ RECORD = {
 
 
 @functools.cache
-def good_folder(kind: str) -> Path:
-    """A model folder or a run's folder, written once per process."""
+def good_run() -> Path:
+    """The folder of a training run, written once per process."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-good-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if kind == "run":
-        module = torch.nn.Linear(2, 2)
-        optimizer = Optimizer(module, OptimizerConfig(), 10)
-        tensors = {"model": module.state_dict(), "model_optimizer": optimizer.tensors()}
-        for step in (3, 6):
-            save_checkpoint(folder / "checkpoints", step, tensors, STATE, 2)
-    else:
-        save_model(TiTok(SMALL_TITOK) if kind == "titok" else ARDiffusionTransformer(SMALL), folder)
+    module = torch.nn.Linear(2, 2)
+    optimizer = Optimizer(module, OptimizerConfig(), 10)
+    tensors = {"model": module.state_dict(), "model_optimizer": optimizer.tensors()}
+    for step in (3, 6):
+        save_checkpoint(folder / "checkpoints", step, tensors, STATE, 2)
     return folder
-
-
-# ------------------------------------------------------------------------------------------------ weights
-
-
-def weights(kind: str, rng: random.Random, folder: Path, traps: Traps) -> Path:
-    """A safetensors file with changed bytes, a changed header, or a header that claims much."""
-    data = (good_folder(kind) / "model.safetensors").read_bytes()
-    path = folder / "given.safetensors"
-    length = int.from_bytes(data[:8], "little")
-    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
-    how = rng.randrange(8)
-    if how < 2:
-        path.write_bytes(mutated(data, rng))
-        return path
-    if how == 2:
-        claim = rng.choice((0, 1, length - 1, length + 1, 200 << 20, 2**31, 2**63, 2**64 - 1))
-        path.write_bytes(struct.pack("<Q", claim) + data[8:])
-        return path
-    if how == 3:
-        text = json_text(header, rng)
-    elif how == 4:
-        text = json.dumps(_many(header, rng)).encode()
-    elif how == 5:
-        described = json.loads(header["__metadata__"]["ardiff"])
-        header["__metadata__"] = {"ardiff": json_text(described, rng).decode("utf-8", "replace")}
-        text = json.dumps(header).encode()
-    else:
-        text = json.dumps(_changed_header(header, len(body), rng)).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
-    return path
-
-
-def _changed_header(header: dict[str, Any], size: int, rng: random.Random) -> dict[str, Any]:
-    """Some tensors with other shapes, dtypes, offsets or names."""
-    for name in rng.sample([name for name in header if name != "__metadata__"], rng.choice((1, 2, 5))):
-        entry, how = header[name], rng.randrange(6)
-        if how == 0:
-            entry["data_offsets"] = rng.choice(
-                ([0, size], [size, 0], [0, 2**63], [0, 0], [4, 8], [-1, 4], [1])
-            )
-        elif how == 1:
-            entry["shape"] = rng.choice(
-                ([0], [], [2**62, 4], [2**32, 2**32], [-1], [1] * 5000, [[1]], "x", [1.5])
-            )
-        elif how == 2:
-            entry["dtype"] = rng.choice(
-                ("F64", "I64", "BOOL", "F8_E4M3", "F8_E8M0", "F4", "X", "", "C64", None, 3)
-            )
-        elif how == 3:
-            header[rng.choice((name + "x", "", "x" * 5000, "blocks.99.x", "\0"))] = header.pop(name)
-        elif how == 4:
-            del header[name]
-        else:
-            header[f"blocks.{rng.choice((7, 10**9, -1))}.attn.qkv.weight"] = dict(entry)
-    return changed(header, rng) if rng.random() < 0.2 else header
-
-
-def _many(header: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    return header | {f"blocks.{n}.x": entry for n in range(rng.choice((1000, 12_000, 100_000)))}
-
-
-def read_weights(load: Callable[[Path], object], path: Path) -> None:
-    file = SafetensorsFile(path)
-    for name in file.shapes:
-        file.read(name, torch.device("cpu"), torch.float32)
-    load(path)
-
-
-def model_folder(kind: str, rng: random.Random, folder: Path, traps: Traps) -> Path:
-    path = folder / "model"
-    shutil.copytree(good_folder(kind), path)
-    described = json.loads((path / "config.json").read_text())
-    how = rng.randrange(6)
-    if how == 0:
-        (path / "config.json").unlink()
-        # A link to a file is followed: caches of models consist of them.
-        if rng.random() < 0.5:
-            (path / "config.json").symlink_to(rng.choice(("/dev/zero", "none", "config.json")))
-        else:
-            (path / "config.json").mkdir()
-        return path
-    if how == 1:
-        # Sizes that fit each other, and are far too large for the weights.
-        described |= rng.choice(({"depth": 10**6}, {"depth": 1000}, {"width": 2**20}, {"num_classes": 2**23}))
-        text = json.dumps(described).encode()
-        data = (path / "model.safetensors").read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        header["__metadata__"]["ardiff"] = text.decode()
-        new = json.dumps(header).encode()
-        (path / "model.safetensors").write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
-    else:
-        text = json_text(described, rng)
-    (path / "config.json").write_bytes(text)
-    return path
 
 
 def pickled(rng: random.Random, folder: Path, traps: Traps) -> Path:
@@ -249,9 +132,9 @@ def good_config(kind: type[Any]) -> dict[str, Any]:
     if kind is EncodeConfig:
         return {"vae": "v", "videos": "x", "output": "o", "num_frames": 16, "stride": 16, "device": "cpu"}
     whole = (
-        kind(run=RUN, model=SMALL_TITOK)
+        kind(run=RUN, model=SMALL_MODELS["titok"].config)
         if kind is VaeTrainConfig
-        else kind(run=RUN, model=SMALL, data=DataConfig(num_frames=2), vae="v")
+        else kind(run=RUN, model=SMALL_MODELS["ar"].config, data=DataConfig(num_frames=2), vae="v")
     )
     return _without_none(to_dict(whole))
 
@@ -294,7 +177,7 @@ def read_latent_file(path: Path) -> None:
 def run_folder(rng: random.Random, folder: Path, traps: Traps) -> Path:
     """A training run with one or both checkpoints damaged, sometimes with checksums that fit again."""
     path = folder / "run"
-    shutil.copytree(good_folder("run"), path)
+    shutil.copytree(good_run(), path)
     for checkpoint in sorted((path / "checkpoints").iterdir())[rng.randrange(2) :]:
         victim = rng.choice(sorted(checkpoint.iterdir()))
         data = victim.read_bytes()
@@ -339,10 +222,7 @@ def _config_kind(kind: type[Any]) -> Kind:
 
 
 KINDS = [
-    Kind("weights-ar", functools.partial(weights, "ar"), functools.partial(read_weights, load_ar_diffusion)),
-    Kind("weights-titok", functools.partial(weights, "titok"), functools.partial(read_weights, load_titok)),
-    Kind("model-ar", functools.partial(model_folder, "ar"), load_model),
-    Kind("model-titok", functools.partial(model_folder, "titok"), load_model),
+    *weight_files.KINDS,
     Kind("pt", pickled, read_pickled, share=2),
     Kind("scheduler", functools.partial(json_file, "scheduler.json", SCHEDULE), read_schedule),
     Kind("trained", trained, lambda path: trained_digits(str(path)), share=0.5),
@@ -355,9 +235,9 @@ KINDS = [
 
 def warm_up() -> None:
     """What PyTorch imports and writes at first use is not the doing of a hostile file."""
-    for kind in ("ar", "titok"):
+    for kind in SMALL_MODELS:
         load_model(good_folder(kind))
-    read_run(good_folder("run"))
+    read_run(good_run())
 
 
 if __name__ == "__main__":
