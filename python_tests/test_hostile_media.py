@@ -236,7 +236,7 @@ def _little_memory(megabytes: float = 150) -> Any:
 
 def _png_of(width: int, height: int) -> bytes:
     """A complete picture, all black."""
-    packer = zlib.compressobj(9)
+    packer = zlib.compressobj(6)
     row = bytes(1 + 3 * width)
     body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     chunks = [
@@ -282,11 +282,11 @@ def test_pictures_larger_than_their_file_can_hold(tmp_path: Path, sizes: tuple[i
 
 
 def test_a_large_picture_in_a_large_file_is_read(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (500, 500, 3), np.uint8)
-    Image.fromarray(np.tile(noise, (10, 10, 1))).save(tmp_path / "x.jpg")
-    assert read_video(tmp_path / "x.jpg").shape == (1, 5000, 5000, 3)
-    (tmp_path / "x.png").write_bytes(_png_of(4000, 4000))
-    assert read_video(tmp_path / "x.png").shape == (1, 4000, 4000, 3)
+    noise = np.random.default_rng(0).integers(0, 255, (900, 450, 3), np.uint8)
+    Image.fromarray(np.tile(noise, (5, 10, 1))).save(tmp_path / "x.jpg", quality=50)
+    assert read_video(tmp_path / "x.jpg").shape == (1, 4500, 4500, 3)
+    (tmp_path / "x.png").write_bytes(_png_of(4096, 4096))
+    assert read_video(tmp_path / "x.png").shape == (1, 4096, 4096, 3)
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".png"])
@@ -327,14 +327,74 @@ def test_films_that_claim_large_pictures(tmp_path: Path) -> None:
         assert read_video(path).shape[1:] == (1080, 1920, 3)
 
 
-def test_a_whole_film_is_refused_by_what_it_takes_and_not_by_what_it_holds(tmp_path: Path) -> None:
-    picture = np.zeros((1080, 1920, 3), np.uint8)
-    path = write_film(tmp_path / "x.mp4", (picture for _ in range(100)), codec="mpeg4", group=10)
+def test_a_whole_video_is_refused_by_what_it_takes_and_not_by_what_it_holds(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (1000, 1000), grey) for grey in ("black", "white", "red")]
+    path = tmp_path / "x.webp"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 30_000, 100])
     with _little_memory():
         with pytest.raises(MediaError, match="max_frames"):
-            read_video(path)  # 622 MB
-        assert read_clip(path, size=32).frames.shape == (100, 32, 32, 3)
-        assert read_video(path, max_frames=3).shape == (3, 1080, 1920, 3)
+            read_video(path)  # 906 MB
+        assert read_clip(path, size=32).frames.shape == (302, 32, 32, 3)
+        assert read_video(path, max_frames=3).shape == (3, 1000, 1000, 3)
+        assert open_video(path).read(300, 2).shape == (2, 1000, 1000, 3)
+
+
+def _put(data: bytes, box: bytes, at: int, form: str, *values: int) -> bytes:
+    """Numbers in the first box of that name, `at` bytes after the name."""
+    return _claim(data, data.index(box) + 4 + at, form, *values)
+
+
+@pytest.mark.parametrize("samples", [2**20, 2**24, 2**27, 2**31 - 1])
+def test_films_that_claim_millions_of_samples(tmp_path: Path, samples: int) -> None:
+    plain = write_film(tmp_path / "x.mp4", shades(20)).read_bytes()
+    plain = _put(_put(plain, b"stsz", 4, ">II", 10, samples), b"stsc", 4, ">IIII", 1, 1, samples, 1)
+    plain = _put(plain, b"stts", 8, ">II", samples, 1)
+    in_fragments = write_film(
+        tmp_path / "x.mp4", shades(20), movflags="frag_keyframe+empty_moov"
+    ).read_bytes()
+    with _little_memory():
+        for data in (
+            plain,
+            _put(in_fragments, b"trun", 4, ">I", samples),
+            _put(in_fragments, b"trun", 0, ">II", 0, samples),
+        ):
+            (tmp_path / "x.mp4").write_bytes(data)
+            with pytest.raises(MediaError, match="samples"):
+                read_video(tmp_path / "x.mp4")
+
+
+def test_a_header_that_hides_what_it_holds_is_refused(tmp_path: Path) -> None:
+    data = write_film(tmp_path / "x.mp4", shades(5), movflags="faststart").read_bytes()
+    (tmp_path / "x.mp4").write_bytes(data.replace(b"udta", b"cmov"))
+    with pytest.raises(MediaError, match="cmov"):
+        read_video(tmp_path / "x.mp4")
+
+
+def test_sound_of_many_samples_is_not_taken_for_an_attack(tmp_path: Path) -> None:
+    path = tmp_path / "x.mov"
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=1)
+        picture.width, picture.height, picture.pix_fmt = 48, 32, "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=48000, layout="mono")
+        for second, frame in enumerate(shades(4)):
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.int16), "s16", "mono")
+            samples.sample_rate, samples.pts = 48000, 48000 * second
+            container.mux(sound.encode(samples))
+        container.mux([*picture.encode(None), *sound.encode(None)])
+    assert shade_numbers(read_video(path)) == [0, 1, 2, 3]
+
+
+def test_a_picture_of_a_thousand_passes_is_refused(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(quadrants(256, 256)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    (tmp_path / "x.jpg").write_bytes(data)
+    assert read_video(tmp_path / "x.jpg").shape == (1, 256, 256, 3)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    (tmp_path / "x.jpg").write_bytes(data[:-2] + 1000 * last_scan + data[-2:])
+    with pytest.raises(MediaError, match="scans"):
+        read_video(tmp_path / "x.jpg")
 
 
 # What libraries raise.

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ardiff_engine.media.film_claims import check_claims
 from ardiff_engine.media.film_file import film_stream, frames_of, open_container, packets_of, seek
 from ardiff_engine.media.film_picture import shown_pixels, square_size, stated_orientation
 from ardiff_engine.media.film_times import duration_of, ends_of, own_rate, promised_end, seconds_of
@@ -85,6 +86,8 @@ def open_film(path: Path, file: BinaryIO, kind: str, fps: Fraction | None) -> Fi
             size may ask for.
     """
     size = size_of(file)
+    if kind == "mov":
+        check_claims(path, file)
     with open_container(path, file, kind) as container:
         stream = film_stream(path, container, size)
         picture, times = _first_packets(path, container, stream)

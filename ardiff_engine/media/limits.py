@@ -6,6 +6,7 @@ With n the size of the file in bytes:
 
 * a picture has at most min(2^24 + 64 n, 2^26 + n / 4) pixels: 4096 x 4096 always, more in larger files;
 * a video has at most 10,000 + n frames: a frame costs at least a byte, or is a copy of the one before;
+* a film has at most min(10,000 + n, 2^23) samples, or as many of a fixed size as the file has room for;
 * a whole video takes at most 512 MiB + 4 n. Whoever names a number of frames has decided for himself.
 """
 
@@ -32,6 +33,14 @@ def check_length(path: Path, frames: int, file_bytes: int) -> None:
     limit = 10_000 + file_bytes
     if frames > limit:
         raise _too_much(path, f"{frames} frames", f"at most {limit}")
+
+
+def check_samples(path: Path, samples: int, sample_bytes: int, file_bytes: int) -> None:
+    """Raises MediaError for a film with more samples than its file can hold; `sample_bytes` is the size of
+    each, if all have the same, or else 0."""
+    limit = file_bytes // sample_bytes if sample_bytes else min(10_000 + file_bytes, 2**23)
+    if samples > limit:
+        raise _too_much(path, f"{samples} samples", f"at most {limit}")
 
 
 def check_whole(path: Path, video_bytes: int, file_bytes: int) -> None:

@@ -17,6 +17,8 @@ from ardiff_engine.media.source import decoding, head_of, size_of, undecodable
 from ardiff_engine.media.upright import upright
 
 ORIENTATION = 0x0112
+# Each scan of a progressive JPEG is a pass over the whole picture and costs 33 bytes. Writers make about ten.
+MAX_SCANS = 100
 
 
 def picture_kind(head: bytes) -> str | None:
@@ -40,16 +42,29 @@ def open_picture(path: Path, file: BinaryIO) -> Iterator[Image.Image]:
     Pillow knows dozens of formats, some of which start programs. It is told which one to expect.
 
     Raises:
-        MediaError: none of the kinds above, damaged, or larger than the file may claim.
+        MediaError: none of the kinds above, damaged, or more work than the file may ask for.
     """
     kind = picture_kind(head_of(path, file))
     if kind is None:
         raise undecodable(path, "no PNG, JPEG, GIF or WebP")
+    if kind == "JPEG" and _scans(path, file) > MAX_SCANS:
+        raise undecodable(path, f"a JPEG of more than {MAX_SCANS} scans")
     with decoding(path):
         image = Image.open(file, formats=(kind,))
     with image:
         check_picture(path, image.width, image.height, size_of(file))
         yield image
+
+
+def _scans(path: Path, file: BinaryIO) -> int:
+    count, end = 0, b""
+    with decoding(path):
+        file.seek(0)
+        while piece := file.read(1 << 20):
+            count += (end + piece).count(b"\xff\xda")
+            end = piece[-1:]
+        file.seek(0)
+    return count
 
 
 def pixels_of(image: Image.Image) -> Pixels:

@@ -71,9 +71,11 @@ class Video(ABC):
             raise undecodable(self.path, f"no frame {first} in {self.frames}")
         wanted = rest if count is None else min(count, rest)
         array: Pixels | None = None
+        before: Pixels | None = None
         index = 0
         for index, frame in enumerate(islice(self.play(first), wanted), start=1):
-            pixels = frame if each is None else each(frame)
+            if frame is not before:
+                before, pixels = frame, frame if each is None else each(frame)
             if array is None:
                 if count is None:
                     check_whole(self.path, wanted * pixels.nbytes, self.file_bytes)

@@ -27,9 +27,22 @@ from tools.fuzz.mutate import mutated
 from tools.fuzz.runner import Kind, main
 from tools.fuzz.traps import Traps
 
-SIZES = (0, 1, 2, 9400, 16383, 16384, 65535, 2**31 - 1, 2**32 - 1)
+SIZES = (0, 1, 2, 9400, 16383, 16384, 65535, 2**24, 2**27, 2**31 - 1, 2**32 - 1)
 # Where the containers keep sizes, times, rates, turns and pixel shapes.
-ATOMS = (b"tkhd", b"mvhd", b"mdhd", b"stts", b"ctts", b"stsd", b"avc1", b"pasp", b"elst", b"stsz", b"trun")
+ATOMS = (
+    b"tkhd",
+    b"mvhd",
+    b"mdhd",
+    b"stts",
+    b"ctts",
+    b"stsd",
+    b"avc1",
+    b"pasp",
+    b"elst",
+    b"stsz",
+    b"stsc",
+    b"trun",
+)
 # Matroska: pixel sizes, durations, clock, block times.
 ELEMENTS = (b"\xb0", b"\xba", b"\x44\x89", b"\x2a\xd7\xb1", b"\x54\xb0", b"\x54\xba", b"\xa3", b"\xe7")
 
