@@ -69,7 +69,11 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
 
 
 def console(main: Callable[[], int]) -> int:
-    """`main` as the only thing that this process does. Signals that come after it has ended are too late."""
+    """`main` as the only thing that this process does."""
+    for number in SIGNALS:
+        # Until `run` listens, and once it has ended, no file is open: nothing is to be closed or told.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: os._exit(STOPPED + number))
     for descriptor in (0, 1, 2):
         # A file that is opened where one of these should be would get what is meant for the terminal.
         try:
@@ -84,8 +88,6 @@ def console(main: Callable[[], int]) -> int:
     try:
         return main()
     finally:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
         try:
             sys.stdout.flush()
         except OSError:

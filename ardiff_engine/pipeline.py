@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ardiff_engine import pipeline_inputs as inputs
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
@@ -24,17 +25,7 @@ from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.registry import kind_of
 from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
 from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
-from ardiff_engine.pipeline_inputs import (
-    Video,
-    check_choice,
-    check_counts,
-    chosen_dtype,
-    chosen_seed,
-    class_per_video,
-    device_and_dtype,
-    given_clip,
-    starting_noise,
-)
+from ardiff_engine.pipeline_inputs import Video
 from ardiff_engine.pipeline_output import (
     DEFAULT_FPS,
     Given,
@@ -77,15 +68,14 @@ class Pipeline:
 
     def __repr__(self) -> str:
         spec, size = self.transformer.spec, self.codec.image_size
+        classes = getattr(self.transformer.config, "num_classes", None) or "no"
         millions = sum(weight.numel() for weight in self.transformer.parameters()) / 1e6
         return (
             f"<Pipeline: {size} x {size} pictures, window of {spec.num_frames} frames, "
-            f"{self.transformer.config.num_classes or 'no'} classes, {millions:.1f} M weights, "
-            f"{self.dtype}, {self.device}>"
+            f"{classes} classes, {millions:.1f} M weights, {self.dtype}, {self.device}>"
         )
 
-    # --------------------------------------------------------------------------------------------------
-    # loading
+    # --- loading
 
     @classmethod
     @ordinary_mode()
@@ -109,7 +99,7 @@ class Pipeline:
             CheckpointError: no such model, damaged or missing files, models of another kind.
             ConfigError: an unknown device or dtype, both names of the dtype, parts that do not fit.
         """
-        dtype = chosen_dtype(dtype, torch_dtype)
+        dtype = inputs.chosen_dtype(dtype, torch_dtype)
         folder = find_folder(name)
         schedule, prediction = read_schedule(folder / SCHEDULER_FILE)
         return cls(*load_models(folder, device, dtype), schedule, prediction)
@@ -129,7 +119,7 @@ class Pipeline:
 
         Raises ConfigError, and moves nothing, for a device that is not there and for dtypes of whole numbers.
         """
-        device, dtype = device_and_dtype(places, device, dtype)
+        device, dtype = inputs.device_and_dtype(places, device, dtype)
         place = None if device is None else usable_device(device)
         self.transformer.to(device=place, dtype=dtype)
         self.vae.to(device=place)
@@ -149,7 +139,7 @@ class Pipeline:
     @ordinary_mode()
     def encode(self, video: Video) -> torch.Tensor:
         """A video, as a call takes it -> clean float32 latents [T, tokens, channels]: a `Request.prefix`."""
-        return self.codec.encode(torch.tensor(given_clip(video, self.codec.image_size).frames))
+        return self.codec.encode(torch.tensor(inputs.given_clip(video, self.codec.image_size).frames))
 
     @ordinary_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -215,15 +205,15 @@ class Pipeline:
             A video that fails raises its error here, and the others are given up.
         """
         started = time.perf_counter()
-        check_counts(num_frames, num_videos, first_video)
-        check_choice("output_type", output_type, OutputType)
-        check_choice("given", given, Given)
-        seed = chosen_seed(seed)
-        clip = None if video is None else given_clip(video, self.codec.image_size)
+        inputs.check_counts(num_frames, num_videos, first_video)
+        inputs.check_choice("output_type", output_type, OutputType)
+        inputs.check_choice("given", given, Given)
+        seed = inputs.chosen_seed(seed)
+        clip = None if video is None else inputs.given_clip(video, self.codec.image_size)
         prefix = None if clip is None else self.codec.encode(torch.tensor(clip.frames))
-        classes = class_per_video(class_id, num_videos)
+        classes = inputs.class_per_video(class_id, num_videos)
         fresh = num_frames - (0 if clip is None else len(clip.frames))
-        starts = starting_noise(latents, generator, num_videos, fresh, self.transformer.spec)
+        starts = inputs.starting_noise(latents, generator, num_videos, fresh, self.transformer.spec)
 
         def on_step(index: int) -> Callable[[Stream], None]:
             def report(stream: Stream) -> None:
@@ -250,7 +240,8 @@ class Pipeline:
         ]
         engine = self._engine(requests, num_inference_steps, eta, memory)
         streams = [engine.submit(request) for request in requests]
-        with tqdm(total=streams[0].feeder.plan.num_ticks, desc="passes", disable=not progress) as bar:
+        passes = streams[0].feeder.plan.num_ticks
+        with tqdm(total=passes, desc="passes", unit="pass", disable=not progress) as bar:
             videos = batch_pictures(engine, streams, self.codec, prefix)
         if clip is not None and prefix is not None:
             shown = torch.tensor(clip.frames) if given == "pixels" else self.decode(prefix)
@@ -286,12 +277,22 @@ class Pipeline:
         is decoded, the passes of the next ones run; nothing runs while the caller is busy with a frame.
 
         Args:
-            num_frames: None never ends. Frames of `video` count, but are not given again.
-            the others: as in a call of the pipeline; `frame.seed` tells the seed.
+            num_frames: frames of the video, those of `video` included, which are not given again; None never
+                ends.
+            num_inference_steps, lag: of each frame, as in a call. Videos longer than the model's window of W
+                frames, endless ones too, need lag * W >= num_inference_steps.
+            guidance_scale, eta: as in a call; 1 and 0 switch guidance and the noise of every step off.
+            seed: key of all noise; None draws one, which every frame names (`frame.seed`).
+            class_id: None: no class, or the model's only context.
+            video: what is continued, in any form that a call takes.
+            generator: draws the starting noise, frame by frame.
+            memory: what frames remember; by default `memory.RecomputedWindow` of the model's length.
 
-        Raises: as a call of the pipeline does; what goes wrong later is raised by the loop.
+        Raises:
+            ConfigError, PlanError, TensorError, MediaError: arguments, as in a call.
+            NumericalError, ArdiffError: what goes wrong later; the loop raises it, after the frames before.
         """
-        seed = chosen_seed(seed)
+        seed = inputs.chosen_seed(seed)
         prefix = None if video is None else self.encode(video)
         request = Request(
             num_frames=num_frames,
@@ -305,8 +306,7 @@ class Pipeline:
         engine = self._engine([request], num_inference_steps, eta, memory)
         return stream_pictures(engine, engine.submit(request), self.codec, prefix)
 
-    # --------------------------------------------------------------------------------------------------
-    # private
+    # --- private
 
     def _engine(self, requests: list[Request], steps: int, eta: float, memory: MemoryPolicy | None) -> Engine:
         """An engine with exactly the pages that these requests can need."""
