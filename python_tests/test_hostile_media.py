@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import socket
 import struct
 import sys
@@ -73,6 +74,16 @@ def test_other_kinds_of_pictures_are_never_opened(
     with pytest.raises(MediaError):
         read_video(tmp_path / "given" if in_folder else tmp_path / "given" / name)
     assert list(programs.iterdir()) == []
+
+
+def test_pictures_and_films_are_opened_in_one_place_each() -> None:
+    package = Path(film.__file__).parents[1]
+    code = {path.relative_to(package).as_posix(): path.read_text("utf-8") for path in package.rglob("*.py")}
+    assert [name for name, text in code.items() if "Image.open(" in text] == ["media/picture.py"]
+    films = {
+        name for name, text in code.items() if re.search(r"av\.open\(|imageio|cv2|torchvision\.io", text)
+    }
+    assert films == {"media/film_file.py", "media/mp4.py"}  # the latter writes
 
 
 # A path is a file.

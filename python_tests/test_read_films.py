@@ -102,9 +102,10 @@ def test_frames_are_taken_by_time(
     assert found[: len(expected)] == expected and set(found[len(expected) :]) <= {expected[-1]}
 
 
-@pytest.mark.parametrize("fps", [2, 5, 10, 20, 30, Fraction(30000, 1001)])
-def test_another_rate_repeats_or_leaves_out_frames(tmp_path: Path, fps: float) -> None:
-    path = write_film(tmp_path / "x.mp4", shades(20), rate=10)
+@pytest.mark.parametrize("fps", [2, 5, 10, 20, 30, Fraction(30000, 1001), 300])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".avi"])
+def test_another_rate_repeats_or_leaves_out_frames(tmp_path: Path, fps: float, suffix: str) -> None:
+    path = write_film(tmp_path / f"x{suffix}", shades(20), rate=10)
     video = open_video(path, fps=float(fps))
     found = shade_numbers(video.read())
     assert video.fps == pytest.approx(float(fps)) and len(found) == round(2 * fps)

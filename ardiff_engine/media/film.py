@@ -32,12 +32,14 @@ RUN_UPS = (0, 1, 10)
 
 @dataclass(frozen=True)
 class Film(Video):
-    """kind: FFmpeg's demuxer. rate: frames per second. start, end: the seconds on the film's own clock at
-    which the first picture appears and the last one ends. stored: width and height in square pixels, before
-    the picture is turned as `orientation` (EXIF's 1 to 8) says."""
+    """kind: FFmpeg's demuxer. rate: frames per second. period: the usual seconds from one picture to the
+    next. start, end: the seconds on the film's own clock at which the first picture appears and the last one
+    ends. stored: width and height in square pixels, before the picture is turned as `orientation` (EXIF's 1
+    to 8) says."""
 
     kind: str
     rate: Fraction
+    period: Fraction
     start: Fraction
     end: Fraction
     stored: tuple[int, int]
@@ -63,7 +65,7 @@ class Film(Video):
         stream = film_stream(self.path, container, self.file_bytes)
         if place is not None and not seek(self.path, container, stream, place):
             return  # the caller then plays from the start
-        period = 1 / self.rate
+        period = self.period
         last, end = self.start - period, self.start
         for packet in packets_of(self.path, container, stream):
             for frame in frames_of(self.path, packet):
@@ -116,7 +118,21 @@ def open_film(path: Path, file: BinaryIO, kind: str, fps: Fraction | None) -> Fi
     rate = fps or own
     frames = max(slot(end - start, rate), 1)
     check_length(path, frames, size)
-    return Film(path, frames, height, width, float(rate), size, kind, rate, start, end, stored, orientation)
+    return Film(
+        path=path,
+        frames=frames,
+        height=height,
+        width=width,
+        fps=float(rate),
+        file_bytes=size,
+        kind=kind,
+        rate=rate,
+        period=period,
+        start=start,
+        end=end,
+        stored=stored,
+        orientation=orientation,
+    )
 
 
 def _first_packets(path: Path, container: Any, stream: Any) -> tuple[Any, list[Fraction]]:
