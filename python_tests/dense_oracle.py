@@ -131,14 +131,18 @@ class DenseTransformer:
         return torch.view_as_real(turned).reshape(y.shape).to(self.dtype)
 
 
-def visibility(config, frames: int, sees: Callable[[int, int], bool]) -> torch.Tensor:
-    """bool [tokens, tokens] from `sees(query frame, key frame)` and the model's rule for context tokens."""
+def visibility(config, frames: int, sees: Callable[[int, int], bool | float]) -> torch.Tensor:
+    """bool [tokens, tokens] from `sees(query frame, key frame)` and the model's rule for context tokens;
+    float64 where that is a log-bias, -inf for what is not seen."""
     n_ctx, length = config.context_tokens, config.tokens_per_frame
     unit = torch.tensor([[sees(q, k) for k in range(frames)] for q in range(frames)])
-    mask = torch.ones(n_ctx + frames * length, n_ctx + frames * length, dtype=torch.bool)
+    seen, unseen = (True, False) if unit.dtype == torch.bool else (0.0, -math.inf)
+    unit = unit if unit.dtype == torch.bool else unit.double()
+    size = n_ctx + frames * length
+    mask = torch.full((size, size), seen, dtype=unit.dtype)
     mask[n_ctx:, n_ctx:] = unit.repeat_interleave(length, 0).repeat_interleave(length, 1)
     if config.mask == "temporal_causal":
-        mask[:n_ctx, n_ctx:] = False
+        mask[:n_ctx, n_ctx:] = unseen
     return mask
 
 
@@ -148,7 +152,7 @@ def plain_plan(
     noise: torch.Tensor,
     context: torch.Tensor,
     plan,
-    sees: Callable[[int, int, int], bool],
+    sees: Callable[[int, int, int], bool | float],
     *,
     prefix=None,
 ):

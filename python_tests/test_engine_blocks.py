@@ -4,7 +4,9 @@ bit alone and together."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -143,6 +145,38 @@ def test_a_recomputed_window_of_blocks_is_the_dense_model_on_the_window() -> Non
             torch.testing.assert_close(
                 result[stop - 3 : stop].double(), list(window)[-1][-3:], rtol=1e-5, atol=1e-5
             )
+
+
+@dataclass(frozen=True)
+class Faint(Full):
+    """As Krea Realtime: what is neither in the first block nor in the own one counts less."""
+
+    def view(self, fed: Fed, now: Now) -> View:
+        first, start, stop = 3, fed.block.start, fed.block.stop
+        runs = Run(0, first), Run(first, start, bias=math.log(0.3)), Run(max(start, first), stop)
+        return tuple(run for run in runs if run.first < run.stop)
+
+
+def faint(q: int, k: int, n: int) -> float:
+    if k >= (q // 3 + 1) * 3:
+        return -math.inf
+    return 0.0 if k < 3 or k // 3 == q // 3 else math.log(0.3)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_bias_reaches_the_logits_of_the_run_that_has_it(cuda_graphs: bool) -> None:
+    """Also over padded buffers, as on a GPU."""
+    model = tiny("separate_norm", "temporal_causal", "rope", num_frames=16)
+    noise = torch.randn(12, 3, 4, generator=torch.Generator().manual_seed(0))
+    condition = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+    engine = Engine(model, solver=S3, memory=Faint(), max_pages=200, cuda_graphs=cuda_graphs)
+    options = {"condition": condition, "latents": noise, "plan": plan.blocks(3)}
+    streams = [engine.submit(Request(12, **options)), engine.submit(Request(12, memory=Full(), **options))]
+    ours = plan.blocks(3).plan(12, (3,))
+    for stream, sees in zip(streams, (faint, causal(ours)), strict=True):
+        with torch.no_grad():
+            *_, expected = plain_plan(model, [S3], noise, condition, ours, sees)
+        torch.testing.assert_close(stream.result().double(), expected, rtol=1e-5, atol=1e-5)
 
 
 MIXED = [

@@ -54,6 +54,9 @@ class Block:
         return views
 
 
+TABLE = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen", "bias")
+
+
 class TickBuffers:
     """batch: what the tick reads. latents [updates, L, C], finite [updates]: what it leaves."""
 
@@ -71,7 +74,7 @@ class TickBuffers:
         self.latents = x.new_empty(shape.updates, spec.tokens_per_frame, spec.channels)
         self.finite = torch.empty(shape.updates, dtype=torch.bool, device=device)
         held, levels = self._layout.tensors, self._levels.tensors
-        names = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen")
+        names = [name for name in TABLE if name in held]
         self.batch = Batch(
             cells=CellBatch(
                 num_contexts=shape.contexts,
@@ -125,13 +128,8 @@ def _layout_values(layout: PaddedLayout) -> dict[str, torch.Tensor]:
         "positions": layout.positions,
         "branch_cells": layout.branch_cells,
         "weights": layout.weights,
-        "frame_ptr": table.frame_ptr,
-        "group_ptr": table.group_ptr,
-        "page_ptr": table.page_ptr,
-        "pages": table.pages,
-        "valid": table.valid,
-        "seen": table.seen,
     }
+    values |= {name: getattr(table, name) for name in TABLE if getattr(table, name) is not None}
     return values if layout.work is None else values | {"work": layout.work.words}
 
 

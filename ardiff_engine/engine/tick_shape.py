@@ -56,6 +56,7 @@ class TickShape:
     groups: int
     entries: int
     noisy: bool
+    biased: bool
     schedule: tuple[object, ...]
 
 
@@ -107,6 +108,7 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
         pages=_padded(table.pages, entries, 0),
         valid=_padded(table.valid, entries, 0),
         seen=torch.from_numpy(per_unit(table.seen.numpy(), 0)),
+        bias=None if table.bias is None else _padded(table.bias, entries, 0),
     )
     work, schedule = _schedule(padded, batch, spec)
     return PaddedLayout(
@@ -118,6 +120,7 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
             groups,
             entries,
             batch.keys is not None,
+            table.bias is not None,
             schedule,
         ),
         slots=pad_tokens(cells.slots, -1, contexts, most_contexts, most_frames, spec),
