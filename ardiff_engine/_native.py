@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import warnings
 from functools import cache
 from types import ModuleType
 
@@ -39,6 +40,17 @@ def native() -> ModuleType | None:
 def why_not() -> str | None:
     """Why `native()` is None; None where it is a module."""
     return _load()[1]
+
+
+@cache
+def warn_missing() -> None:
+    """Says once per process that the PyTorch reference runs, where the C++ kernels are missing."""
+    if native() is None:
+        warnings.warn(
+            f"the C++ kernels are missing, so the PyTorch reference runs, several times slower: {why_not()}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def cuda() -> ModuleType | None:

@@ -120,7 +120,7 @@ def test_wrong_arguments() -> None:
         with pytest.raises(TensorError, match="frame_ids"):
             modulate(x.double(), shift.double(), scale.double(), wrong)
     with pytest.raises(TensorError):
-        modulate(x, shift, scale, ids.long())
+        modulate(x, shift, scale, ids.short())
     with pytest.raises(TensorError):
         modulate(x, shift[:2], scale, ids)
     with pytest.raises(TensorError):

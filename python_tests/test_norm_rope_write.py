@@ -199,7 +199,7 @@ def test_wrong_arguments() -> None:
             wrong.run()
     for name, value in [
         ("qkv", torch.randn(6, 64).requires_grad_()),
-        ("positions", torch.zeros(6, dtype=torch.int32)),
+        ("positions", torch.zeros(6, dtype=torch.int16)),
         ("slots", torch.zeros(5, dtype=torch.int64)),
         ("pages", torch.zeros(2, 4, 3, ROWS, 8)),
     ]:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
+from ardiff_engine.available_memory import available_memory
 from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Tracks, tracks_of
@@ -100,5 +100,5 @@ def pages_for_share(share: float, spec: ModelSpec, item: int, device: torch.devi
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = available_memory()
     return int(share * free) // bytes_per_page(spec, item)

@@ -45,9 +45,16 @@ def add_noise(
 ) -> AddNoiseResult:
     """signal[i] * x0[i] + sigma[i] * eps[i] for every row i of x0 [N, ...], and the target of that name.
 
-    signal, sigma: floating point [N]. Exactly one of `noise` (like x0) and `keys` (int64 [N, 5]) gives eps;
-    element e of a row counts its trailing dimensions in order. Half precision is computed in float32.
-    Differentiable where an input requires a gradient (PyTorch reference).
+    Half precision is computed in float32. Differentiable where an input requires a gradient (PyTorch
+    reference).
+
+    Args:
+        x0: [N, ...], floating point.
+        signal, sigma: [N], floating point.
+        noise: eps, like x0; exactly one of noise and keys is given.
+        keys: int64 [N, 5], see `noise_keys`: eps is drawn; element e of a row counts its trailing
+            dimensions in order.
+        target: "x0", "eps", "v" or "flow"; None: none.
 
     Raises:
         ConfigError: an unknown target, or not exactly one of noise and keys.

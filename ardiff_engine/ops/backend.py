@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ardiff_engine._native import native, why_not
+from ardiff_engine._native import native, warn_missing, why_not
 from ardiff_engine.errors import BackendNotAvailableError, ConfigError, explain
 from ardiff_engine.ops.cuda_launch import DTYPES
 from ardiff_engine.ops.cuda_route import cuda, why_cuda, why_no_cuda
@@ -94,6 +94,8 @@ def choose(op: str, *tensors: torch.Tensor | None) -> Choice:
             if tensor is not None and tensor.device.type != "cpu":
                 _warn_once(op, choice.reason)
                 break
+        else:
+            warn_missing()
     return choice
 
 
@@ -110,7 +112,10 @@ def on_native_cpu(*tensors: torch.Tensor | None) -> bool:
         _check_name(forced)
         if forced != "cpu":
             return False
-    return _cpu_misfit("", tuple(tensor for tensor in tensors if tensor is not None)) is None
+    fits = _cpu_misfit("", tuple(tensor for tensor in tensors if tensor is not None)) is None
+    if not fits:
+        warn_missing()
+    return fits
 
 
 def triton_kernel(op: str) -> Callable[..., Any]:

@@ -23,10 +23,13 @@ Tensor = torch.Tensor
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, D] floating point, bias [D] of its dtype -> gelu(x + bias) [T, D]. Differentiable in both.
+    """gelu(x + bias) [T, D]. Differentiable in both, the kernels (float32 on the CPU, and GPUs) once.
 
-    The kernels, for float32 on the CPU and for GPUs, are differentiable once. Traced by torch.compile, and
-    elsewhere, it is the formula in PyTorch.
+    Traced by torch.compile, and elsewhere, it is the formula in PyTorch.
+
+    Args:
+        x: [T, D], floating point.
+        bias: [D], of the dtype of x; None: zero.
 
     Raises:
         TensorError: a wrong shape, dtype or device.

@@ -47,6 +47,12 @@ def tensor(name: str, value: object) -> torch.Tensor:
     )
 
 
+def indices(name: str, value: object) -> torch.Tensor:
+    """`tensor`, where int32 becomes int64."""
+    given = tensor(name, value)
+    return given.to(torch.int64) if given.dtype == torch.int32 else given
+
+
 def _plain(name: str, value: torch.Tensor) -> None:
     """Refuses what has no memory with its values in it, and derivatives that would be lost."""
     if value.layout != torch.strided or value.is_nested:

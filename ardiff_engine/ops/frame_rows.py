@@ -11,16 +11,24 @@ from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops import checks
 
 
-def check_frame_rows(x: torch.Tensor, frame_ids: torch.Tensor, tables: dict[str, torch.Tensor]) -> None:
-    """Metadata of x [T, D], frame_ids int32 [T], tables [M, D] of one M; `check_range` checks the values."""
+def check_frame_rows(
+    x: torch.Tensor, frame_ids: torch.Tensor, tables: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Metadata of x [T, D], frame_ids [T], tables [M, D] of one M; returns the ids as int32.
+
+    `check_range` checks their values."""
     tokens, width = checks.token_rows("x", x, "D")
-    if frame_ids.dtype != torch.int32 or frame_ids.dim() != 1 or frame_ids.shape[0] != tokens:
+    if (
+        frame_ids.dtype not in (torch.int32, torch.int64)
+        or frame_ids.dim() != 1
+        or frame_ids.shape[0] != tokens
+    ):
         raise TensorError(
             explain(
                 "frame_ids",
                 got=f"{frame_ids.dtype} {list(frame_ids.shape)}",
-                expected=f"torch.int32 [{tokens}]",
-                fix="Pass one row number per token, as int32.",
+                expected=f"torch.int32 or torch.int64 [{tokens}]",
+                fix="Pass one row number per token.",
             )
         )
     checks.device("frame_ids", frame_ids, x.device)
@@ -45,6 +53,10 @@ def check_frame_rows(x: torch.Tensor, frame_ids: torch.Tensor, tables: dict[str,
                 )
             )
         rows = table.shape[0]
+    if frame_ids.dtype == torch.int64:
+        # What is out of range stays so: cut to 32 bits as it is, 2^32 would become row 0.
+        frame_ids = frame_ids.clamp(-1, rows).to(torch.int32)
+    return frame_ids
 
 
 def check_range(frame_ids: torch.Tensor, rows: int) -> None:

@@ -39,8 +39,13 @@ def gate_residual(
 ) -> torch.Tensor:
     """residual [T, D] + gate[id] * (branch [T, D] + bias [D]), in the dtype of `residual`.
 
-    gate [M, D], rows may be strided; frame_ids int32 [T] in 0..M-1; bias None is zero. Differentiable once
-    in all four.
+    Differentiable once in residual, branch, gate and bias.
+
+    Args:
+        residual, branch: [T, D], floating point.
+        gate: [M, D], floating point; rows may be strided views.
+        frame_ids: int32 or int64 [T], the row of each token, in 0..M-1.
+        bias: [D], floating point; None: zero.
 
     Raises:
         TensorError: a wrong shape, dtype or device, or an id out of range (read on the CPU only).
@@ -60,9 +65,16 @@ def gate_residual_(
     *,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`gate_residual` in place: overwrites the contiguous `residual` and returns it. No gradient: raises
-    TensorError where one would be recorded. An array with __dlpack__ is overwritten too, and returned as the
-    tensor that shares its memory; one that cannot be shared (read-only) raises TensorError."""
+    """`gate_residual` in place: overwrites the contiguous `residual` and returns it.
+
+    Args:
+        residual: [T, D], contiguous; written. An array with __dlpack__ is overwritten too, and returned as
+            the tensor that shares its memory.
+        branch, gate, frame_ids, bias: as in `gate_residual`.
+
+    Raises:
+        TensorError: as `gate_residual`; where a gradient would be recorded; memory that cannot be written.
+    """
     residual = writable("residual", residual)
     branch, gate, frame_ids, bias = _check(residual, branch, gate, frame_ids, bias)
     if not residual.is_contiguous() or needs_grad(residual, branch, gate, bias):
@@ -125,7 +137,7 @@ def _check(
     """The arguments after `residual` as tensors that fit it."""
     branch, gate = tensor("branch", branch), tensor("gate", gate)
     frame_ids, bias = tensor("frame_ids", frame_ids), optional("bias", bias)
-    check_frame_rows(residual, frame_ids, {"gate": gate})
+    frame_ids = check_frame_rows(residual, frame_ids, {"gate": gate})
     if branch.shape != residual.shape or not branch.is_floating_point():
         raise TensorError(
             explain(

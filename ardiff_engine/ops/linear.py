@@ -41,7 +41,10 @@ class PackedWeight:
 
 
 def pack_linear(weight: torch.Tensor) -> PackedWeight:
-    """Weight float32 [outputs, inputs] on the CPU -> a packed copy of it. Later changes are not seen.
+    """A packed copy of a weight. Later changes of the weight are not seen.
+
+    Args:
+        weight: float32 [outputs, inputs] on the CPU.
 
     Raises:
         TensorError: a wrong shape, dtype or device, or no inputs.
@@ -68,9 +71,15 @@ def pack_linear(weight: torch.Tensor) -> PackedWeight:
 def linear(
     x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None, *, gelu: bool = False
 ) -> torch.Tensor:
-    """x float32 [..., inputs] on the CPU -> [..., outputs]: x Wᵀ + bias [outputs]; gelu: its GELU, tanh form.
+    """x Wᵀ + bias, float32 [..., outputs] on the CPU. No gradient is recorded.
 
-    No gradient is recorded. A row of the result is the same, bit for bit, for any number of rows and threads.
+    A row of the result is the same, bit for bit, for any number of rows and threads.
+
+    Args:
+        x: float32 [..., inputs] on the CPU.
+        weight: W, from `pack_linear`.
+        bias: float32 [outputs]; None: zero.
+        gelu: return the GELU of the result, tanh form.
 
     Raises:
         TensorError: a wrong shape, dtype or device, or a gradient that would be recorded.

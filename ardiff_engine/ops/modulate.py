@@ -69,9 +69,15 @@ def modulate(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """y [T, D] = norm(x) * (1 + scale[id]) + shift[id]; with `return_normed`, (y, norm(x)).
 
-    x [T, D] floating point; shift, scale [M, D], rows may be strided views; frame_ids int32 [T] in 0..M-1.
-    Results have the dtype of x. Differentiable once in x, shift and scale, through both results. The second
-    result is what replaces the residual in AR-Diffusion's `share_norm` blocks.
+    Results have the dtype of x. Differentiable once in x, shift and scale, through both results.
+
+    Args:
+        x: [T, D], floating point.
+        shift, scale: [M, D], floating point; rows may be strided views.
+        frame_ids: int32 or int64 [T], the row of each token, in 0..M-1.
+        norm: "none", "layer" or "rms".
+        eps: added to the variance or mean square.
+        return_normed: also return norm(x), which replaces the residual in AR-Diffusion's `share_norm` blocks.
 
     Raises:
         ConfigError: an unknown norm.
@@ -83,7 +89,7 @@ def modulate(
         )
     x, shift, scale = tensor("x", x), tensor("shift", shift), tensor("scale", scale)
     frame_ids = tensor("frame_ids", frame_ids)
-    check_frame_rows(x, frame_ids, {"shift": shift, "scale": scale})
+    frame_ids = check_frame_rows(x, frame_ids, {"shift": shift, "scale": scale})
     dispatched = watched(x, shift, scale, frame_ids) or needs_grad(x, shift, scale)
     run = torch.ops.ardiff.modulate if dispatched else _run
     y, normed = run(x, shift, scale, frame_ids, norm, eps, return_normed)

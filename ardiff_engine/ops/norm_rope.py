@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ardiff_engine.ops.backend import choose, triton_kernel
-from ardiff_engine.ops.checks import optional, tensor
+from ardiff_engine.ops.checks import indices, optional, tensor
 from ardiff_engine.ops.dispatch import needs_grad, watched, without_autocast
 from ardiff_engine.ops.norm_rope_checks import check_norm_rope
 
@@ -44,17 +44,26 @@ def norm_rope(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """qkv [T, (heads + 2 kv_heads) d] -> q [T, heads, d], k and v [T, kv_heads, d], in the dtype of qkv.
 
-    positions int64 [T] with frequencies float64 [d / 2], or [T, axes] with [axes, d / 2], where an angle is
-    the sum over the axes; no frequencies: no rotation. kv_heads None = heads; weights and biases of the norm:
-    [d], for "rms_full" [heads d] and [kv_heads d], None for none; qkv_bias like a row
-    of qkv. Differentiable in everything but positions and frequencies, the kernels for GPUs once; on the CPU
-    and traced by torch.compile it is the formula in PyTorch.
+    Differentiable in everything but positions and frequencies, the kernels for GPUs once; on the CPU and
+    traced by torch.compile it is the formula in PyTorch.
+
+    Args:
+        qkv: rows of q, k and v of all heads.
+        positions: int64 or int32, [T], or [T, axes] with as many rows of frequencies.
+        heads, kv_heads: of q, and of k and v; kv_heads None: heads.
+        norm: "none", "layer", "rms" over each head, "rms_full" over all heads together.
+        q_weight, q_bias, k_weight, k_bias: of the norm, [d], for "rms_full" [heads d] and [kv_heads d];
+            None: none.
+        eps: added to the variance or mean square.
+        frequencies: float64 [d / 2], or [axes, d / 2], where an angle is the sum over the axes; None: no
+            rotation.
+        qkv_bias: like a row of qkv; None: zero.
 
     Raises:
         ConfigError: an unknown norm, or head counts that do not divide the row.
         TensorError: a wrong shape, dtype or device.
     """
-    qkv, positions = tensor("qkv", qkv), tensor("positions", positions)
+    qkv, positions = tensor("qkv", qkv), indices("positions", positions)
     q_weight, q_bias = optional("q_weight", q_weight), optional("q_bias", q_bias)
     k_weight, k_bias = optional("k_weight", k_weight), optional("k_bias", k_bias)
     frequencies, qkv_bias = optional("frequencies", frequencies), optional("qkv_bias", qkv_bias)

@@ -49,19 +49,24 @@ def norm_rope_pages(
 ) -> Three:
     """qkv [T, (heads + 2 kv_heads) d] -> q [T, heads, d], K and V [num_pages, kv_heads, page_rows, d].
 
-    slots int64 [T]: page * page_rows + row, all distinct; -1: K and V of this token are dropped. Rows that no
-    slot names are 0. The other arguments, the formula and its precision are `norm_rope`'s. Differentiable in
-    qkv, weights and biases, by kernels once: float32 on the CPU (norm "none", "layer" or "rms") and GPUs.
-    Traced by torch.compile it is the formula in PyTorch.
+    Differentiable in qkv, weights and biases, by kernels once: float32 on the CPU (norm "none", "layer" or
+    "rms") and GPUs. Traced by torch.compile it is the formula in PyTorch.
+
+    Args:
+        qkv: rows of q, k and v of all heads.
+        slots: int64 or int32 [T], page * page_rows + row, all distinct; -1: K and V of this token are
+            dropped.
+        num_pages, page_rows: size of the new pages; rows that no slot names are 0.
+        positions, heads, kv_heads, norm, q_weight, q_bias, k_weight, k_bias, eps, frequencies: as in
+            `norm_rope`.
 
     Raises:
         ConfigError: an unknown norm, or head counts that do not divide the row.
         TensorError: a wrong shape, dtype or device.
         PageTableError: a slot outside the pages (read on the CPU only).
     """
-    qkv, slots, positions = (
-        checks.tensor(n, t) for n, t in (("qkv", qkv), ("slots", slots), ("positions", positions))
-    )
+    qkv = checks.tensor("qkv", qkv)
+    slots, positions = checks.indices("slots", slots), checks.indices("positions", positions)
     q_weight, q_bias = checks.optional("q_weight", q_weight), checks.optional("q_bias", q_bias)
     k_weight, k_bias = checks.optional("k_weight", k_weight), checks.optional("k_bias", k_bias)
     frequencies = checks.optional("frequencies", frequencies)

@@ -12,7 +12,7 @@ import torch
 
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
-from ardiff_engine.ops.checks import optional, same, tensor, writable
+from ardiff_engine.ops.checks import indices, optional, same, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch_for
 from ardiff_engine.ops.dispatch import watched, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
@@ -43,17 +43,21 @@ def norm_rope_write_(
 ) -> torch.Tensor:
     """Writes K and V of qkv [T, (heads + 2 kv_heads) d] into pages and returns q [T, heads, d].
 
-    k_pages, v_pages: [P, kv_heads, R, d], same strides, rows of d dense (a layer of the pool); slots int64
-    [T]: page * R + row, -1 writes nothing, all others distinct. The other arguments, the formula and its
-    precision are `norm_rope`'s. V is copied bit for bit unless there is a qkv_bias. No gradient: use
-    `norm_rope` in training.
+    V is copied bit for bit unless there is a qkv_bias. No gradient: use `norm_rope` in training.
+
+    Args:
+        qkv: rows of q, k and v of all heads.
+        k_pages, v_pages: [P, kv_heads, R, d], a layer of the pool: same strides, rows of d dense; written.
+        slots: int64 or int32 [T], page * R + row; -1 writes nothing, all others are distinct.
+        positions, heads, kv_heads, norm, q_weight, q_bias, k_weight, k_bias, eps, frequencies, qkv_bias:
+            as in `norm_rope`.
 
     Raises:
         ConfigError: an unknown norm, or head counts that do not divide the row.
         TensorError: a wrong shape, dtype, device or stride, or a gradient that would be lost.
         PageTableError: a slot outside the pool (read on the CPU only); nothing has been written then.
     """
-    qkv, slots, positions = tensor("qkv", qkv), tensor("slots", slots), tensor("positions", positions)
+    qkv, slots, positions = tensor("qkv", qkv), indices("slots", slots), indices("positions", positions)
     k_pages, v_pages = writable("k_pages", k_pages), writable("v_pages", v_pages)
     frequencies, qkv_bias = optional("frequencies", frequencies), optional("qkv_bias", qkv_bias)
     kv_heads = kv_heads or heads

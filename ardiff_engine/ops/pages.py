@@ -17,7 +17,7 @@ import torch
 
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
-from ardiff_engine.ops.checks import optional, tensor, writable
+from ardiff_engine.ops.checks import indices, optional, tensor, writable
 from ardiff_engine.ops.cuda_launch import address, error_bits, launch, launch_for
 from ardiff_engine.ops.dispatch import watched, without_autocast
 from ardiff_engine.ops.native_kernels import kernels
@@ -30,8 +30,10 @@ _CUDA_HEAD_DIM = 512  # csrc/cuda/rope.cuh keeps the sines of a position in shar
 def copy_pages_(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:
     """Copies page src[i] to page dst[i] in all layers, bit for bit.
 
-    k_pages, v_pages: [layers, P, H, R, d], same strides, a page dense; src, dst int64 [n]; the pages of dst
-    are distinct and none of them is in src.
+    Args:
+        k_pages, v_pages: [layers, P, H, R, d], same strides, a page dense; written.
+        src: int64 or int32 [n], pages that are read.
+        dst: likewise, pages that are written: distinct, none of them in src.
 
     Raises:
         TensorError: a wrong shape, dtype, device or stride.
@@ -39,7 +41,7 @@ def copy_pages_(k_pages: torch.Tensor, v_pages: torch.Tensor, src: torch.Tensor,
             written then.
     """
     k_pages, v_pages = writable("k_pages", k_pages), writable("v_pages", v_pages)
-    src, dst = tensor("src", src), tensor("dst", dst)
+    src, dst = indices("src", src), indices("dst", dst)
     _check_pool("k_pages", k_pages, k_pages)
     _check_pool("v_pages", v_pages, k_pages)
     _check_ids("src", src, k_pages, src)
@@ -60,16 +62,21 @@ def rotate_pages_(
 ) -> None:
     """Rotates K of page pages[i] by deltas[i] positions, in all layers.
 
-    k_pages [layers, P, H, R, d], a page dense; pages int64 [n], distinct; deltas int64 [n], negative ones
-    turn back; frequencies float64 [d / 2]. With `source` [layers, n, H, R, d], page pages[i] becomes the
-    rotation of source[:, i]: keep an unrotated copy there, and repeated moves do not add up rounding errors.
+    Args:
+        k_pages: [layers, P, H, R, d], a page dense; written.
+        pages: int64 or int32 [n], distinct.
+        deltas: int64 or int32 [n]; negative ones turn back.
+        frequencies: float64 [d / 2].
+        source: [layers, n, H, R, d]; page pages[i] becomes the rotation of source[:, i]. Keep an unrotated
+            copy there, and repeated moves do not add up rounding errors. None: the pages themselves.
 
     Raises:
         TensorError: a wrong shape, dtype, device or stride.
         PageTableError: a page outside the pool or named twice (read on the CPU only). Nothing is written
             then.
     """
-    k_pages, pages, deltas = writable("k_pages", k_pages), tensor("pages", pages), tensor("deltas", deltas)
+    k_pages = writable("k_pages", k_pages)
+    pages, deltas = indices("pages", pages), indices("deltas", deltas)
     frequencies, source = tensor("frequencies", frequencies), optional("source", source)
     _check_pool("k_pages", k_pages, k_pages)
     _check_ids("pages", pages, k_pages, pages)

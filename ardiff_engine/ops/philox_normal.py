@@ -34,10 +34,16 @@ _ROUNDS = 10
 
 
 def philox_normal(keys: torch.Tensor, elements: int) -> torch.Tensor:
-    """Standard normal noise, float32 [N, elements] on the device of `keys` (int64 [N, 5], see `noise_keys`).
+    """Standard normal noise, float32 [N, elements] on the device of `keys`.
 
     Row i depends on `keys[i]` only, and its first m values do not depend on `elements`.
-    Raises TensorError for keys of another form or a negative `elements`.
+
+    Args:
+        keys: int64 [N, 5], see `noise_keys`.
+        elements: numbers per row.
+
+    Raises:
+        TensorError: keys of another form, or `elements` out of range.
     """
     keys = check_keys(keys)
     if not 0 <= elements <= 4 * _MASK:

@@ -44,8 +44,16 @@ def sample_timesteps(
 ) -> torch.Tensor:
     """int64 [batch, num_frames] in 0..num_timesteps-1, one row per clip, drawn by `rule` (see the module).
 
-    Row i is a pure function of (seed, first_sample + i): give every rank and step its own range of samples.
     The same values on every device. Without a kernel for the device they are drawn on the CPU.
+
+    Args:
+        batch, num_frames: size of the result.
+        num_timesteps: of the noise schedule.
+        rule: "fopp", "uniform", "iid" or "shared".
+        seed: 64 bits, signed or not.
+        first_sample: row i is a pure function of (seed, first_sample + i): give every rank and step its
+            own range.
+        device: of the result.
 
     Raises:
         ConfigError: an unknown rule or device, or a size, seed or sample number out of range.

@@ -51,6 +51,8 @@ def solver_step(
     """x [N, ...] and network outputs outs [B, N, ...] -> (x', x0), both like x.
 
     Args:
+        x: [N, ...], floating point.
+        outs: [B, N, ...], of the dtype of x: outputs of the network, one per branch of guidance.
         weights: [B, N], floating point, used as float32 for float32 x.
         coefficients: [N, 9], likewise: p, q, a, b, e, c1, c2, c3, limit. The last four may be left out, from
             the end: c is 0 then, and there is no limit (infinity).
