@@ -45,7 +45,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "checksums.json", "empty.safetensors"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty", "swap", "folder"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty", "swap", "folder", "pipe"])
 def test_damage_to_any_file_is_noticed_and_said(
     tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -66,6 +66,8 @@ def test_damage_to_any_file_is_noticed_and_said(
         file.unlink()
         if damage == "folder":
             file.mkdir()
+        elif damage == "pipe":
+            os.mkfifo(file)
     with pytest.raises(CheckpointError):
         load_checkpoint(last)
     found = newest_checkpoint(tmp_path)

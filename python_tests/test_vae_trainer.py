@@ -145,7 +145,7 @@ def test_discriminator_moves_only_from_its_start(tmp_path: Path) -> None:
 
 
 def test_lpips_is_zero_for_equal_images_and_needs_its_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="LPIPS"):
+    with pytest.raises(CheckpointError, match="missing.safetensors"):
         Lpips(tmp_path / "missing.safetensors")
     with pytest.raises(ConfigError, match="lpips_weights"):
         config(tmp_path, loss={"lpips": 1.0})

@@ -19,7 +19,7 @@ from ardiff_engine.data.clips import ClipSource
 from ardiff_engine.errors import CheckpointError
 from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.models import TiTok, to_tokens
-from ardiff_engine.parsing import parsing
+from ardiff_engine.parsing import check_regular, parsing
 from ardiff_engine.purposes import Purpose
 
 FRAMES_PER_PASS = 256
@@ -123,6 +123,7 @@ def _read(path: Path, key: str) -> dict[str, torch.Tensor] | None:
     if not path.exists():
         return None
     try:
+        check_regular(path)
         with parsing(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("key") != key:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.errors import CheckpointError
 from ardiff_engine.files import make_folder, write_atomic
-from ardiff_engine.parsing import parsing
+from ardiff_engine.parsing import check_regular, parsing
 
 BATCH = 64
 STEPS = 2500
@@ -119,6 +119,7 @@ def _kept(path: Path, digits: MovingDigits) -> DigitNetwork | None:
         return None
     network = DigitNetwork(digits.canvas)
     try:
+        check_regular(path)
         with parsing(path), safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get(SETTINGS) != _settings(digits):
                 return None

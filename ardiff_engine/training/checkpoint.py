@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ardiff_engine.errors import CheckpointError
 from ardiff_engine.files import make_folder, staged
-from ardiff_engine.parsing import parsing, read_json
+from ardiff_engine.parsing import check_regular, parsing, read_json
 
 STATE_FILE = "state.json"
 CHECKSUM_FILE = "checksums.json"
@@ -111,6 +111,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(checksums, dict) or set(checksums) != present or STATE_FILE not in present:
         raise CheckpointError(f"{path} does not hold the files that its {CHECKSUM_FILE} lists.")
     for name, expected in checksums.items():
+        check_regular(path / name)
         with parsing(path / name):
             found = _fingerprint(path / name)
         if found != expected:

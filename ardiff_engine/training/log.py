@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ardiff_engine.errors import CheckpointError, explain
+from ardiff_engine.errors import CheckpointError
 from ardiff_engine.files import make_folder, unwritable, write_atomic
-from ardiff_engine.parsing import parse_json
+from ardiff_engine.parsing import check_regular, parse_json, parsing
 
 
 class TrainingLog:
@@ -42,17 +42,9 @@ class TrainingLog:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """All complete lines; a line cut off by a crash is left out. Raises CheckpointError for a file that
     cannot be read."""
-    try:
+    check_regular(path)
+    with parsing(path, fix="Correct its permissions, or remove it."):
         text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise CheckpointError(
-            explain(
-                f"training log {path}",
-                got=error.strerror or repr(error),
-                expected="a readable file",
-                fix="Correct its permissions, or remove it.",
-            )
-        ) from error
     entries = []
     for line in text.splitlines():
         try:

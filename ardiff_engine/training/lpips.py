@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ardiff_engine.errors import CheckpointError
-from ardiff_engine.parsing import parsing
+from ardiff_engine.parsing import check_regular, parsing
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SHIFT = (-0.030, -0.088, -0.188)
@@ -75,5 +75,6 @@ class Lpips(nn.Module):
             "It must hold features.<i>.weight|bias and lin<l>.weight as safetensors: convert torchvision's "
             "VGG16 and the LPIPS heads to it, or set loss.lpips = 0."
         )
+        check_regular(path)
         with parsing(f"LPIPS weights {path}", CheckpointError, fix):
             self.load_state_dict(load_file(path))

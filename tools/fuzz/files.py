@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import os
 import random
 import shutil
 import struct
@@ -184,6 +185,8 @@ def run_folder(rng: random.Random, folder: Path, traps: Traps) -> Path:
         how = rng.randrange(5)
         if how == 0:
             victim.unlink()
+            if rng.random() < 0.5:
+                os.mkfifo(victim)
         elif how == 1 and victim.suffix == ".json":
             victim.write_bytes(json_text(json.loads(data), rng))
         elif how == 2:
@@ -191,7 +194,9 @@ def run_folder(rng: random.Random, folder: Path, traps: Traps) -> Path:
         else:
             victim.write_bytes(mutated(data, rng))
         if rng.random() < 0.5 and (checkpoint / CHECKSUM_FILE).exists():
-            others = [file for file in sorted(checkpoint.iterdir()) if file.name != CHECKSUM_FILE]
+            others = [
+                file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != CHECKSUM_FILE
+            ]
             found = {file.name: _fingerprint(file) for file in others}
             (checkpoint / CHECKSUM_FILE).write_text(json.dumps(found))
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(6)]
