@@ -54,6 +54,7 @@ def test_tick(benchmark: BenchmarkFixture, cells: int, threads: int) -> None:
         v_pages=v_pages,
     )
     x = torch.randn(cells, rows, CONFIG.channels, generator=generator)
+    model.freeze()
     tables = model.tables(torch.linspace(900, 100, cells))
     plain = PlainNetwork(model)
     k, v = (contiguous(pages, order, valid) for pages in (k_pages, v_pages))

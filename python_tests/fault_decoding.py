@@ -17,6 +17,7 @@ from fault_cases import OUTCOMES, Case, check_engine, check_frames, engine_for, 
 from ardiff_engine.engine import Engine, Request, Stream, decode_worker
 from ardiff_engine.errors import ArdiffError, NumericalError
 from ardiff_engine.models import TiTok, TiTokConfig
+from ardiff_engine.models.titok.codec import TiTokCodec
 from ardiff_engine.pipeline_decoding import stream_pictures
 from ardiff_engine.pipeline_output import VideoFrame
 
@@ -75,7 +76,8 @@ def pictures(seed: int) -> list[list[torch.Tensor]]:
     """Of the run without a fault."""
     engine = engine_for(reference(seed).pages)
     streams = [engine.submit(Request(**options)) for options in requests(seed)]
-    readers = [stream_pictures(engine, stream, autoencoder(), None) for stream in streams]
+    codec = TiTokCodec(autoencoder(), engine.model.spec)
+    readers = [stream_pictures(engine, stream, codec, None) for stream in streams]
     return [[frame.image for frame in reader] for reader in readers]
 
 
@@ -91,9 +93,9 @@ def run_decode(case: Case) -> None:
     decoder = FaultyDecoder(case.kind, chance.randrange(len(expected.frames[case.victim])), victim)
     faulty = copy.copy(autoencoder())
     faulty.decode = decoder  # type: ignore[method-assign]
+    sound, broken = (TiTokCodec(vae, engine.model.spec) for vae in (autoencoder(), faulty))
     readers = [
-        stream_pictures(engine, stream, faulty if stream is victim else autoencoder(), None)
-        for stream in streams
+        stream_pictures(engine, stream, broken if stream is victim else sound, None) for stream in streams
     ]
     unheard = case.kind == "dead worker" and chance.random() < 0.5
     found = _read(engine, readers, case, chance, unheard)

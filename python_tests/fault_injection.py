@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -15,9 +18,7 @@ import torch
 from ardiff_engine import ops
 from ardiff_engine.engine import Engine, Stream
 from ardiff_engine.engine.layout import Work
-from ardiff_engine.models.ar_diffusion import transformer
-from ardiff_engine.models.dit import native_block
-from ardiff_engine.models.dit.paged_attention import PagedAttention
+from ardiff_engine.models.dit.native_block import NativeBlocks
 
 ONCE = ("out of memory, once", "cancel", "dead worker")
 SHORT_MEMORY = (
@@ -115,14 +116,14 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
             wrap(host.feeder, "next", fault.around(host.feeder.next))
         elif fault.place == "pages":
             wrap(host, "prepare", fault.around(host.prepare))
-        elif fault.place == "layer k":
+        # Block by block: the fault comes between two of them.
+        if fault.place in ("layer k", "commit"):
+            wrap(NativeBlocks, "run", lambda blocks, *given: pass_.blocks(blocks, *given))
+        if fault.place == "layer k":
             block = engine.model.layers[fault.layer]
             stack.callback(block.register_forward_hook(pass_.layer).remove)
         elif fault.place == "commit":
             wrap(ops, "norm_rope_write_", pass_.write)
-            # Block by block: the fault comes between two of them.
-            wrap(transformer, "run_blocks", lambda *_: 0)
-            wrap(native_block, "run", pass_.block)
         elif fault.place == "solver":
             wrap(ops, "solver_step", pass_.solve)
         elif fault.place == "hand-over":
@@ -136,7 +137,7 @@ class _Pass:
     def __init__(self, fault: Fault, engine: Engine) -> None:
         self._fault, self._spec = fault, engine.model.spec
         self._pack, self._write, self._solve = engine._packer.pack, ops.norm_rope_write_, ops.solver_step
-        self._block = native_block.run
+        self._run = NativeBlocks.run
         self._work: Work = []
         self._updates: list[Stream] = []
         self._layer = 0
@@ -171,11 +172,20 @@ class _Pass:
     ):
         return self._committing(k, v, slots, lambda: self._write(qkv, k, v, slots, *rest, **options))
 
-    def block(self, blocks, h, rows, stride, attend: PagedAttention, *options) -> None:
-        def run() -> None:
-            self._block(blocks, h, rows, stride, attend, *options)
-
-        self._committing(attend.k_pages, attend.v_pages, attend.batch.slots, run)
+    def blocks(self, blocks, h, modulation, cells, positions, frequencies) -> None:
+        for layer in range(len(modulation)):
+            one, only = copy.copy(blocks), slice(layer, layer + 1)
+            one._native, one._specs = blocks._native[only], blocks._specs[only]
+            k, v = cells.k_pages[only], cells.v_pages[only]
+            wanted = cells.wanted if layer == len(modulation) - 1 else None
+            part = replace(cells, k_pages=k, v_pages=v, wanted=wanted)
+            run = partial(self._run, one, h, modulation[only], part, positions, frequencies)
+            if self._fault.place == "commit":
+                self._committing(k[0], v[0], cells.slots, run)
+            else:
+                run()
+                if layer == self._fault.layer:
+                    h.copy_(self.layer(None, None, h))
 
     def _committing(
         self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, write: Callable[[], Any]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block as one native call against its own modules, in float64; and when it must not be used."""
+"""The blocks of a frozen model as one native call against its own modules, in float64; what is refused."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from native_isa import isa  # noqa: F401
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
-from ardiff_engine.errors import ArdiffError, PageTableError
+from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.diffusion.solvers import DDIM
+from ardiff_engine.engine import Engine
+from ardiff_engine.errors import ArdiffError, ConfigError, PageTableError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, CellBatch, Tables
 from ardiff_engine.models.ar_diffusion.block import Mlp
-from ardiff_engine.models.dit import native_block
+from ardiff_engine.models.dit.native_block import NativeBlocks
 from ardiff_engine.models.dit.row_linear import RowLinear
 from ardiff_engine.ops import FrameTable
 
@@ -37,6 +40,7 @@ def model_of(config: ARDiffusionConfig) -> ARDiffusionTransformer:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3 if parameter.ndim == 1 else 0.7 * parameter.shape[-1] ** -0.5)
+    model.freeze()
     return model
 
 
@@ -81,10 +85,8 @@ def run(model: ARDiffusionTransformer, dtype: torch.dtype) -> tuple[torch.Tensor
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
-    native = native_block.run
-    monkeypatch.setattr(
-        native_block, "run", lambda blocks, *rest: calls.extend(1 for _ in blocks) or native(blocks, *rest)
-    )
+    native = NativeBlocks.run
+    monkeypatch.setattr(NativeBlocks, "run", lambda self, *rest: calls.append(1) or native(self, *rest))
     return calls
 
 
@@ -94,10 +96,10 @@ def test_output_and_pages_are_those_of_the_modules(name: str, monkeypatch: pytes
     calls = count_calls(monkeypatch)
     model = model_of(CONFIGS[name])
     out, batch = run(model, torch.float32)
-    assert len(calls) == 2
+    assert len(calls) == 1
     monkeypatch.delenv("ARDIFF_BACKEND")
     expected, wide = run(model.double(), torch.float64)
-    assert len(calls) == 2
+    assert len(calls) == 1
     for got, want in ((out, expected), (batch.k_pages, wide.k_pages), (batch.v_pages, wide.v_pages)):
         assert ((got - want).norm() / want.norm()).item() <= 3e-6
 
@@ -144,7 +146,44 @@ def without_its_parts(model: ARDiffusionTransformer) -> None:
 
 def called_otherwise(model: ARDiffusionTransformer) -> None:
     layer = model.layers[0].mlp.fc2
-    layer.forward = lambda x: torch.nn.functional.linear(x, layer.weight) * 0.5
+    layer.forward = lambda x: torch.nn.functional.linear(x, layer.weight.to(x)) * 0.5
+
+
+CHANGES = [replaced, hooked, observed, of_another_class, without_its_parts, called_otherwise]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_block_is_refused_or_called_as_modules(change, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(ROPE)
+    change(model)
+    with pytest.raises(ConfigError, match="block"):
+        model.freeze()
+    model.as_modules = True
+    model.freeze()
+    calls = count_calls(monkeypatch)
+    got, _ = run(model, torch.float32)
+    wide, _ = run(copy.deepcopy(model).double(), torch.float64)
+    if change is not called_otherwise:  # whose copy still has the weights of the first
+        assert ((got - wide).norm() / wide.norm()).item() <= 3e-6
+    assert not calls
+
+
+def test_global_hooks_are_refused() -> None:
+    model = model_of(ROPE)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(ConfigError, match="hooks"):
+            model.freeze()
+    finally:
+        handle.remove()
+
+
+def test_an_engine_freezes_its_model() -> None:
+    model = model_of(ROPE)
+    hooked(model)
+    solver = DDIM(NoiseSchedule.sqrt_linear(), 4)
+    with pytest.raises(ConfigError, match="hooks"):
+        Engine(model, solver=solver)
 
 
 def strided_bias(model: ARDiffusionTransformer) -> None:
@@ -152,58 +191,44 @@ def strided_bias(model: ARDiffusionTransformer) -> None:
     bias.data = torch.stack([bias.data, bias.data + 7], dim=1)[:, 0]
 
 
-def wide_norm(model: ARDiffusionTransformer) -> None:
-    model.layers[0].attn.q_norm.double()
+def pruned_norm(model: ARDiffusionTransformer) -> None:
+    prune.random_unstructured(model.layers[0].attn.q_norm, "weight", 0.3)
 
 
-@pytest.mark.parametrize("change", [replaced, hooked, observed, strided_bias, wide_norm])
-def test_a_changed_block_runs_as_modules(change, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(ROPE)
-    expected, _ = run(model, torch.float32)
-    change(model)
-    calls = count_calls(monkeypatch)
-    out, _ = run(model, torch.float32)
-    assert len(calls) == 1
-    assert torch.allclose(out, expected, atol=1e-5)
+def parametrised_norm(model: ARDiffusionTransformer) -> None:
+    register_parametrization(model.layers[1].attn.k_norm, "weight", torch.nn.Softplus())
 
 
-@pytest.mark.parametrize("change", [of_another_class, without_its_parts, called_otherwise])
-def test_other_code_in_a_block_is_called(change, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(ROPE)
-    unchanged, _ = run(model, torch.float32)
-    change(model)
-    out, _ = run(model, torch.float32)
-    monkeypatch.setattr(native_block, "runnable", lambda *given: [])
-    expected, _ = run(model, torch.float32)
-    assert torch.allclose(out, expected, atol=1e-5) and not torch.allclose(out, unchanged, atol=1e-3)
-
-
-def test_global_hooks_are_called() -> None:
-    model, seen = model_of(ROPE), []
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
-    try:
-        run(model, torch.float32)
-    finally:
-        handle.remove()
-    assert model.layers[0].mlp.fc1 in seen
-
-
-def test_a_wider_hidden_layer_than_the_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(ROPE)
+def wider_hidden_layer(model: ARDiffusionTransformer) -> None:
     for block in model.layers:
         block.mlp.fc1, block.mlp.fc2 = RowLinear(48, 1024), RowLinear(1024, 48)
+
+
+def other_residual(model: ARDiffusionTransformer) -> None:
+    model.layers[1].replaces_residual = True
+
+
+@pytest.mark.parametrize(
+    "change", [strided_bias, pruned_norm, parametrised_norm, wider_hidden_layer, other_residual]
+)
+def test_what_the_modules_compute_is_what_is_packed(change, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(ROPE)
+    change(model)
+    with torch.no_grad():
+        model.freeze()
     calls = count_calls(monkeypatch)
-    out, _ = run(model, torch.float32)
-    assert len(calls) == 2
-    monkeypatch.setattr(native_block, "runnable", lambda *given: [])
-    assert torch.allclose(out, run(model, torch.float32)[0], atol=1e-5)
+    got, _ = run(model, torch.float32)
+    assert len(calls) == 1
+    model.as_modules = True
+    with torch.no_grad():
+        model.freeze()
+    assert torch.allclose(got, run(model, torch.float32)[0], atol=1e-5) and len(calls) == 1
 
 
-def test_a_copy_of_a_model_that_has_run_is_a_model_of_its_own() -> None:
+def test_a_copy_of_a_frozen_model_is_a_model_of_its_own() -> None:
     model = model_of(ROPE)
     expected, _ = run(model, torch.float32)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(run(other, torch.float32)[0], expected)
         with torch.no_grad():
             other.layers[0].attn.k_norm.bias.add_(1.0)
             other.layers[1].mlp.fc1.bias.add_(1.0)
@@ -249,6 +274,7 @@ def test_another_pool_than_the_models_is_not_written_beyond_its_end() -> None:
     shape = (ROPE.depth + 1, *batch.k_pages.shape[1:])
     guarded = [torch.full(shape, 7.0), torch.full(shape, 7.0)]
     model.blocks.append(copy.deepcopy(model.layers[0]))
+    model.freeze()
     batch = replace(batch, k_pages=guarded[0][:-1], v_pages=guarded[1][:-1])
     (layers,) = tables.parts
     with torch.no_grad(), pytest.raises(IndexError):
@@ -256,70 +282,18 @@ def test_another_pool_than_the_models_is_not_written_beyond_its_end() -> None:
     assert all(bool((pages[-1] == 7.0).all()) for pages in guarded)
 
 
-def test_pruned_and_parametrised_norms_run_as_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = count_calls(monkeypatch)
+@pytest.mark.parametrize("undo", ["train", "load_state_dict", "to"])
+def test_a_thawed_model_lets_go_of_packed_weights(undo: str) -> None:
     model = model_of(ROPE)
-    prune.random_unstructured(model.layers[0].attn.q_norm, "weight", 0.3)
-    register_parametrization(model.layers[1].attn.k_norm, "weight", torch.nn.Identity())
-    with torch.no_grad():
-        out, _ = run(model, torch.float32)
-        assert not calls
-        monkeypatch.setattr(native_block, "workspace", lambda *given: None)
-        assert torch.allclose(out, run(model, torch.float32)[0], atol=1e-5)
-
-
-def test_what_is_kept_of_a_block_does_not_hold_its_weights() -> None:
-    model = model_of(ROPE)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    run(model, torch.float32)
-    packed = [weakref.ref(layer.packed_copy()) for block in model.layers for layer in block.linears]
-    model.load_state_dict(state)
+    packed = weakref.ref(model._native)
+    if undo == "train":
+        model.train()
+    elif undo == "to":
+        model.to(torch.float64)
+    else:
+        model.load_state_dict(model.state_dict())
     gc.collect()
-    assert not any(copy() is not None for copy in packed)
-
-
-def test_blocks_that_differ_are_calls_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of(ROPE)
-    model.layers[1].replaces_residual = True
-    got, _ = run(model, torch.float32)
-    monkeypatch.setattr(native_block, "workspace", lambda *given: None)
-    assert torch.allclose(got, run(model, torch.float32)[0], atol=1e-5)
-
-
-def test_a_hook_that_no_call_concerns_costs_nothing() -> None:
-    model = model_of(ROPE)
-    model.layers[0].attn.q_norm.register_forward_hook(lambda *_: None)
-    run(model, torch.float32)
-    kept = model.layers[0]._prepared
-    run(model, torch.float32)
-    assert kept is not None and model.layers[0]._prepared is kept
-
-
-def test_a_block_in_the_middle_that_must_be_called_parts_the_call_in_two(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = model_of(replace(ROPE, depth=5))
-    expected, _ = run(model, torch.float32)
-    seen: list[int] = []
-    model.layers[2].register_forward_hook(lambda *_: seen.append(2))
-    sizes: list[int] = []
-    native = native_block.run
-    monkeypatch.setattr(
-        native_block, "run", lambda blocks, *rest: sizes.append(len(blocks)) or native(blocks, *rest)
-    )
-    assert torch.equal(run(model, torch.float32)[0], expected)
-    assert seen == [2] and sizes == [2, 1, 2]
-
-
-def test_the_number_of_threads_may_change_during_a_pass() -> None:
-    model, before = model_of(ROPE), torch.get_num_threads()
-    expected, _ = run(model, torch.float32)
-    model.layers[0].register_forward_hook(lambda *_: torch.set_num_threads(4))
-    try:
-        torch.set_num_threads(1)
-        assert torch.equal(run(model, torch.float32)[0], expected)
-    finally:
-        torch.set_num_threads(before)
+    assert packed() is None
 
 
 def every_other(t: torch.Tensor) -> torch.Tensor:
@@ -356,7 +330,7 @@ def test_a_batch_of_another_form_gives_what_the_ops_give(
             return str(error)
 
     got = outcome()
-    monkeypatch.setattr(native_block, "workspace", lambda *given: None)
+    monkeypatch.setattr(NativeBlocks, "takes", lambda *given: False)
     expected = outcome()
     assert type(got) is type(expected)
     assert got == expected if isinstance(got, str) else torch.allclose(got, expected, atol=1e-5)
@@ -369,11 +343,13 @@ def test_the_reference_can_be_insisted_on(monkeypatch: pytest.MonkeyPatch) -> No
     assert not calls
 
 
-def test_a_changed_weight_is_seen() -> None:
+def test_a_changed_weight_counts_from_the_next_freeze_on() -> None:
     model = model_of(ROPE)
     before, _ = run(model, torch.float32)
     with torch.no_grad():
         model.layers[1].mlp.fc2.weight.mul_(1.5)
+    assert torch.equal(run(model, torch.float32)[0], before)
+    model.freeze()
     after, _ = run(model, torch.float32)
     expected, _ = run(model.double(), torch.float64)
     assert not torch.allclose(before, after, atol=1e-3)

@@ -47,8 +47,8 @@ class Engine:
     cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. `stats()` says what was
         recorded. True on the CPU runs over the same padded buffers and records nothing, for tests.
 
-    The model's weights are read when the engine is built (tables of timesteps) and at every pass: after
-    changing them, build a new engine.
+    The engine freezes its model: weights are packed and tables computed when it is built. After changing
+    weights, hooks or layers, build a new engine.
     """
 
     @ordinary_mode()
@@ -63,6 +63,7 @@ class Engine:
         max_waiting: int = 0,
         cuda_graphs: bool | None = None,
     ) -> None:
+        model.freeze()
         self.model = model
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
         check_memory(self.memory)

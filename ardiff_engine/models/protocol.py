@@ -45,7 +45,7 @@ class Footprint:
 class VideoModel(Protocol):
     """A denoiser of frames that stand at different timesteps and see each other through pages.
 
-    Subclassing is not needed; it brings the defaults of `frame_rows` and `condition_row`.
+    Subclassing is not needed; it brings the defaults of `freeze`, `frame_rows` and `condition_row`.
     """
 
     @property
@@ -57,6 +57,9 @@ class VideoModel(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Of weights, pages and tables."""
+
+    def freeze(self) -> None:
+        """The weights are final: prepare what inference needs. An engine calls it when it is built."""
 
     def tables(self, timesteps: torch.Tensor) -> Tables:
         """Rows for timesteps [M]. Row 0 is neutral: padding uses it. How many rows follow is the network's

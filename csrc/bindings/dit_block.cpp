@@ -1,27 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // DiT blocks over paged K/V as one call, for ardiff_engine/models/dit/native_block.py: the kernels of their
-// ops one after the other, with the MLP's GELU and both gated residuals inside the linear layers. A pass over
-// one frame is a few hundred microseconds of arithmetic per block; calling ten ops from Python costs as much
-// again.
-//
-//   u = modulate(h);  q = norm_rope_write(linear(u));  h += gate linear(frame_attention(q))
-//   u = modulate(h);  h += gate linear(gelu(linear(u)))
+// ops one after the other, with activations and residuals inside the linear layers. A pass over one frame is
+// a few hundred microseconds of arithmetic per block; calling ten ops from Python costs as much again.
 //
 // All but attention goes over chunks of the tokens, so that qkv and the hidden layer, the widest rows, stay
 // in the caches however many cells a batch has. Rows do not depend on each other: chunks change no bits, and
 // in the last block what follows attention is left out for tokens whose output nobody wants: those of frames
 // that only store K/V.
+#include "dit_block.h"
+
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <vector>
 
-#include "ardiff/frame_attention.h"
-#include "ardiff/linear.h"
-#include "ardiff/modulate.h"
-#include "ardiff/norm_rope_write.h"
 #include "attention_table.h"
 #include "binding.h"
 #include "cpu/threads.h"
@@ -30,20 +23,8 @@
 
 namespace py = pybind11;
 
+namespace ardiff::bindings {
 namespace {
-
-template <std::size_t N>
-using Integers = std::array<std::int64_t, N>;
-
-template <class T, std::size_t N>
-T* at(const Integers<N>& addresses, int i) {
-  return ardiff::bindings::pointer<T>(static_cast<std::uintptr_t>(addresses[i]));
-}
-
-struct Shape {
-  std::int64_t tokens, width, hidden, heads, dim, rows, pages, page_rows;
-  std::int64_t page_stride, head_stride, row_stride;
-};
 
 constexpr std::int64_t kChunkRows = 128;  // per thread; csrc/cpu/linear.cpp works on blocks of as many
 
@@ -51,231 +32,429 @@ struct Range {
   std::int64_t first, count;
 };
 
-// Scratch, in floats: the longer of qkv and the hidden layer, for a chunk; u, which attention then
-// overwrites; q; lse; angles.
+std::int64_t inner(const AttentionSpec& a) { return a.heads.heads * a.heads.dim; }
+
+// Scratch, in floats. Of a chunk: the widest rows (qkv, q of cross-attention, the hidden layer) and the
+// normed rows. Of all tokens: q, the output of attention, lse, angles.
 struct Workspace {
-  std::int64_t chunk;  // tokens
-  float *wide, *u, *q, *lse, *angles;
-  static std::int64_t whole(const Shape& s) { return s.tokens * (2 * s.width + s.heads + 2 * s.dim); }
-  static std::int64_t floats(const Shape& s) {
-    const std::int64_t rows = std::min(s.tokens, kChunkRows * ardiff::cpu::max_threads());
-    return rows * std::max(3 * s.width, s.hidden) + whole(s);
+  std::int64_t chunk_row = 0, token = 0;  // floats per row of a chunk, per token
+  std::int64_t wide = 0, heads_width = 0, heads = 0, dim = 0;
+
+  Workspace(const std::vector<const BlockSpec*>& blocks, std::int64_t width) {
+    for (const BlockSpec* b : blocks) {
+      wide = std::max({wide, b->self_attention.projection.outputs, b->mlp.up.outputs});
+      add(b->self_attention);
+      if (b->has_cross_attention) {
+        wide = std::max(wide, b->cross_attention.projection.outputs);
+        add(b->cross_attention);
+      }
+    }
+    chunk_row = wide + width;
+    token = 2 * heads_width + heads + 2 * dim;
   }
-  // The chunk follows from the memory that is there: the number of threads may have changed since.
-  Workspace(float* data, std::int64_t floats, const Shape& s)
-      : chunk(std::min(s.tokens, (floats - whole(s)) / std::max(3 * s.width, s.hidden))), wide(data) {
-    u = wide + chunk * std::max(3 * s.width, s.hidden);
-    q = u + s.tokens * s.width;
-    lse = q + s.tokens * s.width;
-    angles = lse + s.tokens * s.heads;
+  std::int64_t floats(std::int64_t tokens) const {
+    return std::min(tokens, kChunkRows * ardiff::cpu::max_threads()) * chunk_row + tokens * token;
+  }
+  // Follows from the memory that is there: the number of threads may have changed since.
+  std::int64_t chunk(std::int64_t tokens, std::int64_t floats) const {
+    return std::min(tokens, (floats - tokens * token) / std::max<std::int64_t>(chunk_row, 1));
+  }
+
+ private:
+  void add(const AttentionSpec& a) {
+    heads_width = std::max(heads_width, inner(a));
+    heads = std::max(heads, a.heads.heads);
+    dim = std::max(dim, a.heads.dim);
   }
 };
 
-// panels and bias of qkv, proj, fc1, fc2; weight and bias of the norms of q and k (0: none)
-using Weights = Integers<12>;
-// h, modulation rows, frame_ids, slots, positions, frequencies (0: none), K pages, V pages, workspace and its
-// number of floats, wanted (0: all); modulation rows and pages are those of the first block
-using Tensors = Integers<11>;
-// frame_ptr, group_ptr, page_ptr, pages, valid, seen, bias (0: none), number of groups
-using Table = Integers<8>;
-
 class Block {
  public:
-  Block(const Weights& weights, const Tensors& tensors, const Table& table, const Shape& shape,
-        bool replaces_residual, float eps, float qk_eps)
-      : weights_(weights),
-        s_(shape),
-        h_(at<float>(tensors, 0)),
-        modulation_(at<const float>(tensors, 1)),
-        frame_ids_(at<const std::int32_t>(tensors, 2)),
-        work_(at<float>(tensors, 8), tensors[9], shape),
-        replaces_residual_(replaces_residual),
-        eps_(eps) {
-    write_.qkv = work_.wide;
-    write_.k_pages = at<float>(tensors, 6);
-    write_.v_pages = at<float>(tensors, 7);
-    write_.slots = at<const std::int64_t>(tensors, 3);
-    write_.positions = at<const std::int64_t>(tensors, 4);
-    write_.q = work_.q;
-    write_.q_weight = at<const float>(weights, 8);
-    write_.q_bias = at<const float>(weights, 9);
-    write_.k_weight = at<const float>(weights, 10);
-    write_.k_bias = at<const float>(weights, 11);
-    write_.frequencies = at<const double>(tensors, 5);
-    write_.angles = work_.angles;
-    write_.heads = write_.kv_heads = s_.heads;
-    write_.dim = s_.dim;
-    write_.axes = 1;
-    write_.pages = s_.pages;
-    write_.page_rows = s_.page_rows;
-    write_.page_stride = s_.page_stride;
-    write_.head_stride = s_.head_stride;
-    write_.row_stride = s_.row_stride;
-    write_.norm = write_.q_weight ? ardiff::HeadNorm::layer : ardiff::HeadNorm::none;
-    write_.eps = qk_eps;
+  Block(const BlockSpec& spec, const PassSpec& pass, const Workspace& work, std::int64_t layer)
+      : b_(spec),
+        p_(pass),
+        chunk_(work.chunk(pass.tokens, pass.workspace_floats)),
+        h_(pointer<float>(pass.h)),
+        modulation_(pointer<const float>(pass.modulation) + layer * pass.modulation_stride),
+        frame_ids_(pointer<const std::int32_t>(pass.frame_ids)),
+        wide_(pointer<float>(pass.workspace)) {
+    u_ = wide_ + chunk_ * work.wide;
+    q_ = u_ + chunk_ * p_.width;
+    o_ = q_ + p_.tokens * work.heads_width;
+    lse_ = o_ + p_.tokens * work.heads_width;
+    float* angles = lse_ + p_.tokens * work.heads;
 
-    attend_.q = work_.q;
-    attend_.k = write_.k_pages;
-    attend_.v = write_.v_pages;
-    attend_.o = work_.u;
-    attend_.lse = work_.lse;
-    attend_.frame_ptr = at<const std::int32_t>(table, 0);
-    attend_.group_ptr = at<const std::int32_t>(table, 1);
-    attend_.page_ptr = at<const std::int32_t>(table, 2);
-    attend_.pages = at<const std::int32_t>(table, 3);
-    attend_.valid = at<const std::int32_t>(table, 4);
-    attend_.seen = at<const std::int32_t>(table, 5);
-    attend_.bias = at<const float>(table, 6);
-    attend_.groups = table[7];
-    attend_.heads = attend_.kv_heads = s_.heads;
-    attend_.dim = s_.dim;
-    attend_.num_pages = s_.pages;
-    attend_.page_rows = s_.page_rows;
-    attend_.q_token = s_.width;
-    attend_.q_head = s_.dim;
-    attend_.k_page = attend_.v_page = s_.page_stride;
-    attend_.k_head = attend_.v_head = s_.head_stride;
-    attend_.k_row = attend_.v_row = s_.row_stride;
-    attend_.scale = 1.0f / std::sqrt(static_cast<float>(s_.dim));
+    const PagesSpec& pages = p_.pages;
+    write_ = projected(b_.self_attention, angles);
+    write_.k_pages = pointer<float>(pages.k) + layer * pages.layer_stride;
+    write_.v_pages = pointer<float>(pages.v) + layer * pages.layer_stride;
+    write_.slots = pointer<const std::int64_t>(p_.slots);
+    write_.positions = pointer<const std::int64_t>(p_.positions);
+    write_.frequencies = pointer<const double>(p_.frequencies);
+    write_.axes = p_.axes;
+    write_.pages = pages.pages;
+    write_.page_rows = pages.page_rows;
+    write_.page_stride = pages.page_stride;
+    write_.head_stride = pages.head_stride;
+    write_.row_stride = pages.row_stride;
+    attend_ = attention(b_.self_attention, pages, layer);
+    if (b_.has_cross_attention) {
+      cross_write_ = projected(b_.cross_attention, nullptr);
+      cross_write_.kv_heads = 0;  // K and V of the condition are in their pages already
+      cross_attend_ = attention(b_.cross_attention, p_.condition, layer);
+    }
   }
 
   // What is wrong with the batch, before anything is written; null: nothing.
   const char* misfit() const {
-    if (s_.tokens > 0 && work_.chunk < 1) return "a workspace of another shape";
-    if (ardiff::bindings::first_bad_id(frame_ids_, s_.tokens, s_.rows) >= 0) {
-      return "a frame id beyond the modulation rows";
-    }
-    for (std::int64_t t = 0; t < s_.tokens; ++t) {
-      if (write_.slots[t] < -1 || write_.slots[t] >= s_.pages * s_.page_rows) {
+    if (p_.tokens > 0 && chunk_ < 1) return "a workspace of another shape";
+    if (first_bad_id(frame_ids_, p_.tokens, p_.rows) >= 0) return "a frame id beyond the modulation rows";
+    for (std::int64_t t = 0; t < p_.tokens; ++t) {
+      if (write_.slots[t] < -1 || write_.slots[t] >= write_.pages * write_.page_rows) {
         return "a slot beyond the page pool";
       }
     }
-    return ardiff::bindings::table_fits(attend_, s_.tokens) ? nullptr : "a table of another batch or pool";
+    if (!table_fits(attend_, p_.tokens)) return "a table of another batch or pool";
+    if (b_.has_cross_attention && !table_fits(cross_attend_, p_.tokens)) {
+      return "a table of conditions of another batch or pool";
+    }
+    return nullptr;
   }
 
   // wanted: uint8 [tokens], whose output is; null: everybody's.
   void run(const std::uint8_t* wanted) const {
-    using ardiff::LinearEpilogue;
-    const std::int64_t width = s_.width, hidden = s_.hidden;
+    const AttentionSpec &self = b_.self_attention, &cross = b_.cross_attention;
     for (Range rows{0, 0}; next(&rows);) {
-      float* u = work_.u + rows.first * width;
-      modulate(rows, 0);
-      linear(rows, 0, u, width, work_.wide, 3 * width, LinearEpilogue::none, 0);
-      norm_rope_write(rows);
+      norm(rows, self.branch);
+      linear(rows, self.projection, u_, wide_, LinearEpilogue::none);
+      norm_rope(rows, write_);
     }
     ardiff::cpu::frame_attention(attend_);
     for (Range rows{0, 0}; next(&rows, wanted);) {
-      float *u = work_.u + rows.first * width, *h = h_ + rows.first * width;
-      linear(rows, 1, u, width, h, width, LinearEpilogue::gated, 2);
-      modulate(rows, 3);
-      linear(rows, 2, u, width, work_.wide, hidden, LinearEpilogue::gelu, 0);
-      linear(rows, 3, work_.wide, hidden, h, width, LinearEpilogue::gated, 5);
+      residual(rows, self.out, o_ + rows.first * inner(self), self.branch);
+      if (b_.has_cross_attention) {
+        norm(rows, cross.branch);
+        linear(rows, cross.projection, u_, wide_, LinearEpilogue::none);
+        norm_rope(rows, cross_write_);
+      } else {
+        mlp(rows);
+      }
+    }
+    if (!b_.has_cross_attention) return;
+    ardiff::cpu::frame_attention(cross_attend_);
+    for (Range rows{0, 0}; next(&rows, wanted);) {
+      residual(rows, cross.out, o_ + rows.first * inner(cross), cross.branch);
+      mlp(rows);
     }
   }
 
  private:
+  NormRopeWriteParams projected(const AttentionSpec& a, float* angles) const {
+    NormRopeWriteParams w{};
+    w.qkv = wide_;
+    w.q = q_;
+    w.q_weight = pointer<const float>(a.heads.q_weight);
+    w.q_bias = pointer<const float>(a.heads.q_bias);
+    w.k_weight = pointer<const float>(a.heads.k_weight);
+    w.k_bias = pointer<const float>(a.heads.k_bias);
+    w.angles = angles;
+    w.heads = a.heads.heads;
+    w.kv_heads = a.heads.kv_heads;
+    w.dim = a.heads.dim;
+    w.norm = a.heads.norm;
+    w.eps = a.heads.eps;
+    return w;
+  }
+
+  FrameAttentionParams attention(const AttentionSpec& a, const PagesSpec& pages, std::int64_t layer) const {
+    FrameAttentionParams f{};
+    f.q = q_;
+    f.k = pointer<const float>(pages.k) + layer * pages.layer_stride;
+    f.v = pointer<const float>(pages.v) + layer * pages.layer_stride;
+    f.o = o_;
+    f.lse = lse_;
+    f.frame_ptr = pointer<const std::int32_t>(pages.frame_ptr);
+    f.group_ptr = pointer<const std::int32_t>(pages.group_ptr);
+    f.page_ptr = pointer<const std::int32_t>(pages.page_ptr);
+    f.pages = pointer<const std::int32_t>(pages.page_ids);
+    f.valid = pointer<const std::int32_t>(pages.valid);
+    f.seen = pointer<const std::int32_t>(pages.seen);
+    f.bias = pointer<const float>(pages.bias);
+    f.groups = pages.groups;
+    f.heads = a.heads.heads;
+    f.kv_heads = a.heads.kv_heads;
+    f.dim = a.heads.dim;
+    f.num_pages = pages.pages;
+    f.page_rows = pages.page_rows;
+    f.q_token = inner(a);
+    f.q_head = a.heads.dim;
+    f.k_page = f.v_page = pages.page_stride;
+    f.k_head = f.v_head = pages.head_stride;
+    f.k_row = f.v_row = pages.row_stride;
+    f.scale = 1.0f / std::sqrt(static_cast<float>(a.heads.dim));
+    return f;
+  }
+
   bool next(Range* rows, const std::uint8_t* wanted = nullptr) const {
     rows->first += rows->count;
     if (wanted == nullptr) {
-      rows->count = std::min(work_.chunk, s_.tokens - rows->first);
+      rows->count = std::min(chunk_, p_.tokens - rows->first);
       return rows->count > 0;
     }
-    while (rows->first < s_.tokens && !wanted[rows->first]) ++rows->first;
-    const std::int64_t end = std::min(s_.tokens, rows->first + work_.chunk);
+    while (rows->first < p_.tokens && !wanted[rows->first]) ++rows->first;
+    const std::int64_t end = std::min(p_.tokens, rows->first + chunk_);
     std::int64_t last = rows->first;
     while (last < end && wanted[last]) ++last;
     rows->count = last - rows->first;
     return rows->count > 0;
   }
 
-  // Row `first` of the six of a frame is the shift, the next one the scale.
-  void modulate(Range rows, int first) const {
-    ardiff::ModulateParams p{};
-    float* h = h_ + rows.first * s_.width;
-    p.x = h;
-    p.shift = modulation_ + first * s_.width;
-    p.scale = p.shift + s_.width;
-    p.frame_ids = frame_ids_ + rows.first;
-    p.y = work_.u + rows.first * s_.width;
-    p.normed = replaces_residual_ ? h : nullptr;
-    p.tokens = rows.count;
-    p.width = s_.width;
-    p.rows = s_.rows;
-    p.shift_stride = p.scale_stride = 6 * s_.width;
-    p.norm = ardiff::RowNorm::layer;
-    p.eps = eps_;
-    ardiff::cpu::modulate(p);
+  const float* value(int which) const { return which < 0 ? nullptr : modulation_ + which * p_.width; }
+
+  // h -> u; where the residual is replaced, h too becomes its normed self.
+  void norm(Range rows, const BranchSpec& branch) const {
+    ModulateParams m{};
+    float* h = h_ + rows.first * p_.width;
+    const bool modulated = branch.shift >= 0;
+    m.x = h;
+    m.shift = modulated ? value(branch.shift) : pointer<const float>(branch.fixed_shift);
+    m.scale = modulated ? value(branch.scale) : pointer<const float>(branch.fixed_scale);
+    m.frame_ids = frame_ids_ + rows.first;
+    m.y = u_;
+    m.normed = b_.replaces_residual ? h : nullptr;
+    m.tokens = rows.count;
+    m.width = p_.width;
+    m.rows = p_.rows;
+    m.shift_stride = m.scale_stride = modulated ? p_.values * p_.width : 0;
+    m.norm = branch.norm;
+    m.eps = branch.eps;
+    ardiff::cpu::modulate(m);
   }
 
-  void norm_rope_write(Range rows) const {
-    ardiff::NormRopeWriteParams p = write_;
-    p.slots += rows.first;
-    p.positions += rows.first;
-    p.q += rows.first * s_.width;
-    p.angles += rows.first * 2 * s_.dim;
-    p.tokens = rows.count;
-    ardiff::cpu::norm_rope_write(p);
+  void norm_rope(Range rows, NormRopeWriteParams w) const {
+    if (w.slots) w.slots += rows.first;
+    if (w.positions) w.positions += rows.first * w.axes;
+    w.q += rows.first * w.heads * w.dim;
+    if (w.angles) w.angles += rows.first * 2 * w.dim;
+    w.tokens = rows.count;
+    ardiff::cpu::norm_rope_write(w);
   }
 
-  void linear(Range rows, int layer, const float* x, std::int64_t inputs, float* y, std::int64_t outputs,
-              ardiff::LinearEpilogue epilogue, int gate) const {
-    ardiff::LinearParams p{};
-    p.x = x;
-    p.panels = at<const float>(weights_, 2 * layer);
-    p.bias = at<const float>(weights_, 2 * layer + 1);
-    p.y = y;
-    p.rows = rows.count;
-    p.inputs = inputs;
-    p.outputs = outputs;
-    p.epilogue = epilogue;
-    p.residual = y;
-    p.gate = modulation_ + gate * s_.width;
-    p.frame_ids = frame_ids_ + rows.first;
-    p.gate_stride = 6 * s_.width;
-    ardiff::cpu::linear(p);
+  void mlp(Range rows) const {
+    norm(rows, b_.mlp.branch);
+    linear(rows, b_.mlp.up, u_, wide_, b_.mlp.activation);
+    residual(rows, b_.mlp.down, wide_, b_.mlp.branch);
   }
 
-  Weights weights_;
-  Shape s_;
+  void residual(Range rows, const LinearSpec& layer, const float* x, const BranchSpec& branch) const {
+    linear(rows, layer, x, h_ + rows.first * p_.width, LinearEpilogue::gated, value(branch.gate));
+  }
+
+  void linear(Range rows, const LinearSpec& layer, const float* x, float* y, LinearEpilogue epilogue,
+              const float* gate = nullptr) const {
+    LinearParams l{};
+    l.x = x;
+    l.panels = pointer<const float>(layer.panels);
+    l.bias = pointer<const float>(layer.bias);
+    l.y = y;
+    l.rows = rows.count;
+    l.inputs = layer.inputs;
+    l.outputs = layer.outputs;
+    l.epilogue = epilogue;
+    l.residual = y;
+    l.gate = gate;
+    l.frame_ids = frame_ids_ + rows.first;
+    l.gate_stride = p_.values * p_.width;
+    ardiff::cpu::linear(l);
+  }
+
+  const BlockSpec& b_;
+  const PassSpec& p_;
+  std::int64_t chunk_;
   float* h_;
   const float* modulation_;
   const std::int32_t* frame_ids_;
-  Workspace work_;
-  bool replaces_residual_;
-  float eps_;
-  ardiff::NormRopeWriteParams write_{};
-  ardiff::FrameAttentionParams attend_{};
+  float *wide_, *u_ = nullptr, *q_ = nullptr, *o_ = nullptr, *lse_ = nullptr;
+  NormRopeWriteParams write_{}, cross_write_{};
+  FrameAttentionParams attend_{}, cross_attend_{};
 };
 
-Shape shape_of(const Integers<11>& sizes) {
-  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
-          sizes[6], sizes[7], sizes[8], sizes[9], sizes[10]};
+void dit_blocks(const std::vector<const BlockSpec*>& blocks, const PassSpec& pass) {
+  if (blocks.empty()) return;
+  const Workspace work(blocks, pass.width);
+  // What is checked is the same for all of them, but for what a block with cross-attention asks besides.
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    if (i > 0 && blocks[i]->has_cross_attention == blocks[0]->has_cross_attention) continue;
+    const auto layer = static_cast<std::int64_t>(i);
+    if (const char* misfit = Block(*blocks[i], pass, work, layer).misfit()) throw py::index_error(misfit);
+  }
+  py::gil_scoped_release release;
+  const auto* wanted = pointer<const std::uint8_t>(pass.wanted);
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const Block block(*blocks[i], pass, work, static_cast<std::int64_t>(i));
+    block.run(i + 1 == blocks.size() ? wanted : nullptr);
+  }
 }
 
-// From block to block modulation rows and pages move on by these numbers of floats.
-void dit_blocks(const std::vector<Weights>& blocks, const Tensors& tensors, const Table& table,
-                const Integers<11>& sizes, std::int64_t modulation_stride, std::int64_t pages_stride,
-                bool replaces_residual, float eps, float qk_eps) {
-  const Shape shape = shape_of(sizes);
-  const auto block = [&](std::size_t i) {
-    Tensors own = tensors;
-    const auto n = static_cast<std::int64_t>(i * sizeof(float));
-    own[1] += n * modulation_stride;
-    own[6] += n * pages_stride;
-    own[7] += n * pages_stride;
-    return Block(blocks[i], own, table, shape, replaces_residual, eps, qk_eps);
-  };
-  if (blocks.empty()) return;
-  // What is checked is the same for all of them.
-  if (const char* misfit = block(0).misfit()) throw py::index_error(misfit);
-  py::gil_scoped_release release;
-  const auto* wanted = at<const std::uint8_t>(tensors, 10);
-  for (std::size_t i = 0; i < blocks.size(); ++i) block(i).run(i + 1 == blocks.size() ? wanted : nullptr);
+std::int64_t dit_block_floats(const std::vector<const BlockSpec*>& blocks, std::int64_t tokens,
+                              std::int64_t width) {
+  return Workspace(blocks, width).floats(tokens);
 }
+
+// A struct whose fields are given by name: `Spec(field=value, ...)`. An unknown name is an AttributeError.
+template <class Spec>
+py::class_<Spec> by_name(py::module_& m, const char* name) {
+  py::class_<Spec> spec(m, name);
+  spec.def(py::init([spec](const py::kwargs& fields) {
+    py::object made = py::cast(Spec{});
+    for (const auto& field : fields) {
+      if (!py::hasattr(made, field.first)) {
+        throw py::attribute_error(py::cast<std::string>(py::repr(spec)) + " has no field " +
+                                  py::cast<std::string>(field.first));
+      }
+      py::setattr(made, field.first, field.second);
+    }
+    return made.cast<Spec>();
+  }));
+  return spec;
+}
+
+#define ARDIFF_FIELD(field) def_readwrite(#field, &Spec::field)
+
+void def_linear(py::module_& m) {
+  using Spec = LinearSpec;
+  by_name<Spec>(m, "LinearSpec")
+      .ARDIFF_FIELD(panels)
+      .ARDIFF_FIELD(bias)
+      .ARDIFF_FIELD(inputs)
+      .ARDIFF_FIELD(outputs);
+}
+
+void def_branch(py::module_& m) {
+  using Spec = BranchSpec;
+  py::enum_<RowNorm>(m, "RowNorm")
+      .value("none", RowNorm::none)
+      .value("layer", RowNorm::layer)
+      .value("rms", RowNorm::rms);
+  by_name<Spec>(m, "BranchSpec")
+      .ARDIFF_FIELD(norm)
+      .ARDIFF_FIELD(eps)
+      .ARDIFF_FIELD(shift)
+      .ARDIFF_FIELD(scale)
+      .ARDIFF_FIELD(gate)
+      .ARDIFF_FIELD(fixed_shift)
+      .ARDIFF_FIELD(fixed_scale);
+}
+
+void def_heads(py::module_& m) {
+  using Spec = HeadsSpec;
+  py::enum_<HeadNorm>(m, "HeadNorm")
+      .value("none", HeadNorm::none)
+      .value("layer", HeadNorm::layer)
+      .value("rms", HeadNorm::rms)
+      .value("rms_full", HeadNorm::rms_full);
+  by_name<Spec>(m, "HeadsSpec")
+      .ARDIFF_FIELD(heads)
+      .ARDIFF_FIELD(kv_heads)
+      .ARDIFF_FIELD(dim)
+      .ARDIFF_FIELD(norm)
+      .ARDIFF_FIELD(eps)
+      .ARDIFF_FIELD(q_weight)
+      .ARDIFF_FIELD(q_bias)
+      .ARDIFF_FIELD(k_weight)
+      .ARDIFF_FIELD(k_bias);
+}
+
+void def_attention(py::module_& m) {
+  using Spec = AttentionSpec;
+  by_name<Spec>(m, "AttentionSpec")
+      .ARDIFF_FIELD(branch)
+      .ARDIFF_FIELD(heads)
+      .ARDIFF_FIELD(projection)
+      .ARDIFF_FIELD(out);
+}
+
+void def_mlp(py::module_& m) {
+  using Spec = MlpSpec;
+  py::enum_<LinearEpilogue>(m, "Activation")
+      .value("gelu_tanh", LinearEpilogue::gelu)
+      .value("gelu_erf", LinearEpilogue::gelu_erf)
+      .value("silu", LinearEpilogue::silu);
+  by_name<Spec>(m, "MlpSpec")
+      .ARDIFF_FIELD(branch)
+      .ARDIFF_FIELD(up)
+      .ARDIFF_FIELD(down)
+      .ARDIFF_FIELD(activation);
+}
+
+void def_block(py::module_& m) {
+  using Spec = BlockSpec;
+  by_name<Spec>(m, "BlockSpec")
+      .ARDIFF_FIELD(self_attention)
+      .ARDIFF_FIELD(has_cross_attention)
+      .ARDIFF_FIELD(cross_attention)
+      .ARDIFF_FIELD(mlp)
+      .ARDIFF_FIELD(replaces_residual);
+}
+
+void def_pages(py::module_& m) {
+  using Spec = PagesSpec;
+  by_name<Spec>(m, "PagesSpec")
+      .ARDIFF_FIELD(k)
+      .ARDIFF_FIELD(v)
+      .ARDIFF_FIELD(layer_stride)
+      .ARDIFF_FIELD(pages)
+      .ARDIFF_FIELD(page_rows)
+      .ARDIFF_FIELD(page_stride)
+      .ARDIFF_FIELD(head_stride)
+      .ARDIFF_FIELD(row_stride)
+      .ARDIFF_FIELD(frame_ptr)
+      .ARDIFF_FIELD(group_ptr)
+      .ARDIFF_FIELD(page_ptr)
+      .ARDIFF_FIELD(page_ids)
+      .ARDIFF_FIELD(valid)
+      .ARDIFF_FIELD(seen)
+      .ARDIFF_FIELD(bias)
+      .ARDIFF_FIELD(groups);
+}
+
+void def_pass(py::module_& m) {
+  using Spec = PassSpec;
+  by_name<Spec>(m, "PassSpec")
+      .ARDIFF_FIELD(h)
+      .ARDIFF_FIELD(modulation)
+      .ARDIFF_FIELD(frame_ids)
+      .ARDIFF_FIELD(slots)
+      .ARDIFF_FIELD(positions)
+      .ARDIFF_FIELD(frequencies)
+      .ARDIFF_FIELD(wanted)
+      .ARDIFF_FIELD(tokens)
+      .ARDIFF_FIELD(width)
+      .ARDIFF_FIELD(rows)
+      .ARDIFF_FIELD(values)
+      .ARDIFF_FIELD(modulation_stride)
+      .ARDIFF_FIELD(axes)
+      .ARDIFF_FIELD(pages)
+      .ARDIFF_FIELD(condition)
+      .ARDIFF_FIELD(workspace)
+      .ARDIFF_FIELD(workspace_floats);
+}
+
+#undef ARDIFF_FIELD
 
 }  // namespace
+}  // namespace ardiff::bindings
 
 ARDIFF_BINDING(dit_block) {
-  m.def("dit_blocks", &dit_blocks);
-  m.def("dit_block_floats", [](const Integers<11>& sizes) { return Workspace::floats(shape_of(sizes)); });
+  using namespace ardiff::bindings;
+  def_linear(m);
+  def_branch(m);
+  def_heads(m);
+  def_attention(m);
+  def_mlp(m);
+  def_block(m);
+  def_pages(m);
+  def_pass(m);
+  m.def("dit_blocks", &dit_blocks, py::arg("blocks"), py::arg("batch"));
+  m.def("dit_block_floats", &dit_block_floats, py::arg("blocks"), py::arg("tokens"), py::arg("width"));
 }

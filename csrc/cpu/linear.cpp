@@ -57,7 +57,10 @@ ARDIFF_SIMD void finish(const LinearParams& p, std::int64_t row, std::int64_t ou
       Vec z = acc[r][v] + bias;
       const std::int64_t at = (row + r) * p.outputs + column;
       if (p.epilogue == LinearEpilogue::gelu) z = gelu(z);
-      if (p.epilogue == LinearEpilogue::gated) {
+      if (p.epilogue == LinearEpilogue::gelu_erf) z = gelu_erf(z);
+      if (p.epilogue == LinearEpilogue::silu) z = silu(z);
+      if (p.epilogue == LinearEpilogue::gated && !p.gate) z = load_n(p.residual + at, n) + z;
+      if (p.epilogue == LinearEpilogue::gated && p.gate) {
         const float* gate = p.gate + p.frame_ids[row + r] * p.gate_stride + column;
         z = gated(load_n(p.residual + at, n), load_n(gate, n), z);
       }

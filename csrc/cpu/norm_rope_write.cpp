@@ -66,7 +66,7 @@ void token(const NormRopeWriteParams& p, std::int64_t t) {
   if (p.frequencies) compute_angles(p.positions + t * p.axes, p.frequencies, p.axes, p.dim, angles);
   norm_rope(p, {row, p.qkv_bias, p.q_weight, p.q_bias, p.heads}, angles,
             [&](std::int64_t head) { return p.q + t * q_width + head * p.dim; });
-  if (p.slots[t] < 0) return;
+  if (p.kv_heads == 0 || p.slots[t] < 0) return;
 
   const std::int64_t page = p.slots[t] / p.page_rows, page_row = p.slots[t] % p.page_rows;
   const std::int64_t offset = page * p.page_stride + page_row * p.row_stride;

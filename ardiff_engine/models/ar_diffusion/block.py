@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
 from ardiff_engine import ops
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.dit import native_block
-from ardiff_engine.models.dit.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
+from ardiff_engine.models.dit.block_spec import Attention as AttentionSpec
+from ardiff_engine.models.dit.block_spec import BlockSpec, Branch, HeadNorm, Heads
+from ardiff_engine.models.dit.block_spec import Mlp as MlpSpec
+from ardiff_engine.models.dit.paged_attention import QK_NORM_EPS, QKWeights
 from ardiff_engine.models.dit.row_linear import RowLinear
 from ardiff_engine.ops.backend import on_native_cpu
 
@@ -73,31 +76,17 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    _prepared: native_block.Prepared | None = None
-
     def __init__(self, config: ARDiffusionConfig) -> None:
         super().__init__()
         self.attn = Attention(config.width, config.head_dim, qk_norm=config.positions == "rope")
         self.mlp = Mlp(config.width, config.mlp_width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 6 * config.width))
+        self.head_dim = config.head_dim
         self.replaces_residual = config.merge in ("share_norm", "sharenorm_shift_first_t")
 
     @property
     def linears(self) -> tuple[RowLinear, RowLinear, RowLinear, RowLinear]:
         return self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
-
-    @property
-    def qk_vectors(self) -> list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]]:
-        """Weights and biases of the QK-norm, as `Attention.qk_weights`, each with where its module has it."""
-        norms = (self.attn.q_norm, self.attn.k_norm)
-        if None in norms:
-            return [({}, "", None)] * 4
-        return [
-            (norm._parameters, name, norm._parameters.get(name))
-            for norm in norms
-            if norm is not None
-            for name in ("weight", "bias")
-        ]
 
     @property
     def as_built(self) -> bool:
@@ -108,6 +97,25 @@ class Block(nn.Module):
             return False
         return not any(native_block.is_hooked(part) for part in (self.attn, self.mlp, *self.linears))
 
+    def spec(self) -> BlockSpec:
+        """The same block for `NativeBlocks`. ConfigError if calling its parts would run other code."""
+        if not self.as_built:
+            raise ConfigError(
+                "a block has hooks, or parts of another class. Remove them (merge LoRA into the weights), or "
+                "set `model.as_modules = True` to have blocks called as modules, which is slower."
+            )
+        attn, width = self.attn, self.attn.proj.in_features
+        dim = self.head_dim
+        q_weight, q_bias, k_weight, k_bias = attn.qk_weights()
+        norm: HeadNorm = "none" if attn.q_norm is None else "layer"
+        heads = Heads(width // dim, width // dim, dim, norm, QK_NORM_EPS, q_weight, q_bias, k_weight, k_bias)
+        first, second = (Branch(eps=LAYER_NORM_EPS, shift=n, scale=n + 1, gate=n + 2) for n in (0, 3))
+        return BlockSpec(
+            AttentionSpec(first, heads, (attn.qkv,), attn.proj),
+            MlpSpec(second, self.mlp.fc1, self.mlp.fc2),
+            replaces_residual=self.replaces_residual,
+        )
+
     def forward(
         self,
         h: torch.Tensor,
@@ -117,13 +125,8 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """h [T, D], rows [M, 6, D] = (shift, scale, gate) of attention and of the MLP, frame_ids [T].
 
-        Without gradients h is overwritten. Over pages, in float32 on the CPU, the block is one native call.
+        Without gradients h is overwritten.
         """
-        if isinstance(attend, PagedAttention) and attend.workspace is not None:
-            ready = native_block.runnable([self], h, rows)
-            if ready:
-                native_block.run(ready, h, rows, 0, attend, LAYER_NORM_EPS)
-                return h
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows.unbind(1)
         u, h = self._modulate(h, shift_a, scale_a, frame_ids)
         o = attend(self.attn.qkv(u), self.attn.qk_weights())
@@ -164,42 +167,3 @@ class Block(nn.Module):
             return ops.gate_residual(h, branch, gate, frame_ids)
         ops.gate_residual_(h, branch, gate, frame_ids)
         return h
-
-    # What was prepared holds packed weights, which are neither to be copied nor to stay for ever.
-
-    def train(self, mode: bool = True) -> Block:
-        self._prepared = None
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Block:
-        self._prepared = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
-
-
-def run_blocks(
-    blocks: Sequence[nn.Module], h: torch.Tensor, modulation: torch.Tensor, attend: PagedAttention
-) -> int:
-    """Run the first of `blocks`, as many as one native call takes, on h [T, D] in place: how many these were.
-
-    blocks: those of layer `attend.layer` and following. modulation: [layers, M, 6, D]. A block that is
-    hooked, or another module, must be called.
-    """
-    if attend.workspace is None:
-        return 0
-    own: list[Block] = []
-    # Not beyond the layers of the pool and of the table, which the call takes on trust.
-    layers = min(len(attend.batch.k_pages), len(attend.batch.v_pages), len(modulation))
-    for block in blocks[: layers - attend.layer]:
-        if type(block) is not Block or native_block.is_hooked(block):
-            break
-        own.append(block)
-    ready = native_block.runnable(own, h, modulation)
-    if ready:
-        rows, stride = modulation[attend.layer], modulation.stride(0)
-        # All blocks write K and V of all tokens; what follows in the last one is for those that are wanted.
-        wanted = attend.batch.wanted if attend.layer + len(ready) == len(modulation) else None
-        native_block.run(ready, h, rows, stride, attend, LAYER_NORM_EPS, wanted)
-    return len(ready)

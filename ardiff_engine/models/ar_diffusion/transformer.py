@@ -11,7 +11,7 @@ where keys and values live.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,23 +20,27 @@ from torch import nn
 from ardiff_engine import ops
 from ardiff_engine._native import native
 from ardiff_engine.errors import TensorError, explain
-from ardiff_engine.models.ar_diffusion.block import LAYER_NORM_EPS, Block, TimestepEmbedder, run_blocks
+from ardiff_engine.models.ar_diffusion.block import LAYER_NORM_EPS, Block, TimestepEmbedder
 from ardiff_engine.models.ar_diffusion.clip_checks import check_clip, check_history
 from ardiff_engine.models.ar_diffusion.clip_views import clip_table, history_table
 from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.cell_batch import CellBatch
-from ardiff_engine.models.dit import native_block
+from ardiff_engine.models.dit.native_block import NativeBlocks
 from ardiff_engine.models.dit.paged_attention import QK_NORM_EPS, PagedAttention, QKWeights
 from ardiff_engine.models.dit.positions import rope_frequencies, sincos_positions
 from ardiff_engine.models.dit.row_linear import RowLinear
 from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
 from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ranges import annotate
 
 
 class ARDiffusionTransformer(nn.Module, VideoModel):
     """Predicts clean latents (or noise, or v, as trained) from noisy frames, each at its own timestep."""
 
+    as_modules = False
+    """Set it before an engine is built to have blocks called as modules: with hooks, LoRA, other layers."""
+    _native: NativeBlocks | None = None
     pos_embed: torch.Tensor
     frequencies: torch.Tensor
 
@@ -77,6 +81,7 @@ class ARDiffusionTransformer(nn.Module, VideoModel):
     def _apply(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
     ) -> ARDiffusionTransformer:
+        self._native = None
         super()._apply(fn, recurse)
         if self.frequencies.dtype != torch.float64:
             self.frequencies = rope_frequencies(self.config.head_dim).to(self.frequencies.device)
@@ -97,6 +102,29 @@ class ARDiffusionTransformer(nn.Module, VideoModel):
     @property
     def dtype(self) -> torch.dtype:
         return self.x_embedder.weight.dtype
+
+    def freeze(self) -> None:
+        """Pack the blocks as they are now, float32 on the CPU. ConfigError for hooked or replaced ones.
+
+        What is changed later counts from the next freeze on; training mode, another device or dtype, and
+        `load_state_dict` undo it.
+        """
+        self._native = None
+        if not self.as_modules and self.dtype == torch.float32 and on_native_cpu(self.x_embedder.weight):
+            specs = [block.spec() for block in self.layers]
+            self._native = NativeBlocks(specs) if self.layers[0].attn.qkv.packs else None
+
+    def train(self, mode: bool = True) -> ARDiffusionTransformer:
+        if mode:
+            self._native = None
+        return super().train(mode)
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        self._native = None
+        return super().load_state_dict(*arguments, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_native"}
 
     def footprint(self, tokens: int, timesteps: int) -> Footprint:
         config, item = self.config, self.dtype.itemsize
@@ -235,17 +263,13 @@ class ARDiffusionTransformer(nn.Module, VideoModel):
             positions = torch.cat([own, positions])
         frequencies = self.frequencies if config.positions == "rope" else None
 
-        # One for the whole pass: half a dozen buffers per layer would be allocated and freed again.
-        workspace = native_block.workspace(h, cells, positions, config)
-
         with annotate("ardiff.layers"):
-            blocks, layer = list(self.layers), 0
-            while layer < len(blocks):
-                attend = PagedAttention(cells, layer, config.heads, positions, frequencies, workspace)
-                done = run_blocks(blocks[layer:], h, modulation, attend)
-                if not done:
-                    h = blocks[layer](h, modulation[layer], cells.frame_ids, attend)
-                layer += max(done, 1)
+            if self._native is not None and self._native.takes(h, cells, positions):
+                self._native.run(h, modulation, cells, positions, frequencies)
+            else:
+                for layer, block in enumerate(self.blocks):
+                    attend = PagedAttention(cells, layer, config.heads, positions, frequencies)
+                    h = block(h, modulation[layer], cells.frame_ids, attend)
         return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
 
     def forward_clip(

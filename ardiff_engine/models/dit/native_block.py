@@ -1,92 +1,201 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks over pages as one native call (csrc/bindings/dit_block.cpp), where nothing stands in its way.
+"""Blocks over pages as one native call (csrc/bindings/dit_block.cpp).
 
 A pass over one frame is a few hundred microseconds of arithmetic per block; ten ops called one by one from
-Python cost as much again, and a pass over memory for the bias, the GELU and each residual. Even to find out
-that nothing stands in the way costs a tenth of it, so each block keeps what it found (`Prepared`), and only
-looks whether that still holds.
+Python cost as much again, and a pass over memory for the bias, the activation and each residual. Weights are
+packed once, when a model is frozen; nothing is looked up or checked again but the batch.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module
 
-from ardiff_engine.errors import PageTableError, explain
-from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
+from ardiff_engine import ops
+from ardiff_engine.errors import ConfigError, PageTableError
 from ardiff_engine.models.cell_batch import CellBatch
-from ardiff_engine.models.dit.paged_attention import QK_NORM_EPS, PagedAttention
+from ardiff_engine.models.dit.block_spec import Attention, BlockSpec, Branch, Heads
+from ardiff_engine.models.dit.row_linear import RowLinear
 from ardiff_engine.ops.backend import on_native_cpu
+from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.ops.native_kernels import kernels
 
-if TYPE_CHECKING:
-    from ardiff_engine.models.ar_diffusion.block import Block
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConditionPages:
+    """K and V of conditions, [layers, pages, kv_heads, page_rows, dim], and which of them each token sees."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    table: FrameTable
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """weights: addresses of the packed weights and biases of qkv, proj, fc1, fc2, then of the norms' weights
-    and biases. held: what the packed ones belong to: another thread may pack anew during the call."""
+class NativeBlocks:
+    """All blocks of a network, packed for the CPU in float32; the original weights are not read any more."""
 
-    weights: tuple[int, ...]
-    hidden: int
-    replaces_residual: bool
-    held: tuple[object, ...]
+    def __init__(self, specs: Sequence[BlockSpec]) -> None:
+        """ConfigError for sizes that do not fit each other, and for weights that are not plain float32."""
+        self._held: list[torch.Tensor] = []
+        self._specs = specs
+        self._width = specs[0].mlp.down.out_features
+        self._native = [self._block(spec) for spec in specs]
 
+    def takes(self, h: torch.Tensor, cells: CellBatch, positions: torch.Tensor) -> bool:
+        """Whether a pass over h [T, width] can be this call. What is of another dtype or strided is for the
+        ops, which convert it or say what is wrong with it."""
+        if torch.is_grad_enabled() or not on_native_cpu(h, cells.k_pages, cells.v_pages):
+            return False
+        per_token = [(cells.slots, torch.int64), (cells.frame_ids, torch.int32)]
+        if cells.wanted is not None:
+            per_token.append((cells.wanted, torch.bool))
+        if not all(t.dtype == kind and t.shape == h.shape[:1] and t.is_contiguous() for t, kind in per_token):
+            return False
+        if positions.dtype != torch.int64 or not positions.is_contiguous() or len(positions) != len(h):
+            return False
+        k, v = cells.k_pages, cells.v_pages
+        if k.shape != v.shape or k.stride() != v.stride() or k.stride(4) != 1 or len(k) != len(self._specs):
+            return False
+        sizes = {(s.self_attention.heads.kv_heads, s.self_attention.heads.dim) for s in self._specs}
+        return sizes == {(k.shape[2], k.shape[4])} and _plain(h)
 
-class Prepared:
-    """What a block found out about its layers, and what tells that it still holds.
+    def run(
+        self,
+        h: torch.Tensor,
+        modulation: torch.Tensor,
+        cells: CellBatch,
+        positions: torch.Tensor,
+        frequencies: torch.Tensor | None,
+        condition: ConditionPages | None = None,
+    ) -> None:
+        """h [T, width] -> the output of the last block, in place. modulation: [layers, rows, values, width].
 
-    A layer that was replaced or hooked (LoRA, quantisation, an observer) must be called as a module. Packed
-    weights are not kept alive: they are let go of when their layer lets go of them.
-    """
+        positions: int64 [T] or [T, axes]; frequencies: float64 [dim / 2] or [axes, dim / 2], None: no
+        rotation. The output of tokens that are not `cells.wanted` means nothing.
 
-    def __init__(self, block: Block) -> None:
-        linears, vectors = block.linears, block.qk_vectors
-        self._block = weakref.ref(block)
-        self._hidden = block.mlp.fc1.out_features
-        self._modules = [(block._modules, name, block._modules[name]) for name in ("attn", "mlp")]
-        for part in (block.attn, block.mlp):
-            self._modules += [(part._modules, name, child) for name, child in part._modules.items()]
-        self._types = [(part, type(part)) for part in (block.attn, block.mlp, *linears)]
-        copies = [layer.packed_copy() for layer in linears]
-        panels = [copy.weight.panels.data_ptr() for copy in copies]
-        self._linears = [(layer, weakref.ref(copy)) for layer, copy in zip(linears, copies, strict=True)]
-        self._vectors = [(layer._parameters, "bias", layer.bias) for layer in linears] + vectors
-        self._addresses = [_address(tensor) for _, _, tensor in self._vectors]
-        biases, norms = self._addresses[: len(linears)], self._addresses[len(linears) :]
-        pairs = zip(panels, biases, strict=True)
-        self._weights = (*(address for pair in pairs for address in pair), *norms)
+        Raises:
+            PageTableError: slots, views or frame ids that do not fit; nothing is written then.
+        """
+        if modulation.shape[0] != len(self._native) or modulation.shape[3] != self._width:
+            raise PageTableError(
+                f"tables of {len(self._native)} layers were expected, got {modulation.shape}."
+            )
+        modulation = modulation.contiguous()
+        floats = kernels().dit_block_floats(self._native, len(h), self._width)
+        # One for all blocks: half a dozen buffers per layer would be allocated and freed again.
+        workspace = h.new_empty(floats)
+        batch = kernels().PassSpec(
+            h=h.data_ptr(),
+            modulation=modulation.data_ptr(),
+            frame_ids=cells.frame_ids.data_ptr(),
+            slots=cells.slots.data_ptr(),
+            positions=positions.data_ptr(),
+            frequencies=_address(frequencies),
+            wanted=_address(cells.wanted),
+            tokens=len(h),
+            width=self._width,
+            rows=modulation.shape[1],
+            values=modulation.shape[2],
+            modulation_stride=modulation.stride(0),
+            axes=1 if positions.ndim == 1 else positions.shape[1],
+            pages=_pages(cells.k_pages, cells.v_pages, cells.table),
+            workspace=workspace.data_ptr(),
+            workspace_floats=floats,
+        )
+        if condition is not None:
+            batch.condition = _pages(condition.k, condition.v, condition.table)
+        elif any(spec.cross_attention is not None for spec in self._specs):
+            raise PageTableError("blocks with cross-attention need the pages of their conditions.")
+        try:
+            kernels().dit_blocks(self._native, batch)
+        except IndexError as error:
+            raise PageTableError(f"batch: {error}. Pack it anew for this pool.") from error
 
-    def ready(self) -> Ready | None:
-        """None if the block has changed."""
-        block = self._block()
-        if block is None:
-            return None
-        for modules, name, part in self._modules:
-            if modules.get(name) is not part:
-                return None
-        for part, kind in self._types:
-            if type(part) is not kind or is_hooked(part):
-                return None
-        held: list[object] = []
-        for layer, ref in self._linears:
-            packed = ref()
-            if packed is None or layer._packed is not packed or not packed.is_of(layer.weight):
-                return None
-            held.append(packed)
-        for (parameters, name, tensor), address in zip(self._vectors, self._addresses, strict=True):
-            if parameters.get(name) is not tensor:
-                return None
-            if tensor is not None and (tensor.data_ptr() != address or not _plain(tensor)):
-                return None
-        return Ready(self._weights, self._hidden, block.replaces_residual, tuple(held))
+    # --- packing
+
+    def _block(self, spec: BlockSpec) -> Any:
+        made = kernels().BlockSpec(
+            self_attention=self._attention(spec.self_attention, cross=False),
+            mlp=kernels().MlpSpec(
+                branch=self._branch(spec.mlp.branch),
+                up=self._linear("up", (spec.mlp.up,), self._width, spec.mlp.down.in_features),
+                down=self._linear("down", (spec.mlp.down,), spec.mlp.up.out_features, self._width),
+                activation=getattr(kernels().Activation, spec.mlp.activation),
+            ),
+            replaces_residual=spec.replaces_residual,
+        )
+        if spec.cross_attention is not None:
+            made.has_cross_attention = True
+            made.cross_attention = self._attention(spec.cross_attention, cross=True)
+        return made
+
+    def _attention(self, attention: Attention, *, cross: bool) -> Any:
+        heads = attention.heads
+        inner = heads.heads * heads.dim
+        outputs = inner if cross else inner + 2 * heads.kv_heads * heads.dim
+        return kernels().AttentionSpec(
+            branch=self._branch(attention.branch),
+            heads=self._heads(heads),
+            projection=self._linear("projections", attention.projections, self._width, outputs),
+            out=self._linear("out", (attention.out,), inner, self._width),
+        )
+
+    def _heads(self, heads: Heads) -> Any:
+        return kernels().HeadsSpec(
+            heads=heads.heads,
+            kv_heads=heads.kv_heads,
+            dim=heads.dim,
+            norm=getattr(kernels().HeadNorm, heads.norm),
+            eps=heads.eps,
+            q_weight=self._vector(heads.q_weight),
+            q_bias=self._vector(heads.q_bias),
+            k_weight=self._vector(heads.k_weight),
+            k_bias=self._vector(heads.k_bias),
+        )
+
+    def _branch(self, branch: Branch) -> Any:
+        made = kernels().BranchSpec(
+            norm=getattr(kernels().RowNorm, branch.norm),
+            eps=branch.eps,
+            gate=-1 if branch.gate is None else branch.gate,
+        )
+        if branch.shift is not None and branch.scale is not None:
+            made.shift, made.scale = branch.shift, branch.scale
+            return made
+        zeros = torch.zeros(self._width)
+        made.fixed_shift = self._vector(zeros if branch.bias is None else branch.bias)
+        made.fixed_scale = self._vector(zeros if branch.weight is None else branch.weight.detach() - 1)
+        return made
+
+    def _linear(self, what: str, layers: tuple[nn.Linear, ...], inputs: int, outputs: int) -> Any:
+        got = layers[0].in_features, sum(layer.out_features for layer in layers)
+        if got != (inputs, outputs) or any(layer.in_features != inputs for layer in layers):
+            raise ConfigError(f"{what} of a block: got {got[0]} -> {got[1]}, expected {inputs} -> {outputs}.")
+        if any(layer.weight.dtype != torch.float32 for layer in layers):
+            raise ConfigError(f"{what} of a block: got {layers[0].weight.dtype} weights, expected float32.")
+        if len(layers) == 1 and isinstance(layers[0], RowLinear):
+            packed = layers[0].packed()
+        else:
+            packed = ops.pack_linear(torch.cat([layer.weight.detach() for layer in layers]))
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        if len(biases) not in (0, len(layers)):
+            raise ConfigError(f"{what} of a block: some of its layers have a bias, expected all or none.")
+        bias = torch.cat(biases) if biases else None
+        self._held.append(packed.panels)
+        return kernels().LinearSpec(
+            panels=packed.panels.data_ptr(), bias=self._vector(bias), inputs=inputs, outputs=outputs
+        )
+
+    def _vector(self, vector: torch.Tensor | None) -> int:
+        if vector is None:
+            return 0
+        own = vector.detach().to(torch.float32).contiguous().clone()
+        self._held.append(own)
+        return own.data_ptr()
 
 
 def is_hooked(part: nn.Module) -> bool:
@@ -100,138 +209,30 @@ def all_are_hooked() -> bool:
     return bool(forward or module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
-def ready(block: Block) -> Ready | None:
-    """None where the block has to run as modules."""
-    if all_are_hooked():
-        return None
-    found = None if block._prepared is None else block._prepared.ready()
-    if found is None and _can_be_prepared(block):
-        block._prepared = Prepared(block)
-        found = block._prepared.ready()
-    return found
-
-
-def _can_be_prepared(block: Block) -> bool:
-    if not block.as_built:
-        return False
-    hidden = block.mlp.fc1.out_features
-    width = block.attn.proj.in_features
-    shapes = ((width, 3 * width), (width, width), (width, hidden), (hidden, width))
-    for layer, shape in zip(block.linears, shapes, strict=True):
-        if (layer.in_features, layer.out_features) != shape or not layer.packs:
-            return False
-        if layer.bias is not None and not _plain(layer.bias):
-            return False
-    # A pruned or parametrised norm computes its weight: what it uses is no parameter.
-    norms = zip(block.attn.qk_weights(), block.qk_vectors, strict=True)
-    return all(own is used and (own is None or _plain(own)) for used, (_, _, own) in norms)
-
-
-def workspace(
-    h: torch.Tensor, batch: CellBatch, positions: torch.Tensor, config: ARDiffusionConfig
-) -> torch.Tensor | None:
-    """Scratch for the blocks of a pass over h [T, D]; None where they run as modules.
-
-    They do that too for a batch that the native call does not take as it is (other dtypes, strided): the ops
-    convert it or say what is wrong with it.
-    """
-    if torch.is_grad_enabled() or not on_native_cpu(h, batch.k_pages, batch.v_pages):
-        return None
-    per_token = [(batch.slots, torch.int64), (batch.frame_ids, torch.int32), (positions, torch.int64)]
-    if batch.wanted is not None:
-        per_token.append((batch.wanted, torch.bool))
-    if not all(t.dtype == dtype and t.shape == h.shape[:1] and t.is_contiguous() for t, dtype in per_token):
-        return None
-    k, v = batch.k_pages, batch.v_pages
-    pool = (config.depth, k.shape[1], config.heads, k.shape[3], config.head_dim)
-    if k.shape != pool or v.shape != pool or k.stride() != v.stride() or k.stride(4) != 1:
-        return None
-    return h.new_empty(kernels().dit_block_floats(_sizes(h, config.mlp_width, config.heads, 0, k)))
-
-
-def runnable(blocks: Sequence[Block], h: torch.Tensor, rows: torch.Tensor) -> list[Ready]:
-    """The first blocks that can run as one call, up to one that cannot. rows: of the modulation table."""
-    found: list[Ready] = []
-    if not (_plain(h) and _plain(rows)):
-        return found
-    for block in blocks:
-        own = ready(block)
-        if own is None or (found and _kind(own) != _kind(found[0])):
-            break
-        found.append(own)
-    return found
-
-
-def _kind(block: Ready) -> tuple[int, bool]:
-    """What is the same for all blocks of one call."""
-    return block.hidden, block.replaces_residual
-
-
-def run(
-    blocks: Sequence[Ready],
-    h: torch.Tensor,
-    rows: torch.Tensor,
-    rows_stride: int,
-    attend: PagedAttention,
-    eps: float,
-    wanted: torch.Tensor | None = None,
-) -> None:
-    """h [T, D] -> the output of blocks `attend.layer` and following, in place.
-
-    rows: [M, 6, D] of the modulation table, for the first of them; the next one's are rows_stride further on.
-    wanted: bool [T], tokens whose output is wanted of the last of them; the others' h then means nothing.
-
-    Raises:
-        PageTableError: slots, views or frame ids that do not fit; nothing is written then.
-    """
-    batch, table, scratch, layer = attend.batch, attend.batch.table, attend.workspace, attend.layer
-    k, v = batch.k_pages, batch.v_pages
-    try:
-        kernels().dit_blocks(
-            [block.weights for block in blocks],
-            (
-                *_addresses(h, rows, batch.frame_ids, batch.slots),
-                *_addresses(attend.positions, attend.frequencies, k[layer], v[layer], scratch),
-                0 if scratch is None else scratch.numel(),
-                _address(wanted),
-            ),
-            (
-                *_addresses(table.frame_ptr, table.group_ptr, table.page_ptr),
-                *_addresses(table.pages, table.valid, table.seen, table.bias),
-                table.num_groups,
-            ),
-            _sizes(h, blocks[0].hidden, attend.heads, rows.shape[0], k),
-            rows_stride,
-            k.stride(0),
-            blocks[0].replaces_residual,
-            eps,
-            QK_NORM_EPS,
-        )
-    except IndexError as error:
-        raise PageTableError(
-            explain(
-                "batch",
-                got=str(error),
-                expected="slots, views and frame ids of this pool",
-                fix="Pack it anew.",
-            )
-        ) from error
+def _pages(k: torch.Tensor, v: torch.Tensor, table: FrameTable) -> Any:
+    return kernels().PagesSpec(
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        layer_stride=k.stride(0),
+        pages=k.shape[1],
+        page_rows=k.shape[3],
+        page_stride=k.stride(1),
+        head_stride=k.stride(2),
+        row_stride=k.stride(3),
+        frame_ptr=table.frame_ptr.data_ptr(),
+        group_ptr=table.group_ptr.data_ptr(),
+        page_ptr=table.page_ptr.data_ptr(),
+        page_ids=table.pages.data_ptr(),
+        valid=table.valid.data_ptr(),
+        seen=table.seen.data_ptr(),
+        bias=_address(table.bias),
+        groups=table.num_groups,
+    )
 
 
 def _plain(tensor: torch.Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
-def _sizes(h: torch.Tensor, hidden: int, heads: int, rows: int, k_pages: torch.Tensor) -> tuple[int, ...]:
-    """As struct Shape of csrc/bindings/dit_block.cpp. k_pages: of all layers."""
-    tokens, width = h.shape
-    _, pages, _, page_rows, dim = k_pages.shape
-    return (tokens, width, hidden, heads, dim, rows, pages, page_rows, *k_pages.stride()[1:4])
-
-
 def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _addresses(*tensors: torch.Tensor | None) -> tuple[int, ...]:
-    return tuple([_address(tensor) for tensor in tensors])

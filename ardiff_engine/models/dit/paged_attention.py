@@ -16,15 +16,13 @@ QKWeights = tuple[torch.Tensor | None, ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedAttention:
-    """positions: int64 [T] of the tokens, context first; frequencies: float64 [head_dim / 2], None: no RoPE.
-    workspace: float32 scratch that the blocks of a pass share."""
+    """positions: int64 [T], context first; frequencies: float64 [head_dim / 2], None: no RoPE."""
 
     batch: CellBatch
     layer: int
     heads: int
     positions: torch.Tensor
     frequencies: torch.Tensor | None
-    workspace: torch.Tensor | None
 
     @property
     def k_pages(self) -> torch.Tensor:

@@ -2,8 +2,9 @@
 // y = epilogue(x W^T + b) with packed weights. Panel p of W holds outputs 48 p .. 48 p + 47 for every input:
 // panels[p][i][c] = W[48 p + c][i], zero beyond the last output.
 //
-// Epilogues: none; gelu, the tanh form (bias_gelu.h); gated: residual + gate z, one gate row per frame
-// (gate_residual.h).
+// Epilogues: none; gelu, the tanh form (bias_gelu.h); gelu_erf, z Phi(z); silu, z / (1 + e^-z); gated:
+// residual
+// + gate z, one gate row per frame (gate_residual.h), or residual + z without gates.
 #pragma once
 
 #include "integers.h"
@@ -13,7 +14,7 @@ namespace ardiff {
 
 constexpr std::int64_t kPanelOutputs = 48;
 
-enum class LinearEpilogue { none = 0, gelu = 1, gated = 2 };
+enum class LinearEpilogue { none = 0, gelu = 1, gated = 2, gelu_erf = 3, silu = 4 };
 
 struct LinearParams {
   const float* x;       // [rows, inputs]
@@ -22,7 +23,7 @@ struct LinearParams {
   float* y;             // [rows, outputs]; may be `residual` itself
   std::int64_t rows, inputs, outputs;
   LinearEpilogue epilogue;
-  const float *residual, *gate;   // gated: [rows, outputs]; [.., outputs], rows strided
+  const float *residual, *gate;   // gated: [rows, outputs]; [.., outputs], rows strided, or null
   const std::int32_t* frame_ids;  // gated: [rows]
   std::int64_t gate_stride;
 };

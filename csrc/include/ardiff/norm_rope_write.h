@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bias, QK-norm, RoPE, and the write of K and V into pages. A row of qkv is [q heads | k heads | v heads].
+// Bias, QK-norm, RoPE, and the write of K and V into pages. A row of qkv is [q heads | k heads | v heads];
+// without kv_heads (CPU only) it is q alone.
 #pragma once
 
 #include "integers.h"

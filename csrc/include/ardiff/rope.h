@@ -19,8 +19,8 @@ ARDIFF_HD inline double rope_angle(const std::int64_t* position, const double* f
   return angle;
 }
 
-// An angle in turns within [-1/2, 1/2]. Dividing by 2 pi in two words keeps the reduction exact to a float ulp
-// for every position below 2^31.
+// An angle in turns within [-1/2, 1/2]. Dividing by 2 pi in two words keeps the reduction exact to a float
+// ulp for every position below 2^31.
 ARDIFF_HD inline float rope_turns(double angle) {
   constexpr double kInverse = 0.15915494309189535, kInverseLow = -9.8393383375912430e-18;  // 1 / (2 pi)
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding and subtracting it rounds to an integer
