@@ -2,12 +2,15 @@
 // How an op enters the Python module. Each file of csrc/bindings writes
 //
 //   template <class T>
-//   ardiff::ScaleParamsOf<T> params(std::uintptr_t x, std::int64_t elements) { return {pointer<T>(x),
-//   elements}; }
+//   ardiff::ScaleParamsOf<T> scale_params(std::uintptr_t x, std::int64_t elements) {
+//     return {pointer<T>(x), elements};
+//   }
 //
-//   ARDIFF_BINDING(scale) { def(m, "scale", &params<float>, &ardiff::cpu::scale); }
+//   ARDIFF_BINDING(scale) { def(m, "scale", &scale_params<float>, &ardiff::cpu::scale); }
 //
-// and is picked up by the build; no list of ops exists elsewhere. Tensors arrive as integers
+// and is picked up by the build; no list of ops exists elsewhere. All of them are compiled as one file, so
+// names must differ, and a kernel that two of them call is declared in shared_kernels.h. Tensors arrive as
+// integers
 // (`tensor.data_ptr()`, 0 for none) and become pointers through `pointer<float>(address)`. cuda.h does the
 // same for the launchers of csrc/cuda.
 #pragma once
