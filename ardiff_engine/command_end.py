@@ -46,15 +46,16 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
     debug = False
     with _stopped_by_signals() as received, _above_the_bar(parser.prog):
         try:
-            options = parser.parse_args(arguments)
+            try:
+                options = parser.parse_args(arguments)
+            finally:
+                sys.stdout.flush()  # what --help has printed
             debug = options.debug
             code: int = options.run(options)
             sys.stdout.flush()
             # A command for which Ctrl-C is the normal end has returned; to SIGTERM the answer is 143.
             return STOPPED + signal.SIGTERM if signal.SIGTERM in received else code
         except SystemExit:
-            with contextlib.suppress(OSError):
-                sys.stdout.flush()
             raise
         except BaseException as error:
             # Libraries turn an interrupt into errors of their own, such as a damaged file.
@@ -71,7 +72,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
 def console(main: Callable[[], int]) -> int:
     """`main` as the only thing that this process does."""
     for number in SIGNALS:
-        # Until `run` listens, and once it has ended, no file is open: nothing is to be closed or told.
+        # Before and after `run` no file is open: nothing is to be closed or told.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, _frame: os._exit(STOPPED + number))
     for descriptor in (0, 1, 2):
@@ -87,7 +88,11 @@ def console(main: Callable[[], int]) -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return main()
+    except KeyboardInterrupt as error:  # while `run` was reporting or leaving
+        return STOPPED + (error.signal if isinstance(error, Stopped) else signal.SIGINT)
     finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # Python itself takes a while to end
         try:
             sys.stdout.flush()
         except OSError:
@@ -174,7 +179,7 @@ def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
     def stop(number: int, _frame: object) -> None:
         received.append(signal.Signals(number))
         signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
-        raise KeyboardInterrupt
+        raise Stopped("stopped", number)
 
     def again(_number: int, _frame: object) -> None:
         # Finalizers and C code can lose an interrupt, and the command would go on. While one is on its way,
@@ -183,7 +188,7 @@ def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
         while error is not None and not isinstance(error, KeyboardInterrupt):
             error = error.__context__
         if error is None:
-            raise KeyboardInterrupt
+            raise Stopped("stopped", received[-1])
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:
         if not (received and issubclass(found.exc_type, KeyboardInterrupt)):

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,41 +141,56 @@ def test_stream_writes_the_frames_of_generate(tiny_model: Path, tmp_path: Path, 
         np.testing.assert_array_equal(streamed, whole)
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_an_endless_stream_and_keeps_its_frames(tiny_model: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "ardiff_engine.cli",
-        "stream",
-        "--model",
-        str(tiny_model),
-        "--steps",
-        "4",
-    ]
-    process = subprocess.Popen(
-        [*command, "--lag", "2", "--out", str(tmp_path / "live.mp4")],
-        stdout=subprocess.PIPE,
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ardiff_engine.cli", *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         # A shell starts background jobs with SIGINT ignored, and children inherit that.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_signal_ends_an_endless_stream_and_keeps_its_frames(
+    number: signal.Signals, code: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "live.mp4"
+    sampling = ["--model", tiny_model, "--steps", 4, "--lag", 2]
+    process = start("stream", *sampling, "--out", target, stdout=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "live.mp4").exists() or (tmp_path / "live.mp4").stat().st_size < 4000:
+        while not target.exists() or target.stat().st_size < 4000:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 0, errors
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
     count = int(re.search(r"live.mp4: (\d+) frames", output)[1])  # type: ignore[index]
-    assert len(read_video(tmp_path / "live.mp4")) == count > 2
+    assert len(read_video(target)) == count > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("info",), ("bench", "--help")])
+def test_a_reader_that_leaves_and_a_full_disk_behind_the_output(arguments: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(*arguments, stdout=writer)
+    os.close(writer)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 1
+    with open("/dev/full", "w") as full:
+        process = start(*arguments, stdout=full)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and errors == "ardiff: No space left on device\n"
 
 
 def test_ctrl_c_during_a_finite_job_is_exit_code_130(
