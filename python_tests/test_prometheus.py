@@ -155,7 +155,7 @@ def test_names_that_prometheus_refuses(registry, name):
 
 def test_without_the_package_it_is_a_typed_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(BackendNotAvailableError, match=r"ardiff-engine\[metrics\]"):
+    with pytest.raises(BackendNotAvailableError, match="metrics"):
         prometheus.register(Counting())
 
 
