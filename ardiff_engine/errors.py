@@ -53,6 +53,10 @@ class StreamClosedError(ArdiffError, RuntimeError):
     """A stream was used after it was cancelled or had failed."""
 
 
+class StreamInterruptedError(ArdiffError, RuntimeError):
+    """A pass that served the stream was broken off, by Ctrl-C or the end of the thread that ran it."""
+
+
 class EngineBusyError(ArdiffError, RuntimeError):
     """The engine was asked to run a pass from within a pass."""
 

@@ -220,7 +220,7 @@ class Pipeline:
                 if index == 0:
                     bar.update(stream.ticks_done - bar.n)
                 if callback_on_step_end is not None:
-                    callback_on_step_end(StepInfo(index, stream.ticks_done, stream.feeder.plan.num_ticks))
+                    callback_on_step_end(StepInfo(index, stream.ticks_done, stream.num_ticks))
 
             return report
 
@@ -240,7 +240,7 @@ class Pipeline:
         ]
         engine = self._engine(requests, num_inference_steps, eta, memory)
         streams = [engine.submit(request) for request in requests]
-        passes = streams[0].feeder.plan.num_ticks
+        passes = streams[0].num_ticks
         with tqdm(total=passes, desc="passes", unit="pass", disable=not progress) as bar:
             videos = batch_pictures(engine, streams, self.codec, prefix)
         if clip is not None and prefix is not None:

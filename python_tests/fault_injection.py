@@ -14,10 +14,13 @@ from typing import Any
 from unittest import mock
 
 import torch
+from inside import inside, poison
 
 from ardiff_engine import ops
 from ardiff_engine.engine import Engine, Stream
+from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.layout import Work
+from ardiff_engine.engine.state import StreamState
 from ardiff_engine.models.dit.native_block import NativeBlocks
 
 ONCE = ("out of memory, once", "cancel", "dead worker")
@@ -95,11 +98,6 @@ class Fault:
             self.strike()
 
 
-def poison(stream: Stream) -> None:
-    for frame, latent in stream.latents.items():
-        stream.latents[frame] = torch.full_like(latent, torch.nan)
-
-
 @contextmanager
 def installed(fault: Fault, engine: Engine) -> Iterator[None]:
     """The fault is in the engine while the block runs. `fault.victim` and `fault.host` are set before."""
@@ -111,11 +109,17 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
 
         host = fault.host
         assert host is not None
-        wrap(engine._packer, "pack", pass_.pack)
+
+        def of_host(name: str) -> Callable[..., Any]:
+            call = getattr(StreamState, name)
+            faulty = fault.around(call)
+            return lambda state, *rest: (faulty if state is inside(host) else call)(state, *rest)
+
+        wrap(Packer, "pack", lambda _, *arguments: pass_.pack(*arguments))
         if fault.place == "plan":
-            wrap(host.feeder, "next", fault.around(host.feeder.next))
+            wrap(inside(host).feeder, "next", fault.around(inside(host).feeder.next))
         elif fault.place == "pages":
-            wrap(host, "prepare", fault.around(host.prepare))
+            wrap(StreamState, "prepare", of_host("prepare"))
         # Block by block: the fault comes between two of them.
         if fault.place in ("layer k", "commit"):
             wrap(NativeBlocks, "run", lambda blocks, *given: pass_.blocks(blocks, *given))
@@ -127,7 +131,7 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
         elif fault.place == "solver":
             wrap(ops, "solver_step", pass_.solve)
         elif fault.place == "hand-over":
-            wrap(host, "clean_copies", fault.around(host.clean_copies))
+            wrap(StreamState, "clean_copies", of_host("clean_copies"))
         yield
 
 
@@ -136,16 +140,23 @@ class _Pass:
 
     def __init__(self, fault: Fault, engine: Engine) -> None:
         self._fault, self._spec = fault, engine.model.spec
-        self._pack, self._write, self._solve = engine._packer.pack, ops.norm_rope_write_, ops.solver_step
+        pack, packer = Packer.pack, engine._runner.packer
+        self._pack: Callable[..., Any] = lambda *arguments: pack(packer, *arguments)
+        self._write, self._solve = ops.norm_rope_write_, ops.solver_step
         self._run = NativeBlocks.run
         self._work: Work = []
-        self._updates: list[Stream] = []
+        self._updates: list[StreamState] = []
         self._layer = 0
 
     def _due(self) -> bool:
-        return self._fault.due() and any(stream is self._fault.victim for stream, _ in self._work)
+        return self._fault.due() and any(state is self._victim for state, _ in self._work)
 
-    def pack(self, work: Work) -> Any:
+    @property
+    def _victim(self) -> StreamState:
+        assert self._fault.victim is not None
+        return inside(self._fault.victim)
+
+    def pack(self, work: Work, *inputs: Any) -> Any:
         self._work, self._layer = work, 0
         here = self._fault.place == "pack" and self._due()
         if here and self._fault.kind == "nan":
@@ -153,8 +164,8 @@ class _Pass:
             poison(self._fault.victim)
         if here and self._fault.early:
             self._fault.strike()
-        batch = self._pack(work)
-        self._updates = [stream for stream, feed in work for _ in feed.roster.updated]
+        batch = self._pack(work, *inputs)
+        self._updates = [state for state, feed in work for _ in feed.roster.updated]
         if here and not self._fault.early and self._fault.due():
             self._fault.strike()
         return batch
@@ -209,7 +220,7 @@ class _Pass:
             self._fault.strike()
         result = self._solve(*arguments, **options)
         if here and self._fault.kind == "nan":
-            rows = [i for i, stream in enumerate(self._updates) if stream is self._fault.victim]
+            rows = [i for i, state in enumerate(self._updates) if state is self._victim]
             result.x[rows] = torch.nan
         if here and not self._fault.early and self._fault.due():
             self._fault.strike()
@@ -219,8 +230,8 @@ class _Pass:
         """bool [T]: the victim's tokens in the pass; contexts come first, then frames, branch by branch."""
         contexts: list[bool] = []
         frames: list[bool] = []
-        for stream, feed in self._work:
-            ours, branches = stream is self._fault.victim, len(stream.weights)
+        for state, feed in self._work:
+            ours, branches = state is self._victim, len(state.weights)
             if feed.roster.feeds_context:
                 contexts += [ours and not commits_only] * (branches * self._spec.context_tokens)
             for updates in feed.roster.updates * branches:

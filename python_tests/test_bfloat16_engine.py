@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from inside import inside
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE
 
@@ -73,8 +74,8 @@ def test_weights_pages_and_modulation_are_bfloat16_and_the_rest_float32(monkeypa
 
     monkeypatch.setattr(ops, "solver_step", watched)
     stream = engine.submit(Request(num_frames=2, lag=1, guidance_scale=1.5))
-    engine.step()
-    assert all(latent.dtype == torch.float32 for latent in stream.latents.values())
+    engine.step(1)
+    assert all(latent.dtype == torch.float32 for latent in inside(stream).latents.values())
     assert stream.result().dtype == torch.float32 and all(dtypes == {torch.float32} for dtypes in seen)
 
 

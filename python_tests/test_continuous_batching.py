@@ -14,6 +14,7 @@ from test_engine import SCHEDULE, engine_for
 
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
+from ardiff_engine.engine.layout import LayoutBuilder
 from ardiff_engine.errors import ConfigError, OutOfPagesError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
 from ardiff_engine.models.dit.row_linear import RowLinear
@@ -41,14 +42,13 @@ def alone() -> list[torch.Tensor]:
 def test_alone_and_batched_are_the_same_to_the_bit(alone, seed):
     """Random mixes, joining at random ticks, with and without a token budget, some cancelled on the way."""
     chance = random.Random(seed)
-    engine = engine_for(max_pages=400)
-    engine._steps.turns.max_batch_tokens = chance.choice([None, 8, 20, 40])
+    engine = engine_for(max_pages=400, max_batch_tokens=chance.choice([None, 8, 20, 40]))
     streams = []
     for _ in range(chance.randint(2, 6)):
         kind = chance.randrange(len(KINDS))
         streams.append((kind, engine.submit(Request(**KINDS[kind]))))
         for _ in range(chance.randint(0, 6)):
-            engine.step()
+            engine.step(1)
         if chance.random() < 0.15:
             streams.pop(chance.randrange(len(streams)))[1].cancel()
     chance.shuffle(streams)
@@ -59,8 +59,7 @@ def test_alone_and_batched_are_the_same_to_the_bit(alone, seed):
 
 
 def test_streams_take_turns_within_the_token_budget():
-    engine = engine_for(max_pages=400)
-    engine._steps.turns.max_batch_tokens = 2 * (3 + 5)
+    engine = engine_for(max_pages=400, max_batch_tokens=2 * (3 + 5))
     seen = []
     forward = engine.model.forward
 
@@ -72,10 +71,10 @@ def test_streams_take_turns_within_the_token_budget():
     small = [engine.submit(Request(num_frames=4, lag=4, seed=i)) for i in range(5)]
     large = engine.submit(Request(num_frames=4, lag=0, seed=9))
     while not all(stream.done for stream in (*small, large)):
-        engine.step()
+        engine.step(1)
         done = [stream.ticks_done for stream in small if not stream.done]
         assert not done or max(done) - min(done) <= 2, "one stream waits longer than its share"
-        assert large.done or large.ticks_done >= 1 or engine.ticks < 8, "the large one starves"
+        assert large.done or large.ticks_done >= 1 or engine.stats().ticks < 8, "the large one starves"
     # The large one, 12 tokens and its context, fits beside nobody in its first pass.
     assert max(seen) <= 2 * (3 + 5) + 1
     for i, stream in enumerate(small):
@@ -107,7 +106,7 @@ def test_videos_wait_for_pages_in_order_and_up_to_a_bound():
 def test_dropping_the_last_reference_is_cancelling():
     engine = engine_for(max_pages=12)
     stream = engine.submit(Request(num_frames=6, lag=2))
-    engine.step()
+    engine.step(1)
     assert engine.stats().pages_held > 0
     del stream
     gc.collect()
@@ -129,7 +128,7 @@ def test_a_stream_with_a_callback_needs_no_reference():
         pass
     assert ticks == list(range(1, 9)) and engine.stats().streams_finished == 1
     gc.collect()
-    assert not engine.register.alive() and not engine.register._unattended
+    assert not engine._scheduler.streams and not engine._kept
 
 
 def test_solvers_of_several_clamps_share_a_pass():
@@ -168,13 +167,13 @@ def test_tables_of_solvers_that_nobody_uses_are_dropped():
 def test_steady_ticks_use_their_layout_again(monkeypatch):
     engine = engine_for(memory=Window(3))
     made = []
-    build = engine._packer._builder.build
-    monkeypatch.setattr(engine._packer._builder, "build", lambda work: made.append(1) or build(work))
+    build = LayoutBuilder.build
+    monkeypatch.setattr(LayoutBuilder, "build", lambda self, work: made.append(1) or build(self, work))
     streams = [engine.submit(Request(num_frames=6, lag=4, seed=i)) for i in range(3)]
     for stream in streams:
         stream.result()
     # Per frame: one with the commit of the frame before, one for the other three ticks.
-    assert engine.ticks == 24 and len(made) <= 12
+    assert engine.stats().ticks == 24 and len(made) <= 12
 
 
 def test_frames_that_only_store_their_keys_are_not_computed_to_the_end(monkeypatch):

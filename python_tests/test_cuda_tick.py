@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 import torch
+from inside import poison
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE
 from test_tick_graphs import FakeGraphs, recording
@@ -175,11 +176,11 @@ def test_a_thousand_ticks_never_wait_for_the_gpu(strict: Callable[[], None]) -> 
     engine = engine_on_gpu(True)
     stream = engine.submit(Request(num_frames=None, lag=2, max_ahead=10_000))
     for _ in range(100):
-        engine.step()
+        engine.step(1)
     before = engine.stats()
     strict()
     for _ in range(1000):
-        engine.step()
+        engine.step(1)
         stream.take_ready()
     after = engine.stats()
     assert after.graph_replays - before.graph_replays == 1000
@@ -191,9 +192,8 @@ def test_nan_on_a_gpu_fails_its_stream_alone() -> None:
     engine = engine_on_gpu(True)
     good, bad = (engine.submit(Request(num_frames=6, lag=2, seed=seed)) for seed in range(2))
     for _ in range(6):
-        engine.step()
-    for frame, latent in bad.latents.items():
-        bad.latents[frame] = torch.full_like(latent, torch.nan)
+        engine.step(1)
+    poison(bad)
     assert bool(torch.isfinite(good.result()).all())
     with pytest.raises(NumericalError):
         bad.result()

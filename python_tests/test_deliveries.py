@@ -12,13 +12,13 @@ import gc
 
 import pytest
 import torch
+from inside import inside, poison
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE
 
 from ardiff_engine import host_copy
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request, tick_graphs
-from ardiff_engine.engine.deliveries import Deliveries
 from ardiff_engine.errors import NumericalError
 from ardiff_engine.memory import RecomputedWindow
 
@@ -65,7 +65,7 @@ def engine_for(delay: int = 1, *, cuda_graphs: bool = True) -> Engine:
         max_pages=200,
         cuda_graphs=cuda_graphs,
     )
-    engine._steps.deliveries = Deliveries(delay)
+    engine._results.delay = delay
     return engine
 
 
@@ -76,8 +76,8 @@ def plain(request: Request) -> torch.Tensor:
 def test_a_step_never_waits_for_its_own_pass(started):
     engine = engine_for()
     streams = [engine.submit(request) for request in REQUESTS]
-    while any(s.runnable and not s.feeder.done for s in streams):
-        assert engine.step()
+    while any(inside(s).runnable for s in streams):
+        assert engine.step(1)
     assert started.copies == engine.stats().ticks and not started.early
     # The last pass has no successor: the next step runs nothing and brings in what is left.
     assert engine.step() and len(started.early) == 1 and not engine.step()
@@ -95,7 +95,7 @@ def test_frames_come_one_step_later_and_in_order(started):
         engine = engine_for(delay)
         stream = engine.submit(request)
         ticks[delay] = []
-        while engine.step():
+        while engine.step(1):
             ticks[delay] += [stream.ticks_done] * len(stream.take_ready())
     # The last frame has no later pass: a step without one brings it in.
     assert ticks[0] == [4, 6, 8, 10, 12, 14] and ticks[1] == [5, 7, 9, 11, 13, 14]
@@ -115,21 +115,16 @@ def test_reading_by_result_loop_and_async(started):
     assert engine.stats().pages_held == 0
 
 
-def poison(stream) -> None:
-    for frame, latent in stream.latents.items():
-        stream.latents[frame] = torch.full_like(latent, torch.nan)
-
-
 @pytest.mark.parametrize("tick", range(1, 9))
 def test_a_struck_stream_fails_one_step_later_and_no_bad_frame_is_read(tick, started):
     engine = engine_for()
     good, bad = engine.submit(REQUESTS[2]), engine.submit(REQUESTS[0])
     while bad.ticks_done < tick:
-        engine.step()
+        engine.step(1)
     poison(bad)
-    engine.step()
+    engine.step(1)
     assert bad.state == "running" and bad.ticks_done == tick + 1, "nobody has looked yet"
-    engine.step()
+    engine.step(1)
     assert bad.state == "failed"
     assert all(bool(torch.isfinite(frame.latent).all()) for frame in bad.take_ready())
     with pytest.raises(NumericalError, match=f"at tick {tick}:"):
@@ -142,17 +137,17 @@ def test_the_last_pass_can_strike_too(started):
     engine = engine_for()
     stream = engine.submit(Request(num_frames=1, lag=2))
     for _ in range(3):
-        engine.step()
+        engine.step(1)
     poison(stream)
-    assert engine.step() and stream.feeder.done and stream.state == "running"
+    assert engine.step(1) and inside(stream).feeder.done and stream.state == "running"
     with pytest.raises(NumericalError):
         stream.result()
-    assert not stream.outbox.ready and engine.stats().pages_held == 0
+    assert not stream.frames_ready and engine.stats().pages_held == 0
 
 
 EDITS = {
     "fork": lambda stream: stream.fork(seed=9),
-    "rollback": lambda stream: stream.rollback(min(1, stream.feeder.oldest_unfinished)),
+    "rollback": lambda stream: stream.rollback(min(1, inside(stream).feeder.oldest_unfinished)),
     "extend": lambda stream: stream.extend(2),
     "recommit": lambda stream: stream.set_condition(torch.ones(5, 12), effect="recommit"),
     "suspend": lambda stream: (stream.suspend(), stream.resume()),
@@ -168,9 +163,9 @@ def test_edits_find_a_stream_as_its_reader_does(edit, tick, started):
         engine = engine_for(delay)
         stream = engine.submit(REQUESTS[0])
         while stream.ticks_done < tick:
-            engine.step()
+            engine.step(1)
         other = EDITS[edit](stream)
-        assert len(engine._steps.deliveries) == 0
+        assert engine._results.on_their_way == 0
         videos.append([stream.result()] + ([other.result()] if edit == "fork" else []))
     assert all(torch.equal(a, b) for a, b in zip(*videos, strict=True))
 
@@ -203,7 +198,7 @@ def test_a_late_extension_continues_the_video(started):
     for delay in (0, 1):
         engine = engine_for(delay)
         stream = engine.submit(Request(num_frames=3, lag=0))
-        engine.step()
+        engine.step(1)
         stream.extend(3)
         videos.append(stream.result())
     assert len(videos[1]) == 6 and torch.equal(*videos)
@@ -214,7 +209,7 @@ def test_a_slow_reader_stops_its_stream_at_max_ahead(started):
     engine = engine_for()
     stream = engine.submit(Request(num_frames=8, lag=2, max_ahead=2))
     while engine.step():
-        assert stream.frames_ready + stream.outbox.frames_under_way <= 2
+        assert stream.frames_ready + inside(stream).outbox.frames_under_way <= 2
     assert stream.frames_ready == 2 and stream.state == "running"
 
 
@@ -222,21 +217,21 @@ def test_a_dropped_stream_is_not_kept_by_what_is_on_its_way(started):
     engine = engine_for()
     stream = engine.submit(REQUESTS[0])
     for _ in range(5):
-        engine.step()
-    assert len(engine._steps.deliveries) == 1
+        engine.step(1)
+    assert engine._results.on_their_way == 1
     del stream
     gc.collect()
     assert engine.stats().pages_held == 0 and engine.stats().streams_cancelled == 1
-    assert not engine.step() and len(engine._steps.deliveries) == 0
+    assert not engine.step() and engine._results.on_their_way == 0
 
 
 def test_a_cancelled_stream_gets_nothing_more(started):
     engine = engine_for()
     stream = engine.submit(REQUESTS[0])
     for _ in range(4):
-        engine.step()
+        engine.step(1)
     stream.cancel()
-    assert not stream.outbox.ready, "frame 0 was on its way"
+    assert not stream.frames_ready, "frame 0 was on its way"
     while engine.step():
         pass
-    assert not stream.outbox.ready and stream.state == "cancelled" and engine.stats().frames == 0
+    assert not stream.frames_ready and stream.state == "cancelled" and engine.stats().frames == 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from dense_oracle import plain_plan
+from inside import inside
 from test_ar_diffusion import tiny
 
 from ardiff_engine import plan
@@ -226,10 +227,10 @@ def test_rollback_goes_back_to_a_block_and_keeps_its_track(frame: int) -> None:
 
     expected, stream = submitted().result(), submitted()
     for _ in range(8):
-        stream.engine.step()
+        stream.engine.step(1)
     with pytest.raises(PlanError, match="3 or 6"):
         stream.rollback(4)
-    if frame <= 6 - 3 * (stream.feeder.oldest_unfinished < 6):
+    if frame <= 6 - 3 * (inside(stream).feeder.oldest_unfinished < 6):
         stream.rollback(frame)
     torch.testing.assert_close(stream.result(), expected, rtol=1e-5, atol=1e-5)
 
@@ -243,7 +244,7 @@ def test_a_video_grows_by_blocks() -> None:
         engine = Engine(model, solver=(S4, S2))
         stream = engine.submit(Request(6, plan=plan.blocks(3), memory=Window(6)))
         for _ in range(after - 1):
-            engine.step()
+            engine.step(1)
         with pytest.raises(PlanError, match="6 or 9"):
             stream.extend(2)
         stream.extend(3)

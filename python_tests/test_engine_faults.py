@@ -13,10 +13,18 @@ import pytest
 import torch
 from fault_cases import NOT_APPLICABLE, OUTCOMES, PAIRS, PLACES, STREAMS, Case, reference, requests, run
 from fault_injection import SHORT_MEMORY, Fault
+from inside import inside
 from test_engine import engine_for
 
+from ardiff_engine import ops
 from ardiff_engine.engine import Request
-from ardiff_engine.errors import ArdiffError
+from ardiff_engine.engine.batch import Packer
+from ardiff_engine.engine.feeder import Feeder
+from ardiff_engine.engine.reader import Outbox
+from ardiff_engine.engine.state import StreamState
+from ardiff_engine.engine.stream_pages import StreamPages
+from ardiff_engine.errors import ArdiffError, EngineBusyError, StreamInterruptedError
+from ardiff_engine.memory import PageManager
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,8 +41,8 @@ def test_the_matrix_notices_a_fault_that_spreads(monkeypatch):
 
     def strikes_two(fault):
         strike(fault)
-        streams = [ref() for ref in fault.victim.engine.register._streams.values()]
-        next(stream for stream in streams if stream is not None and not stream.done).cancel()
+        engine = fault.victim.engine
+        engine.leave(next(state for state in engine._scheduler.streams.values() if not state.over))
 
     monkeypatch.setattr(Fault, "strike", strikes_two)
     with pytest.raises(AssertionError):
@@ -67,63 +75,111 @@ def test_memory_that_is_short_once_costs_nobody_anything(monkeypatch, error):
 
 def test_a_video_that_waits_starts_when_the_one_before_it_fails():
     """Stepping "until nothing can run" must not end between the two."""
-    engine = engine_for(max_pages=5)
-    engine.register._max_waiting = 1
+    engine = engine_for(max_pages=5, max_waiting=1)
     bad = engine.submit(Request(num_frames=6, lag=2))
     good = engine.submit(Request(num_frames=6, lag=2, seed=1))
     assert good.state == "waiting"
-    bad.feeder.next = None  # type: ignore[method-assign]
+    inside(bad).feeder.next = None  # type: ignore[method-assign]
     while engine.step():
         pass
     assert bad.state == "failed" and good.state == "finished"
 
 
+PARTS = {
+    "plan": (Feeder, "next"),
+    "pages": (StreamPages, "prepare"),
+    "taking a page": (PageManager, "_take"),
+    "pack": (Packer, "pack"),
+    "solver": (ops, "solver_step"),
+    "copies": (StreamState, "clean_copies"),
+    "move": (StreamState, "move"),
+    "delivery": (Outbox, "deliver"),
+}
+
+
+@pytest.mark.parametrize("call", range(1, 8, 2))
+@pytest.mark.parametrize("part", PARTS)
+def test_an_interrupted_step_fails_its_streams_and_leaves_the_rest_right(part, call, monkeypatch):
+    """Ctrl-C after the n-th call of some part of a pass; a stream that had no part in it goes on."""
+    engine = engine_for(max_pages=60)
+    outside = engine.submit(Request(num_frames=6, lag=2, seed=9, max_ahead=1))
+    while engine.step():
+        pass
+    streams = [engine.submit(Request(num_frames=6, lag=2, seed=seed)) for seed in range(3)]
+    streams.append(streams[0].fork())
+    owner, name = PARTS[part]
+    plain, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **options):
+        result = plain(*arguments, **options)
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            while engine.step():
+                pass
+    stats, manager = engine.stats(), engine.pool.manager
+    struck = [stream for stream in streams if stream.state == "failed"]
+    assert len(struck) == stats.streams_failed >= 1 and outside.state == "running"
+    for stream in struck:
+        with pytest.raises(StreamInterruptedError):
+            stream.result()
+    assert manager.held == stats.pages_held == inside(outside).pages.held
+    assert stats.pages_promised == inside(outside).pages.most
+    assert [manager.holders(page) for page in inside(outside).pages.ids] == [1] * manager.held
+    assert torch.equal(engine.submit(Request(num_frames=6, lag=2, seed=1)).result(), alone(seed=1))
+    assert torch.equal(outside.result(), alone(seed=9))
+    assert engine.stats().pages_held == engine.stats().pages_promised == 0
+
+
+def alone(**options) -> torch.Tensor:
+    return engine_for().submit(Request(**({"num_frames": 6, "lag": 2} | options))).result()
+
+
 def test_an_interrupt_in_a_last_callback_lets_all_others_finish():
     def interrupt(stream):
-        if stream.feeder.done:
+        if stream.ticks_done == stream.num_ticks:
             raise KeyboardInterrupt
 
-    engine, called = engine_for(), []
+    engine = engine_for()
     first = engine.submit(Request(num_frames=3, lag=1, on_step=interrupt))
-    other = engine.submit(Request(num_frames=3, lag=1, on_step=lambda stream: called.append(1)))
+    other = engine.submit(Request(num_frames=3, lag=1))
     with pytest.raises(KeyboardInterrupt):
         other.result()
     assert first.state == other.state == "finished"
-    assert len(called) == other.ticks_done, "the other's last callback was skipped"
 
 
-def test_an_interrupt_while_results_are_handed_over_moves_nobody_by_half():
-    engine = engine_for()
-    streams = [engine.submit(Request(num_frames=3, lag=1, seed=seed)) for seed in range(3)]
-    copies, calls = streams[1].clean_copies, []
-
-    def interrupt_once(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return copies(*arguments)
-
-    streams[1].clean_copies = interrupt_once  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        streams[0].result()
-    assert len({stream.ticks_done for stream in streams}) == 1
-    for stream in streams:
-        request = Request(num_frames=3, lag=1, seed=stream.request.seed)
-        assert torch.equal(stream.result(), engine_for().submit(request).result())
-
-
-def test_a_cancel_while_pages_are_taken_does_not_break_the_pass():
+def test_a_cancel_while_pages_are_taken_does_not_break_the_pass(monkeypatch):
     engine = engine_for()
     first, second = (engine.submit(Request(num_frames=3, lag=1, seed=seed)) for seed in range(2))
-    prepare = second.prepare
+    prepare = StreamPages.prepare
 
-    def collected(*arguments):
-        first.cancel()
-        return prepare(*arguments)
+    def collected(pages, roster):
+        if pages is inside(second).pages:
+            first.cancel()
+        return prepare(pages, roster)
 
-    second.prepare = collected  # type: ignore[method-assign]
+    monkeypatch.setattr(StreamPages, "prepare", collected)
     assert torch.equal(second.result(), engine_for().submit(Request(num_frames=3, lag=1, seed=1)).result())
-    assert engine.stats().passes_retried == 0
+    assert first.state == "cancelled" and engine.stats().passes_retried == 0
+
+
+def test_nothing_but_a_cancel_is_accepted_from_within_a_pass(monkeypatch):
+    engine = engine_for()
+    stream = engine.submit(Request(num_frames=3, lag=1))
+    forward = engine.model.forward
+
+    def hooked(*arguments):
+        stream.suspend()
+        return forward(*arguments)
+
+    monkeypatch.setattr(engine.model, "forward", hooked)
+    with pytest.raises(EngineBusyError):
+        stream.result()
 
 
 def test_an_error_that_is_ours_keeps_its_type_and_another_one_its_cause():

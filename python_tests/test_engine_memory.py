@@ -17,7 +17,7 @@ def serve(engine: Engine, rounds: int) -> None:
     for number in range(rounds):
         streams = [engine.submit(Request(num_frames=3, lag=2, seed=3 * number + i)) for i in range(3)]
         for _ in range(number % 7):
-            engine.step()
+            engine.step(1)
         if number % 3 == 0:
             streams[1].cancel()
         if number % 4 == 0:
@@ -50,7 +50,7 @@ def test_an_endless_stream_holds_no_more_after_more_frames():
 
     def read(frames: int) -> None:
         for _ in range(frames * 3):
-            engine.step()
+            engine.step(1)
             stream.take_ready()
 
     read(64)

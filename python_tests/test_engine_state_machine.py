@@ -18,6 +18,7 @@ import torch
 from effort import examples
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from inside import inside, poison
 from test_engine import SCHEDULE
 
 from ardiff_engine.diffusion import solvers
@@ -104,7 +105,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
-        self.engine.step()
+        self.engine.step(1)
 
     @rule(count=st.integers(2, 12))
     def steps(self, count) -> None:
@@ -135,7 +136,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9), back=st.integers(0, 4))
     def rollback(self, which, back) -> None:
         stream = self.pick(which)
-        self.attempt(lambda: stream.rollback(stream.feeder.oldest_unfinished - back))
+        self.attempt(lambda: stream.rollback(inside(stream).feeder.oldest_unfinished - back))
 
     @precondition(lambda self: self.streams)
     @rule(which=st.integers(0, 9), frames=st.integers(1, 3))
@@ -156,9 +157,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.streams)
     @rule(which=st.integers(0, 9))
     def fail(self, which) -> None:
-        stream = self.pick(which)
-        for frame in stream.latents:
-            stream.latents[frame] = torch.full((2, 2), torch.nan)
+        poison(self.pick(which))
 
     @invariant()
     def books_are_right(self) -> None:
@@ -169,18 +168,19 @@ class EngineMachine(RuleBasedStateMachine):
         holders: Counter = Counter()
         promised = 0
         for stream in self.streams:
-            pages = stream.pages
+            pages = inside(stream).pages
             if stream.done or stream.state in ("waiting", "suspended"):
                 assert pages.lease is None
                 continue
             assert len(set(pages.ids)) == len(pages.ids) == pages.lease.held <= pages.lease.most
             holders.update(pages.ids)
             promised += pages.lease.most
+            state = inside(stream)
             started = min(
-                stream.feeder.plan.newest(stream.feeder.tick - 1) + 1, getattr(stream.policy, "sink", 0)
+                state.feeder.plan.newest(state.feeder.tick - 1) + 1, getattr(state.policy, "sink", 0)
             )
-            if stream.feeder.tick:
-                for sink in range(stream.feeder.floor, started):
+            if state.feeder.tick:
+                for sink in range(state.feeder.floor, started):
                     assert (sink, 0) in pages.frames[0], "a sink was evicted"
         assert manager.held == len(holders), "a page is held by nobody, or free and in use"
         assert all(manager.holders(page) == count for page, count in holders.items())
@@ -192,7 +192,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.streams.clear()
         gc.collect()
         stats = self.engine.stats()
-        assert stats.pages_held == stats.pages_promised == 0 and not self.engine.register.alive()
+        assert stats.pages_held == stats.pages_promised == 0 and not self.engine._scheduler.streams
 
 
 RUNS, STEPS = int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", examples(630))), 100

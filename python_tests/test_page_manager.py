@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import deque
 
 import pytest
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strikes import interrupt, strikes
 
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PageTableError
-from ardiff_engine.memory import PageManager, choose_page_rows, page_manager
+from ardiff_engine.memory import PageManager, choose_page_rows
 
 CALLS = st.lists(
     st.tuples(st.sampled_from(["lease", "take", "give", "close"]), st.integers(0, 5), st.integers(0, 9)),
@@ -93,42 +92,55 @@ def test_page_rows_with_the_least_padding(tokens, rows):
     assert choose_page_rows(tokens) == rows
 
 
-@pytest.mark.parametrize("by", ["ctrl-c", "collector"])
-def test_whatever_comes_in_between_every_page_is_free_or_held(by):
-    """Ctrl-C at any place of any call; and the collector, which closes the lease that is at work."""
-    for strike in strikes(Path(page_manager.__file__), least=60):
-        manager = PageManager(12)
-        first, second = manager.lease(5), manager.lease(6)
-        shared = first.take(3)
+@settings(max_examples=100, deadline=None)
+@given(total=st.integers(4, 16), calls=CALLS, broken=st.integers(0, 30))
+def test_a_recount_makes_the_books_right_after_a_call_that_was_broken_off(total, calls, broken):
+    """An interrupt after any return of a page to the ring, or before any taking of one."""
+    manager, leases, left = PageManager(total), [], [broken]
+
+    class Interrupted(Exception):
+        pass
+
+    class Broken(deque):
+        def append(self, page):
+            super().append(page)
+            self.count()
+
+        def popleft(self):
+            self.count()
+            return super().popleft()
+
+        def count(self):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Interrupted
+
+    manager._free = Broken(range(total))
+    for name, which, count in calls:
         try:
-            strike.act = interrupt if by == "ctrl-c" else second.close
-            with strike:
-                second.share(first, shared)
-                second.make_writable(list(shared[:2]))
-                second.give_back(second.take(2))
-                second.resize(5)
-                second.keep(shared)
-                second.close()
-        except (KeyboardInterrupt, PageTableError):
+            if name == "lease":
+                leases.append(manager.lease(count))
+            elif leases:
+                lease = leases[which % len(leases)]
+                if name == "take":
+                    lease.take(count)
+                elif name == "give":
+                    lease.give_back(list(lease._held)[:count])
+                else:
+                    lease.close()
+        except (OutOfPagesError, PageTableError):
             pass
-        holders = [(page in first._held) + (page in second._held) for page in range(12)]
-        assert holders == [manager.holders(page) for page in range(12)], strike.place
-        assert manager.free == holders.count(0) and manager.free + manager.held == 12
-        assert manager.unpromised == 12 - 5 - (0 if second.closed else second.most)
-        assert second.held <= second.most and first.held == 3
-        second.close()
-        first.close()
-        assert manager.unpromised == manager.free == 12
-        assert sorted(manager.lease(12).take(12)) == list(range(12))
-
-
-def test_pages_that_nobody_got_are_returned():
-    manager = PageManager(8)
-    lease = manager.lease(6)
-    kept = lease.take(2)
-    lease.take(3)
-    lease.keep(kept)
-    assert lease.held == 2 and manager.free == 6 and len(lease.take(4)) == 4
+        except Interrupted:
+            manager.recount([lease for lease in leases if not lease.closed])
+            break
+    left[0] = 0
+    held = [page for lease in leases for page in lease._held]
+    assert manager.held == len(held) and manager.free == total - len(held)
+    assert [manager.holders(page) for page in range(total)] == [held.count(page) for page in range(total)]
+    assert manager.unpromised == total - sum(lease.most for lease in leases if not lease.closed)
+    for lease in leases:
+        lease.close()
+    assert sorted(manager.lease(total).take(total)) == list(range(total))
 
 
 def test_shared_pages_are_replaced_in_place():

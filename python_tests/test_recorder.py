@@ -13,6 +13,7 @@ import pytest
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import inside
 from PIL import Image
 
 import ardiff_engine as ade
@@ -146,14 +147,16 @@ def test_a_tick_of_a_stream(tiny_model):
     engine = ade.Engine(pipe.transformer, solver=solver, max_pages=64)
     stream = engine.submit(ade.Request(num_frames=6, lag=2, seed=9))
     for _ in range(4):
-        engine.step()
-    feed = stream.feeder.next()
-    engine.step()
+        engine.step(1)
+    feed = inside(stream).feeder.next()
+    engine.step(1)
     held = engine.stats().pages_held
-    assert stream_tick(stream, feed) == StreamTick(0, "(seed 9, lag 2)", 0, 2, 2, 1, held) and held > 0
-    assert stream_tick(stream, None) == StreamTick(0, "(seed 9, lag 2)", 0, 0, 0, 0, held)
+    assert (
+        stream_tick(inside(stream), feed) == StreamTick(0, "(seed 9, lag 2)", 0, 2, 2, 1, held) and held > 0
+    )
+    assert stream_tick(inside(stream), None) == StreamTick(0, "(seed 9, lag 2)", 0, 0, 0, 0, held)
     stream.cancel()
-    assert stream_tick(stream, feed).pages == 0
+    assert stream_tick(inside(stream), feed).pages == 0
 
 
 # --- the trace
@@ -276,12 +279,12 @@ def test_the_trace_of_an_engine_is_what_it_did(engine, tmp_path):
 def test_a_trace_is_written_also_when_the_block_ends_by_an_error(engine, tmp_path):
     with pytest.raises(KeyboardInterrupt), engine.trace(tmp_path / "trace.json"):
         stream = engine.submit(ade.Request(num_frames=4, lag=2))
-        engine.step()
+        engine.step(1)
         raise KeyboardInterrupt
     content = json.loads((tmp_path / "trace.json").read_text())
     assert [e["name"] for e in slices(content, "engine") if e["name"].startswith("tick")] == ["tick 0"]
     assert not stream.done
-    assert engine._steps.recorders == []
+    assert engine._recorders == []
 
 
 # --- the picture

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from inside import inside
 from test_ar_diffusion import tiny
 from test_engine import engine_for
 
@@ -18,7 +19,7 @@ LAGS = [0, 1, 2, 4]
 
 def ticks(stream, count: int):
     for _ in range(count):
-        stream.engine.step()
+        stream.engine.step(1)
     return stream
 
 
@@ -70,7 +71,7 @@ def test_rollback_goes_on_as_if_the_frames_before_were_given(memory, lag, after,
     if not fits(memory, lag, 9, frame):
         pytest.skip("the window is too small for given frames")
     stream = ticks(engine_for(memory=memory).submit(Request(num_frames=9, lag=lag, seed=5)), after)
-    if stream.done or stream.feeder.oldest_unfinished < frame:
+    if stream.done or inside(stream).feeder.oldest_unfinished < frame:
         pytest.skip("no such frame by then")
     stream.rollback(frame)
     result = stream.result()
@@ -91,7 +92,7 @@ def test_frames_after_a_rollback_are_delivered_again():
 def test_an_endless_stream_goes_back_as_far_as_its_window():
     stream = engine_for(memory=RecomputedWindow(3)).submit(Request(num_frames=None, lag=4, max_ahead=99))
     ticks(stream, 6 * 4)
-    assert stream.feeder.oldest_unfinished == 6
+    assert inside(stream).feeder.oldest_unfinished == 6
     with pytest.raises(PlanError, match="endless"):
         stream.rollback(3)
     stream.rollback(6)
@@ -206,19 +207,22 @@ def test_reset_is_a_new_video(memory):
 
 
 def noise(stream, frames) -> torch.Tensor:
-    return torch.stack([stream.noise.of(frame) for frame in frames])
+    return torch.stack([inside(stream).noise.of(frame) for frame in frames])
 
 
 def test_keep_leaves_stored_keys_alone_and_says_that_this_is_not_exact():
     engine = engine_for(memory=Window(3))
     stream = ticks(engine.submit(Request(num_frames=7, lag=4, condition=conditions(0))), 3 * 4 + 1)
-    pages = [page for frame in (1, 2) for page in stream.pages.frames[0][frame, 0]]
-    before, context = engine.pool.k[:, pages].clone(), engine.pool.k[:, stream.pages.context[0]].clone()
+    pages = [page for frame in (1, 2) for page in inside(stream).pages.frames[0][frame, 0]]
+    before, context = (
+        engine.pool.k[:, pages].clone(),
+        engine.pool.k[:, inside(stream).pages.context[0]].clone(),
+    )
     receipt = stream.set_condition(conditions(1))
     ticks(stream, 1)
     assert receipt.first_frame == 3 and receipt.recommitted == () and not engine.stats().exact
     assert torch.equal(engine.pool.k[:, pages], before)
-    assert not torch.equal(engine.pool.k[:, stream.pages.context[0]], context)
+    assert not torch.equal(engine.pool.k[:, inside(stream).pages.context[0]], context)
     plain = run(Window(3), num_frames=7, lag=4, condition=conditions(0))
     result = stream.result()
     assert torch.equal(result[:3], plain[:3]) and not torch.allclose(result[4:], plain[4:], atol=1e-3)
@@ -271,7 +275,7 @@ def test_a_resume_that_fails_keeps_the_stream_suspended_and_loses_no_pages(monke
     engine = engine_for(memory=Window(3))
     stream = engine.submit(Request(num_frames=6, lag=2, seed=1))
     for _ in range(5):
-        engine.step()
+        engine.step(1)
     stream.suspend()
     before = engine.stats()
     with monkeypatch.context() as short:

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from inside import inside
 from test_engine import engine_for
 
-from ardiff_engine.engine import Engine, Request, Stream, changes
+from ardiff_engine.engine import Engine, Request, Stream, reader
 from ardiff_engine.errors import ArdiffError, ConfigError, EngineBusyError, StreamClosedError, TensorError
 
 
@@ -38,7 +39,7 @@ def test_cancelling_another_stream_in_a_callback():
     assert streams["other"].done and engine.stats().pages_held == 0
 
 
-def test_an_interrupt_in_a_callback_loses_no_tick_of_others():
+def test_an_interrupt_in_a_callback_comes_between_two_passes():
     def interrupt(stream):
         if stream.ticks_done == 2:
             raise KeyboardInterrupt
@@ -70,7 +71,7 @@ def test_a_stream_that_cannot_prepare_fails_alone(monkeypatch):
     def explode(*_):
         raise RuntimeError("no noise today")
 
-    monkeypatch.setattr(bad.noise, "of", explode)
+    monkeypatch.setattr(inside(bad).noise, "of", explode)
     torch.testing.assert_close(good.result(), alone(), rtol=1e-5, atol=1e-5)
     with pytest.raises(ArdiffError, match="no noise today"):
         bad.result()
@@ -251,7 +252,7 @@ def leave_by_task(engine: Engine, stream: Stream) -> None:
 
     async def main() -> None:
         task = asyncio.create_task(read())
-        while stream.feeder.oldest_unfinished < 3:
+        while inside(stream).feeder.oldest_unfinished < 3:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -306,8 +307,7 @@ def test_a_reader_that_leaves_gives_all_pages_back_before_the_next_pass(leave):
 
 
 def test_more_waiting_readers_than_threads_do_not_keep_out_the_one_that_runs():
-    engine = engine_for(max_pages=5)
-    engine.register._max_waiting = 6
+    engine = engine_for(max_pages=5, max_waiting=6)
 
     async def read(seed: int) -> list[int]:
         indices = []
@@ -327,7 +327,7 @@ def test_more_waiting_readers_than_threads_do_not_keep_out_the_one_that_runs():
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_reading_what_can_never_go_on_is_an_error_and_not_an_endless_loop(monkeypatch, asynchronous):
-    monkeypatch.setattr(changes, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(reader, "STALL_SECONDS", 0.05)
     engine = engine_for()
     stream = endless(engine)
     stream.suspend()
@@ -357,8 +357,7 @@ def test_a_reader_that_waits_wakes_when_its_stream_is_resumed():
 
 
 def test_a_reader_that_waits_for_pages_wakes_when_a_forgotten_stream_gives_them_back():
-    engine = engine_for(max_pages=5)
-    engine.register._max_waiting = 1
+    engine = engine_for(max_pages=5, max_waiting=1)
     holder = [endless(engine)]
     while engine.step():
         pass
@@ -380,18 +379,18 @@ def test_a_reader_collected_in_the_middle_of_a_foreign_pass_waits_for_nothing():
     stream = endless(engine)
     frames = iter(stream)
     next(frames)
-    inside, collected = threading.Event(), threading.Event()
+    entered, collected = threading.Event(), threading.Event()
 
     def hold(_stream: Stream) -> None:
-        inside.set()
+        entered.set()
         assert collected.wait(30)
 
     other = engine.submit(Request(num_frames=2, lag=1, seed=1, on_step=hold))
     stepping = threading.Thread(target=engine.step)
     stepping.start()
-    assert inside.wait(30)
+    assert entered.wait(30)
     del frames
-    assert stream.state == "running"
+    assert stream.state == "cancelled" and inside(stream).pages.held, "the other thread is in a pass"
     collected.set()
     stepping.join()
     assert torch.equal(other.result(), alone(num_frames=2, lag=1, seed=1))
@@ -401,7 +400,7 @@ def test_a_reader_collected_in_the_middle_of_a_foreign_pass_waits_for_nothing():
 def test_an_engine_is_collected_with_its_unfinished_streams():
     engine = engine_for()
     engine.submit(Request(num_frames=6, lag=2, on_step=lambda stream: None))
-    engine.step()
+    engine.step(1)
     gone = weakref.ref(engine)
     del engine
     gc.collect()

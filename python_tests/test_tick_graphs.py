@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from inside import poison
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE
 
@@ -58,7 +59,7 @@ def videos(engine: Engine, requests: list[Request]) -> list[torch.Tensor]:
     streams = []
     for request in requests:
         streams.append(engine.submit(request))
-        engine.step()
+        engine.step(1)
     return [stream.result() for stream in streams]
 
 
@@ -90,9 +91,11 @@ class FakeGraphs:
 
 def recording(engine: Engine, recorder: FakeGraphs, most_shapes: int = 16) -> TickGraphs:
     """The engine, with its ticks through this recorder."""
-    passes = engine._passes
-    graphs = TickGraphs(passes._tick, engine._schedules, engine.model.spec, recorder, most_shapes=most_shapes)
-    passes._ticks = graphs
+    runner = engine._runner
+    graphs = TickGraphs(
+        runner._forward, engine._schedules, engine.model.spec, recorder, most_shapes=most_shapes
+    )
+    runner.ticks = graphs
     return graphs
 
 
@@ -184,10 +187,10 @@ def test_an_endless_stream_comes_to_repeat_all_its_ticks(memory, monkeypatch):
     graphs = recording(engine, FakeGraphs())
     stream = engine.submit(Request(num_frames=None, lag=2, max_ahead=10_000))
     for _ in range(60):
-        engine.step()
+        engine.step(1)
     before, views = engine.stats(), len(padded)
     for _ in range(100):
-        engine.step()
+        engine.step(1)
     after = engine.stats()
     assert len(padded) == views, "only pages have changed"
     assert after.graph_replays - before.graph_replays == after.ticks - before.ticks == 100
@@ -272,16 +275,17 @@ def test_graphs_go_when_memory_is_short(monkeypatch):
     graphs = recording(engine, recorder)
     plain, stream = engine_for().submit(PLAIN[0]).result(), engine.submit(PLAIN[0])
     for _ in range(4):
-        engine.step()
-    before, pack = list(graphs._entries.values()), engine._packer.pack
-    monkeypatch.setattr(engine._packer, "pack", lambda work: (_ for _ in ()).throw(MemoryError()))
-    short = engine._passes.free_workspace
+        engine.step(1)
+    packer = engine._runner.packer
+    before, pack = list(graphs._entries.values()), packer.pack
+    monkeypatch.setattr(packer, "pack", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    short = engine._runner.free_workspace
 
     def free() -> None:
-        monkeypatch.setattr(engine._packer, "pack", pack)
+        monkeypatch.setattr(packer, "pack", pack)
         short()
 
-    monkeypatch.setattr(engine._passes, "free_workspace", free)
+    monkeypatch.setattr(engine._runner, "free_workspace", free)
     assert torch.equal(stream.result(), plain)
     assert before and not any(entry in before for entry in graphs._entries.values())
 
@@ -291,9 +295,8 @@ def test_nan_in_a_tick_that_is_repeated_fails_its_stream_alone():
     recording(engine, FakeGraphs())
     good, bad = engine.submit(PLAIN[0]), engine.submit(PLAIN[1])
     for _ in range(6):
-        engine.step()
-    for frame, latent in bad.latents.items():
-        bad.latents[frame] = torch.full_like(latent, torch.nan)
+        engine.step(1)
+    poison(bad)
     assert torch.equal(good.result(), engine_for().submit(PLAIN[0]).result())
     with pytest.raises(NumericalError, match="tick 6"):
         bad.result()
@@ -302,9 +305,9 @@ def test_nan_in_a_tick_that_is_repeated_fails_its_stream_alone():
 def test_what_kernels_cannot_raise_fails_the_pass_that_met_it():
     engine = engine_for(cuda_graphs=True)
     struck = [engine.submit(request) for request in PLAIN[:2]]
-    engine.step()
+    engine.step(1)
     error_bits(engine.device).fill_(8)
-    engine.step()
+    engine.step(1)
     for stream in struck:
         with pytest.raises(PageTableError, match="a page or row outside the pool"):
             stream.result()
@@ -317,8 +320,8 @@ def test_off_on_a_cpu_unless_asked_for():
     stats = engine.stats()
     assert stats.eager_ticks == stats.ticks and stats.eager_reason == "no CUDA graphs on cpu"
     assert engine_for().stats().eager_reason is None
-    assert not isinstance(engine._passes._ticks, TickGraphs)
-    assert isinstance(engine_for(cuda_graphs=True)._passes._ticks, TickGraphs)
+    assert not isinstance(engine._runner.ticks, TickGraphs)
+    assert isinstance(engine_for(cuda_graphs=True)._runner.ticks, TickGraphs)
 
 
 @pytest.fixture

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams, and the engine that runs them in one batch."""
 
-from ardiff_engine.engine.engine import Engine
+from ardiff_engine.engine.engine import PASSES, Engine
 from ardiff_engine.engine.memory_plan import MemoryPlan
-from ardiff_engine.engine.outbox import LatentFrame
+from ardiff_engine.engine.reader import LatentFrame
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.stats import EngineStats
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.stream_edits import ConditionReceipt
 
-__all__ = ["ConditionReceipt", "Engine", "EngineStats", "LatentFrame", "MemoryPlan", "Request", "Stream"]
+__all__ = [
+    "PASSES",
+    "ConditionReceipt",
+    "Engine",
+    "EngineStats",
+    "LatentFrame",
+    "MemoryPlan",
+    "Request",
+    "Stream",
+]

@@ -52,33 +52,11 @@ class Packer:
         self._builder = LayoutBuilder(model, pool.page_rows)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
 
-    def pack(self, work: Work) -> Batch:
+    def pack(self, work: Work, inputs: tuple[torch.Tensor, torch.Tensor | None] | None = None) -> Batch:
+        """inputs: x and condition, as in Batch; None: those that the streams have."""
+        x, condition = self._inputs(work) if inputs is None else inputs
+        layout = self._layout(work)
         passed = np.array([feed.passed for _, feed in work], np.int32)
-        return self.fill(self.layout(work), passed, *self.inputs(work))
-
-    def layout(self, work: Work) -> Layout:
-        parts = [(stream.number, stream.pages.version, feed.roster) for stream, feed in work]
-        key = (self._schedules.version, *parts)
-        layout = self._layouts.get(key)
-        if layout is None:
-            layout = self._layouts[key] = self._builder.build(work)
-            if len(self._layouts) > LAYOUTS_KEPT:
-                self._layouts.popitem(last=False)
-        self._layouts.move_to_end(key)
-        return layout
-
-    def inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x and condition, as in Batch."""
-        conditions = [stream.conditions for stream, feed in work if feed.roster.feeds_context]
-        latents: list[torch.Tensor] = []
-        for stream, feed in work:
-            latents += stream.latents.runs(feed.roster.frames) * len(stream.weights)
-        return torch.cat(latents), torch.cat(conditions) if conditions else None
-
-    def fill(
-        self, layout: Layout, passed: np.ndarray, x: torch.Tensor, condition: torch.Tensor | None
-    ) -> Batch:
-        """passed: [streams] int32, Feed.passed of each."""
         risen = passed[layout.update_owners]
         keys = None
         if layout.keys is not None:
@@ -103,6 +81,24 @@ class Packer:
             coefficients=torch.from_numpy(layout.coefficients + risen),
             keys=None if keys is None else torch.from_numpy(keys),
         )
+
+    def _layout(self, work: Work) -> Layout:
+        parts = [(state.number, state.pages.version, feed.roster) for state, feed in work]
+        key = (self._schedules.version, *parts)
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = self._layouts[key] = self._builder.build(work)
+            if len(self._layouts) > LAYOUTS_KEPT:
+                self._layouts.popitem(last=False)
+        self._layouts.move_to_end(key)
+        return layout
+
+    def _inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None]:
+        conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]
+        latents: list[torch.Tensor] = []
+        for state, feed in work:
+            latents += [state.latents[frame] for frame in feed.roster.frames] * len(state.weights)
+        return torch.stack(latents), torch.cat(conditions) if conditions else None
 
     def forget(self) -> None:
         """Drop kept layouts: workspace that can be built again."""

@@ -1,41 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many streams, one model, one page pool: every `step()` is one pass over the cells of all that run."""
+"""Many streams, one model, one page pool: every pass serves the cells of all that run."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from dataclasses import replace
 from os import PathLike
+from typing import TypeVar
 
 import torch
 
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.engine.admission import admit, check_memory
 from ardiff_engine.engine.batch import Packer
-from ardiff_engine.engine.changes import STALL_SECONDS, Changes
-from ardiff_engine.engine.deliveries import Deliveries
 from ardiff_engine.engine.feeder import Feeder
+from ardiff_engine.engine.inbox import Inbox
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
-from ardiff_engine.engine.passes import Passes
-from ardiff_engine.engine.recorder import Recorder
+from ardiff_engine.engine.reader import STALL_SECONDS, Changes, Outbox
+from ardiff_engine.engine.recorder import Recorder, pass_records
 from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.results import Results
+from ardiff_engine.engine.runner import Forward, Runner
+from ardiff_engine.engine.scheduler import Scheduler
 from ardiff_engine.engine.schedules import Schedules, Tracks, tracks_of
+from ardiff_engine.engine.starting_noise import StartingNoise
+from ardiff_engine.engine.state import StreamState
 from ardiff_engine.engine.stats import EngineStats
-from ardiff_engine.engine.steps import Steps
 from ardiff_engine.engine.stream import Stream
+from ardiff_engine.engine.stream_edits import Editor
 from ardiff_engine.engine.stream_pages import StreamPages
-from ardiff_engine.engine.stream_register import Holdings, StreamRegister
-from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_graphs import ticks_for
-from ardiff_engine.engine.turns import Turns
-from ardiff_engine.errors import EngineBusyError, explain
+from ardiff_engine.errors import EngineBusyError, explain, wrapped
 from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
 from ardiff_engine.models.protocol import VideoModel
 
+T = TypeVar("T")
+
+PASSES = 8
+"""Passes that a step runs at most, where nothing needs a look between them."""
+
 
 class Engine:
-    """Serves a model. Not tied to a thread: `step()` may be called from any; calls wait for each other.
+    """Serves a model. Any thread may call it: steps wait for each other, and everything else is done between
+    two passes, by the thread that runs them if there is one.
 
     solver: one, or a tuple with one for each track of the plans.
     memory: RecomputedWindow(model's num_frames) if not given.
@@ -67,35 +79,42 @@ class Engine:
         self.model = model
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
         check_memory(self.memory)
-        self.lock = threading.RLock()
-        self.changes = Changes()
-        self._stepping = False
         self.device = model.device
         if isinstance(max_pages, float):
             max_pages = pages_for_share(max_pages, model.spec, model.dtype.itemsize, self.device)
         self.pool = PagePool.allocate(model.spec, max_pages, dtype=model.dtype, device=self.device)
+        self.changes = Changes()
+        self.inbox = Inbox(self.changes)
         self._schedules = Schedules(model, solver)
-        self._packer = Packer(model, self.pool, self._schedules)
-        tick = Tick(model, self._schedules)
-        ticks = ticks_for(tick, self._schedules, model.spec, self.device, cuda_graphs)
-        self._passes = Passes(self._packer, tick, ticks)
-        self.register = StreamRegister(self.pool.manager, max_waiting)
-        deliveries = Deliveries(delay=1 if self.device.type == "cuda" else 0)
-        turns = Turns(model.spec, self.register, self._passes, max_batch_tokens)
-        self._steps = Steps(self.register, self.pool.manager, self._packer, self._passes, turns, deliveries)
+        forward = Forward(model, self._schedules)
+        ticks = ticks_for(forward, self._schedules, model.spec, self.device, cuda_graphs)
+        # The inbox alone: a method of the engine would keep the engine alive with its streams.
+        packer = Packer(model, self.pool, self._schedules)
+        self._runner = Runner(packer, forward, ticks, self.inbox.__bool__)
+        self._scheduler = Scheduler(
+            model.spec, self.pool.manager, self._runner.tried_again, max_waiting, max_batch_tokens
+        )
+        self._results = Results(self._scheduler, self._runner, self.device)
+        self._editor = Editor(model, self.pool, self._schedules, self._scheduler)
+        self._lock = threading.RLock()
+        self._stepping = False
+        self._busy = False
+        """Within a pass or an edit: what the collector or a hook asks for in this thread has to wait."""
+        self._thread: threading.Thread | None = None
+        # Handles of streams with callbacks. Only those that a pass may call are kept: one that is suspended,
+        # or waits for its reader, is out of anybody's reach once its last reference is dropped.
+        self._watched: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+        self._kept: list[Stream] = []
+        self._recorders: list[Recorder] = []
+        self._seconds = self._planning_seconds = 0.0
 
     def __repr__(self) -> str:
         # Without the lock, so that a debugger may show it at any time.
         pages = self.pool.manager
         return (
-            f"<Engine on {self.device}: {len(self.register.alive())} streams, "
+            f"<Engine on {self.device}: {len(self._scheduler.streams)} streams, "
             f"{pages.held} of {pages.total} pages held>"
         )
-
-    @property
-    def ticks(self) -> int:
-        """Passes so far."""
-        return self._steps.ticks
 
     @property
     def solver(self) -> Tracks:
@@ -116,7 +135,7 @@ class Engine:
 
     @ordinary_mode()
     def submit(self, request: Request) -> Stream:
-        """Admit a video, or raise a typed error and change nothing. It runs from the next `step()` on.
+        """Admit a video, or raise a typed error and change nothing. It runs from the next pass on.
 
         Where the pool cannot promise its pages now, it waits its turn, if `max_waiting` allows.
         """
@@ -125,33 +144,53 @@ class Engine:
         solver = self.solver if request.solver is None else request.solver
         steps = tuple(own.num_steps for own in tracks_of(solver))
         admission = admit(request, spec, policy, steps)
+        need, branches = admission.need, len(admission.weights)
         conditions = [self.model.condition(request.condition)]
-        if len(admission.weights) > 1:
+        if branches > 1:
             negative = request.negative_condition
             own = self.model.null_condition() if negative is None else self.model.condition(negative)
             conditions.append(own)
-        need = admission.need
-        with self.lock:
-            self.settle()
-            self.register.reap()
-            self.register.check_room(need.most)
-            pages = StreamPages(len(conditions), need.context, need.frame, need.most)
-            feeder = Feeder(admission.plan, policy, spec)
-            stream = self._add(
-                request, feeder, policy, torch.stack(conditions), admission.weights, pages, solver
+        given: tuple[torch.Tensor, ...] = ()
+        if request.prefix is not None:
+            # Copied now: the caller may reuse the tensor.
+            given = request.prefix.detach().to(self.device, torch.float32, copy=True).unbind(0)
+        plain = replace(request, on_step=None)
+        noise = StartingNoise(plain, spec, self.device)
+
+        def add() -> Stream:
+            self._scheduler.check_room(need.most)
+            state = StreamState(
+                number=self._scheduler.submitted,
+                request=plain,
+                watched=request.on_step is not None,
+                feeder=Feeder(admission.plan, policy, spec),
+                policy=policy,
+                conditions=torch.stack(conditions),
+                weights=admission.weights,
+                pages=StreamPages(branches, need.context, need.frame, need.most),
+                noise=noise,
+                latents=dict(enumerate(given)),
+                outbox=Outbox(None if request.num_frames is None else list(given)),
+                schedule=self._schedules.use(solver),
             )
-            self.register.wait_for_pages(stream)
-            self.register.start_waiting()
+            stream = self.adopt(state, request)
+            self._scheduler.add(state)
+            return stream
+
+        stream = self._between_passes(add)
         self.changes.notify()
         return stream
 
     @ordinary_mode()
-    def step(self) -> bool:
-        """One pass over the streams whose turn it is; False if there was none that can run.
+    def step(self, passes: int = PASSES) -> bool:
+        """Serve the streams whose turn it is; False if there was none that can run.
 
-        A stream that cannot go on fails alone: its error is raised where it is read.
+        That is one pass, or up to `passes` as long as they would feed the same frames, one level higher each,
+        with no callback and no command between them. A stream that cannot go on fails alone: its error is
+        raised where it is read. If the step itself is broken off (Ctrl-C), the streams of its pass fail with
+        StreamInterruptedError, and the engine goes on with the others.
         """
-        with self.lock:
+        with self._lock:
             if self._stepping:
                 raise EngineBusyError(
                     explain(
@@ -162,120 +201,114 @@ class Engine:
                     )
                 )
             self._stepping = True
-            ran = True
             try:
-                ran = self._steps.step()
+                ran = self._step(passes)
             finally:
                 self._stepping = False
-                # Only if something happened: readers with nothing to run would wake each other for ever.
-                if ran:
-                    self.changes.notify()
+                self._tidy()
+            # Only if something happened: readers with nothing to run would wake each other for ever.
+            if ran:
+                self.changes.notify()
             return ran
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Engine]:
+        """A thread of the engine's own runs all passes until the block ends. Readers then only wait, and
+        Ctrl-C, which Python gives to the main thread, never breaks a pass off."""
+        stop = threading.Event()
+
+        def run() -> None:
+            while not stop.is_set():
+                before = self.changes.count
+                if not self.step() and not stop.is_set():
+                    self.changes.wait(before)
+
+        thread = threading.Thread(target=run, name="ardiff-engine", daemon=True)
+        with self._lock:
+            if self._thread is not None:
+                raise EngineBusyError(
+                    "the engine has a thread already: one `with engine.running():` at a time"
+                )
+            self._thread = thread
+        thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            self.changes.notify()
+            thread.join()
+            self._thread = None
+            self.changes.notify()
+
     def stats(self) -> EngineStats:
-        with self.lock:
-            self.register.reap()
-            manager, streams, ended = self.pool.manager, self.register.alive(), self.register.ended
-            graphs, steps = self._passes.graphs, self._steps
-            count = {
-                state: sum(s.state == state for s in streams) for state in ("running", "waiting", "suspended")
-            }
-            return EngineStats(
-                streams_running=count["running"],
-                streams_waiting=count["waiting"],
-                streams_suspended=count["suspended"],
-                streams_finished=ended["finished"],
-                streams_cancelled=ended["cancelled"],
-                streams_failed=ended["failed"],
-                pages_free=manager.free,
-                pages_held=manager.held,
-                pages_promised=manager.total - manager.unpromised,
-                pages_total=manager.total,
-                ticks=steps.ticks,
-                cells=steps.cells,
-                updates=steps.updates,
-                frames=steps.frames,
-                seconds=steps.seconds,
-                planning_seconds=steps.planning_seconds,
-                cells_per_second=steps.cells / steps.seconds if steps.seconds else 0.0,
-                cells_per_tick=steps.cells / steps.ticks if steps.ticks else 0.0,
-                first_frame_seconds=steps.first_frame_seconds,
-                passes_retried=self._passes.retried,
-                exact=all(stream.exact for stream in streams),
-                graphs_captured=graphs.captured,
-                graph_replays=graphs.replays,
-                eager_ticks=graphs.eager,
-                eager_reason=graphs.reason,
-            )
+        return self._between_passes(self._stats)
 
     @contextlib.contextmanager
     def trace(self, path: str | PathLike[str]) -> Iterator[Recorder]:
         """Record every pass until the block ends, also by an error; then write a Chrome trace to `path`."""
         recorder = Recorder()
-        with self.lock:
-            self._steps.recorders.append(recorder)
+        self._between_passes(lambda: self._recorders.append(recorder))
         try:
             yield recorder
         finally:
-            with self.lock:
-                self._steps.recorders.remove(recorder)
+            self._between_passes(lambda: self._recorders.remove(recorder))
             recorder.write_chrome_trace(path)
 
     # --- for streams
 
-    def settle(self) -> None:
-        """End the run of steady passes, if there is one: every stream catches up."""
-        with self.lock:
-            self._steps.settle()
+    def advance(self) -> bool:
+        """A step, unless a thread of the engine's own runs them; whether anything ran."""
+        thread = self._thread
+        return (thread is None or not thread.is_alive()) and self.step()
 
-    @contextlib.contextmanager
-    def settled(self) -> Iterator[None]:
-        """The engine's lock, with nothing on its way to a reader: edits find streams as readers do."""
-        with ordinary_mode(), self.lock:
-            self._steps.deliver(0)
+    def drive(self, state: StreamState, reached: Callable[[], bool]) -> None:
+        """Run passes, or wait for those of others, until `reached` says so."""
+        while not reached():
+            before = self.changes.count
+            if not self.advance() and not reached() and not self.changes.wait(before):
+                raise self.stalled(state)
+
+    def edit(self, act: Callable[[Editor], T]) -> T:
+        """What `act` returns, called between two passes with nothing on its way to a reader."""
+
+        def settled() -> T:
+            self._results.deliver()
             if not self._stepping:
-                self._steps.finish_delivered()
-            yield
+                self._results.finish()
+            return act(self._editor)
 
-    def condition(self, condition: torch.Tensor | int | None) -> torch.Tensor:
-        return self.model.condition(condition)
-
-    def adopt(self, parent: Stream, request: Request) -> Stream:
-        """A fork of `parent`: its place in the plan, its pages."""
-        lease = self.pool.manager.lease(parent.pages.most)
         try:
-            pages = parent.pages.fork(lease)
-            feeder, solver = parent.feeder.copy(), parent.schedule.solver
-            stream = self._add(
-                request, feeder, parent.policy, parent.conditions, parent.weights, pages, solver
-            )
-        except BaseException:
-            lease.close()
-            raise
-        stream.state = "running"
-        return stream
-
-    def leave(self, stream: Stream) -> None:
-        """Cancel without waiting for a pass of another thread; then it takes effect before the next one.
-
-        The collector may call this in a thread whose locks others need: waiting here could be for ever.
-        """
-        if self.lock.acquire(blocking=False):
-            try:
-                stream.cancel()
-            finally:
-                self.lock.release()
-        else:
-            self.register.leave_later(stream)
+            return self._between_passes(settled)
+        finally:
             self.changes.notify()
 
-    def stalled(self, stream: Stream) -> EngineBusyError:
+    def adopt(self, state: StreamState, request: Request) -> Stream:
+        """The handle of a new stream."""
+        stream = Stream(self, state, request)
+        if state.watched:
+            self._watched[state.number] = stream
+        return stream
+
+    def leave(self, state: StreamState) -> None:
+        """Cancel without waiting: at once if no pass is running, else before the next one.
+
+        The collector may call this in any thread, in any line.
+        """
+        self.inbox.leave(state)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._tidy()
+            finally:
+                self._lock.release()
+
+    def stalled(self, state: StreamState) -> EngineBusyError:
         """What a reader raises when nothing has been able to run for too long."""
-        with self.lock:
-            paused = [s.number for s in self.register.alive() if s.state == "running" and s is not stream]
+        paused = [
+            s.number for s in self._scheduler.streams.values() if s.status == "running" and s is not state
+        ]
         return EngineBusyError(
             explain(
-                f"reading stream {stream.number}, which is {stream.state}",
+                f"reading stream {state.number}, which is {state.shown}",
                 got=f"nothing to run for {STALL_SECONDS:.0f} s; streams {paused} wait for their readers",
                 expected="a stream that can go on",
                 fix="Read or cancel the others, or resume this one.",
@@ -284,25 +317,137 @@ class Engine:
 
     # --- private
 
-    def _add(
-        self,
-        request: Request,
-        feeder: Feeder,
-        policy: MemoryPolicy,
-        conditions: torch.Tensor,
-        weights: tuple[float, ...],
-        pages: StreamPages,
-        solver: Tracks,
-    ) -> Stream:
-        holdings = Holdings(pages, self._schedules.use(solver))
+    def _step(self, passes: int) -> bool:
+        self._tidy()
+        started, ended = time.perf_counter(), sum(self._scheduler.ended.values())
+        with self._pass():
+            turn = self._scheduler.next(passes)
+            if not turn.work:
+                # Bring in what is on its way, for which readers may be waiting. A stream that has just ended
+                # gave its pages back: one that waits for them may run next.
+                self._results.deliver()
+                return self._results.finish() or sum(self._scheduler.ended.values()) > ended
+            planned = time.perf_counter()
+            run = self._runner.run(turn)
+            moved = self._results.settle(run)
+        seconds = time.perf_counter() - started
+        self._seconds += seconds
+        self._planning_seconds += seconds - run.compute_seconds
         try:
-            stream = Stream(
-                self, self.register.submitted, request, feeder, policy, conditions, weights, holdings
-            )
-        except BaseException:
-            pages.close()
-            holdings.returned = True
-            holdings.schedule.users -= 1
+            self._call_back(moved)
+        finally:
+            self._results.finish()
+        if self._recorders:
+            states = list(self._scheduler.streams.values())
+            records = pass_records(run, self._results.passes, started, planned, states, self.pool.manager)
+            for recorder in self._recorders:
+                recorder.extend(records)
+        return True
+
+    @contextlib.contextmanager
+    def _pass(self) -> Iterator[None]:
+        """What breaks off the block ends the streams of its pass, and leaves pages and books right."""
+        self._busy = True
+        try:
+            yield
+        except BaseException as error:
+            self._scheduler.interrupted(error)
+            self.changes.notify()
             raise
-        self.register.add(stream)
-        return stream
+        finally:
+            self._busy = False
+            self._scheduler.in_turn = []
+
+    def _call_back(self, moved: list[StreamState]) -> None:
+        for state in moved:
+            stream = self._watched.get(state.number) if state.watched and not state.over else None
+            if stream is None or stream.request.on_step is None:
+                continue
+            try:
+                stream.request.on_step(stream)
+            except Exception as error:
+                self._scheduler.end(state, "failed", wrapped(error))
+
+    @ordinary_mode()
+    def _between_passes(self, act: Callable[[], T]) -> T:
+        """What `act` returns. This thread calls it if the engine is free, else the one that runs passes."""
+        if self._lock.acquire(blocking=False):
+            try:
+                return self._now(act)
+            finally:
+                self._lock.release()
+        done = self.inbox.post(act)
+        try:
+            # Done before the next pass, or, if that was the last one, here: the engine is free then.
+            while not done.done():
+                if self._lock.acquire(blocking=False):
+                    try:
+                        self._tidy()
+                    finally:
+                        self._lock.release()
+                else:
+                    wait([done], timeout=0.01)
+            return done.result()
+        except BaseException:
+            done.cancel()
+            raise
+        finally:
+            del done  # an error in it refers to this frame, and through it to the stream
+
+    def _now(self, act: Callable[[], T]) -> T:
+        if self._busy:
+            raise EngineBusyError(
+                "an engine was asked for something from within one of its own passes or edits"
+            )
+        self._tidy()
+        self._busy = True
+        try:
+            return act()
+        finally:
+            self._busy = False
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Do what was asked for, unless this thread is at work in the engine. Called with the lock."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            self.inbox.empty(self._scheduler.cancel)
+        finally:
+            self._busy = False
+        if self._watched:
+            self._kept = [stream for stream in self._watched.values() if stream._state.awaited]
+
+    def _stats(self) -> EngineStats:
+        manager, results, graphs = self.pool.manager, self._results, self._runner.ticks.counts
+        states = list(self._scheduler.streams.values())
+        ended = self._scheduler.ended
+        count = {s: sum(state.status == s for state in states) for s in ("running", "waiting", "suspended")}
+        return EngineStats(
+            streams_running=count["running"],
+            streams_waiting=count["waiting"],
+            streams_suspended=count["suspended"],
+            streams_finished=ended["finished"],
+            streams_cancelled=ended["cancelled"],
+            streams_failed=ended["failed"],
+            pages_free=manager.free,
+            pages_held=manager.held,
+            pages_promised=manager.total - manager.unpromised,
+            pages_total=manager.total,
+            ticks=results.passes,
+            cells=results.cells,
+            updates=results.updates,
+            frames=results.frames,
+            seconds=self._seconds,
+            planning_seconds=self._planning_seconds,
+            cells_per_second=results.cells / self._seconds if self._seconds else 0.0,
+            cells_per_tick=results.cells / results.passes if results.passes else 0.0,
+            first_frame_seconds=results.first_frame_seconds,
+            passes_retried=self._runner.retried,
+            exact=all(state.exact for state in states),
+            graphs_captured=graphs.captured,
+            graph_replays=graphs.replays,
+            eager_ticks=graphs.eager,
+            eager_reason=graphs.reason,
+        )

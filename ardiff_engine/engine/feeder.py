@@ -111,13 +111,11 @@ class Feeder:
 
     @property
     def passes_ahead(self) -> int:
-        """Passes that feed what `next` has said for this one, each one level higher, and that store and
-        finish no frame."""
+        """Passes from this one on, for which `next` was asked, that feed the same, each one level higher."""
         steady = self._steady
-        if self._prefill or steady is None or steady.stores or steady.plan is not self.plan:
-            return 0
-        finishing = steady.begin + steady.roster.passes_left - 1
-        return min(steady.end, finishing) - self.tick
+        if self._prefill or steady is None or steady.stores:
+            return 1
+        return min(steady.end, steady.begin + steady.roster.passes_left) - self.tick
 
     def due(self, feed: Feed) -> range:
         """The frames that a reader gets once `feed`, the next one of this walk, has run: those that are
@@ -133,22 +131,18 @@ class Feeder:
         feds = [self._fed(block, stores=True) for block in self._to_store(now, self._kept_by_policy(now))]
         return [(fed, self._view(fed, now)) for fed in feds]
 
-    def advance(self, feed: Feed) -> None:
-        """Record that `feed` has run."""
-        self.take_up(feed.roster)
+    def advance(self, feed: Feed, passes: int = 1) -> None:
+        """Record that `passes` have run, the last one over `feed`."""
+        self._take_up(feed.roster)
         if self._prefill:
             self._prefill.pop(0)
             return
         self.moved = feed
-        self.tick += 1
-        self.ticks_total += 1
+        self.tick += passes
+        self.ticks_total += passes
 
-    def take_up(self, roster: Roster) -> None:
-        """Note what the first pass with this roster has stored, and drop what nobody sees any more.
-
-        Part of `advance`. Where that is interrupted it is done again: the pass with it, or, after a run of
-        passes, this alone.
-        """
+    def _take_up(self, roster: Roster) -> None:
+        """Note what the first pass with this roster has stored, and drop what nobody sees any more."""
         if roster is self._advanced:
             return
         self._stored.difference_update(self._stale(roster.kept))

@@ -16,12 +16,12 @@ import torch
 
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.page_lists import PageLists, SequenceViews, page_lists, ranges, views_of
-from ardiff_engine.engine.stream import Stream
+from ardiff_engine.engine.state import StreamState
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.purposes import Purpose
 
-Work = list[tuple[Stream, Feed]]
+Work = list[tuple[StreamState, Feed]]
 
 SHAPES_KEPT = 32
 

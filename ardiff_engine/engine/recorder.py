@@ -7,13 +7,12 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING
 
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.runner import PassTimes, Run
+from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import ConfigError, explain
-
-if TYPE_CHECKING:
-    from ardiff_engine.engine.feed import Feed
-    from ardiff_engine.engine.stream import Stream
+from ardiff_engine.memory.page_manager import PageManager
 
 CAPACITY = 20_000
 """Ticks that a recorder keeps; eight streams make that about 46 MB."""
@@ -57,16 +56,56 @@ class TickRecord:
     pages_total: int
 
 
-def stream_tick(stream: Stream, feed: Feed | None) -> StreamTick:
-    """What a tick did for `stream`; feed: None if it was not part of it. Keeps no reference to either."""
-    label = f"(seed {stream.request.seed}, {stream.feeder.plan.rule})"
+def pass_records(
+    run: Run, passes: int, began: float, planned: float, alive: list[StreamState], manager: PageManager
+) -> list[TickRecord]:
+    """Of what a turn came to. passes: of the engine, these included; began, planned: when planning them began
+    and was done; alive: all streams that have not ended.
+
+    A turn that was run again stream by stream is one pass.
+    """
+    work = [part for outcome in run.outcomes for part in outcome.work]
+    fed = {state.number: stream_tick(state, feed) for state, feed in work}
+    held = [stream_tick(state, None) for state in alive if state.number not in fed and state.pages.held]
+    times = run.times
+    if len(run.outcomes) != 1:
+        times = [
+            PassTimes(
+                began,
+                sum(time.pack for time in times),
+                sum(time.model for time in times),
+                sum(time.solver for time in times),
+                times[-1].ended if times else planned,
+            )
+        ]
+    begins = [began, *(time.ended for time in times)]
+    return [
+        TickRecord(
+            index=passes - len(times) + number,
+            began=begins[number],
+            ended=time.ended,
+            plan_seconds=planned - began if number == 0 else 0.0,
+            pack_seconds=time.pack,
+            model_seconds=time.model,
+            solver_seconds=time.solver,
+            streams=(*fed.values(), *held),
+            pages_held=manager.held,
+            pages_total=manager.total,
+        )
+        for number, time in enumerate(times)
+    ]
+
+
+def stream_tick(state: StreamState, feed: Feed | None) -> StreamTick:
+    """What a tick did for a stream; feed: None if it was not part of it. Keeps no reference to either."""
+    label = f"(seed {state.request.seed}, {state.feeder.plan.rule})"
     if feed is None:
-        return StreamTick(stream.number, label, 0, 0, 0, 0, stream.pages.held)
+        return StreamTick(state.number, label, 0, 0, 0, 0, state.pages.held)
     frames = feed.roster.frames
     updates = len(feed.roster.updated)
     commits = len(frames) - updates
     first, last = frames[0], frames[-1]
-    return StreamTick(stream.number, label, first, last, updates, commits, stream.pages.held)
+    return StreamTick(state.number, label, first, last, updates, commits, state.pages.held)
 
 
 class Recorder:
@@ -86,6 +125,10 @@ class Recorder:
         with self._lock:
             self._ring.append(record)
             self._added += 1
+
+    def extend(self, records: list[TickRecord]) -> None:
+        for record in records:
+            self.add(record)
 
     @property
     def dropped(self) -> int:

@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from ardiff_engine.errors import ConfigError, NumericalError, TensorError, expla
 from ardiff_engine.memory import MemoryPolicy
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan, Rule
-
-if TYPE_CHECKING:
-    from ardiff_engine.engine.stream import Stream
 
 ENDLESS_MAX_AHEAD = 64
 
@@ -45,7 +42,7 @@ class Request:
     solver: another solver than the engine's (steps, eta, parametrisation, clamp); a tuple of solvers is one
         for each track of the plan.
     memory: another memory policy than the engine's.
-    on_step: called with the stream after each of its ticks; an exception in it fails this stream only.
+    on_step: called with the Stream after each of its ticks; an exception in it fails this stream only.
     max_ahead: finished frames that may wait for the reader before the stream pauses; None: no limit for
         finite videos, 64 for endless ones.
     """
@@ -62,7 +59,7 @@ class Request:
     prefix: torch.Tensor | None = None
     solver: Solver | tuple[Solver, ...] | None = None
     memory: MemoryPolicy | None = None
-    on_step: Callable[[Stream], None] | None = None
+    on_step: Callable[[Any], None] | None = None
     max_ahead: int | None = None
     plan: Rule | Plan | None = None
 

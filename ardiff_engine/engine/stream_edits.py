@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be done to a stream on its way: another condition, forks, going back, more frames, a pause.
 
-Everything is checked before anything changes. The caller holds the engine's lock, so edits fall between
-passes.
+Everything is checked before anything changes. The engine calls these between passes, with nothing on its way
+to a reader.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from ardiff_engine.engine.admission import page_need
-from ardiff_engine.engine.stream_latents import StreamLatents
-from ardiff_engine.errors import ConfigError, PlanError, StreamClosedError, explain
+from ardiff_engine.engine.reader import Outbox
+from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.scheduler import Scheduler
+from ardiff_engine.engine.schedules import Schedules
+from ardiff_engine.engine.starting_noise import StartingNoise
+from ardiff_engine.engine.state import StreamState
+from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError, StreamClosedError, explain
+from ardiff_engine.memory import PagePool
+from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.plan import Plan
-
-if TYPE_CHECKING:
-    from ardiff_engine.engine.stream import Stream
 
 Effect = Literal["keep", "recommit", "reset"]
 
@@ -38,167 +42,199 @@ class ConditionReceipt:
     forgotten: range
 
 
-def set_condition(
-    stream: Stream,
-    condition: torch.Tensor | int | None,
-    negative_condition: torch.Tensor | int | None,
-    effect: Effect,
-) -> ConditionReceipt:
-    _require_alive(stream, "set_condition")
-    if effect not in get_args(Effect):
-        raise ConfigError(
-            explain(
-                "effect", got=repr(effect), expected=" | ".join(get_args(Effect)), fix="Choose one of them."
+class Editor:
+    """The edits of one engine's streams; `Stream` says what they do."""
+
+    def __init__(self, model: VideoModel, pool: PagePool, schedules: Schedules, scheduler: Scheduler) -> None:
+        self._model = model
+        self._pool = pool
+        self._schedules = schedules
+        self._scheduler = scheduler
+
+    def set_condition(
+        self,
+        state: StreamState,
+        condition: torch.Tensor | int | None,
+        negative_condition: torch.Tensor | int | None,
+        effect: Effect,
+    ) -> ConditionReceipt:
+        _require_alive(state, "set_condition")
+        if effect not in get_args(Effect):
+            raise ConfigError(
+                explain(
+                    "effect",
+                    got=repr(effect),
+                    expected=" | ".join(get_args(Effect)),
+                    fix="Choose one of them.",
+                )
             )
-        )
-    conditions = [stream.engine.condition(condition)]
-    if len(stream.weights) > 1:
-        kept = stream.conditions[1]
-        negative = negative_condition
-        conditions.append(kept if negative is None else stream.engine.condition(negative))
-    feeder = stream.feeder
-    first, floor = feeder.oldest_unfinished, feeder.floor
-    recommitted: list[int] = []
-    forgotten = range(0)
-    feeder.renew_context()
-    if effect == "recommit":
-        recommitted = feeder.recommit()
-        stream.exact = stream.exact and feeder.floor == floor
-    elif effect == "reset":
-        forgotten = range(floor, feeder.forget())
-    else:
-        stream.exact = stream.exact and not stream.engine.model.spec.forgets
-    stream.conditions = torch.stack(conditions)
-    return ConditionReceipt(effect, first, tuple(recommitted), forgotten)
-
-
-def fork(
-    stream: Stream,
-    seed: int | None,
-    noise_stream: int | None,
-    on_step: Callable[[Stream], None] | None,
-) -> Stream:
-    _require_running(stream, "fork")
-    if stream.request.generator is not None and seed is None:
-        raise ConfigError(
-            explain(
-                "fork() of a stream with a torch.Generator",
-                got="no seed",
-                expected="a seed",
-                fix="Two streams cannot draw from one generator: pass fork(seed=...).",
-            )
-        )
-    request = replace(
-        stream.request,
-        seed=stream.request.seed if seed is None else seed,
-        noise_stream=stream.request.noise_stream if noise_stream is None else noise_stream,
-        generator=stream.request.generator if seed is None else None,
-        on_step=on_step,
-    )
-    request.check(stream.engine.model.spec)
-    other = stream.engine.adopt(stream, request)
-    other.latents = StreamLatents(dict(stream.latents))
-    kept = stream.outbox.kept
-    other.outbox.kept = None if kept is None else list(kept)
-    other.then, other.exact, other.noise.given = stream.then, stream.exact, stream.noise.given
-    return other
-
-
-def rollback(stream: Stream, frame: int) -> None:
-    _require_running(stream, "rollback")
-    feeder, plan = stream.feeder, stream.feeder.plan
-    least, most = max(stream.request.prefix_frames, feeder.floor), feeder.oldest_unfinished
-    if not (isinstance(frame, int) and least <= frame <= most):
-        raise ConfigError(
-            explain(
-                "rollback",
-                got=frame,
-                expected=f"{least}..{most}: not given or forgotten, and not after the first unfinished frame",
-                fix="Choose a frame that has been generated.",
-            )
-        )
-    new = plan.continued(frame)
-    if stream.then is not None:
-        # What waits for its turn goes on from here as well.
-        new = stream.then.continued(frame)
-    missing = feeder.missing(new)
-    if missing and stream.outbox.kept is None:
-        raise PlanError(
-            explain(
-                "rollback of an endless stream",
-                got=f"frame {frame}, which needs frame {missing[0]}",
-                expected="a frame whose window is still there",
-                fix="Go back less far, or submit a new request with the frames as prefix.",
-            )
-        )
-    _make_room(stream, new)
-    _go_on(stream, new, from_scratch=bool(missing))
-    stream.then = None
-    stream.outbox.forget_from(frame)
-
-
-def extend(stream: Stream, frames: int) -> None:
-    _require_alive(stream, "extend")
-    total = stream.num_frames
-    if total is None or not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
-        raise ConfigError(
-            explain(
-                "extend",
-                got=f"{frames!r} frames for a video of {'endless length' if total is None else total}",
-                expected="a whole number >= 1, and a finite video",
-                fix="Endless streams need no extension.",
-            )
-        )
-    plan, done = stream.feeder.plan, stream.feeder.tick
-    longer = (plan if stream.then is None else stream.then).extended(frames)
-    if stream.then is None:
-        if _same_until(plan, longer, done):
-            _make_room(stream, longer)
-            stream.feeder.plan = longer
-            return
-        longer = longer.continued(total)
-    _make_room(stream, longer)
-    stream.then = longer
-
-
-def start_extension(stream: Stream) -> None:
-    """The plan is done and an extension waits: its frames continue the finished ones."""
-    assert stream.then is not None
-    new, stream.then = stream.then, None
-    _go_on(stream, new, from_scratch=bool(stream.feeder.missing(new)))
-
-
-def suspend(stream: Stream) -> None:
-    _require_alive(stream, "suspend")
-    if stream.state == "suspended":
-        return
-    if stream.state == "running":
-        stream.saved = stream.pages.save(stream.engine.pool)
-    stream.latents = StreamLatents({f: latent.to("cpu", copy=True) for f, latent in stream.latents.items()})
-    stream.state = "suspended"
-    stream.engine.changes.notify()
-
-
-def resume(stream: Stream) -> None:
-    _require_alive(stream, "resume")
-    if stream.state != "suspended":
-        return
-    engine = stream.engine
-    lease = engine.pool.manager.lease(stream.pages.most)
-    try:
-        latents = StreamLatents({f: latent.to(engine.device) for f, latent in stream.latents.items()})
-        if stream.saved is None:
-            stream.pages.lease = lease
+        conditions = [self._model.condition(condition)]
+        if len(state.weights) > 1:
+            negative = negative_condition
+            kept = state.conditions[1]
+            conditions.append(kept if negative is None else self._model.condition(negative))
+        feeder = state.feeder
+        first, floor = feeder.oldest_unfinished, feeder.floor
+        recommitted: list[int] = []
+        forgotten = range(0)
+        feeder.renew_context()
+        if effect == "recommit":
+            recommitted = feeder.recommit()
+            state.exact = state.exact and feeder.floor == floor
+        elif effect == "reset":
+            forgotten = range(floor, feeder.forget())
         else:
-            stream.pages.restore(engine.pool, stream.saved, lease)
-    except BaseException:
-        # Out of memory, say: the stream stays suspended and can be resumed later.
-        lease.close()
-        raise
-    stream.saved, stream.latents = None, latents
-    stream.state = "running"
-    engine.register.queue_up(stream)
-    engine.changes.notify()
+            state.exact = state.exact and not self._model.spec.forgets
+        state.conditions = torch.stack(conditions)
+        return ConditionReceipt(effect, first, tuple(recommitted), forgotten)
+
+    def fork(
+        self,
+        state: StreamState,
+        seed: int | None,
+        noise_stream: int | None,
+        on_step: Callable[[Any], None] | None,
+    ) -> tuple[StreamState, Request]:
+        """The second stream, which runs, and its request."""
+        _require_running(state, "fork")
+        if state.request.generator is not None and seed is None:
+            raise ConfigError(
+                explain(
+                    "fork() of a stream with a torch.Generator",
+                    got="no seed",
+                    expected="a seed",
+                    fix="Two streams cannot draw from one generator: pass fork(seed=...).",
+                )
+            )
+        request = replace(
+            state.request,
+            seed=state.request.seed if seed is None else seed,
+            noise_stream=state.request.noise_stream if noise_stream is None else noise_stream,
+            generator=state.request.generator if seed is None else None,
+            on_step=on_step,
+        )
+        request.check(self._model.spec)
+        kept = state.outbox.kept
+        plain = replace(request, on_step=None)
+        noise = StartingNoise(plain, self._model.spec, self._pool.k.device)
+        noise.given = state.noise.given
+        lease = self._pool.manager.lease(state.pages.most)
+        try:
+            other = replace(
+                state,
+                number=self._scheduler.submitted,
+                request=plain,
+                watched=on_step is not None,
+                feeder=state.feeder.copy(),
+                pages=state.pages.fork(lease),
+                noise=noise,
+                latents=dict(state.latents),
+                outbox=Outbox(None if kept is None else list(kept)),
+                schedule=self._schedules.use(state.schedule.solver),
+                collecting=False,
+            )
+        except BaseException:
+            lease.close()
+            raise
+        self._scheduler.add(other)
+        return other, request
+
+    def rollback(self, state: StreamState, frame: int) -> None:
+        _require_running(state, "rollback")
+        feeder, plan = state.feeder, state.feeder.plan
+        least, most = max(state.request.prefix_frames, feeder.floor), feeder.oldest_unfinished
+        if not (isinstance(frame, int) and least <= frame <= most):
+            raise ConfigError(
+                explain(
+                    "rollback",
+                    got=frame,
+                    expected=f"{least}..{most}: not given or forgotten, and not after the first unfinished "
+                    "frame",
+                    fix="Choose a frame that has been generated.",
+                )
+            )
+        # An extension that waits for its turn goes on from here as well.
+        new = (state.then or plan).continued(frame)
+        missing = feeder.missing(new)
+        if missing and state.outbox.kept is None:
+            raise PlanError(
+                explain(
+                    "rollback of an endless stream",
+                    got=f"frame {frame}, which needs frame {missing[0]}",
+                    expected="a frame whose window is still there",
+                    fix="Go back less far, or submit a new request with the frames as prefix.",
+                )
+            )
+        self._make_room(state, new)
+        state.restart(new, from_scratch=bool(missing))
+        state.then = None
+        state.outbox.forget_from(frame)
+
+    def extend(self, state: StreamState, frames: int) -> None:
+        _require_alive(state, "extend")
+        total = state.num_frames
+        if total is None or not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
+            raise ConfigError(
+                explain(
+                    "extend",
+                    got=f"{frames!r} frames for a video of {'endless length' if total is None else total}",
+                    expected="a whole number >= 1, and a finite video",
+                    fix="Endless streams need no extension.",
+                )
+            )
+        plan, done = state.feeder.plan, state.feeder.tick
+        longer = (state.then or plan).extended(frames)
+        if state.then is None:
+            if _same_until(plan, longer, done):
+                self._make_room(state, longer)
+                state.feeder.plan = longer
+                return
+            longer = longer.continued(total)
+        self._make_room(state, longer)
+        state.then = longer
+
+    def suspend(self, state: StreamState) -> None:
+        _require_alive(state, "suspend")
+        if state.status == "suspended":
+            return
+        latents = {frame: latent.to("cpu", copy=True) for frame, latent in state.latents.items()}
+        if state.status == "running":
+            state.saved = state.pages.save(self._pool)
+        state.latents, state.status = latents, "suspended"
+
+    def resume(self, state: StreamState) -> None:
+        _require_alive(state, "resume")
+        if state.status != "suspended":
+            return
+        device = self._pool.k.device
+        lease = self._pool.manager.lease(state.pages.most)
+        try:
+            latents = {frame: latent.to(device) for frame, latent in state.latents.items()}
+            if state.saved is None:
+                state.pages.lease = lease
+            else:
+                state.pages.restore(self._pool, state.saved, lease)
+        except BaseException:
+            # Out of memory, say: the stream stays suspended and can be resumed later.
+            lease.close()
+            raise
+        state.saved, state.latents, state.status = None, latents, "running"
+        self._scheduler.queue_up(state)
+
+    def _make_room(self, state: StreamState, plan: Plan) -> None:
+        """Check the plan against the memory policy and raise the promise of pages to what it can need."""
+        spec, total = self._model.spec, self._pool.manager.total
+        state.policy.check(plan, spec)
+        need = page_need(plan, spec, state.policy, len(state.weights)).most
+        if need > total:
+            raise OutOfPagesError(
+                f"the longer video can need {need} pages, and the whole pool has {total}: use a smaller "
+                "window, or raise max_pages"
+            )
+        if need > state.pages.most:
+            if state.pages.lease is not None:
+                state.pages.lease.resize(need)
+            state.pages.most = need
 
 
 def _same_until(plan: Plan, longer: Plan, n: int) -> bool:
@@ -207,48 +243,25 @@ def _same_until(plan: Plan, longer: Plan, n: int) -> bool:
     return longer.newest(last) == plan.newest(last) and longer.tick(last) == plan.tick(last)
 
 
-def _go_on(stream: Stream, plan: Plan, *, from_scratch: bool) -> None:
-    if from_scratch:
-        kept = stream.outbox.kept
-        assert kept is not None, "finite streams keep their clean frames"
-        stream.pages.drop_from(0)
-        stream.latents = StreamLatents(dict(enumerate(kept[: plan.prefix])))
-    else:
-        stream.pages.drop_from(plan.prefix)
-        stream.latents = StreamLatents({f: latent for f, latent in stream.latents.items() if f < plan.prefix})
-    stream.feeder.restart(plan, from_scratch=from_scratch)
-
-
-def _make_room(stream: Stream, plan: Plan) -> None:
-    """Check the plan against the memory policy and raise the promise of pages to what it can need."""
-    spec = stream.engine.model.spec
-    stream.policy.check(plan, spec)
-    need = page_need(plan, spec, stream.policy, len(stream.weights))
-    if need.most > stream.pages.most:
-        if stream.pages.lease is not None:
-            stream.pages.lease.resize(need.most)
-        stream.pages.most = need.most
-
-
-def _require_alive(stream: Stream, what: str) -> None:
-    if stream.done:
+def _require_alive(state: StreamState, what: str) -> None:
+    if state.over:
         raise StreamClosedError(
             explain(
                 what,
-                got=f"a stream that is {stream.state}",
+                got=f"a stream that is {state.shown}",
                 expected="one that has not ended",
                 fix="Submit a new request; `prefix` continues a finished video.",
             )
         )
 
 
-def _require_running(stream: Stream, what: str) -> None:
-    _require_alive(stream, what)
-    if stream.state != "running":
+def _require_running(state: StreamState, what: str) -> None:
+    _require_alive(state, what)
+    if state.status != "running":
         raise StreamClosedError(
             explain(
                 what,
-                got=f"a stream that is {stream.state}",
+                got=f"a stream that is {state.shown}",
                 expected="one that runs",
                 fix="Resume it, or wait until it has its pages.",
             )

@@ -72,13 +72,8 @@ class StreamPages:
         """Give back pages that nobody sees any more; make sure that what is fed has pages of its own."""
         own, fed = self._own_frames, list(zip(roster.frames, roster.copies, strict=True))
         self._unprepare()
-        # Before anything changes: what was laid out for the pages so far must not be found again, even if an
-        # interrupt comes in and this is done again.
         self.version += 1
         lease = self._open()
-        listed = sum([len(pages) for pages in self.context])
-        if lease.held != listed + self._per_frame * sum([len(frames) for frames in self.frames]):
-            lease.keep(self.ids)
         for frames in self.frames:
             for gone in [cell for cell in frames if not contains(roster.kept, cell[0])]:
                 lease.give_back(frames.pop(gone))

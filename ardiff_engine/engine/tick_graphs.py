@@ -27,7 +27,6 @@ import torch
 from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.engine.batch import Batch
 from ardiff_engine.engine.schedules import Schedules
-from ardiff_engine.engine.tick import Tick
 from ardiff_engine.engine.tick_buffers import TickBuffers
 from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_layout, with_pages_of
 from ardiff_engine.host_copy import HostCopy
@@ -39,6 +38,8 @@ LAYOUTS_KEPT = 16
 FIRST_OF_ITS_SHAPE = "first tick of its shape in its thread"
 
 Run = Callable[[], None]
+Forward = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
+"""A batch to latents [U, L, C] at their next level, and whether they are finite [U]."""
 
 
 class GraphRecorder(Protocol):
@@ -130,7 +131,7 @@ class Computed:
 class EagerTicks:
     """Runs a tick as it is, over the tensors of the batch."""
 
-    def __init__(self, tick: Tick, reason: str) -> None:
+    def __init__(self, tick: Forward, reason: str) -> None:
         self._tick = tick
         self._reason = reason
         self._runs = 0
@@ -190,7 +191,7 @@ class TickGraphs:
 
     def __init__(
         self,
-        tick: Tick,
+        tick: Forward,
         schedules: Schedules,
         spec: ModelSpec,
         recorder: GraphRecorder | None,
@@ -301,7 +302,7 @@ class TickGraphs:
 
 
 def ticks_for(
-    tick: Tick, schedules: Schedules, spec: ModelSpec, device: torch.device, cuda_graphs: bool | None
+    tick: Forward, schedules: Schedules, spec: ModelSpec, device: torch.device, cuda_graphs: bool | None
 ) -> EagerTicks | TickGraphs:
     """How an engine on this device runs its ticks; cuda_graphs: as in Engine."""
     if device.type == "cuda":

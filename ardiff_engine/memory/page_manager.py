@@ -8,22 +8,21 @@ same pages until one of them writes (`Lease.make_writable`): a page has one hold
 Invariants, at all times: free + held == total; a page is free exactly when no lease holds it; a lease holds
 no more than it was promised, shared pages included; the promises add up to at most total.
 
-They hold whatever interrupts: Ctrl-C, or the collector, which may close a lease while it takes pages. Both
-come in with a call or at the end of a turn of a loop, so a page changes hands in lines that call nothing.
+An interrupt in the middle of a call may break them; `PageManager.recount` makes them true again.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
 
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PageTableError, explain
 
 
 class PageManager:
-    """Page ids 0..total-1, each with the number of leases that hold it.
+    """Page ids 0..total-1, each with the number of leases that hold it. The longest unused is taken first."""
 
-    Free ids lie in a ring, `_num_free` of them from `_head` on: the longest unused is taken first.
-    """
-
-    __slots__ = ("_head", "_holders", "_num_free", "_promised", "_ring", "total")
+    __slots__ = ("_free", "_holders", "_promised", "total")
 
     def __init__(self, total: int) -> None:
         if total < 1:
@@ -31,18 +30,17 @@ class PageManager:
                 explain("pages in the pool", got=total, expected=">= 1", fix="Raise max_pages.")
             )
         self.total = total
-        self._ring = list(range(total))
-        self._head, self._num_free = 0, total
+        self._free = deque(range(total))
         self._holders = [0] * total
         self._promised = 0
 
     @property
     def free(self) -> int:
-        return self._num_free
+        return len(self._free)
 
     @property
     def held(self) -> int:
-        return self.total - self._num_free
+        return self.total - len(self._free)
 
     @property
     def unpromised(self) -> int:
@@ -62,10 +60,28 @@ class PageManager:
                 )
             )
         self._check_promise(most, most)
-        lease = Lease(self, 0)
         self._promised += most
-        lease.most = most
-        return lease
+        return Lease(self, most)
+
+    def recount(self, leases: Iterable[Lease]) -> None:
+        """Make the books right after a call that was broken off. leases: all that are open."""
+        leases = list(leases)
+        self._holders = [0] * self.total
+        for lease in leases:
+            for page in lease._held:
+                self._holders[page] += 1
+        self._free = deque(page for page in range(self.total) if not self._holders[page])
+        self._promised = sum(lease.most for lease in leases)
+
+    def _take(self) -> int:
+        page = self._free.popleft()
+        self._holders[page] = 1
+        return page
+
+    def _return(self, page: int) -> None:
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            self._free.append(page)
 
     def _check_promise(self, more: int, most: int) -> None:
         if more > self.unpromised:
@@ -102,22 +118,9 @@ class Lease:
         """`count` pages that nobody else holds. More than was promised is refused, and nothing is taken."""
         manager = self._open()
         self._fits(count)
-        pages = [-1] * count
-        for index in range(count):
-            if self._manager is None:
-                self._open()  # raises: the collector has closed the lease
-            page = manager._ring[manager._head]
-            manager._head = (manager._head + 1) % manager.total
-            manager._num_free -= 1
-            manager._holders[page] = 1
-            self._held[page] = None
-            pages[index] = page
+        pages = [manager._take() for _ in range(count)]
+        self._held.update(dict.fromkeys(pages))
         return pages
-
-    def keep(self, pages: list[int]) -> None:
-        """Return all but these: what an interrupted call took, and nobody got."""
-        self._open()
-        self._release(sorted(self._held.keys() - set(pages)))
 
     def share(self, other: Lease, pages: list[int]) -> None:
         """Hold pages of `other` too. Neither may write them from now on: see `make_writable`."""
@@ -134,9 +137,6 @@ class Lease:
                 )
             )
         for page in pages:
-            if self._manager is None or other._manager is None:
-                self._open()
-                other._open()
             manager._holders[page] += 1
             self._held[page] = None
 
@@ -147,19 +147,12 @@ class Lease:
         There always is a free page: each holder was promised one.
         """
         manager = self._open()
-        for index in range(len(pages)):
-            if self._manager is None:
-                self._open()
-            shared = pages[index]
+        for index, shared in enumerate(pages):
             if manager._holders[shared] > 1:
-                page = manager._ring[manager._head]
-                manager._head = (manager._head + 1) % manager.total
-                manager._num_free -= 1
-                manager._holders[page] = 1
-                manager._holders[shared] -= 1
+                pages[index] = page = manager._take()
                 self._held[page] = None
                 del self._held[shared]
-                pages[index] = page
+                manager._return(shared)
 
     def resize(self, most: int) -> None:
         """Change the promise, or raise OutOfPagesError and change nothing."""
@@ -175,8 +168,6 @@ class Lease:
             )
         more = most - self.most
         manager._check_promise(more, most)
-        if self._manager is None:
-            self._open()
         manager._promised += more
         self.most = most
 
@@ -195,22 +186,18 @@ class Lease:
         self._release(pages)
 
     def close(self) -> None:
-        """Return every page and the promise. Safe to call twice, and within itself."""
-        self._release(sorted(self._held))
+        """Return every page and the promise. Safe to call twice."""
         manager = self._manager
         if manager is not None:
+            self._release(list(self._held))
             manager._promised -= self.most
             self._manager = None
 
     def _release(self, pages: list[int]) -> None:
-        manager = self._manager
+        manager = self._open()
         for page in pages:
-            if manager is not None and page in self._held:
-                del self._held[page]
-                manager._holders[page] -= 1
-                if not manager._holders[page]:
-                    manager._ring[(manager._head + manager._num_free) % manager.total] = page
-                    manager._num_free += 1
+            del self._held[page]
+            manager._return(page)
 
     def _fits(self, count: int) -> None:
         if len(self._held) + count > self.most:

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the network and the solver over packed cells, and keeps what goes wrong with the stream it belongs to.
+
+An error of a pass that serves many streams may be any one's fault. So the pass is run again stream by stream:
+every fed cell writes its K/V before anyone reads them, so running twice changes nothing, and a row's result
+does not depend on its neighbours. A stream that fails alone has an error; the others go on as if it had never
+been there.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from ardiff_engine import ops
+from ardiff_engine.device import DEVICE_WIDE_CALLS, upload
+from ardiff_engine.engine.batch import Batch, Packer
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.layout import Work
+from ardiff_engine.engine.scheduler import Turn
+from ardiff_engine.engine.schedules import Schedules
+from ardiff_engine.engine.state import StreamState
+from ardiff_engine.engine.tick_graphs import Computed, EagerTicks, TickGraphs
+from ardiff_engine.errors import wrapped
+from ardiff_engine.host_copy import HostCopy
+from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.ranges import annotate
+
+T = TypeVar("T")
+
+
+class Forward:
+    """The device work of a pass: the network over all cells, then the solver over those that move.
+
+    Precision is decided here and nowhere else. The network runs in the dtype of its weights, and so do K/V in
+    their pages and the model's tables. Latents, guidance, noise and the solver are float32: an update is a
+    small difference of large numbers, and S of them in bfloat16 would leave their rounding in the video.
+
+    On CUDA the call reads no value back, copies nothing from the host and allocates by shapes alone: a CUDA
+    graph can hold it.
+
+    model_seconds, solver_seconds: host time of all calls.
+    """
+
+    def __init__(self, model: VideoModel, schedules: Schedules) -> None:
+        self._model = model
+        self._schedules = schedules
+        self.dtype = model.dtype
+        self.model_seconds = self.solver_seconds = 0.0
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents float32 [U, L, C] at their next level; bool [U]: whether all numbers of one are finite."""
+        started = time.perf_counter()
+        with annotate("ardiff.model"):
+            condition = None if batch.condition is None else batch.condition.to(self.dtype)
+            x = batch.x.to(self.dtype)
+            out = self._model(x, batch.cells, self._schedules.tables, condition).float()
+        computed = time.perf_counter()
+        with annotate("ardiff.solver"):
+            latents = self._solve(batch, out)
+            # NaN and infinity survive a sum of absolute values, and nothing else makes one of them.
+            finite = torch.isfinite(latents.flatten(1).abs().sum(dim=1, dtype=torch.float64))
+        self.model_seconds += computed - started
+        self.solver_seconds += time.perf_counter() - computed
+        return latents, finite
+
+    def _solve(self, batch: Batch, out: torch.Tensor) -> torch.Tensor:
+        if not batch.branch_cells.numel():
+            return batch.x[:0]
+        outs = out.flatten(1)[batch.branch_cells.reshape(-1)]
+        new = ops.solver_step(
+            batch.x.flatten(1)[batch.branch_cells[0]],
+            outs.reshape(*batch.branch_cells.shape, -1),
+            batch.weights,
+            self._schedules.coefficients[batch.coefficients],
+            keys=batch.keys,
+        ).x
+        return new.unflatten(1, batch.x.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class PassTimes:
+    """Host seconds of one pass. began, ended: time.perf_counter(). model, solver: 0 if a graph repeats it."""
+
+    began: float
+    pack: float
+    model: float
+    solver: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """Of passes that followed each other over the same work.
+
+    work: the streams, and what each fed in the last pass. cells: of one pass. latents: [U, L, C], of the
+    frames that the last pass moved, stream by stream, at their next level. findings: of each pass.
+    """
+
+    work: Work
+    cells: int
+    latents: torch.Tensor
+    findings: list[HostCopy]
+
+    @property
+    def passes(self) -> int:
+        return len(self.findings)
+
+    def parts(self) -> list[tuple[StreamState, Feed, torch.Tensor]]:
+        """Every stream with its own latents."""
+        counts = [len(feed.roster.updated) for _, feed in self.work]
+        parts = zip(self.work, self.latents.split(counts), strict=True)
+        return [(state, feed, latents) for (state, feed), latents in parts]
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """What a turn came to. outcomes: one, or where that failed one per stream. failed: streams that cannot be
+    served, with their errors. times: of each pass. compute_seconds: spent in network and solver."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    failed: list[tuple[StreamState, Exception]] = field(default_factory=list)
+    times: list[PassTimes] = field(default_factory=list)
+    compute_seconds: float = 0.0
+
+
+class Runner:
+    """stop: whether something waits to be done between two passes. retried: passes run again, so far."""
+
+    def __init__(
+        self, packer: Packer, forward: Forward, ticks: EagerTicks | TickGraphs, stop: Callable[[], bool]
+    ) -> None:
+        self.packer = packer
+        self.ticks = ticks
+        self.retried = 0
+        self._forward = forward
+        self._stop = stop
+
+    def run(self, turn: Turn) -> Run:
+        run = Run()
+        self._run(turn.work, turn.passes, run, may_free=True)
+        return run
+
+    def free_workspace(self) -> None:
+        self.packer.forget()
+        self.ticks.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            with DEVICE_WIDE_CALLS:
+                torch.cuda.empty_cache()
+
+    def tried_again(self, call: Callable[[], T]) -> T:
+        """What `call` returns; where memory is short, workspace is freed and it is called once more."""
+        try:
+            return call()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self.free_workspace()
+        return call()
+
+    def _run(self, work: Work, passes: int, run: Run, may_free: bool) -> None:
+        try:
+            run.outcomes.append(self._passes(work, passes, run))
+            return
+        except Exception as error:
+            self.retried += 1
+            if may_free and out_of_memory(error):
+                self.free_workspace()
+                self._run(work, 1, run, may_free=False)
+                return
+            if len(work) == 1:
+                run.failed.append((work[0][0], wrapped(error)))
+                return
+        for one in work:
+            self._run([one], 1, run, may_free)
+
+    def _passes(self, work: Work, passes: int, run: Run) -> Outcome:
+        """Raises if the first one does. A later one that fails has not been: it is done again."""
+        batch, computed = self._pass(work, None, run)
+        cells, latents, findings = batch.x.shape[0], computed.latents, [computed.findings]
+        on_host = batch.x.device.type == "cpu"
+        source = _source(work, batch.x.device) if passes > 1 else None
+        for _ in range(1, passes):
+            if self._stop() or (on_host and not good(findings[-1])):
+                break
+            later = [(state, Feed(feed.roster, feed.passed + 1)) for state, feed in work]
+            try:
+                x = latents if source is None else torch.cat([latents, batch.x])[source]
+                batch, computed = self._pass(later, (x, batch.condition), run)
+            except Exception:
+                break
+            if on_host and not good(computed.findings):
+                break
+            work, latents = later, computed.latents
+            findings.append(computed.findings)
+        return Outcome(work, cells, latents, findings)
+
+    def _pass(
+        self, work: Work, inputs: tuple[torch.Tensor, torch.Tensor | None] | None, run: Run
+    ) -> tuple[Batch, Computed]:
+        forward = self._forward
+        began, model, solver = time.perf_counter(), forward.model_seconds, forward.solver_seconds
+        with annotate("ardiff.pack"):
+            batch = self.packer.pack(work, inputs)
+        packed = time.perf_counter()
+        try:
+            computed = self.ticks.run(batch)
+        finally:
+            ended = time.perf_counter()
+            run.compute_seconds += ended - packed
+        model, solver = forward.model_seconds - model, forward.solver_seconds - solver
+        run.times.append(PassTimes(began, packed - began, model, solver, ended))
+        return batch, computed
+
+
+def good(findings: HostCopy) -> bool:
+    """Whether a pass computed finite numbers, and no kernel met ids that do not exist. Waits for the pass."""
+    finite, *found = findings.wait()
+    return bool(finite.all()) and not (found and int(found[0]))
+
+
+def out_of_memory(error: Exception) -> bool:
+    # PyTorch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _source(work: Work, device: torch.device) -> torch.Tensor | None:
+    """int64 [N]: where each cell's next input lies in what the solver returns, followed by the inputs.
+
+    None if the two are the same: every cell moves, and has one branch.
+    """
+    if all(len(state.weights) == 1 and all(feed.roster.updates) for state, feed in work):
+        return None
+    moving = sum(len(feed.roster.updated) for _, feed in work)
+    source: list[int] = []
+    begin = 0
+    for state, feed in work:
+        for _ in state.weights:
+            at = begin
+            for updates in feed.roster.updates:
+                source.append(at if updates else moving + len(source))
+                at += updates
+        begin += len(feed.roster.updated)
+    return upload(torch.tensor(source, dtype=torch.int64), device)

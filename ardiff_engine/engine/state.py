@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine knows of one stream. It knows neither the engine nor the user's handle (engine.stream)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.feeder import Feeder
+from ardiff_engine.engine.reader import Outbox
+from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.schedules import ScheduleRows
+from ardiff_engine.engine.starting_noise import StartingNoise
+from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
+from ardiff_engine.errors import ArdiffError
+from ardiff_engine.memory import MemoryPolicy
+from ardiff_engine.memory.view import contains
+from ardiff_engine.plan import Plan
+
+Status = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
+
+
+@dataclass(slots=True, eq=False)
+class StreamState:
+    """
+    number: in the order of submission.
+    request: without its callback, which belongs to the handle: through it a stream would keep itself alive.
+    watched: it has a callback, so passes are not run several at a time.
+    conditions, weights: of each guidance branch.
+    latents: frame -> float32 [tokens, channels], of all frames that somebody may still need.
+    then: what follows the present plan: an extension that came too late to be part of it.
+    turn: place in the queue for passes that have no room for all.
+    collecting: `result()` takes all frames, so max_ahead does not hold.
+    leaving: it was cancelled; this takes effect before the next pass.
+    under_way: steps that have moved the stream and whose frames have not been delivered.
+    """
+
+    number: int
+    request: Request
+    watched: bool
+    feeder: Feeder
+    policy: MemoryPolicy
+    conditions: torch.Tensor
+    weights: tuple[float, ...]
+    pages: StreamPages
+    noise: StartingNoise
+    latents: dict[int, torch.Tensor]
+    outbox: Outbox
+    schedule: ScheduleRows
+    then: Plan | None = None
+    exact: bool = True
+    turn: int = 0
+    status: Status = "waiting"
+    error: ArdiffError | None = None
+    saved: SavedPages | None = None
+    collecting: bool = False
+    leaving: bool = False
+    under_way: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("finished", "cancelled", "failed")
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be computed, for all that anybody outside the engine can tell."""
+        return self.ended or self.leaving
+
+    @property
+    def shown(self) -> Status:
+        """The status as users see it."""
+        return "cancelled" if self.leaving and not self.ended else self.status
+
+    @property
+    def num_frames(self) -> int | None:
+        return (self.then or self.feeder.plan).num_frames
+
+    @property
+    def runnable(self) -> bool:
+        """Whether the next pass may feed it: not while it waits for its reader or for its last frames."""
+        if self.status != "running" or self.leaving or self.feeder.done:
+            return False
+        limit = self.request.ahead_limit
+        return limit is None or self.collecting or self.outbox.unread < limit
+
+    @property
+    def awaited(self) -> bool:
+        """Whether its callback may come without anybody's doing."""
+        return self.runnable or self.status == "waiting" or (self.under_way > 0 and not self.ended)
+
+    def prepare(self, feed: Feed) -> None:
+        """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
+        roster = feed.roster
+        if self.pages.ready_for(roster):
+            return
+        for frame in [f for f in self.latents if not contains(roster.kept, f)]:
+            del self.latents[frame]
+        for frame in roster.frames:
+            if frame not in self.latents:
+                self.latents[frame] = self.noise.of(frame)
+        self.pages.prepare(roster)
+
+    def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        """The frames that are due after a pass over `feed`; latents: of those it moved. Changes nothing."""
+        due = self.feeder.due(feed)
+        moved = dict(zip(feed.roster.updated, latents, strict=True)) if due else {}
+        # Copied: a row would keep the whole batch alive.
+        return [(frame, (moved[frame] if frame in moved else self.latents[frame]).clone()) for frame in due]
+
+    def move(
+        self, feed: Feed, passes: int, latents: torch.Tensor, clean: list[tuple[int, torch.Tensor]]
+    ) -> None:
+        """`passes` have run, the last one over `feed`; latents: of the frames it moved."""
+        self.latents.update(zip(feed.roster.updated, latents.unbind(0), strict=True))
+        self.latents.update(clean)
+        self.feeder.advance(feed, passes)
+
+    def restart(self, plan: Plan, *, from_scratch: bool) -> None:
+        """Go on with another plan, whose given frames are the finished ones; as in `Feeder.restart`."""
+        if from_scratch:
+            kept = self.outbox.kept
+            assert kept is not None, "finite streams keep their clean frames"
+            self.pages.drop_from(0)
+            self.latents = dict(enumerate(kept[: plan.prefix]))
+        else:
+            self.pages.drop_from(plan.prefix)
+            self.latents = {f: latent for f, latent in self.latents.items() if f < plan.prefix}
+        self.feeder.restart(plan, from_scratch=from_scratch)
+
+    def start_extension(self) -> None:
+        """The plan is done and an extension waits: its frames continue the finished ones."""
+        assert self.then is not None
+        new, self.then = self.then, None
+        self.restart(new, from_scratch=bool(self.feeder.missing(new)))
