@@ -174,9 +174,10 @@ class Feeder:
         kept = self._kept_by_policy(now)
         self._stored.difference_update(_frames(self._policy.stale("prompt", kept)))
         blocks = list(self._to_store(now, kept)) if self._forgets else []
-        carried = without(frames_in([self._view(self._fed(b, stores=True), now) for b in blocks]), kept)
+        anew = union(kept, *[(block,) for block in blocks])
+        carried = without(frames_in([self._view(self._fed(b, stores=True), now) for b in blocks]), anew)
         if carried:
-            self._forgotten = union(self._forgotten, without((range(carried[-1].stop),), kept))
+            self._forgotten = union(self._forgotten, without((range(carried[-1].stop),), anew))
         self._prefill = self._still_seen(self._prefill)
         return [frame for block in blocks for frame in block]
 

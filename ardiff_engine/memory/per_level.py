@@ -31,10 +31,11 @@ class PerLevel:
     by_level = True
 
     def __post_init__(self) -> None:
-        if type(self.memory) not in (Full, Window) or self.context not in ("next", "same"):
+        plain = type(self.memory) in (Full, Window) and not self.memory.joint
+        if not plain or self.context not in ("next", "same"):
             raise ConfigError(
-                f"memory.PerLevel({self.memory!r}, {self.context!r}): use Full or Window, and context 'next' "
-                "or 'same'"
+                f"memory.PerLevel({self.memory!r}, {self.context!r}): use Full or Window, not joint, and "
+                "context 'next' or 'same'"
             )
 
     @property
@@ -43,6 +44,12 @@ class PerLevel:
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         self.memory.check(plan, spec)
+        frames = range(1024 if plan.num_frames is None else plan.num_frames)
+        if not plan.ordered or any(plan.steps(frame) != plan.num_steps for frame in frames):
+            raise ConfigError(
+                f"memory.PerLevel with {plan.rule}: every block reads earlier ones at its own level, so all "
+                "need the same number of steps, and none may come before an earlier one"
+            )
         if plan.prefix:
             raise ConfigError(
                 f"memory.PerLevel with {plan.prefix} given frames: they have never been at the levels "

@@ -39,7 +39,7 @@ class RecomputedWindow(StoresClean):
         if plan.longest_block == 1:
             return
         end = 4 * self.size if plan.num_frames is None else plan.num_frames
-        for stop in range(self.size, end):
+        for stop in range(self.size, end + 1):
             cut = plan.block(stop - self.size)
             if plan.block(stop - 1).stop == stop and cut.start != stop - self.size:
                 raise PlanError(
