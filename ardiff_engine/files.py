@@ -96,8 +96,8 @@ def make_folder(path: str | os.PathLike[str], *, error: type[ArdiffError] = Chec
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise unwritable(folder, failure, error) from failure
+    except (OSError, ValueError) as failure:
+        raise unwritable(folder, _as_os_error(failure), error) from failure
     return folder
 
 
@@ -133,8 +133,8 @@ def _check_target(target: Path) -> None:
         found = target.stat()
     except FileNotFoundError:
         return
-    except ValueError as failure:  # a NUL character, or what the file system's encoding lacks
-        raise OSError(errno.EINVAL, f"no name for a file ({failure})") from failure
+    except ValueError as failure:
+        raise _as_os_error(failure) from failure
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise OSError(errno.EINVAL, "a device, a pipe or a socket, not a file or a folder")
 
@@ -149,6 +149,13 @@ def _lock_folder(target: Path) -> tuple[Path, int]:
         if lock is not None:
             return folder, lock
         number += 1
+
+
+def _as_os_error(failure: OSError | ValueError) -> OSError:
+    """ValueError is what Python makes of a NUL character and of what the file system's encoding lacks."""
+    if isinstance(failure, OSError):
+        return failure
+    return OSError(errno.EINVAL, f"no name for a file ({failure})")
 
 
 def _made(folder: Path) -> bool:

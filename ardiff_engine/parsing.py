@@ -96,8 +96,9 @@ def parse_toml(text: str | bytes, origin: object, error: type[ArdiffError]) -> d
 
 
 def check_plain(values: Any, origin: object, error: type[ArdiffError] = CheckpointError) -> Any:
-    """The values as they are. Raises `error` for nesting deeper than 32, whole numbers beyond 64 bits, and
-    numbers that are not finite: no file of this package has them, and code that meets them fails late."""
+    """The values as they are. Raises `error` for nesting deeper than 32, whole numbers beyond 64 bits,
+    numbers that are not finite, and NUL characters: no file of this package has them, and what meets them
+    fails late."""
     level = [values]
     for _ in range(MAX_NESTING + 1):
         inner: list[Any] = []
@@ -108,6 +109,8 @@ def check_plain(values: Any, origin: object, error: type[ArdiffError] = Checkpoi
                 inner.extend(value)
             elif isinstance(value, float) and not math.isfinite(value):
                 raise error(f"{origin} holds {value}, expected finite numbers.")
+            elif isinstance(value, str) and "\0" in value:
+                raise error(f"{origin} holds a text with a NUL character, which no name can have.")
             elif isinstance(value, int) and not -_INT64 <= value < _INT64:
                 raise error(f"{origin} holds a whole number beyond 64 bits.")
         if not inner:

@@ -14,7 +14,7 @@ import pytest
 
 from ardiff_engine import files
 from ardiff_engine.errors import CheckpointError, MediaError
-from ardiff_engine.files import TEMPORARY_PREFIX, remove_leftovers, staged, write_atomic
+from ardiff_engine.files import TEMPORARY_PREFIX, make_folder, remove_leftovers, staged, write_atomic
 
 
 def full_disk(*_: object) -> None:
@@ -117,6 +117,13 @@ def test_an_impossible_target_is_typed_and_nothing_is_left(tmp_path: Path, name:
     with pytest.raises(CheckpointError, match="writing"):
         write_atomic(tmp_path / name, b"x")
     assert names(tmp_path) == ["fifo", "file"] and (tmp_path / "fifo").is_fifo()
+
+
+@pytest.mark.parametrize("name", ["file/a", "a\0b", "\ud800", "x" * 256, "file"])
+def test_an_impossible_folder_is_typed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MediaError, match="writing"):
+        make_folder(tmp_path / name, error=MediaError)
 
 
 def test_the_longest_name_can_be_written(tmp_path: Path) -> None:

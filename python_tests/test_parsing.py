@@ -51,6 +51,7 @@ NESTED = [
     *("[" * 100_000, '{"a":' * 100_000),
 ]
 NUMBERS = [
+    *('"a\\u0000b"', '{"a": ["\\u0000"]}'),
     *("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "9223372036854775808", "-9" + "0" * 30),
     *('{"a": [1, {"b": NaN}]}', "[1e400]", '{"a": 1' + "0" * 4000 + "}"),
 ]
@@ -106,6 +107,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
         *(".".join("a" * count) + " = 1" for count in (MAX_NESTING + 2, 1000, 30_000)),
         "\n".join(".".join("a" * 1500) + f".b{n} = 1" for n in range(20)),
         "[" + ".".join("a" * 1500) + "]",
+        'x = "a\\u0000b"',
         *("x = nan", "x = -inf", "x = 0x" + "f" * 20, "x = " + "9" * 4000, "x = 1e999", "x = " + "9" * 5000),
         *(
             "x = ",
