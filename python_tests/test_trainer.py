@@ -350,6 +350,8 @@ def test_timesteps_of_a_sample_do_not_depend_on_its_batch() -> None:
 
 def test_curve_needs_two_points(tmp_path: Path) -> None:
     draw_loss_curve([{"step": 1, "loss": 1.0}], tmp_path / "curve.png")
+    odd = [float("nan"), float("inf"), 0.0, -1.0, "x", None]
+    draw_loss_curve([{"step": step, "loss": value} for step, value in enumerate(odd)], tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
     draw_loss_curve([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").exists()

@@ -71,8 +71,9 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
-    found = [path for path in folder.glob("step-*") if FOLDER_NAME.fullmatch(path.name) and path.is_dir()]
+    """Checkpoint folders, oldest first. Raises CheckpointError for a name that no folder can have."""
+    with parsing(folder, fix="Choose another folder."):
+        found = [path for path in folder.glob("step-*") if FOLDER_NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step_of)
 
 

@@ -21,7 +21,7 @@ SMOOTHING = 50
 def draw_loss_curve(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
     """PNG of "loss" (raw and smoothed) and "validation_loss"; nothing is written while there are fewer than
     two points."""
-    curves = {name: [(e["step"], e[name]) for e in entries if e.get(name, 0) > 0] for name in COLOURS}
+    curves = {name: [(e["step"], e[name]) for e in entries if _drawable(e.get(name))] for name in COLOURS}
     points = [point for curve in curves.values() for point in curve]
     if len(points) < 2:
         return
@@ -51,6 +51,11 @@ def draw_loss_curve(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
         if len(curve) > 1:
             draw.line([place(*point) for point in curve], fill=COLOURS[name], width=2)
     write_atomic(path, lambda file: image.save(file, format="PNG"))
+
+
+def _drawable(value: object) -> bool:
+    """On a logarithmic axis: positive numbers. A run that diverges logs NaN as well."""
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _smooth(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
