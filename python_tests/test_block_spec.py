@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ardiff_engine.errors import ConfigError, PageTableError
 from ardiff_engine.models import CellBatch
+from ardiff_engine.models.cell_batch import ConditionPages
+from ardiff_engine.models.dit.block_ops import run_blocks
 from ardiff_engine.models.dit.block_spec import Attention, BlockSpec, Branch, Heads, Mlp
-from ardiff_engine.models.dit.native_block import ConditionPages, NativeBlocks
+from ardiff_engine.models.dit.native_block import NativeBlocks
 from ardiff_engine.ops import FrameTable
 
 ROWS, PAGES, LAYERS, VALUES = 8, 7, 2, 6
@@ -107,7 +109,15 @@ class Pass:
     cells: CellBatch
     positions: Tensor
     frequencies: Tensor | None
-    condition: ConditionPages | None
+
+
+def conditions_of(make: Make) -> ConditionPages | None:
+    """Two prompts of 11 rows; the second is the last frame's."""
+    if not make.cross:
+        return None
+    seen = FrameTable.build([[TOKENS] * 2, [TOKENS]], [[0, 1], [2, 3]], [[8, 3], [8, 3]], [[2, 2], [2]])
+    held = (LAYERS, 4, make.kv_heads, ROWS, make.dim)
+    return ConditionPages(drawn(*held), drawn(*held), seen)
 
 
 def pass_of(make: Make) -> Pass:
@@ -125,19 +135,15 @@ def pass_of(make: Make) -> Pass:
         table=table,
         k_pages=drawn(*shape),
         v_pages=drawn(*shape),
+        conditions=conditions_of(make),
     )
     positions, frequencies = torch.randint(0, 500, (tokens,)), FREQUENCIES if make.axes else None
     if make.axes == 3:
         positions = torch.randint(0, 30, (tokens, 3))
-        frequencies = torch.block_diag(FREQUENCIES[:4], FREQUENCIES[4:6], FREQUENCIES[6:])
-    condition = None
-    if make.cross:
-        # Two prompts of 11 rows; the second is the last frame's.
-        seen = FrameTable.build([[TOKENS] * 2, [TOKENS]], [[0, 1], [2, 3]], [[8, 3], [8, 3]], [[2, 2], [2]])
-        held = (LAYERS, 4, make.kv_heads, ROWS, make.dim)
-        condition = ConditionPages(drawn(*held), drawn(*held), seen)
+        # Transposed in memory: what is not dense is made so.
+        frequencies = torch.block_diag(FREQUENCIES[:4], FREQUENCIES[4:6], FREQUENCIES[6:]).T.contiguous().T
     modulation = drawn(LAYERS, 3, VALUES, make.width, scale=0.5)
-    return Pass(drawn(tokens, make.width), modulation, cells, positions, frequencies, condition)
+    return Pass(drawn(tokens, make.width), modulation, cells, positions, frequencies)
 
 
 # --- the formula
@@ -220,7 +226,7 @@ def expected(specs: list[BlockSpec], given: Pass) -> tuple[Tensor, Tensor, Tenso
         seen = attention(q, k_pages[layer], v_pages[layer], cells.table)
         h = added(h, apply((own.out,), seen), own.branch, rows)
         if spec.cross_attention is not None:
-            cross, held = spec.cross_attention, given.condition
+            cross, held = spec.cross_attention, cells.conditions
             h, u = normed(h, cross.branch, rows, replaces)
             q = apply(cross.projections, u).unflatten(1, (-1, cross.heads.dim))
             q = head_norm(q, cross.heads, cross.heads.q_weight, cross.heads.q_bias)
@@ -240,7 +246,7 @@ def run(blocks: NativeBlocks, given: Pass, cells: CellBatch | None = None) -> tu
     h = given.h.clone()
     with torch.no_grad():
         assert blocks.takes(h, own, given.positions)
-        blocks.run(h, given.modulation, own, given.positions, given.frequencies, given.condition)
+        blocks.run(h, given.modulation, own, given.positions, given.frequencies)
     return h, own.k_pages, own.v_pages
 
 
@@ -286,16 +292,27 @@ def test_what_does_not_fit_is_refused() -> None:
     for noun, attention_spec in wrong.items():
         with pytest.raises(ConfigError, match=noun):
             NativeBlocks([replace(spec, self_attention=attention_spec)])
-    blocks = NativeBlocks([spec] * LAYERS)
-    with torch.no_grad(), pytest.raises(PageTableError, match="condition"):
-        blocks.run(given.h, given.modulation, given.cells, given.positions, given.frequencies)
+    blocks, given = NativeBlocks([spec] * LAYERS), pass_of(make)
+    held = given.cells.conditions
     elsewhere = FrameTable.build([[TOKENS] * FRAMES], [[9]], [[8]], [[1] * FRAMES])
-    with torch.no_grad(), pytest.raises(PageTableError, match="condition"):
-        blocks.run(
-            given.h,
-            given.modulation,
-            given.cells,
-            given.positions,
-            given.frequencies,
-            replace(given.condition, table=elsewhere),
-        )
+    for conditions in (
+        None,
+        replace(held, table=elsewhere),
+        replace(held, k=held.k[:1], v=held.v[:1]),
+        replace(held, k=held.k.double(), v=held.v.double()),
+    ):
+        cells = replace(given.cells, conditions=conditions)
+        with torch.no_grad(), pytest.raises(PageTableError, match="condition"):
+            blocks.run(given.h, given.modulation, cells, given.positions, given.frequencies)
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_op_by_op_gives_the_formula(name: str) -> None:
+    torch.manual_seed(3)
+    make = MAKES[name]
+    specs, given = [block_of(make) for _ in range(LAYERS)], pass_of(make)
+    with torch.no_grad():
+        wanted = expected(specs, given)[0]
+        rest = (given.modulation, given.cells, given.positions, given.frequencies)
+        got = run_blocks(specs, given.h.clone(), *rest)
+    assert ((got - wanted).norm() / wanted.norm()).item() <= 3e-6

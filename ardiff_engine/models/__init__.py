@@ -7,7 +7,7 @@ from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
 from ardiff_engine.models.spec import ConditionSpec, ModelSpec
 from ardiff_engine.models.titok import TiTok, TiTokConfig
 from ardiff_engine.models.titok.latents import check_cells, from_tokens, regroup, to_tokens
-from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.models.wan import WanConfig, WanTransformer, WanVideo
 
 __all__ = [
     "ARDiffusionConfig",
@@ -22,6 +22,7 @@ __all__ = [
     "VideoModel",
     "WanConfig",
     "WanTransformer",
+    "WanVideo",
     "check_cells",
     "from_tokens",
     "regroup",

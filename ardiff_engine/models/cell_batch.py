@@ -10,6 +10,18 @@ import torch
 from ardiff_engine.ops.frame_table import FrameTable
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ConditionPages:
+    """K and V of cross conditions, [layers, pages, kv_heads, page_rows, dim], in pages of their own.
+
+    table: which of them each token sees, in token order.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    table: FrameTable
+
+
 @dataclass(frozen=True, slots=True)
 class CellBatch:
     """Cells of any streams, flattened: first the tokens of `num_contexts` context units, then those of N
@@ -22,6 +34,7 @@ class CellBatch:
     k_pages, v_pages: [layers, pages, heads, page_rows, head_dim], written and read in place.
     wanted: bool [T], tokens whose output is wanted; that of others, which only store K/V, may be anything.
         None: all of them.
+    conditions: of networks with cross-attention.
     """
 
     num_contexts: int
@@ -32,3 +45,4 @@ class CellBatch:
     k_pages: torch.Tensor
     v_pages: torch.Tensor
     wanted: torch.Tensor | None = None
+    conditions: ConditionPages | None = None

@@ -45,7 +45,8 @@ class Footprint:
 class VideoModel(Protocol):
     """A denoiser of frames that stand at different timesteps and see each other through pages.
 
-    Subclassing is not needed; it brings the defaults of `freeze`, `frame_rows` and `condition_row`.
+    Subclassing is not needed; it brings the defaults of `freeze`, `frame_rows`, `condition_row` and
+    `write_condition`.
     """
 
     @property
@@ -60,6 +61,7 @@ class VideoModel(Protocol):
 
     def freeze(self) -> None:
         """The weights are final: prepare what inference needs. An engine calls it when it is built."""
+        return
 
     def tables(self, timesteps: torch.Tensor) -> Tables:
         """Rows for timesteps [M]. Row 0 is neutral: padding uses it. How many rows follow is the network's
@@ -84,6 +86,13 @@ class VideoModel(Protocol):
 
     def null_condition(self) -> torch.Tensor:
         """The condition that stands for "none" in guidance."""
+
+    def write_condition(
+        self, condition: torch.Tensor, slots: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor
+    ) -> None:
+        """For cross conditions: K and V of one in every layer, to the rows `slots` [spec.condition.tokens] of
+        pages [layers, pages, kv_heads, page_rows, head_dim]. Once per condition."""
+        return
 
     def footprint(self, tokens: int, timesteps: int) -> Footprint:
         """For passes of at most `tokens` tokens and tables of `timesteps` timesteps, estimated from above."""

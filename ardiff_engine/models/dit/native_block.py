@@ -9,7 +9,6 @@ packed once, when a model is frozen; nothing is looked up or checked again but t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +17,13 @@ from torch.nn.modules import module
 
 from ardiff_engine import ops
 from ardiff_engine.errors import ConfigError, PageTableError
-from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
+from ardiff_engine.models.dit.block_ops import needed
 from ardiff_engine.models.dit.block_spec import Attention, BlockSpec, Branch, Heads
 from ardiff_engine.models.dit.row_linear import RowLinear
 from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.ops.native_kernels import kernels
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ConditionPages:
-    """K and V of conditions, [layers, pages, kv_heads, page_rows, dim], and which of them each token sees."""
-
-    k: torch.Tensor
-    v: torch.Tensor
-    table: FrameTable
 
 
 class NativeBlocks:
@@ -70,7 +61,6 @@ class NativeBlocks:
         cells: CellBatch,
         positions: torch.Tensor,
         frequencies: torch.Tensor | None,
-        condition: ConditionPages | None = None,
     ) -> None:
         """h [T, width] -> the output of the last block, in place. modulation: [layers, rows, values, width].
 
@@ -85,6 +75,7 @@ class NativeBlocks:
                 f"tables of {len(self._native)} layers were expected, got {modulation.shape}."
             )
         modulation = modulation.contiguous()
+        rates = None if frequencies is None else frequencies.to(torch.float64).contiguous()
         floats = kernels().dit_block_floats(self._native, len(h), self._width)
         # One for all blocks: half a dozen buffers per layer would be allocated and freed again.
         workspace = h.new_empty(floats)
@@ -94,7 +85,7 @@ class NativeBlocks:
             frame_ids=cells.frame_ids.data_ptr(),
             slots=cells.slots.data_ptr(),
             positions=positions.data_ptr(),
-            frequencies=_address(frequencies),
+            frequencies=_address(rates),
             wanted=_address(cells.wanted),
             tokens=len(h),
             width=self._width,
@@ -106,14 +97,31 @@ class NativeBlocks:
             workspace=workspace.data_ptr(),
             workspace_floats=floats,
         )
-        if condition is not None:
-            batch.condition = _pages(condition.k, condition.v, condition.table)
-        elif any(spec.cross_attention is not None for spec in self._specs):
-            raise PageTableError("blocks with cross-attention need the pages of their conditions.")
+        if any(spec.cross_attention is not None for spec in self._specs):
+            held = self._conditions(cells)
+            batch.condition = _pages(held.k, held.v, held.table)
         try:
             kernels().dit_blocks(self._native, batch)
         except IndexError as error:
             raise PageTableError(f"batch: {error}. Pack it anew for this pool.") from error
+
+    def _conditions(self, cells: CellBatch) -> ConditionPages:
+        held = needed(cells.conditions)
+        for spec in self._specs:
+            if spec.cross_attention is not None:
+                heads = spec.cross_attention.heads
+                expected = (len(self._specs), heads.kv_heads, heads.dim)
+                if (held.k.shape[0], held.k.shape[2], held.k.shape[4]) != expected or not (
+                    held.k.shape == held.v.shape
+                    and held.k.is_contiguous()
+                    and held.v.is_contiguous()
+                    and held.k.dtype == held.v.dtype == torch.float32
+                ):
+                    raise PageTableError(
+                        f"pages of conditions: got {held.k.dtype} {list(held.k.shape)}, expected float32 "
+                        f"[{expected[0]}, pages, {expected[1]}, page_rows, {expected[2]}]."
+                    )
+        return held
 
     # --- packing
 

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Wan family's transformer."""
 
+from ardiff_engine.models.registry import Kind, register
 from ardiff_engine.models.wan.config import WanConfig
 from ardiff_engine.models.wan.transformer import WanTransformer
+from ardiff_engine.models.wan.video import WanVideo
 
-__all__ = ["WanConfig", "WanTransformer"]
+__all__ = ["WanConfig", "WanTransformer", "WanVideo"]
+
+register(Kind("wan", WanConfig, WanTransformer))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ardiff_engine.errors import ConfigError
@@ -72,6 +72,9 @@ class WanConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     @classmethod
     def from_official(cls, values: Mapping[str, Any]) -> WanConfig:

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wan over pages: block after block of frames gives the official numbers of the whole clip."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native_isa import isa  # noqa: F401
+from test_wan_transformer import error, official
+
+from ardiff_engine.errors import ConfigError, PageTableError, TensorError
+from ardiff_engine.models import CellBatch, WanVideo
+from ardiff_engine.models.cell_batch import ConditionPages
+from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.ops import FrameTable
+from ardiff_engine.weights import load_model, save_model
+
+ROWS = 16
+CLIPS = ["clip_causal_c1", "clip_causal_c3", "clip_causal_c3_local6", "clip_first_1_3_3"]
+
+
+def entries(tokens: int) -> list[int]:
+    """Rows of each page of so many tokens."""
+    full, rest = divmod(tokens, ROWS)
+    return [ROWS] * full + [rest] * (rest > 0)
+
+
+class Clips:
+    """Clips x [B, F, C, H, W] with timesteps t [B, F] and texts, run over one pool of pages."""
+
+    def __init__(self, video: WanVideo, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> None:
+        self.video, self.x, self.spec = video, video.to_tokens(x), video.spec
+        self.clips, self.frames = t.shape
+        self.tables = video.tables(t.flatten())
+        self.valid, self.text = entries(self.spec.tokens_per_frame), entries(self.spec.condition.tokens)
+        shape = (self.spec.layers, 0, self.spec.heads, ROWS, self.spec.head_dim)
+        pages = self.clips * self.frames * len(self.valid)
+        self.k, self.v = torch.zeros(2, shape[0], pages, *shape[2:]).unbind(0)
+        held = (shape[0], self.clips * len(self.text), *shape[2:])
+        self.text_k, self.text_v = torch.zeros(2, *held).unbind(0)
+        for clip in range(self.clips):
+            slots = clip * len(self.text) * ROWS + torch.arange(self.spec.condition.tokens)
+            video.write_condition(video.condition(text[clip]), slots, self.text_k, self.text_v)
+
+    def pages(self, clip: int, frame: int) -> list[int]:
+        first = (clip * self.frames + frame) * len(self.valid)
+        return list(range(first, first + len(self.valid)))
+
+    def run(self, frames: range, visible: torch.Tensor) -> torch.Tensor:
+        """visible: bool [F, F]. -> [B, frames, C, H, W]"""
+        tokens, block = self.spec.tokens_per_frame, len(frames)
+        seen = [f for f in range(self.frames) if visible[frames.start, f]]
+        lists = [[page for f in seen for page in self.pages(clip, f)] for clip in range(self.clips)]
+        texts = [list(range(c * len(self.text), (c + 1) * len(self.text))) for c in range(self.clips)]
+        slots = [
+            torch.arange(tokens) + self.pages(clip, f)[0] * ROWS for clip in range(self.clips) for f in frames
+        ]
+        rows = [1 + clip * self.frames + f for clip in range(self.clips) for f in frames]
+        tokens_of = [[tokens] * block] * self.clips
+        cells = CellBatch(
+            num_contexts=0,
+            slots=torch.cat(slots),
+            frame_positions=torch.tensor(list(frames) * self.clips),
+            frame_ids=torch.tensor(rows, dtype=torch.int32).repeat_interleave(tokens),
+            table=FrameTable.build(tokens_of, lists, [self.valid * len(seen)] * self.clips),
+            k_pages=self.k,
+            v_pages=self.v,
+            conditions=ConditionPages(
+                self.text_k,
+                self.text_v,
+                FrameTable.build(tokens_of, texts, [self.text] * self.clips),
+            ),
+        )
+        x = self.x[:, frames.start : frames.stop].flatten(0, 1)
+        out = self.video(x, cells, self.tables)
+        return self.video.from_tokens(out.unflatten(0, (self.clips, block)))
+
+
+def blocks_of(visible: torch.Tensor) -> list[range]:
+    """Consecutive frames that see the same."""
+    starts = [f for f in range(len(visible)) if f == 0 or not torch.equal(visible[f], visible[f - 1])]
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(visible)], strict=True)]
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("name", CLIPS)
+def test_block_by_block(name: str, native: bool) -> None:
+    model, golden, _ = official(name)
+    video = WanVideo(model, tuple(golden["x"].shape[3:]))
+    if native:
+        video.freeze()
+    visible = golden["visible_frames"]
+    clips = Clips(video, golden["x"], golden["t"], golden["text"])
+    y = torch.cat([clips.run(frames, visible) for frames in blocks_of(visible)], dim=1)
+    assert error(y, golden["y"]) <= 1e-5
+
+
+def test_a_clip_alone_gives_the_same_bits() -> None:
+    model, golden, _ = official("clip_causal_c3")
+    video = WanVideo(model, tuple(golden["x"].shape[3:]))
+    video.freeze()
+    visible, given = golden["visible_frames"], [golden[name] for name in ("x", "t", "text")]
+    x, t, text = (torch.cat([part, part.flip(0) * 0.5]) for part in given)
+    together, outs = Clips(video, x, t, text), []
+    alone = [Clips(video, *(part[i : i + 1] for part in (x, t, text))) for i in range(len(x))]
+    for frames in blocks_of(visible):
+        outs.append(together.run(frames, visible))
+        for clip, single in enumerate(alone):
+            assert torch.equal(single.run(frames, visible)[0], outs[-1][clip])
+
+
+def test_tokens_there_and_back() -> None:
+    model = WanTransformer(WanConfig(24, 1, 2, 32, channels=3, out_channels=3, text_dim=8, text_tokens=4))
+    video, x = WanVideo(model, (6, 10)), torch.randn(2, 5, 3, 6, 10)
+    tokens = video.to_tokens(x)
+    assert tokens.shape == (2, 5, 15, 12) and torch.equal(video.from_tokens(tokens), x)
+    embedded = model.patch_embedding.weight.flatten(1) @ tokens[0, 0].T + model.patch_embedding.bias[:, None]
+    assert torch.allclose(embedded.T, model.embedded(x)[0, 0], atol=1e-5)
+
+
+def test_saved_and_loaded_by_name(tmp_path) -> None:
+    model = WanTransformer(WanConfig(24, 1, 2, 32, channels=3, out_channels=3, text_dim=8, text_tokens=4))
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    assert isinstance(again, WanTransformer) and again.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_what_does_not_fit() -> None:
+    small = WanConfig(24, 1, 2, 32, channels=4, out_channels=4, text_dim=8, text_tokens=4)
+    video = WanVideo(WanTransformer(small), (4, 4))
+    for wrong in (torch.randn(5, 8), torch.randn(3, 7), torch.full((2, 8), torch.nan), 3):
+        with pytest.raises(TensorError, match="condition"):
+            video.condition(wrong)
+    filled = torch.tensor([[1.0], [1.0], [0.0], [0.0]]).expand(4, 8)
+    assert torch.equal(video.condition(torch.ones(2, 8)), filled)
+    with pytest.raises(ConfigError, match="size"):
+        WanVideo(WanTransformer(small), (4, 5))
+    pictures = WanConfig(24, 1, 2, 32, channels=8, out_channels=4, text_dim=8, text_tokens=4)
+    with pytest.raises(ConfigError, match="pictures"):
+        WanVideo(WanTransformer(pictures), (4, 4))
+    clips = Clips(video, torch.randn(1, 1, 4, 4, 4), torch.zeros(1, 1), torch.randn(1, 4, 8))
+    clips.text_k = clips.text_k[:, :0]
+    with pytest.raises(PageTableError):
+        video.freeze()
+        clips.run(range(1), torch.ones(1, 1, dtype=torch.bool))
