@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ardiff_engine import plan
-from ardiff_engine.errors import PlanError
+from ardiff_engine.errors import MediaError, PlanError
 from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Placed, Ranges, RecomputedWindow, Window
 from ardiff_engine.plan import Rule
-from ardiff_engine.systems import Trace, trace
+from ardiff_engine.plan.picture import AXIS_HEIGHT, AXIS_WIDTH, CELL_SIZES, MARGIN
+from ardiff_engine.systems import Trace, picture, trace
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 FOUR = (1000.0, 937.5, 833.3333, 625.0, 0.0)
@@ -142,6 +144,29 @@ def test_a_recomputed_window_is_seen_from_its_start() -> None:
     np.testing.assert_array_equal(ours.position[last], [[np.nan, np.nan, 0, 1, 2]] * 2)
     # Frames 2 and 3 were computed again when the window slid.
     assert ours.fed[last[0] - 2 : last[0], [2, 3]].any(axis=0).all()
+
+
+def test_pictures(tmp_path: Path) -> None:
+    ours = traced(plan.blocks(3), 15, 0, Placed(Window(5, sink=1), "window"), (FOUR,))
+    picture.draw(ours, tmp_path / "new" / "trace.png", "Infinity-RoPE")
+    with Image.open(tmp_path / "new" / "trace.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    # A corner of the cell of each (call, frame), where no number is.
+    height, width = (low_high[1] for low_high in reversed(CELL_SIZES))
+    rows = MARGIN + 58 + AXIS_HEIGHT + np.arange(len(ours.fed)) * height + 1
+    columns = MARGIN + AXIS_WIDTH + np.arange(15) * width + 1
+    found = pixels[rows[:, None], columns]
+    stored = ours.fed & ~ours.updated
+    assert (found[stored] == picture.STORED).all() and not (found[~stored] == picture.STORED).all(
+        axis=1
+    ).any()
+    seen = ours.visible.any(axis=1) & ~ours.fed
+    assert (found[seen] == picture.SEEN).all()
+    assert (found[~ours.visible.any(axis=1)] == picture.UNSEEN).all()
+    with pytest.raises(MediaError):
+        picture.draw(ours, tmp_path / "trace.jpg")
+    with pytest.raises(PlanError):
+        picture.draw(Trace.empty(0, 3), tmp_path / "none.png")
 
 
 def test_what_cannot_be_traced() -> None:

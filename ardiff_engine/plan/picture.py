@@ -9,6 +9,7 @@ Long plans get smaller cells; beyond 2 pixels per cell the whole grid is scaled 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,20 +61,43 @@ def draw(
     noise, top = _noise_left(plan, solver, num_ticks)
     updates = plan.updates(num_ticks)
     colours = _paint(plan, noise, updates)
+    entries = [("moves", MOVES), ("waits", WAITING), ("finished", FINISHED)]
+    if (colours == PAUSED).all(axis=2).any():
+        entries.append(("pauses", PAUSED))
+    page, _ = compose(
+        colours,
+        (_heading(plan, num_ticks), _counts(updates)),
+        "tick",
+        ("steps still to do" if solver is None else "timestep fed", top),
+        entries,
+    )
+    with staged(target) as temporary:
+        page.save(temporary, format="PNG")
+
+
+def compose(
+    colours: npt.NDArray[np.uint8],
+    lines: tuple[str, str],
+    row_name: str,
+    scale: tuple[str, float],
+    entries: Sequence[tuple[str, Colour]],
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The page of a grid of cells [rows, frames, 3], and where the grid lies on it: left, top, width, height.
+
+    lines: heading and what stands below it. scale: title of the colour bar, and what its upper end stands
+    for. entries: names of colours.
+    """
     grid = _enlarge(colours)
     left, above = MARGIN + AXIS_WIDTH, MARGIN + 58 + AXIS_HEIGHT
-    lines = (_heading(plan, num_ticks), _counts(updates))
     width = max(left + grid.width + 32 + LEGEND_WIDTH, 2 * MARGIN + max(map(_text_width, lines, (22, 15))))
     page = Image.new("RGB", (width, max(above + grid.height, above + 430) + MARGIN), PAPER)
     page.paste(grid, (left, above))
     pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, MARGIN - 4), lines[0], INK, _font(22))
-    pen.text((MARGIN, MARGIN + 26), lines[1], FAINT, _font(15))
-    _axes(pen, left, above, grid.size, updates.shape)
-    shows_pause = bool((colours == PAUSED).all(axis=2).any())
-    _legend(pen, left + grid.width + 32, above, top, solver is not None, shows_pause)
-    with staged(target) as temporary:
-        page.save(temporary, format="PNG")
+    pen.text((MARGIN, MARGIN - 4), lines[0], INK, font(22))
+    pen.text((MARGIN, MARGIN + 26), lines[1], FAINT, font(15))
+    _axes(pen, left, above, grid.size, colours.shape[:2], row_name)
+    _legend(pen, left + grid.width + 32, above, scale, entries)
+    return page, (left, above, *grid.size)
 
 
 def check_picture(path: str | PathLike[str]) -> Path:
@@ -121,6 +145,9 @@ def ramp(noise: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     return np.round(255 * encoded).astype(np.uint8)
 
 
+MOVES: Colour = tuple(ramp(np.array(0.45)).tolist())
+
+
 def _noise_left(
     plan: Plan, solver: Solver | None, num_ticks: int | None
 ) -> tuple[npt.NDArray[np.float64], float]:
@@ -164,26 +191,36 @@ def _enlarge(colours: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _axes(
-    pen: ImageDraw.ImageDraw, left: int, above: int, size: tuple[int, int], shape: tuple[int, ...]
+    pen: ImageDraw.ImageDraw,
+    left: int,
+    above: int,
+    size: tuple[int, int],
+    shape: tuple[int, ...],
+    row_name: str,
 ) -> None:
     rows, columns = shape
     cell_width, cell_height = size[0] / columns, size[1] / rows
-    pen.text((left, above - 42), "frame", INK, _font(15))
-    pen.text((left - 10, above - 22), "tick", INK, _font(15), anchor="ra")
+    pen.text((left, above - 42), "frame", INK, font(15))
+    pen.text((left - 10, above - 22), row_name, INK, font(15), anchor="ra")
     for column in range(0, columns, _stride(cell_width, 26)):
         x = left + (column + 0.5) * cell_width
         pen.line([(x, above - 5), (x, above - 2)], FAINT)
-        pen.text((x, above - 7), str(column), FAINT, _font(12), anchor="ms")
+        pen.text((x, above - 7), str(column), FAINT, font(12), anchor="ms")
     for row in range(0, rows, _stride(cell_height, 30)):
         y = above + (row + 0.5) * cell_height
         pen.line([(left - 6, y), (left - 3, y)], FAINT)
-        pen.text((left - 9, y), str(row), FAINT, _font(12), anchor="rm")
+        pen.text((left - 9, y), str(row), FAINT, font(12), anchor="rm")
 
 
 def _legend(
-    pen: ImageDraw.ImageDraw, x: int, y: int, top: float, is_timestep: bool, shows_pause: bool
+    pen: ImageDraw.ImageDraw,
+    x: int,
+    y: int,
+    scale: tuple[str, float],
+    entries: Sequence[tuple[str, Colour]],
 ) -> None:
-    pen.text((x, y), "timestep fed" if is_timestep else "steps still to do", INK, _font(15))
+    title, top = scale
+    pen.text((x, y), title, INK, font(15))
     y += 28
     shades = ramp(np.linspace(1, 0, BAR_HEIGHT))
     for offset, shade in enumerate(shades.tolist()):
@@ -191,17 +228,13 @@ def _legend(
     for value in sorted({round(top * part) for part in (0, 0.25, 0.5, 0.75, 1)}):
         level = y + (1 - value / top) * (BAR_HEIGHT - 1)
         pen.line([(x + 26, level), (x + 30, level)], FAINT)
-        pen.text((x + 35, level), str(value), FAINT, _font(13), anchor="lm")
-    pen.text((x + 84, y), "noise", FAINT, _font(13), anchor="lm")
-    pen.text((x + 84, y + BAR_HEIGHT - 1), "clean", FAINT, _font(13), anchor="lm")
+        pen.text((x + 35, level), str(value), FAINT, font(13), anchor="lm")
+    pen.text((x + 84, y), "noise", FAINT, font(13), anchor="lm")
+    pen.text((x + 84, y + BAR_HEIGHT - 1), "clean", FAINT, font(13), anchor="lm")
     y += BAR_HEIGHT + 24
-    middle = tuple(ramp(np.array(0.45)).tolist())
-    entries = [("moves", middle), ("waits", WAITING), ("finished", FINISHED)]
-    if shows_pause:
-        entries.append(("pauses", PAUSED))
     for name, colour in entries:
         pen.rectangle([x, y, x + 25, y + 15], fill=colour)
-        pen.text((x + 35, y + 8), name, INK, _font(14), anchor="lm")
+        pen.text((x + 35, y + 8), name, INK, font(14), anchor="lm")
         y += 26
 
 
@@ -223,8 +256,8 @@ def _stride(cell: float, room: int) -> int:
 
 
 def _text_width(text: str, size: int) -> int:
-    return math.ceil(_font(size).getlength(text))
+    return math.ceil(font(size).getlength(text))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
