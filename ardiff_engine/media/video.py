@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ardiff_engine.errors import MediaError
 from ardiff_engine.media.limits import check_whole
 from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.source import undecodable
@@ -67,9 +68,11 @@ class Video(ABC):
                 than the file may ask for.
         """
         rest = self.frames - first
-        if first < 0 or rest < 1:
-            raise undecodable(self.path, f"no frame {first} in {self.frames}")
         wanted = rest if count is None else min(count, rest)
+        if first < 0 or wanted < 1:
+            raise MediaError(
+                f"no such window in {self.path}: first={first}, count={count} of {self.frames} frames"
+            )
         array: Pixels | None = None
         before: Pixels | None = None
         index = 0
