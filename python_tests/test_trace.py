@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Placed, Ranges, R
 from ardiff_engine.plan import Rule
 from ardiff_engine.plan.picture import AXIS_HEIGHT, AXIS_WIDTH, CELL_SIZES, MARGIN
 from ardiff_engine.systems import Trace, picture, trace
+from ardiff_engine.systems.trace import ANY_NETWORK
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 FOUR = (1000.0, 937.5, 833.3333, 625.0, 0.0)
@@ -96,6 +98,39 @@ def test_magi_stores_a_chunk_in_the_pass_that_moves_the_next_ones(name: str, ste
     np.testing.assert_array_equal(ours.fed & ~ours.updated, official["written"])
     np.testing.assert_allclose(ours.timestep, official["timestep"], rtol=1e-6)
     np.testing.assert_array_equal(ours.visible, official["visible"])
+
+
+PYRAMID = ((999.0, 799.0, 599.0, 399.0, 199.0, 14.0, 999.0),)
+# Frames that wait are fed too. SkyReels-V2 shows all to all; Diffusion Forcing tells clean frames level 14.
+WHOLE_WINDOWS: dict[str, tuple[Rule, int, bool, Tracks]] = {
+    "skyreels_v2_F5_S4_ar2": (plan.blocks(1, lag=2), 0, True, ((999.0, 959.0, 888.0, 727.0, 0.0, 999.0),)),
+    "skyreels_v2_F6_S8_ar3_block2": (
+        plan.blocks(2, lag=3),
+        0,
+        True,
+        ((999.0, 982.0, 959.0, 930.0, 888.0, 827.0, 727.0, 533.0, 0.0, 999.0),),
+    ),
+    "diffusion_forcing_pyramid_u05_F6_S5": (plan.pyramid(0.5), 2, False, PYRAMID),
+    "diffusion_forcing_pyramid_u1_F6_S5": (plan.pyramid(1.0), 2, False, PYRAMID),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_WINDOWS)
+def test_networks_that_do_not_forget_are_fed_the_whole_window(name: str) -> None:
+    rule, given, sees_later, tracks = WHOLE_WINDOWS[name]
+    official = golden(name)
+    spec = replace(ANY_NETWORK, forgets=False, frames_see_later=sees_later)
+    frames, steps = official["fed"].shape[1], (len(tracks[0]) - 2,)
+    ours = trace(
+        rule.plan(frames, steps, given),
+        RecomputedWindow(frames),
+        tracks,
+        spec=spec,
+        calls_of="pass",
+        stores_last=False,
+    )
+    for key in ("fed", "updated", "timestep", "visible", "position"):
+        np.testing.assert_array_equal(getattr(ours, key), official[key], key)
 
 
 @pytest.mark.parametrize(

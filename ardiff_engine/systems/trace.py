@@ -79,7 +79,8 @@ def trace(
 ) -> Trace:
     """The calls of a plan, or of its first `num_ticks` ticks.
 
-    timesteps: of each track, the one that is fed at each level, and last the one of a finished frame.
+    timesteps: of each track, the one that is fed at each level, then that of a finished frame; and, for a
+        network that is fed frames that have not started, theirs.
     calls_of: what has a call of its own. "pass": a pass of the engine. "kind": the blocks that are stored,
         and then those that move; given blocks have one each. "block": every block.
     stores_last: what the plan leaves unstored at its end is stored, for nobody.
@@ -120,7 +121,8 @@ def trace(
 def _told(timesteps: Sequence[Sequence[float]], track: int, level: int) -> float:
     if track >= len(timesteps) or level >= len(timesteps[track]):
         raise PlanError(
-            f"timesteps have no entry for level {level} of track {track}: give S + 1 for each track"
+            f"timesteps have no entry for level {level} of track {track}: give S + 1 for each track, or S + 2"
+            " with that of waiting frames"
         )
     return timesteps[track][level]
 
