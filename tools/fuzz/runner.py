@@ -82,15 +82,20 @@ class Outcome:
 def run(
     kinds: Sequence[Kind], files: int, seed: int, *, keep: Path | None = None, show: bool = False
 ) -> list[Outcome]:
-    """Tries `files` files, shared out among the kinds. Those with a problem are kept in the folder `keep`."""
+    """Tries `files` files, shared out among the kinds, a first one of each, a second one, and so on. Those
+    with a problem are kept in the folder `keep`. Ctrl-C ends it; what was tried by then is returned."""
     total = sum(kind.share for kind in kinds)
-    outcomes = []
+    counts = [max(1, round(files * kind.share / total)) for kind in kinds]
+    cases = [
+        (case / count, kind, case) for kind, count in zip(kinds, counts, strict=True) for case in range(count)
+    ]
+    outcomes: list[Outcome] = []
     gc.collect()
     gc.freeze()  # what is loaded by now stays, and need not be looked through before every file
     try:
-        for kind in kinds:
-            for case in range(max(1, round(files * kind.share / total))):
-                outcome = attempt(kind, case, seed, keep)
+        with contextlib.suppress(KeyboardInterrupt), _traps() as traps:
+            for _, kind, case in sorted(cases, key=lambda entry: entry[0]):
+                outcome = attempt(kind, case, seed, keep, traps)
                 outcomes.append(outcome)
                 if outcome.problem and show:
                     last_line = outcome.detail.splitlines()[-1:]
@@ -100,9 +105,14 @@ def run(
     return outcomes
 
 
-def attempt(kind: Kind, case: int, seed: int, keep: Path | None = None) -> Outcome:
+def attempt(
+    kind: Kind, case: int, seed: int, keep: Path | None = None, traps: Traps | None = None
+) -> Outcome:
     """Makes one file and reads it in a forked process."""
-    with _made(kind, case, seed) as (path, scratch, traps):
+    if traps is None:
+        with _traps() as own:
+            return attempt(kind, case, seed, keep, own)
+    with _made(kind, case, seed, traps) as (path, scratch):
         outcome = _watched(kind, case, path, scratch, traps)
         if outcome.problem and keep is not None:
             kept = keep / f"{outcome.problem}-{kind.name}-{seed}-{case}"
@@ -115,16 +125,21 @@ def attempt(kind: Kind, case: int, seed: int, keep: Path | None = None) -> Outco
 
 
 @contextlib.contextmanager
-def _made(kind: Kind, case: int, seed: int) -> Iterator[tuple[Path, Path, Traps]]:
+def _traps() -> Iterator[Traps]:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as name, Traps(Path(name).resolve() / "traps") as traps:
+        yield traps
+
+
+@contextlib.contextmanager
+def _made(kind: Kind, case: int, seed: int, traps: Traps) -> Iterator[tuple[Path, Path]]:
     rng = random.Random(zlib.crc32(f"{kind.name}/{seed}/{case}".encode()))
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         root = Path(name).resolve()
         (root / "given").mkdir()
         (root / "scratch").mkdir()
-        with Traps(root / "traps") as traps:
-            path = kind.make(rng, root / "given", traps)
-            traps.sprung()  # what the making of the file did does not count
-            yield path, root / "scratch", traps
+        path = kind.make(rng, root / "given", traps)
+        traps.sprung()  # what the making of the file did does not count
+        yield path, root / "scratch"
 
 
 def _watched(kind: Kind, case: int, path: Path, scratch: Path, traps: Traps) -> Outcome:
@@ -302,7 +317,7 @@ def main(kinds: Sequence[Kind], arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no kind {options.kind}")
     torch.set_num_threads(1)  # a forked process has no worker threads
     if options.case is not None:
-        with _made(chosen[0], options.case, options.seed) as (path, scratch, _):
+        with _traps() as traps, _made(chosen[0], options.case, options.seed, traps) as (path, scratch):
             print(path, _bytes_of(path), "bytes")
             os.chdir(scratch)
             print(repr(chosen[0].read(path)))

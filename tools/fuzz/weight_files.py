@@ -7,6 +7,7 @@ import atexit
 import dataclasses
 import functools
 import json
+import os
 import random
 import shutil
 import struct
@@ -204,7 +205,7 @@ def official_folder(rng: random.Random, folder: Path, traps: Traps) -> Path:
         victim = rng.choice(sorted(shards))
         (path / victim).write_bytes(mutated((path / victim).read_bytes(), rng))
     elif how == 1:
-        canary = f"../../traps/canaries/{traps.files[-1].name}"
+        canary = os.path.relpath(traps.files[-1], path)
         weight_map[rng.choice(names)] = rng.choice(
             (canary, str(traps.files[-1]), "none.safetensors", "", ".", "\0")
         )
