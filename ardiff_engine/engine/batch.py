@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ardiff_engine.engine.condition_store import ConditionStore
 from ardiff_engine.engine.layout import Layout, LayoutBuilder, Work
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.memory.page_pool import PagePool
-from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.protocol import VideoModel
 
 LAYOUTS_KEPT = 16
@@ -51,6 +52,7 @@ class Packer:
         self._schedules = schedules
         self._builder = LayoutBuilder(model, pool.page_rows)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
+        self.conditions = ConditionStore(model) if model.spec.condition.kind == "cross" else None
 
     def pack(self, work: Work, inputs: tuple[torch.Tensor, torch.Tensor | None] | None = None) -> Batch:
         """inputs: x and condition, as in Batch; None: those that the streams have."""
@@ -71,6 +73,7 @@ class Packer:
             k_pages=self._pool.k,
             v_pages=self._pool.v,
             wanted=layout.wanted,
+            conditions=self._condition_pages(work),
         )
         return Batch(
             cells=cells,
@@ -92,6 +95,11 @@ class Packer:
                 self._layouts.popitem(last=False)
         self._layouts.move_to_end(key)
         return layout
+
+    def _condition_pages(self, work: Work) -> ConditionPages | None:
+        if self.conditions is None:
+            return None
+        return self.conditions.of_pass([(state.conditions, len(feed.roster.frames)) for state, feed in work])
 
     def _inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None]:
         conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]

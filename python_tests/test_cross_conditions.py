@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts of a network with cross-attention: written once, shared, seen by their own streams alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+import ardiff_engine as ade
+from ardiff_engine.engine.condition_store import ConditionStore
+from ardiff_engine.errors import ArdiffError, TensorError
+from ardiff_engine.memory import Full
+from ardiff_engine.models import WanVideo
+from ardiff_engine.models.wan import WanConfig, WanTransformer
+
+CONFIG = WanConfig(48, 2, 2, 64, channels=3, out_channels=3, text_dim=10, text_tokens=20)
+STEPS, SIZE = 3, (4, 6)
+
+
+@pytest.fixture(scope="module")
+def video() -> WanVideo:
+    torch.manual_seed(0)
+    model = WanTransformer(CONFIG).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3 if parameter.ndim == 1 else 0.7 * parameter[0].numel() ** -0.5)
+    return WanVideo(model, SIZE)
+
+
+def engine_of(video: WanVideo, **options) -> ade.Engine:
+    solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
+    return ade.Engine(video, solver=solver, memory=Full(), max_pages=200, **options)
+
+
+def prompt(seed: int) -> torch.Tensor:
+    return torch.randn(7 + seed, 10, generator=torch.Generator().manual_seed(seed))
+
+
+def request(seed: int, **options) -> ade.Request:
+    options = {"num_frames": 4, "lag": STEPS, "condition": prompt(seed)} | options
+    return ade.Request(seed=seed, **options)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+@torch.no_grad()
+def test_a_stream_is_the_plain_loop_over_whole_clips(video: WanVideo, scale: float) -> None:
+    """Frame after frame: the clean ones before it at the commit timestep, its own K/V new at every step."""
+    noise = torch.randn(4, 6, 12, generator=torch.Generator().manual_seed(5))
+    got = engine_of(video).submit(request(1, latents=noise, guidance_scale=scale)).result()
+    solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
+    sigmas = [*(solver.timesteps[:STEPS] / 1000).tolist(), 0.0]
+    clip, texts = video.from_tokens(noise), (prompt(1), torch.zeros(20, 10))
+    for frame in range(4):
+        t = torch.full((1, frame + 1), float(solver.timesteps[STEPS]))
+        for step in range(STEPS):
+            t[0, frame] = float(solver.timesteps[step])
+            flows = [
+                video.model.forward_clip(clip[None, : frame + 1], t, text[None], block=1)[0, frame]
+                for text in texts
+            ]
+            flow = flows[1] + scale * (flows[0] - flows[1])
+            clip[frame] += (sigmas[step + 1] - sigmas[step]) * flow
+    want = video.to_tokens(clip)
+    assert ((got - want).norm() / want.norm()).item() <= 1e-5
+
+
+def test_alone_and_together_are_the_same_bits(video: WanVideo) -> None:
+    options = [
+        {"lag": 1},
+        {"lag": STEPS, "guidance_scale": 2.0},
+        {"lag": 2, "condition": prompt(0)},
+        {"lag": 0, "condition": None},
+    ]
+    alone = [engine_of(video).submit(request(i, **own)).result() for i, own in enumerate(options)]
+    engine = engine_of(video, cuda_graphs=True)
+    streams = [engine.submit(request(i, **own)) for i, own in enumerate(options[:2])]
+    engine.step()
+    streams += [engine.submit(request(i + 2, **own)) for i, own in enumerate(options[2:])]
+    assert all(torch.equal(s.result(), one) for s, one in zip(streams, alone, strict=True))
+
+
+def test_a_prompt_is_written_once(video: WanVideo, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    write = WanVideo.write_condition
+    monkeypatch.setattr(
+        WanVideo, "write_condition", lambda self, *given: written.append(1) or write(self, *given)
+    )
+    engine = engine_of(video)
+    streams = [engine.submit(request(1, noise_stream=i)) for i in range(3)] + [engine.submit(request(2))]
+    engine.step()
+    fork = streams[0].fork()
+    engine.step()
+    assert len(written) == 2
+    for stream in (*streams, fork):
+        stream.result()
+    for seed in range(3, 11, 2):
+        pair = [engine.submit(request(seed)), engine.submit(request(seed + 1))]
+        expected = engine_of(video).submit(request(seed)).result()
+        assert torch.equal(pair[0].result(), expected)
+
+
+def test_a_condition_goes_with_the_last_tensor_that_has_it(video: WanVideo) -> None:
+    store = ConditionStore(video)
+    one, same, other = (torch.stack([video.condition(prompt(seed))]) for seed in (1, 1, 2))
+    both = torch.stack([other[0], one[0]])
+    pages = store.of_pass([(one, 2), (other, 1), (same, 3), (both, 1)])
+    assert store.stored == 2
+    lists = [pages.table.pages[a:b].tolist() for a, b in pairwise(pages.table.page_ptr.tolist())]
+    assert lists[0] == lists[2] == lists[4] != lists[1] and lists[1] == lists[3]
+    assert pages.table.num_tokens == (2 + 1 + 3 + 1 + 1) * video.spec.tokens_per_frame
+    del one, same
+    assert store.stored == 2  # `both` has it too
+    del both
+    assert store.stored == 1
+    kept = [t[:, lists[1]].clone() for t in (pages.k, pages.v)]
+    # What is new takes the free place, and then room that the pool gains; what is held stays as it was.
+    more = [torch.stack([video.condition(prompt(seed))]) for seed in range(3, 9)]
+    pages = store.of_pass([(each, 1) for each in (*more, other)])
+    assert store.stored == 7
+    assert all(torch.equal(t[:, lists[1]], k) for t, k in zip((pages.k, pages.v), kept, strict=True))
+
+
+def test_another_prompt_on_the_way(video: WanVideo) -> None:
+    """From then on the stream is what a fork with the new prompt is; the old one stays for its fork."""
+    engine = engine_of(video)
+    stream = engine.submit(request(1, num_frames=6))
+    while stream.frames_ready < 3:
+        engine.step()
+    fork = stream.fork()
+    stream.set_condition(prompt(2))
+    changed, kept = stream.result(), fork.result()
+    assert torch.equal(kept, engine_of(video).submit(request(1, num_frames=6)).result())
+    assert torch.equal(changed[:3], kept[:3]) and not torch.allclose(changed[3:], kept[3:], atol=1e-3)
+
+
+def test_a_wrong_prompt_takes_nothing(video: WanVideo) -> None:
+    engine = engine_of(video)
+    for wrong in (torch.randn(21, 10), torch.randn(3, 9), torch.full((3, 10), torch.inf), 4):
+        with pytest.raises(ArdiffError) as caught:
+            engine.submit(request(1, condition=wrong))
+        assert isinstance(caught.value, TensorError)
+    assert engine.stats().pages_promised == 0
