@@ -172,7 +172,9 @@ def test_make_wheel_and_its_wheel_needs_no_compiler(tmp_path: Path) -> None:
     copy_of_the_tree(source)
     # This environment has the tools that the stamp stands for.
     make = ["make", "wheel", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/tools.stamp"]
-    run(make, cwd=source, env={**os.environ, "ARDIFF_CUDA": "0"})
+    made = run(make, cwd=source, env={**os.environ, "ARDIFF_CUDA": "0"})
+    said = r"compiling \d+ files of C\+\+ with.*about \d+ s(.|\n)*_C\.\S+ is built, in \d+ s"
+    assert re.search(said, made.stdout + made.stderr)
     (wheel,) = (source / "dist").iterdir()
     python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert re.search(rf"-{python}-{python}-manylinux_2_\d+_{platform.machine()}\.whl$", wheel.name)
