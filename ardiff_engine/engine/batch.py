@@ -28,7 +28,9 @@ class Batch:
 
     The U updates, stream by stream: `branch_cells` int64 [B, U] the cell of each guidance
         branch, `weights` float32 [B, U] its share (0 where a stream has fewer branches), `coefficients` int64
-        [U] rows of the coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any.
+        [U] rows of the coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any,
+        `history` float32 [P, U, L, C] the predictions of the P steps before, the latest first, None if no
+        solver looks back.
     """
 
     cells: CellBatch
@@ -38,6 +40,11 @@ class Batch:
     weights: torch.Tensor
     coefficients: torch.Tensor
     keys: torch.Tensor | None
+    history: torch.Tensor | None = None
+
+
+Inputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""x, condition and history, as in Batch."""
 
 
 class Packer:
@@ -54,9 +61,9 @@ class Packer:
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
         self.conditions = ConditionStore(model) if model.spec.condition.kind == "cross" else None
 
-    def pack(self, work: Work, inputs: tuple[torch.Tensor, torch.Tensor | None] | None = None) -> Batch:
-        """inputs: x and condition, as in Batch; None: those that the streams have."""
-        x, condition = self._inputs(work) if inputs is None else inputs
+    def pack(self, work: Work, inputs: Inputs | None = None) -> Batch:
+        """inputs: None: those that the streams have."""
+        x, condition, history = self._inputs(work) if inputs is None else inputs
         layout = self._layout(work)
         passed = np.array([feed.passed for _, feed in work], np.int32)
         risen = passed[layout.update_owners]
@@ -83,6 +90,7 @@ class Packer:
             weights=layout.weights,
             coefficients=torch.from_numpy(layout.coefficients + risen),
             keys=None if keys is None else torch.from_numpy(keys),
+            history=history,
         )
 
     def _layout(self, work: Work) -> Layout:
@@ -101,14 +109,28 @@ class Packer:
             return None
         return self.conditions.of_pass([(state.conditions, len(feed.roster.frames)) for state, feed in work])
 
-    def _inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _inputs(self, work: Work) -> Inputs:
         conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]
         latents: list[torch.Tensor] = []
         for state, feed in work:
             latents += [state.latents[frame] for frame in feed.roster.frames] * len(state.weights)
-        return torch.stack(latents), torch.cat(conditions) if conditions else None
+        x = torch.stack(latents)
+        return x, torch.cat(conditions) if conditions else None, _history(work, x)
 
     def forget(self) -> None:
         """Drop kept layouts: workspace that can be built again."""
         self._layouts.clear()
         self._builder.forget()
+
+
+def _history(work: Work, x: torch.Tensor) -> torch.Tensor | None:
+    """As in Batch. Planes that a stream does not have are zeros: its coefficients for them are 0."""
+    planes = max(state.schedule.looks_back for state, _ in work)
+    if not planes:
+        return None
+    rows = [state.history.get(frame) for state, feed in work for frame in feed.roster.updated]
+    history = x.new_zeros(planes, len(rows), *x.shape[1:])
+    for index, row in enumerate(rows):
+        if row is not None:
+            history[: len(row), index] = row
+    return history

@@ -71,7 +71,7 @@ class Results:
         for outcome in run.outcomes:
             self.cells += outcome.cells * outcome.passes
             self.updates += len(outcome.latents) * outcome.passes
-            for state, feed, latents in outcome.parts():
+            for state, feed, latents, history in outcome.parts():
                 if state.over:
                     continue
                 try:
@@ -80,7 +80,7 @@ class Results:
                 except Exception as error:
                     self._fail(state, wrapped(error))
                     continue
-                state.move(feed, outcome.passes, latents, copies)
+                state.move(feed, outcome.passes, latents, history, copies)
                 state.under_way += 1
                 state.outbox.frames_under_way += len(clean)
                 step.deliveries.append((state, clean))

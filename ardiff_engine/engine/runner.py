@@ -19,7 +19,7 @@ import torch
 
 from ardiff_engine import ops
 from ardiff_engine.device import DEVICE_WIDE_CALLS, upload
-from ardiff_engine.engine.batch import Batch, Packer
+from ardiff_engine.engine.batch import Batch, Inputs, Packer
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.scheduler import Turn
@@ -54,8 +54,9 @@ class Forward:
         self.model_seconds = self.solver_seconds = 0.0
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents float32 [U, L, C] at their next level; bool [U]: whether all numbers of one are finite."""
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Latents float32 [U, L, C] at their next level; bool [U]: whether all numbers of one are finite; the
+        history of the next step, as in Batch."""
         started = time.perf_counter()
         with annotate("ardiff.model"):
             condition = None if batch.condition is None else batch.condition.to(self.dtype)
@@ -63,25 +64,33 @@ class Forward:
             out = self._model(x, batch.cells, self._schedules.tables, condition).float()
         computed = time.perf_counter()
         with annotate("ardiff.solver"):
-            latents = self._solve(batch, out)
+            latents, history = self._solve(batch, out)
             # NaN and infinity survive a sum of absolute values, and nothing else makes one of them.
             finite = torch.isfinite(latents.flatten(1).abs().sum(dim=1, dtype=torch.float64))
         self.model_seconds += computed - started
         self.solver_seconds += time.perf_counter() - computed
-        return latents, finite
+        return latents, finite, history
 
-    def _solve(self, batch: Batch, out: torch.Tensor) -> torch.Tensor:
+    def _solve(self, batch: Batch, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not batch.branch_cells.numel():
-            return batch.x[:0]
+            return batch.x[:0], batch.history
         outs = out.flatten(1)[batch.branch_cells.reshape(-1)]
+        past = [None] * 3 if batch.history is None else [*batch.history.flatten(2), None, None][:3]
         new = ops.solver_step(
             batch.x.flatten(1)[batch.branch_cells[0]],
             outs.reshape(*batch.branch_cells.shape, -1),
             batch.weights,
             self._schedules.coefficients[batch.coefficients],
+            history1=past[0],
+            history2=past[1],
+            history3=past[2],
             keys=batch.keys,
-        ).x
-        return new.unflatten(1, batch.x.shape[1:])
+        )
+        shape = batch.x.shape[1:]
+        history = batch.history
+        if history is not None:
+            history = torch.cat([new.x0.unflatten(1, shape)[None], history[:-1]])
+        return new.x.unflatten(1, shape), history
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +109,26 @@ class Outcome:
     """Of passes that followed each other over the same work.
 
     work: the streams, and what each fed in the last pass. cells: of one pass. latents: [U, L, C], of the
-    frames that the last pass moved, stream by stream, at their next level. findings: of each pass.
+    frames that the last pass moved, stream by stream, at their next level. history: theirs, as in Batch.
+    findings: of each pass.
     """
 
     work: Work
     cells: int
     latents: torch.Tensor
+    history: torch.Tensor | None
     findings: list[HostCopy]
 
     @property
     def passes(self) -> int:
         return len(self.findings)
 
-    def parts(self) -> list[tuple[StreamState, Feed, torch.Tensor]]:
-        """Every stream with its own latents."""
+    def parts(self) -> list[tuple[StreamState, Feed, torch.Tensor, torch.Tensor | None]]:
+        """Every stream with its own latents and history."""
         counts = [len(feed.roster.updated) for _, feed in self.work]
-        parts = zip(self.work, self.latents.split(counts), strict=True)
-        return [(state, feed, latents) for (state, feed), latents in parts]
+        histories = [None] * len(counts) if self.history is None else self.history.split(counts, dim=1)
+        parts = zip(self.work, self.latents.split(counts), histories, strict=True)
+        return [(state, feed, latents, history) for (state, feed), latents, history in parts]
 
 
 @dataclass(slots=True, eq=False)
@@ -193,18 +205,17 @@ class Runner:
             later = [(state, Feed(feed.roster, feed.passed + 1)) for state, feed in work]
             try:
                 x = latents if source is None else torch.cat([latents, batch.x])[source]
-                batch, computed = self._pass(later, (x, batch.condition), run)
+                batch, later_computed = self._pass(later, (x, batch.condition, computed.history), run)
             except Exception:
                 break
-            if on_host and not good(computed.findings):
+            if on_host and not good(later_computed.findings):
                 break
-            work, latents = later, computed.latents
+            work, computed = later, later_computed
+            latents = computed.latents
             findings.append(computed.findings)
-        return Outcome(work, cells, latents, findings)
+        return Outcome(work, cells, latents, computed.history, findings)
 
-    def _pass(
-        self, work: Work, inputs: tuple[torch.Tensor, torch.Tensor | None] | None, run: Run
-    ) -> tuple[Batch, Computed]:
+    def _pass(self, work: Work, inputs: Inputs | None, run: Run) -> tuple[Batch, Computed]:
         forward = self._forward
         began, model, solver = time.perf_counter(), forward.model_seconds, forward.solver_seconds
         with annotate("ardiff.pack"):

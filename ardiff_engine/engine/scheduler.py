@@ -111,6 +111,7 @@ class Scheduler:
         state.pages.close()
         state.schedule.users -= 1
         state.latents.clear()
+        state.history.clear()
         state.noise.clear()
         state.saved = None
 

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from ardiff_engine.diffusion.solvers import Solver
+from ardiff_engine.diffusion.solvers import Solver, look_back
 from ardiff_engine.models.protocol import Tables, VideoModel
 
 Tracks = Solver | tuple[Solver, ...]
@@ -28,6 +28,7 @@ class ScheduleRows:
     """Where the rows of one solver, or of the solvers of several tracks, begin. The bases move when tables of
     solvers that nobody uses are dropped.
 
+    looks_back: earlier predictions that a step reads.
     users: streams with this solver. Without one the rows stay until another solver needs room.
     table_offsets, coefficient_offsets: of each track, from the bases on.
     """
@@ -36,6 +37,7 @@ class ScheduleRows:
         "coefficient_base",
         "coefficient_offsets",
         "draws_noise",
+        "looks_back",
         "solver",
         "table_base",
         "table_offsets",
@@ -47,6 +49,7 @@ class ScheduleRows:
         tracks = tracks_of(solver)
         self.solver = solver
         self.draws_noise = any(bool((own.coefficients[:, 4] != 0).any()) for own in tracks)
+        self.looks_back = max(look_back(own.coefficients) for own in tracks)
         # Timesteps of a track: one per level, CLEAN, waiting.
         *table, self.timesteps = accumulate((own.num_steps + 2 for own in tracks), initial=0)
         *coefficients, _ = accumulate((own.num_steps for own in tracks), initial=0)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -31,6 +31,8 @@ class StreamState:
     watched: it has a callback, so passes are not run several at a time.
     conditions, weights: of each guidance branch.
     latents: frame -> float32 [tokens, channels], of all frames that somebody may still need.
+    history: frame -> float32 [steps, tokens, channels], the predictions of its last steps, the latest first,
+        for solvers that look back.
     then: what follows the present plan: an extension that came too late to be part of it.
     turn: place in the queue for passes that have no room for all.
     collecting: `result()` takes all frames, so max_ahead does not hold.
@@ -50,6 +52,7 @@ class StreamState:
     latents: dict[int, torch.Tensor]
     outbox: Outbox
     schedule: ScheduleRows
+    history: dict[int, torch.Tensor] = field(default_factory=dict)
     then: Plan | None = None
     exact: bool = True
     turn: int = 0
@@ -98,6 +101,7 @@ class StreamState:
             return
         for frame in [f for f in self.latents if not contains(roster.kept, f)]:
             del self.latents[frame]
+            self.history.pop(frame, None)
         for frame in roster.frames:
             if frame not in self.latents:
                 self.latents[frame] = self.noise.of(frame)
@@ -111,15 +115,26 @@ class StreamState:
         return [(frame, (moved[frame] if frame in moved else self.latents[frame]).clone()) for frame in due]
 
     def move(
-        self, feed: Feed, passes: int, latents: torch.Tensor, clean: list[tuple[int, torch.Tensor]]
+        self,
+        feed: Feed,
+        passes: int,
+        latents: torch.Tensor,
+        history: torch.Tensor | None,
+        clean: list[tuple[int, torch.Tensor]],
     ) -> None:
-        """`passes` have run, the last one over `feed`; latents: of the frames it moved."""
+        """`passes` have run, the last one over `feed`; latents, history [P, ...]: of the frames it moved."""
         self.latents.update(zip(feed.roster.updated, latents.unbind(0), strict=True))
+        if history is not None and self.schedule.looks_back:
+            own = history[: self.schedule.looks_back].unbind(1)
+            self.history.update(zip(feed.roster.updated, own, strict=True))
         self.latents.update(clean)
+        for frame, _ in clean:
+            self.history.pop(frame, None)
         self.feeder.advance(feed, passes)
 
     def restart(self, plan: Plan, *, from_scratch: bool) -> None:
         """Go on with another plan, whose given frames are the finished ones; as in `Feeder.restart`."""
+        self.history.clear()
         if from_scratch:
             kept = self.outbox.kept
             assert kept is not None, "finite streams keep their clean frames"

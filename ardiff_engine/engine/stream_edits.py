@@ -129,6 +129,7 @@ class Editor:
                 pages=state.pages.fork(lease),
                 noise=noise,
                 latents=dict(state.latents),
+                history=dict(state.history),
                 outbox=Outbox(None if kept is None else list(kept)),
                 schedule=self._schedules.use(state.schedule.solver),
                 collecting=False,
@@ -198,9 +199,10 @@ class Editor:
         if state.status == "suspended":
             return
         latents = {frame: latent.to("cpu", copy=True) for frame, latent in state.latents.items()}
+        history = {frame: planes.to("cpu", copy=True) for frame, planes in state.history.items()}
         if state.status == "running":
             state.saved = state.pages.save(self._pool)
-        state.latents, state.status = latents, "suspended"
+        state.latents, state.history, state.status = latents, history, "suspended"
 
     def resume(self, state: StreamState) -> None:
         _require_alive(state, "resume")
@@ -210,6 +212,7 @@ class Editor:
         lease = self._pool.manager.lease(state.pages.most)
         try:
             latents = {frame: latent.to(device) for frame, latent in state.latents.items()}
+            history = {frame: planes.to(device) for frame, planes in state.history.items()}
             if state.saved is None:
                 state.pages.lease = lease
             else:
@@ -218,7 +221,7 @@ class Editor:
             # Out of memory, say: the stream stays suspended and can be resumed later.
             lease.close()
             raise
-        state.saved, state.latents, state.status = None, latents, "running"
+        state.saved, state.latents, state.history, state.status = None, latents, history, "running"
         self._scheduler.queue_up(state)
 
     def _make_room(self, state: StreamState, plan: Plan) -> None:

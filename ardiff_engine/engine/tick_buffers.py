@@ -58,7 +58,8 @@ TABLE = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen", "bias")
 
 
 class TickBuffers:
-    """batch: what the tick reads. latents [updates, L, C], finite [updates]: what it leaves."""
+    """batch: what the tick reads. latents [updates, L, C], finite [updates], history [planes, updates, L, C]:
+    what it leaves."""
 
     def __init__(self, layout: PaddedLayout, like: Batch, spec: ModelSpec) -> None:
         shape, device = layout.shape, like.cells.k_pages.device
@@ -72,6 +73,7 @@ class TickBuffers:
         if like.condition is not None:
             condition = like.condition.new_empty(shape.contexts, *like.condition.shape[1:])
         self.latents = x.new_empty(shape.updates, spec.tokens_per_frame, spec.channels)
+        self.history = x.new_zeros(shape.planes, *self.latents.shape)
         self.finite = torch.empty(shape.updates, dtype=torch.bool, device=device)
         held, levels = self._layout.tensors, self._levels.tensors
         names = [name for name in TABLE if name in held]
@@ -91,6 +93,7 @@ class TickBuffers:
             weights=held["weights"],
             coefficients=levels["coefficients"],
             keys=levels["keys"] if shape.noisy else None,
+            history=torch.zeros_like(self.history) if shape.planes else None,
         )
         if layout.work is not None:
             heads, kv_heads = spec.heads, like.cells.k_pages.shape[2]
@@ -112,13 +115,17 @@ class TickBuffers:
             levels["keys"][: len(batch.keys)] = batch.keys
         self._levels.load(levels)
         self.batch.x[: len(batch.x)].copy_(batch.x)
+        if batch.history is not None and self.batch.history is not None:
+            self.batch.history[:, : batch.history.shape[1]].copy_(batch.history)
         if batch.condition is not None and self.batch.condition is not None:
             self.batch.condition[: len(batch.condition)].copy_(batch.condition)
 
-    def store(self, latents: torch.Tensor, finite: torch.Tensor) -> None:
+    def store(self, latents: torch.Tensor, finite: torch.Tensor, history: torch.Tensor | None) -> None:
         """The last part of the tick: leave its results where the host finds them."""
         self.latents.copy_(latents)
         self.finite.copy_(finite)
+        if history is not None:
+            self.history.copy_(history)
 
 
 def _layout_values(layout: PaddedLayout) -> dict[str, torch.Tensor]:

@@ -38,8 +38,8 @@ LAYOUTS_KEPT = 16
 FIRST_OF_ITS_SHAPE = "first tick of its shape in its thread"
 
 Run = Callable[[], None]
-Forward = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
-"""A batch to latents [U, L, C] at their next level, and whether they are finite [U]."""
+Forward = Callable[[Batch], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
+"""A batch to latents [U, L, C] at their next level, whether they are finite [U], and their history."""
 
 
 class GraphRecorder(Protocol):
@@ -121,11 +121,14 @@ class GraphCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Computed:
-    """latents: float32 [U, L, C]. findings: on their way to the host: finite, bool [U], and, of kernels that
-    cannot raise, the error bits of their device (ops.cuda_launch)."""
+    """latents: float32 [U, L, C]. history: as in Batch.
+
+    findings: on their way to the host: finite, bool [U], and, of kernels that cannot raise, the error bits of
+    their device (ops.cuda_launch)."""
 
     latents: torch.Tensor
     findings: HostCopy
+    history: torch.Tensor | None = None
 
 
 class EagerTicks:
@@ -137,9 +140,9 @@ class EagerTicks:
         self._runs = 0
 
     def run(self, batch: Batch) -> Computed:
-        latents, finite = self._tick(batch)
+        latents, finite, history = self._tick(batch)
         self._runs += 1
-        return Computed(latents, HostCopy(finite))
+        return Computed(latents, HostCopy(finite), history)
 
     @property
     def counts(self) -> GraphCounts:
@@ -221,7 +224,8 @@ class TickGraphs:
         # Copied: the next tick of this shape writes over the buffers, whoever still needs what this one left.
         found = error_bits(batch.cells.k_pages.device).clone()
         findings = HostCopy(buffers.finite[:updates].clone(), found)
-        return Computed(buffers.latents[:updates].clone(), findings)
+        history = None if batch.history is None else buffers.history[:, :updates].clone()
+        return Computed(buffers.latents[:updates].clone(), findings, history)
 
     def clear(self) -> None:
         """Drop all graphs and buffers: workspace that can be built again."""
@@ -277,7 +281,8 @@ class TickGraphs:
         """Batches of one Layout share its tensors: it is padded once. Layouts that differ in their pages
         alone, as those of a window that slides, share all others: these are padded once for all of them."""
         cells, table, noisy = batch.cells, batch.cells.table, batch.keys is not None
-        views = (*table.offsets, batch.branch_cells, batch.weights, noisy)
+        planes = 0 if batch.history is None else len(batch.history)
+        views = (*table.offsets, batch.branch_cells, batch.weights, noisy, planes)
         own = (*views, table.pages, cells.slots, cells.frame_positions)
         layout = self._layouts.get(own)
         if layout is None:

@@ -46,7 +46,8 @@ class TickShape:
     """Everything that a recorded tick fixes. Batches of equal shape can take each other's place.
 
     contexts, cells, updates, groups, entries: with padding; updates are 0 or as many as cells. schedule:
-        backend of frame_attention, then kernel and sizes of its schedule where it has one.
+        backend of frame_attention, then kernel and sizes of its schedule where it has one. planes: of the
+        history.
     """
 
     contexts: int
@@ -58,6 +59,7 @@ class TickShape:
     noisy: bool
     biased: bool
     schedule: tuple[object, ...]
+    planes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +124,7 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
             batch.keys is not None,
             table.bias is not None,
             schedule,
+            0 if batch.history is None else len(batch.history),
         ),
         slots=pad_tokens(cells.slots, -1, contexts, most_contexts, most_frames, spec),
         positions=_padded(cells.frame_positions, most_frames, 0),
