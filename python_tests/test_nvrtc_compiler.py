@@ -186,7 +186,7 @@ def layouts() -> dict[str, list[str]]:
         ):
             if "Backward" not in name:  # those stay on the CPU
                 fields = [
-                    re.findall(r"\w+", part)[-1]
+                    re.findall(r"\w+", part.split("[")[0])[-1]
                     for line in body.split(";")
                     for part in line.split(",")
                     if part.strip()
