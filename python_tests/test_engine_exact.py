@@ -143,7 +143,7 @@ def test_frames_that_do_not_fill_their_pages(tokens):
 
 def test_compaction_feeds_only_cells_that_change_something():
     """16 frames, 50 steps, lag 5: 800 updates and 15 commits, where the official sampler feeds 2000 cells
-    (design 4.1).
+    (docs/contracts.md).
     """
     model = tiny("separate_norm", "temporal_causal", "rope", num_frames=16)
     engine = Engine(model, solver=solvers.DDIM(SCHEDULE, num_inference_steps=50), memory=Full(), max_pages=40)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a video can be served, and with how many pages: known before anything is taken (design 4.2)."""
+"""Whether a video can be served, and with how many pages: known before anything is taken."""
 
 from __future__ import annotations
 

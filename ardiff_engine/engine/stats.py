@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """exact: outputs of all live streams equal the plain algorithm of their memory policy (design 4.3).
+    """exact: outputs of all live streams equal the plain algorithm of their memory policy.
 
     Seconds are wall time inside `step`; planning_seconds is the part before and after the network: plan,
     pages, packing. streams_finished, _cancelled and _failed count since the engine was built; cancelled

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors behind the pages: one pool per model, one page id for all layers (design 4.2)."""
+"""The tensors behind the pages: one pool per model, one page id for all layers."""
 
 from __future__ import annotations
 

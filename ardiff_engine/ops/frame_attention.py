@@ -3,7 +3,7 @@
 
     o_t = sum_i softmax_i(scale q_t . k_i + bias_page(i)) v_i        i over the rows that token t's frame sees
 
-Masks do not exist: windows, sinks, causal order and sharing are page lists (docs/design.md, section 4.2).
+Masks do not exist: windows, sinks, causal order and sharing are page lists (docs/contracts.md).
 With one page per frame and `seen` rising by frame this is the temporal causal attention of AR-Diffusion
 (arXiv 2503.07418, section 3).
 """
