@@ -145,3 +145,34 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(PageTableError):
         video.freeze()
         clips.run(range(1), torch.ones(1, 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["causal_cached_c1", "causal_cached_c3"])
+def test_calls_over_a_cache(name: str) -> None:
+    """Chunk after chunk at several timesteps, then clean: each call, and the pages at the end."""
+    model, golden, _ = official(name)
+    calls = golden["calls"].tolist()
+    clips, frames = golden["x_0"].shape[0], max(first + count for first, count in calls)
+    size = tuple(golden["x_0"].shape[3:])
+    video = WanVideo(model, size)
+    video.freeze()
+    held = Clips(
+        video,
+        torch.zeros(clips, frames, *golden["x_0"].shape[2:]),
+        torch.zeros(clips, frames),
+        golden["text"],
+    )
+    for number, (first, count) in enumerate(calls):
+        own = slice(first, first + count)
+        t = torch.zeros(clips, frames)
+        t[:, own] = golden[f"t_{number}"]
+        held.x[:, own], held.tables = video.to_tokens(golden[f"x_{number}"]), video.tables(t.flatten())
+        seen = (torch.arange(frames) < first + count).expand(frames, frames)
+        got = held.run(range(first, first + count), seen)
+        assert error(got, golden[f"y_{number}"]) <= 1e-5, number
+    tokens = held.spec.tokens_per_frame
+    for layer in range(held.spec.layers):
+        for what, pages in (("k", held.k), ("v", held.v)):
+            want = golden[f"{what}_layer{layer}"]
+            rows = pages[layer].transpose(1, 2).reshape(clips, frames, -1, *want.shape[2:])[:, :, :tokens]
+            assert error(rows.flatten(1, 2), want) <= 1e-5
