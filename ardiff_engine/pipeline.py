@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ardiff_engine import pipeline_inputs as inputs
+from ardiff_engine import pipeline_output as outputs
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
@@ -26,15 +28,7 @@ from ardiff_engine.models.registry import kind_of
 from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
 from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
 from ardiff_engine.pipeline_inputs import Video
-from ardiff_engine.pipeline_output import (
-    DEFAULT_FPS,
-    Given,
-    OutputType,
-    StepInfo,
-    VideoFrame,
-    VideoOutput,
-    in_form,
-)
+from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput
 from ardiff_engine.weights.scheduler_file import read_schedule
 
 
@@ -215,15 +209,6 @@ class Pipeline:
         fresh = num_frames - (0 if clip is None else len(clip.frames))
         starts = inputs.starting_noise(latents, generator, num_videos, fresh, self.transformer.spec)
 
-        def on_step(index: int) -> Callable[[Stream], None]:
-            def report(stream: Stream) -> None:
-                if index == 0:
-                    bar.update(stream.ticks_done - bar.n)
-                if callback_on_step_end is not None:
-                    callback_on_step_end(StepInfo(index, stream.ticks_done, stream.num_ticks))
-
-            return report
-
         requests = [
             Request(
                 num_frames=num_frames,
@@ -234,7 +219,7 @@ class Pipeline:
                 noise_stream=first_video + i,
                 latents=None if starts is None else starts[i],
                 prefix=prefix,
-                on_step=on_step(i),
+                on_step=callback_on_step_end and partial(_report, callback_on_step_end, i),
             )
             for i in range(num_videos)
         ]
@@ -242,16 +227,16 @@ class Pipeline:
         streams = [engine.submit(request) for request in requests]
         passes = streams[0].num_ticks
         with tqdm(total=passes, desc="passes", unit="pass", disable=not progress) as bar:
-            videos = batch_pictures(engine, streams, self.codec, prefix)
+            videos = batch_pictures(engine, streams, self.codec, prefix, bar)
         if clip is not None and prefix is not None:
             shown = torch.tensor(clip.frames) if given == "pixels" else self.decode(prefix)
             videos = [torch.cat([shown, video]) for video in videos]
         return VideoOutput(
-            frames=in_form(torch.stack(videos), output_type),
+            frames=outputs.in_form(torch.stack(videos), output_type),
             latents=torch.stack([stream.result() for stream in streams]).cpu(),
             seed=seed,
             first_video=first_video,
-            fps=DEFAULT_FPS if clip is None or clip.fps is None else clip.fps,
+            fps=outputs.DEFAULT_FPS if clip is None or clip.fps is None else clip.fps,
             stats=engine.stats(),
             seconds=time.perf_counter() - started,
         )
@@ -315,3 +300,7 @@ class Pipeline:
         pages = sum(admit(request, spec, policy, (steps,)).need.most for request in requests)
         solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
         return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
+
+
+def _report(callback: Callable[[StepInfo], None], video: int, stream: Stream) -> None:
+    callback(StepInfo(video, stream.ticks_done, stream.num_ticks))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
+from tqdm.auto import tqdm
 
 from ardiff_engine.engine import Engine, LatentFrame, Stream
 from ardiff_engine.engine.decode_worker import DecodeWorker
@@ -20,11 +21,12 @@ MOST_UNREAD = 8
 
 
 def batch_pictures(
-    engine: Engine, streams: Sequence[Stream], codec: PictureCodec, prefix: torch.Tensor | None
+    engine: Engine, streams: Sequence[Stream], codec: PictureCodec, prefix: torch.Tensor | None, bar: tqdm
 ) -> list[torch.Tensor]:
     """Run all streams to their ends: the new frames of each, uint8 [frames, H, W, 3].
 
-    prefix: latents of the frames that all of them continue. Raises the error of the first stream that fails.
+    prefix: latents of the frames that all of them continue. bar: shows the passes of the first.
+    Raises the error of the first stream that fails.
     """
     decoders = [codec.decoder(prefix) for _ in streams]
     pictures: list[list[torch.Tensor]] = [[] for _ in streams]
@@ -39,6 +41,7 @@ def batch_pictures(
             pictures[index].append(decoded)
 
         while engine.step():
+            bar.update(streams[0].ticks_done - bar.n)
             for index, stream in enumerate(streams):
                 stream.raise_if_failed()
                 if stream.frames_ready:

@@ -71,6 +71,7 @@ def test_the_fuzzer_notices(
 ) -> None:
     monkeypatch.setattr(commands, "info", lambda options: command())
     monkeypatch.setattr(command_line, "PATIENCE", 2.0 if command is deaf else 20.0)
+    monkeypatch.setattr(command_line, "WALL_SECONDS", 2.0 if command is deaf else 60.0)
     outcome = command_line.attempt(QUIET, inputs)
     assert outcome.problem.startswith(problem) and bool(outcome.problem) == bool(problem), outcome
 

@@ -5,8 +5,9 @@
     python -m tools.fuzz.command_line --seed 1 --line 17      # one line again, with what it printed
 
 Each line runs in a process and a folder of its own. Must not happen: a traceback, a line that asks to report
-a fault of ours, an exit code that does not say what happened, a process that is still there ten seconds after
-a signal (every line gets one after a while), and a file that is neither whole nor absent.
+a fault of ours, an exit code that does not say what happened, a process that has not ended after ten seconds
+of processor time, or a minute, since a signal (every line gets one after a while), and a file that is neither
+whole nor absent.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from ardiff_engine.errors import ArdiffError
 from tools.fuzz.command_lines import line, make_odd_names
 
 PATIENCE = 10.0
-"""Seconds until a line that nobody has stopped is stopped, and the most that it may take to end then."""
+"""Seconds until a line that nobody has stopped is stopped, and the processor time that it may take to end."""
+WALL_SECONDS = 60.0
+"""The same on the clock: on a busy machine a process may wait for long."""
 TRACES = ("Traceback (most recent call last)", "Exception ignored", "fault of ardiff-engine")
 OUTPUTS = ("kept", "kept", "kept", "kept", "reader gone", "full", "not there")
 OWN_PROCESS = 0.1
@@ -165,9 +168,12 @@ def _wait(process: int, case: Case) -> tuple[int, bool, bool]:
     if code is not None:
         return code, False, False
     os.kill(process, case.signal)
-    code = _until(process, PATIENCE)
-    if code is not None:
-        return code, True, False
+    used = _processor_seconds(process)
+    end = time.monotonic() + WALL_SECONDS
+    while time.monotonic() < end and _processor_seconds(process) < used + PATIENCE:
+        code = _until(process, 0.2)
+        if code is not None:
+            return code, True, False
     if case.forked:
         os.kill(process, signal.SIGUSR1)  # it writes where it stands
         time.sleep(0.5)
@@ -192,6 +198,14 @@ def _until(process: int, seconds: float) -> int | None:
     while (code := _ended(process)) is None and time.monotonic() < end:
         time.sleep(0.005)
     return code
+
+
+def _processor_seconds(process: int) -> float:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _listens(process: int) -> bool:
