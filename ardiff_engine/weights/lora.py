@@ -71,13 +71,8 @@ def load_lora(
         alpha = _adapter_alpha(Path(path))
     deltas: dict[str, Tensor] = {}
     for module, update in updates.items():
+        _check_shapes(file, module, update.parts, parameters)
         for target, delta in _deltas(file, module, update.parts, scale, alpha).items():
-            parameter = parameters.get(target)
-            if parameter is None or parameter.shape != delta.shape:
-                found = "no such parameter" if parameter is None else list(parameter.shape)
-                raise CheckpointError(
-                    f"{file.path}: an update {list(delta.shape)} of {target}; the model has {found}."
-                )
             deltas[target] = deltas[target] + delta if target in deltas else delta
     with torch.no_grad():
         for target, delta in deltas.items():
@@ -132,6 +127,26 @@ def _module_named(name: str, modules: set[str], flat: Mapping[str, str]) -> str 
     return own if own in modules else None
 
 
+def _check_shapes(
+    file: SafetensorsFile, module: str, parts: Mapping[str, str], parameters: Mapping[str, Tensor]
+) -> None:
+    """Everything that `_deltas` multiplies and adds goes together; two thin halves can make a giant."""
+    shapes = {kind: file.shapes[stored] for kind, stored in parts.items()}
+    updates = [(f"{module}.{_PARAMETER[kind]}", shapes[kind]) for kind in _PARAMETER if kind in shapes]
+    if "up" in shapes and "down" in shapes:
+        up, down = shapes["up"], shapes["down"]
+        if min(len(up), len(down)) < 2 or math.prod(up[1:]) != down[0]:
+            raise CheckpointError(f"{file.path}: {module} has halves of ranks {up[1:]} and {down[:1]}.")
+        updates.append((f"{module}.weight", (up[0], *down[1:])))
+    for target, shape in updates:
+        parameter = parameters.get(target)
+        if parameter is None or tuple(parameter.shape) != shape:
+            found = "no such parameter" if parameter is None else list(parameter.shape)
+            raise CheckpointError(f"{file.path}: an update {list(shape)} of {target}; the model has {found}.")
+    if math.prod(shapes.get("alpha", ())) != 1:
+        raise CheckpointError(f"{file.path}: the alpha of {module} is no single number.")
+
+
 def _deltas(
     file: SafetensorsFile, module: str, parts: Mapping[str, str], scale: float, alpha: float | None
 ) -> dict[str, Tensor]:
@@ -148,8 +163,6 @@ def _deltas(
     if "down" in parts:
         up, down = read("up"), read("down")
         rank = down.shape[0]
-        if up.flatten(1).shape[1] != rank:
-            raise CheckpointError(f"{file.path}: {module} has halves of ranks {up.shape[1]} and {rank}.")
         own = float(read("alpha")) if "alpha" in parts else 0.0
         strength = scale * (own or alpha or rank) / rank
         low_rank = strength * (up.flatten(1) @ down.flatten(1))
