@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-Forcing's whole loop by the engine: the official latents, with the official noise of every step."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_wan_transformer import FOLDER, error, official
+
+import ardiff_engine as ade
+from ardiff_engine import ops
+from ardiff_engine.memory import Full
+from ardiff_engine.models import WanVideo
+from ardiff_engine.plan import blocks
+
+
+@pytest.fixture(params=["sampling_sf_c1", "sampling_sf_c3", "sampling_sf_independent_1_3_3"])
+def case(request: pytest.FixtureRequest):
+    model, golden, config = official(request.param)
+    stored = np.load(FOLDER / f"{request.param}.npz")
+    return model, golden, config | json.loads(str(stored["config"]))
+
+
+def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, golden, config = case
+    noise, size = golden["noise"], config["block"]
+    first = 1 if config["independent_first_frame"] else size
+    video = WanVideo(model, tuple(noise.shape[3:]))
+    steps, frames = golden["denoising_steps"].tolist(), noise.shape[1]
+    chunks = [range(first), *(range(f, f + size) for f in range(first, frames, size))]
+    chunk_of = {
+        frame: (number, frame - chunk.start) for number, chunk in enumerate(chunks) for frame in chunk
+    }
+
+    def drawn(key: list[int]) -> torch.Tensor:
+        """Of an update: official order is chunk by chunk, one draw after every step but the last."""
+        _, clip, frame, _, step = key
+        number, inside = chunk_of[frame]
+        if step == len(steps) - 1:
+            return torch.zeros(video.spec.tokens_per_frame, video.spec.channels)
+        return video.to_tokens(golden[f"eps_{number * (len(steps) - 1) + step}"][clip, inside])
+
+    solve = ops.solver_step
+
+    def with_official_noise(x: torch.Tensor, outs: torch.Tensor, *given, keys: torch.Tensor, **options):
+        eps = torch.stack([drawn(key) for key in keys.tolist()]).reshape(x.shape)
+        return solve(x, outs, *given, noise=eps, **options)
+
+    monkeypatch.setattr(ops, "solver_step", with_official_noise)
+    solver = ade.solvers.Renoise(ade.FlowSchedule(shift=config["shift"]), steps)
+    engine = ade.Engine(video, solver=solver, memory=Full(), max_pages=100)
+    streams = [
+        engine.submit(
+            ade.Request(
+                num_frames=frames,
+                plan=blocks(size, first=first),
+                condition=golden["text"][clip],
+                latents=video.to_tokens(noise[clip]),
+                noise_stream=clip,
+            )
+        )
+        for clip in range(len(noise))
+    ]
+    got = torch.stack([video.from_tokens(stream.result()) for stream in streams])
+    assert error(got, golden["latents"]) <= 1e-5
