@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from ardiff_engine.errors import PlanError
 from ardiff_engine.plan.now import frames_of
-from ardiff_engine.plan.plan import Plan
 from ardiff_engine.plan.tick import Tick
+from ardiff_engine.plan.walk import Walk
 
 
-def verify(plan: Plan, num_ticks: int | None = None) -> None:
+def verify(plan: Walk, num_ticks: int | None = None) -> None:
     """Replay a plan and raise PlanError at the first broken rule.
 
     num_ticks: look at the first ticks only; needed for an endless plan.
@@ -37,7 +37,7 @@ def verify(plan: Plan, num_ticks: int | None = None) -> None:
 class _Replay:
     """The state of a stream while its plan is followed cell by cell."""
 
-    def __init__(self, plan: Plan, columns: int) -> None:
+    def __init__(self, plan: Walk, columns: int) -> None:
         self.plan = plan
         self.steps = [plan.steps(frame) for frame in range(columns)]
         self.levels = [self.steps[frame] if frame < plan.prefix else 0 for frame in range(columns)]

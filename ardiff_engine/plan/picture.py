@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ardiff_engine.errors import MediaError, PlanError, explain
 from ardiff_engine.media.staging import staged
-from ardiff_engine.plan.plan import Plan
+from ardiff_engine.plan.walk import Walk
 
 if TYPE_CHECKING:
     from ardiff_engine.diffusion.solvers import Solver
@@ -44,7 +44,7 @@ BAR_HEIGHT = 220
 
 
 def draw(
-    plan: Plan, path: str | PathLike[str], *, solver: Solver | None = None, num_ticks: int | None = None
+    plan: Walk, path: str | PathLike[str], *, solver: Solver | None = None, num_ticks: int | None = None
 ) -> None:
     """Write the picture of a plan, or of its first `num_ticks` ticks, as a PNG.
 
@@ -149,7 +149,7 @@ MOVES: Colour = tuple(ramp(np.array(0.45)).tolist())
 
 
 def _noise_left(
-    plan: Plan, solver: Solver | None, num_ticks: int | None
+    plan: Walk, solver: Solver | None, num_ticks: int | None
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Noise of every cell in 0..1 during its tick, and the number that stands for 1."""
     if solver is not None:
@@ -159,12 +159,12 @@ def _noise_left(
     return 1 - before / _steps(plan, before.shape[1]), float(plan.num_steps)
 
 
-def _steps(plan: Plan, frames: int) -> npt.NDArray[np.int64]:
+def _steps(plan: Walk, frames: int) -> npt.NDArray[np.int64]:
     return np.array([plan.steps(frame) for frame in range(frames)], np.int64)
 
 
 def _paint(
-    plan: Plan, noise: npt.NDArray[np.float64], updates: npt.NDArray[np.bool_]
+    plan: Walk, noise: npt.NDArray[np.float64], updates: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.uint8]:
     levels = plan.levels(len(updates))
     colours = np.empty((*updates.shape, 3), dtype=np.uint8)
@@ -238,7 +238,7 @@ def _legend(
         y += 26
 
 
-def _heading(plan: Plan, num_ticks: int | None) -> str:
+def _heading(plan: Walk, num_ticks: int | None) -> str:
     ticks = plan.num_ticks if num_ticks is None else num_ticks
     cut = "" if ticks == plan.num_ticks else "first "
     return f"{plan.summary} \N{MIDDLE DOT} {cut}{ticks} ticks"
