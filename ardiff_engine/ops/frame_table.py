@@ -117,9 +117,9 @@ class FrameTable:
         Integers are those of Python, NumPy or torch; anything else (3.0, a missing list) is a PageTableError.
         """
         groups = _length("query_tokens", query_tokens)
-        for name, lists in (("pages", pages), ("valid", valid), ("seen", seen), ("bias", bias)):
-            if lists is not None:
-                _equal(f"number of groups in {name}", _length(name, lists), groups)
+        optional = {name: lists for name, lists in (("seen", seen), ("bias", bias)) if lists is not None}
+        for name, lists in {"pages": pages, "valid": valid, **optional}.items():
+            _equal(f"number of groups in {name}", _length(name, lists), groups)
         frames = [_one_or_more("query_tokens", tokens) for tokens in query_tokens]
         listed = [_length("pages", ids) for ids in pages]
         views: list[Sequence[int]] = []
@@ -165,12 +165,12 @@ class FrameTable:
         valid: of all entries. Raises what the constructor does, which checks sizes and offsets.
         """
         return cls(
-            frame_ptr=_offsets(query_tokens),
-            group_ptr=_offsets(frames),
-            page_ptr=_offsets(entries),
-            pages=_int32(pages),
-            valid=_int32(valid),
-            seen=_int32(seen),
+            frame_ptr=_offsets("query_tokens", query_tokens),
+            group_ptr=_offsets("frames", frames),
+            page_ptr=_offsets("entries", entries),
+            pages=_int32("pages", pages),
+            valid=_int32("valid", valid),
+            seen=_int32("seen", seen),
             bias=bias,
         )
 
@@ -247,6 +247,8 @@ def _one_or_more(name: str, given: int | Sequence[int]) -> Sequence[int]:
 
 
 def _length(name: str, row: object) -> int:
+    if isinstance(row, str | bytes | Mapping) or not hasattr(row, "__getitem__"):
+        raise _not_listed(name, type(row).__name__, "a list per group")
     try:
         return len(row)  # type: ignore[arg-type]
     except TypeError as error:
@@ -271,8 +273,23 @@ def _integers(name: str, lists: Iterable[Iterable[int]]) -> list[int]:
     return values
 
 
-def _int32(values: Sequence[int] | np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(values, dtype=np.int32))
+def _flat(name: str, values: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Integers of 32 bits in one dimension; no bool, no fraction."""
+    try:
+        array = np.asarray(values)
+        nothing = array.size == 0 and isinstance(values, list)
+        good = array.ndim == 1 and (nothing or array.dtype.kind in "iu")
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # a ragged list, a tensor of bfloat16
+        good = False
+    if not good or (array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31):
+        raise PageTableError(
+            f"{name} of FrameTable.from_flat must be flat and hold integers of 32 bits, got {values!r:.80}"
+        )
+    return array
+
+
+def _int32(name: str, values: Sequence[int] | np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(_flat(name, values), dtype=np.int32))
 
 
 def _floats(name: str, lists: Iterable[Iterable[float]]) -> torch.Tensor:
@@ -288,8 +305,8 @@ def _not_listed(name: str, got: object, expected: str) -> PageTableError:
     )
 
 
-def _offsets(sizes: Sequence[int] | np.ndarray) -> torch.Tensor:
-    ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+def _offsets(name: str, sizes: Sequence[int] | np.ndarray) -> torch.Tensor:
+    ends = np.concatenate([[0], np.cumsum(_flat(name, sizes), dtype=np.int64)])
     if ends[-1] >= 2**31:
         raise PageTableError(
             explain(
@@ -308,7 +325,8 @@ def _host(tensor: torch.Tensor) -> np.ndarray:
 
 def _check_tensors(table: FrameTable) -> None:
     for item in fields(table):
-        if not item.init or (value := getattr(table, item.name)) is None:
+        value = getattr(table, item.name) if item.init else None
+        if not item.init or (value is None and item.name == "bias"):
             continue
         want = torch.float32 if item.name == "bias" else torch.int32
         if (
@@ -325,12 +343,12 @@ def _check_tensors(table: FrameTable) -> None:
                     fix="Use FrameTable.build.",
                 )
             )
-        if value.device != table.pages.device:
+        if value.device != table.frame_ptr.device:  # the first field, and checked before the others
             raise ConfigError(
                 explain(
                     f"device of FrameTable.{item.name}",
                     got=value.device,
-                    expected=table.pages.device,
+                    expected=table.frame_ptr.device,
                     fix="Put all of a table on one device with FrameTable.to.",
                 )
             )
@@ -341,7 +359,7 @@ def _describe(value: object) -> str:
 
 
 def _check_offsets(name: str, offsets: np.ndarray, end: int | None) -> None:
-    good = len(offsets) > 0 and offsets[0] == 0 and (np.diff(offsets) >= 0).all()
+    good = len(offsets) > 0 and offsets[0] == 0 and (offsets[1:] >= offsets[:-1]).all()
     if not good or (end is not None and offsets[-1] != end):
         last = "" if end is None else f" to {end}"
         raise ConfigError(
