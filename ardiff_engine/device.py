@@ -18,16 +18,18 @@ DEVICE_WIDE_CALLS = threading.RLock()
 def usable_device(name: str | torch.device) -> torch.device:
     """`name` as a device that can hold tensors. Raises ConfigError for an unknown or an absent one."""
     try:
+        if not isinstance(name, str | torch.device):
+            raise RuntimeError("a device is named by a string")
         device = torch.device(name)
         if device.type == "meta":
             raise RuntimeError("it holds no values")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         why = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             explain(
                 "device",
-                got=f"{str(name)!r}, which cannot be used here ({why[:160]})",
+                got=f"{str(name)[:80]!r}, which cannot be used here ({why[:160]})",
                 expected="cpu, or the name of a device that this PyTorch sees, such as cuda or cuda:1",
                 fix="Use cpu, or install a PyTorch build for the device; `ardiff info` shows what there is.",
             )

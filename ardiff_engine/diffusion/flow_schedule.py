@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ardiff_engine.arguments import number
 from ardiff_engine.diffusion.prediction import STRAIGHT, check_prediction, target_weights, x0_weights
 from ardiff_engine.diffusion.real import is_real
 from ardiff_engine.errors import ConfigError, TensorError
@@ -39,6 +40,7 @@ class FlowSchedule:
     timesteps: torch.Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        number("shift", self.shift)
         if not (is_real(self.shift) and math.isfinite(self.shift) and self.shift > 0):
             raise ConfigError(
                 f"FlowSchedule: shift is {self.shift!r}; expected a number > 0, 1 for no shift."
@@ -50,7 +52,8 @@ class FlowSchedule:
             )
         # Rounded where the official float32 tables are: a step list may name their entries.
         u = torch.linspace(1.0, 0.0, total + 1, dtype=torch.float32, device="cpu")[:-1]
-        sigmas = self.shift * u / (1 + (self.shift - 1) * u)
+        shift = float(self.shift)
+        sigmas = shift * u / (1 + (shift - 1) * u)
         object.__setattr__(self, "sigmas", sigmas.double())
         object.__setattr__(self, "timesteps", (sigmas * total).double())
 

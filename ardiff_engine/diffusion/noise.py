@@ -9,13 +9,15 @@ the same numbers on any device, in any batch and in any order, so no noise tenso
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from ardiff_engine.device import upload
-from ardiff_engine.errors import TensorError, explain
+from ardiff_engine.arguments import integer
+from ardiff_engine.device import upload, usable_device
+from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.purposes import Purpose
 
 KEY_COLUMNS = ("seed", "stream", "frame", "purpose", "step")
@@ -75,8 +77,9 @@ def initial_noise(
     """
     from ardiff_engine.ops.philox_normal import philox_normal
 
+    sizes = [integer("shape", size) for size in _items("shape", shape)]
     keys = noise_keys(seed, stream, frames, Purpose.INITIAL, 0)
-    return philox_normal(upload(keys, torch.device(device)), math.prod(shape)).reshape(len(frames), *shape)
+    return philox_normal(upload(keys, usable_device(device)), math.prod(sizes)).reshape(len(keys), *sizes)
 
 
 def _as_list(values: Ints) -> list[int]:
@@ -91,6 +94,25 @@ def _as_list(values: Ints) -> list[int]:
                 )
             )
         return [int(value) for value in values.reshape(-1).tolist()]
-    if isinstance(values, int):
-        return [values]
-    return [int(value) for value in values]
+    if (
+        isinstance(values, Iterable)
+        and not isinstance(values, str | bytes)
+        and getattr(values, "ndim", 1) == 1
+    ):
+        return [_whole(value) for value in values]
+    return [_whole(values)]
+
+
+def _whole(value: object) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        raise TensorError(f"noise keys are made of whole numbers, got {value!r:.80}") from None
+
+
+def _items(name: str, values: Sequence[int]) -> Sequence[int]:
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise ConfigError(f"{name} must be a sequence of whole numbers, got {values!r:.80}")
+    return values

@@ -78,6 +78,13 @@ def page_need(plan: Plan, spec: ModelSpec, memory: MemoryPolicy, branches: int) 
     return PageNeed(context, frame, branches * (context + memory.most_frames(plan) * frame))
 
 
+def check_model(model: object) -> None:
+    if not isinstance(getattr(model, "spec", None), ModelSpec):
+        raise ConfigError(
+            f"model must be a network with a ModelSpec, got {type(model).__name__} {model!r:.80}"
+        )
+
+
 def check_memory(memory: object) -> None:
     if not isinstance(memory, MemoryPolicy):
         raise ConfigError(

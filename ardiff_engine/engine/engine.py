@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 from ardiff_engine.ambient import ordinary_mode
-from ardiff_engine.engine.admission import admit, check_memory
+from ardiff_engine.engine.admission import admit, check_memory, check_model
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.inbox import Inbox
@@ -75,6 +75,7 @@ class Engine:
         max_waiting: int = 0,
         cuda_graphs: bool | None = None,
     ) -> None:
+        check_model(model)
         model.freeze()
         self.model = model
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)

@@ -14,6 +14,7 @@ from itertools import accumulate
 import torch
 
 from ardiff_engine.diffusion.solvers import Solver, look_back
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.models.protocol import Tables, VideoModel
 
 Tracks = Solver | tuple[Solver, ...]
@@ -21,7 +22,10 @@ Tracks = Solver | tuple[Solver, ...]
 
 
 def tracks_of(steps: Tracks) -> tuple[Solver, ...]:
-    return steps if isinstance(steps, tuple) else (steps,)
+    tracks = steps if isinstance(steps, tuple) else (steps,)
+    if not tracks or not all(hasattr(own, "coefficients") for own in tracks):
+        raise ConfigError(f"solver must be one of ade.solvers, or a tuple of them, got {steps!r:.80}")
+    return tracks
 
 
 class ScheduleRows:

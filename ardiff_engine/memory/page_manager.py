@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from ardiff_engine.arguments import integer
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PageTableError, explain
 
 
@@ -25,6 +26,7 @@ class PageManager:
     __slots__ = ("_free", "_holders", "_promised", "total")
 
     def __init__(self, total: int) -> None:
+        total = integer("pages in the pool", total, high=2**31)
         if total < 1:
             raise ConfigError(
                 explain("pages in the pool", got=total, expected=">= 1", fix="Raise max_pages.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ardiff_engine.arguments import integer
 from ardiff_engine.memory.page_manager import PageManager
 from ardiff_engine.models.spec import ModelSpec
 
@@ -15,6 +16,7 @@ PAGE_ROWS = (16, 32, 64, 80, 112, 128, 144)
 
 def choose_page_rows(tokens_per_frame: int) -> int:
     """Rows per page with the least padding of a frame; among equals the largest, as fewer pages cost less."""
+    tokens_per_frame = integer("tokens_per_frame", tokens_per_frame)
     return min(PAGE_ROWS, key=lambda rows: (-tokens_per_frame % rows, -rows))
 
 

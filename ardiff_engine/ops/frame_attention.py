@@ -15,6 +15,7 @@ from typing import Any, Literal, overload
 import torch
 
 from ardiff_engine._native import native
+from ardiff_engine.arguments import instance, number
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose, triton_kernel
@@ -81,8 +82,8 @@ def frame_attention(
     q, k_pages, v_pages = (
         checks.tensor(n, t) for n, t in (("q", q), ("k_pages", k_pages), ("v_pages", v_pages))
     )
-    _check(q, k_pages, v_pages, table)
-    scale = int(q.shape[-1]) ** -0.5 if scale is None else float(scale)
+    _check(q, k_pages, v_pages, instance("table", table, FrameTable))
+    scale = int(q.shape[-1]) ** -0.5 if scale is None else number("scale", scale)
     dispatched = watched(q, k_pages, v_pages) or needs_grad(q, k_pages, v_pages)
     run = _op if dispatched else _forward
     o, lse = run(

@@ -12,6 +12,7 @@ from operator import index
 import numpy as np
 import torch
 
+from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, PageTableError, explain
 from ardiff_engine.ops.attention_work import host_copies, keep_host_copies
 
@@ -202,7 +203,9 @@ class FrameTable:
 
     def with_pages(self, pages: torch.Tensor) -> FrameTable:
         """The same views of other pages: int32 like those, on the CPU. Only they are validated."""
-        if pages.shape != self.pages.shape or pages.dtype != torch.int32 or pages.device.type != "cpu":
+        dense = isinstance(pages, torch.Tensor) and pages.layout == torch.strided and not pages.is_meta
+        alike = dense and pages.shape == self.pages.shape and pages.dtype == torch.int32
+        if not alike or pages.device.type != "cpu":
             raise ConfigError(
                 explain(
                     "FrameTable.with_pages",
@@ -223,7 +226,10 @@ class FrameTable:
 
     def to(self, device: str | torch.device) -> FrameTable:
         """The same table on another device. Not validated again, and its offsets stay in host memory too."""
-        if torch.device(device) == self.device:
+        if not isinstance(device, torch.device):
+            meta = isinstance(device, str) and device == "meta"
+            device = torch.device("meta") if meta else usable_device(device)
+        if device == self.device:
             return self
         host = self.offsets if self.device.type == "cpu" else host_copies(self.seen)
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}

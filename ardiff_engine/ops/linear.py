@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ardiff_engine.arguments import instance
 from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose
@@ -85,7 +86,7 @@ def linear(
         TensorError: a wrong shape, dtype or device, or a gradient that would be recorded.
     """
     x, bias = checks.tensor("x", x), checks.optional("bias", bias)
-    _check(x, weight, bias)
+    _check(x, instance("weight", weight, PackedWeight), bias)
     rows = x.reshape(-1, weight.inputs).contiguous()
     shape = (*x.shape[:-1], weight.outputs)
     if torch.compiler.is_compiling() or choose("linear", x, weight.panels, bias).name == "reference":

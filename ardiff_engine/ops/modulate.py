@@ -14,7 +14,8 @@ from typing import Any, Literal, overload
 
 import torch
 
-from ardiff_engine.errors import ConfigError, TensorError, explain
+from ardiff_engine.arguments import choice, number
+from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import tensor
 from ardiff_engine.ops.cuda_launch import error_bits, launch_for
@@ -83,10 +84,8 @@ def modulate(
         ConfigError: an unknown norm.
         TensorError: a wrong shape, dtype or device, or an id out of range (read on the CPU only).
     """
-    if norm not in NORMS:
-        raise ConfigError(
-            explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these.")
-        )
+    choice("norm", norm, NORMS)
+    eps = number("eps", eps)
     x, shift, scale = tensor("x", x), tensor("shift", shift), tensor("scale", scale)
     frame_ids = tensor("frame_ids", frame_ids)
     frame_ids = check_frame_rows(x, frame_ids, {"shift": shift, "scale": scale})

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ardiff_engine.arguments import integer, number
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import indices, optional, tensor
 from ardiff_engine.ops.dispatch import needs_grad, watched, without_autocast
@@ -67,7 +68,8 @@ def norm_rope(
     q_weight, q_bias = optional("q_weight", q_weight), optional("q_bias", q_bias)
     k_weight, k_bias = optional("k_weight", k_weight), optional("k_bias", k_bias)
     frequencies, qkv_bias = optional("frequencies", frequencies), optional("qkv_bias", qkv_bias)
-    kv_heads = kv_heads or heads
+    heads, eps = integer("heads", heads), number("eps", eps)
+    kv_heads = heads if kv_heads is None else integer("kv_heads", kv_heads)
     affine = (q_weight, q_bias, k_weight, k_bias)
     check_norm_rope(qkv, positions, heads, kv_heads, norm, affine, frequencies, qkv_bias)
     arguments = (qkv, positions, heads, kv_heads, norm, *affine, eps, frequencies, qkv_bias)

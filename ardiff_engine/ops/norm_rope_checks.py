@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from ardiff_engine.arguments import choice, integer
 from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.ops.checks import device, shape, token_rows
 
@@ -23,11 +24,9 @@ def check_norm_rope(
     qkv_bias: torch.Tensor | None,
 ) -> int:
     """Checks the metadata of all arguments and returns the head dimension."""
-    if norm not in NORMS:
-        raise ConfigError(
-            explain("norm", got=repr(norm), expected=" or ".join(NORMS), fix="Pass one of these.")
-        )
+    choice("norm", norm, NORMS)
     tokens, width = token_rows("qkv", qkv, "W")
+    heads, kv_heads = integer("heads", heads), integer("kv_heads", kv_heads)
     if heads < 1 or kv_heads < 1 or width % (heads + 2 * kv_heads) or heads % kv_heads:
         raise ConfigError(
             explain(

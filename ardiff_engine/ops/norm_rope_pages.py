@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ardiff_engine.arguments import integer, number
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops import checks
 from ardiff_engine.ops.backend import choose, triton_kernel
@@ -70,9 +71,12 @@ def norm_rope_pages(
     q_weight, q_bias = checks.optional("q_weight", q_weight), checks.optional("q_bias", q_bias)
     k_weight, k_bias = checks.optional("k_weight", k_weight), checks.optional("k_bias", k_bias)
     frequencies = checks.optional("frequencies", frequencies)
-    kv_heads = kv_heads or heads
+    heads, eps = integer("heads", heads), number("eps", eps)
+    kv_heads = heads if kv_heads is None else integer("kv_heads", kv_heads)
     affine = (q_weight, q_bias, k_weight, k_bias)
     head_dim = check_norm_rope(qkv, positions, heads, kv_heads, norm, affine, frequencies, None)
+    num_pages = integer("num_pages", num_pages, high=2**31)
+    page_rows = integer("page_rows", page_rows, high=2**31)
     _check(qkv, slots, num_pages, page_rows)
     backend = "reference" if torch.compiler.is_compiling() else choose("norm_rope_pages", qkv, *affine).name
     if backend == "reference" or (backend == "cpu" and norm == "rms_full"):

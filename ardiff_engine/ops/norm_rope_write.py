@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from ardiff_engine.arguments import integer, number
 from ardiff_engine.errors import PageTableError, TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.checks import indices, optional, same, tensor, writable
@@ -60,7 +61,8 @@ def norm_rope_write_(
     qkv, slots, positions = tensor("qkv", qkv), indices("slots", slots), indices("positions", positions)
     k_pages, v_pages = writable("k_pages", k_pages), writable("v_pages", v_pages)
     frequencies, qkv_bias = optional("frequencies", frequencies), optional("qkv_bias", qkv_bias)
-    kv_heads = kv_heads or heads
+    heads, eps = integer("heads", heads), number("eps", eps)
+    kv_heads = heads if kv_heads is None else integer("kv_heads", kv_heads)
     affine = (
         optional("q_weight", q_weight),
         optional("q_bias", q_bias),

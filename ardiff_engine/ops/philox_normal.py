@@ -18,6 +18,7 @@ import math
 
 import torch
 
+from ardiff_engine.arguments import integer
 from ardiff_engine.errors import TensorError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
 from ardiff_engine.ops.cuda_launch import launch
@@ -45,7 +46,7 @@ def philox_normal(keys: torch.Tensor, elements: int) -> torch.Tensor:
     Raises:
         TensorError: keys of another form, or `elements` out of range.
     """
-    keys = check_keys(keys)
+    keys, elements = check_keys(keys), integer("elements", elements)
     if not 0 <= elements <= 4 * _MASK:
         raise TensorError(
             explain(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import torch
 
+from ardiff_engine.arguments import choice, integer
 from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.ops.backend import choose, triton_kernel
@@ -58,10 +59,10 @@ def sample_timesteps(
     Raises:
         ConfigError: an unknown rule or device, or a size, seed or sample number out of range.
     """
-    if rule not in RULES:
-        raise ConfigError(
-            explain("rule", got=repr(rule), expected=" or ".join(RULES), fix="Pass one of these.")
-        )
+    choice("rule", rule, RULES)
+    batch, num_frames = integer("batch", batch), integer("num_frames", num_frames)
+    num_timesteps, seed = integer("num_timesteps", num_timesteps), integer("seed", seed)
+    first_sample = integer("first_sample", first_sample)
     limits = (
         ("batch", batch, 0, 2**31),
         ("num_frames", num_frames, 1, 2**30),

@@ -54,7 +54,7 @@ class DDIM:
         object.__setattr__(self, "num_inference_steps", len(steps.timesteps))
         object.__setattr__(self, "timesteps", fed_timesteps(steps))
         x0 = variance_preserving_x0(steps, self.prediction)
-        table = coefficient_table(x0, *_update_weights(steps, self.eta), clamp=self.clamp)
+        table = coefficient_table(x0, *_update_weights(steps, float(self.eta)), clamp=self.clamp)
         object.__setattr__(self, "coefficients", table)
 
     @property

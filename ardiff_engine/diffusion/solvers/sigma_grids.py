@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ardiff_engine.arguments import instance
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.errors import ConfigError
 
@@ -37,7 +38,7 @@ def sigma_grid(schedule: FlowSchedule, name: str, num_steps: int, *, whole: bool
     """
     if name not in _GRIDS:
         raise ConfigError(f"sigma grid {name!r}: expected {' | '.join(_GRIDS)}.")
-    most = schedule.num_timesteps
+    most = instance("schedule", schedule, FlowSchedule).num_timesteps
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= most:
         raise ConfigError(f"number of steps {num_steps!r}: expected a whole number in 1..{most}.")
     sigmas = _GRIDS[name](schedule, num_steps)

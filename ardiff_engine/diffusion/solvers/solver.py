@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from ardiff_engine.arguments import instance
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.prediction import STRAIGHT, VARIANCE_PRESERVING, check_prediction, x0_weights
@@ -78,7 +79,7 @@ def spaced_steps(schedule: NoiseSchedule, num_steps: int) -> SpacedSteps:
     751 for S = 4, 501 for S = 2, and 1 for S = 1, where the network is told that its input is all but clean.
     Use 20 steps or more unless the network was trained for fewer.
     """
-    total = schedule.num_timesteps
+    total = instance("schedule", schedule, NoiseSchedule).num_timesteps
     steps = None if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") else index(num_steps)
     if steps is None or not 1 <= steps <= total:
         raise ConfigError(
