@@ -177,7 +177,7 @@ def _tensor(name: str, value: object) -> torch.Tensor:
                 name, got=type(value).__name__, expected="a tensor or an array of numbers", fix="Convert it."
             )
         ) from None
-    if tensor.layout != torch.strided or tensor.is_meta:
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
         raise TensorError(f"{name} must be dense and have values, got {tensor.layout} on {tensor.device}")
     if not tensor.is_floating_point():
         raise TensorError(

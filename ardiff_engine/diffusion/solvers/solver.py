@@ -107,7 +107,7 @@ def coefficient_table(
 ) -> torch.Tensor:
     """float64 [S, 9] from columns [S]: (p, q), a, b, e and c1, c2, c3; those left out are 0."""
     none = torch.zeros_like(a)
-    limit = torch.full_like(a, math.inf if clamp is None else clamp)
+    limit = torch.full_like(a, math.inf if clamp is None else float(clamp))
     unused = [none] * (3 - len(history))
     return torch.stack([*x0, a, b, none if e is None else e, *history, *unused, limit], dim=1)
 
