@@ -314,6 +314,22 @@ def test_three_pictures_cannot_claim_hours(tmp_path: Path, suffix: str) -> None:
         assert len(open_video(path, fps=0.1).read()) >= 12
 
 
+def test_a_later_picture_of_a_gif_cannot_enlarge_it(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (3, 24, 40, 3), np.uint8)
+    frames = [Image.fromarray(frame) for frame in noise]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    data = file.getvalue()
+    pictures = [at for at in range(len(data)) if data[at : at + 5] == b",\0\0\0\0"]
+    assert len(pictures) == 3
+    (tmp_path / "x.gif").write_bytes(_claim(data, pictures[1] + 1, "<HHHH", 0, 0, 12000, 11000))
+    with _little_memory(), pytest.raises(MediaError, match="larger than the animation"):
+        open_video(tmp_path / "x.gif")
+    # Old writers leave the size to the first picture.
+    (tmp_path / "x.gif").write_bytes(_claim(data, 6, "<HH", 0, 0))
+    assert read_video(tmp_path / "x.gif").shape == (3, 24, 40, 3)
+
+
 def test_a_gap_of_days_is_refused_and_one_of_minutes_is_not(tmp_path: Path) -> None:
     for name, seconds in (("days.mp4", 200_000), ("minutes.mp4", 120)):
         ticks = [0, 1, 2, 10 * seconds, 10 * seconds + 1]

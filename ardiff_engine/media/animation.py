@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from ardiff_engine.media.animation_times import picture_times
+from ardiff_engine.media.animation_times import DamagedAnimation, picture_times
 from ardiff_engine.media.limits import check_length
 from ardiff_engine.media.picture import open_picture, pixels_of
 from ardiff_engine.media.pixels import Pixels
@@ -60,7 +60,7 @@ def open_animation(path: Path, file: BinaryIO, fps: Fraction | None) -> Animatio
     with open_picture(path, file) as image:
         try:
             times = picture_times(str(image.format), file)
-        except (EOFError, OSError) as error:
+        except (DamagedAnimation, OSError) as error:
             raise undecodable(path, str(error)) from error
         note = noted(_note(image))
         durations, own = _durations([seconds for _, seconds in times], note)

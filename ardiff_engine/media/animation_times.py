@@ -14,11 +14,15 @@ from fractions import Fraction
 from typing import BinaryIO
 
 
+class DamagedAnimation(Exception):
+    """What is wrong with a file whose name is not known here."""
+
+
 def picture_times(kind: str, file: BinaryIO) -> list[tuple[int, Fraction]]:
     """(index of the picture, seconds it stands) for every picture that is shown. A still picture stands 0 s.
 
     Raises:
-        EOFError: the file ends too early.
+        DamagedAnimation: the file ends too early, or a picture is larger than the animation.
     """
     file.seek(0)
     read = {"GIF": _gif, "WEBP": _webp, "PNG": _png}.get(kind)
@@ -27,7 +31,9 @@ def picture_times(kind: str, file: BinaryIO) -> list[tuple[int, Fraction]]:
 
 
 def _gif(file: BinaryIO) -> Iterator[tuple[int, Fraction]]:
-    _skip_colours(file, _exactly(file, 13)[10])
+    header = _exactly(file, 13)
+    _skip_colours(file, header[10])
+    width, height = struct.unpack_from("<HH", header, 6)
     hundredths, index = 0, 0
     while (mark := _exactly(file, 1)) != b";":
         if mark == b"!":
@@ -36,7 +42,13 @@ def _gif(file: BinaryIO) -> Iterator[tuple[int, Fraction]]:
             if control and blocks and len(blocks[0]) >= 4:
                 hundredths = int.from_bytes(blocks[0][1:3], "little")
         elif mark == b",":
-            _skip_colours(file, _exactly(file, 9)[8])
+            left, top, wide, high, flags = struct.unpack("<HHHHB", _exactly(file, 9))
+            # Pillow enlarges the whole animation for a picture that does not fit, the first one before its
+            # size is looked at, any other one after.
+            if index and (left + wide > width or top + high > height):
+                raise DamagedAnimation(f"picture {index} is larger than the animation")
+            width, height = max(width, left + wide), max(height, top + high)
+            _skip_colours(file, flags)
             _exactly(file, 1)
             for _ in _sub_blocks(file):
                 pass
@@ -94,5 +106,5 @@ def _skip_to(file: BinaryIO, position: int) -> None:
 def _exactly(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) < size:
-        raise EOFError("the file ends in the middle")
+        raise DamagedAnimation("it ends in the middle")
     return data
