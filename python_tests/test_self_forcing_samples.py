@@ -12,12 +12,21 @@ from test_wan_transformer import FOLDER, error, official
 
 import ardiff_engine as ade
 from ardiff_engine import ops
-from ardiff_engine.memory import Full
+from ardiff_engine.memory import Full, Window
 from ardiff_engine.models import WanVideo
 from ardiff_engine.plan import blocks
 
+CASES = [
+    "sampling_sf_c1",
+    "sampling_sf_c3",
+    "sampling_sf_independent_1_3_3",
+    "rolling_sf_W4_S1_c1",
+    "rolling_sf_W6_S1_c3",
+    "rolling_longlive_W9_S3_c3",
+]
 
-@pytest.fixture(params=["sampling_sf_c1", "sampling_sf_c3", "sampling_sf_independent_1_3_3"])
+
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest):
     model, golden, config = official(request.param)
     stored = np.load(FOLDER / f"{request.param}.npz")
@@ -51,7 +60,10 @@ def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ops, "solver_step", with_official_noise)
     solver = ade.solvers.Renoise(ade.FlowSchedule(shift=config["shift"]), steps)
-    engine = ade.Engine(video, solver=solver, memory=Full(), max_pages=100)
+    # The official window counts its sink.
+    sink, window = config["sink_size"], config["local_attn_size"]
+    memory = Full() if window < 0 else Window(window - sink, sink=sink)
+    engine = ade.Engine(video, solver=solver, memory=memory, max_pages=100)
     streams = [
         engine.submit(
             ade.Request(
