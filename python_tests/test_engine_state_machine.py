@@ -21,14 +21,36 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from inside import inside, poison
 from test_engine import SCHEDULE
 
+from ardiff_engine import plan
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
-from ardiff_engine.errors import ArdiffError, OutOfPagesError
-from ardiff_engine.memory import Full, RecomputedWindow, Window
+from ardiff_engine.errors import ArdiffError, NumericalError, OutOfPagesError
+from ardiff_engine.memory import Full, PerLevel, Ranges, RecomputedWindow, Window
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 
 POOL = 60
 MEMORIES = (RecomputedWindow(4), Window(3), Window(2, sink=2), Full())
+# Blocks, step lists of their own, other orders; and memories that keep copies, or see by level.
+OTHER_MEMORIES = (
+    Full(joint=True),
+    Window(4, joint=True),
+    Window(4, clean=False),
+    PerLevel(Full()),
+    PerLevel(Window(4), "same"),
+    Ranges((3, 2), 2),
+)
+TRACKS = tuple(solvers.DDIM(SCHEDULE, num_inference_steps=steps) for steps in (6, 4, 2))
+PLANS = (
+    (plan.blocks(2), None),
+    (plan.blocks(2, first=1), TRACKS),
+    (plan.blocks(1), TRACKS),
+    (plan.blocks(2, lag=3), None),
+    (plan.rolling(2, 2), None),
+    (plan.pyramid(0.5), None),
+    (plan.stage_major(2), None),
+    (plan.stage_major(1, pipelined=True), None),
+    (plan.sets([[0, 3], [1], [2, 4]]), None),
+)
 
 
 class CheapModel(ARDiffusionTransformer):
@@ -103,6 +125,17 @@ class EngineMachine(RuleBasedStateMachine):
         except ArdiffError:
             pass
 
+    @rule(
+        memory=st.sampled_from((*MEMORIES, *OTHER_MEMORIES)),
+        frames=st.one_of(st.none(), st.integers(1, 7)),
+        own=st.sampled_from(PLANS),
+        prefix=st.integers(0, 2),
+    )
+    def submit_a_plan(self, memory, frames, own, prefix) -> None:
+        given = {"prefix": torch.zeros(prefix, 2, 2)} if prefix else {}
+        request = Request(num_frames=frames, plan=own[0], solver=own[1], memory=memory, **given)
+        self.attempt(lambda: self.streams.append(self.engine.submit(request)))
+
     @rule()
     def step(self) -> None:
         self.engine.step(1)
@@ -168,6 +201,8 @@ class EngineMachine(RuleBasedStateMachine):
         holders: Counter = Counter()
         promised = 0
         for stream in self.streams:
+            error = inside(stream).error
+            assert error is None or isinstance(error, NumericalError), "only a poisoned stream fails"
             pages = inside(stream).pages
             if stream.done or stream.state in ("waiting", "suspended"):
                 assert pages.lease is None
