@@ -18,7 +18,8 @@ from test_engine import SCHEDULE
 
 from ardiff_engine import host_copy
 from ardiff_engine.diffusion import solvers
-from ardiff_engine.engine import Engine, Request, tick_graphs
+from ardiff_engine.engine import Engine, Request
+from ardiff_engine.engine.cuda import graphs as tick_graphs
 from ardiff_engine.errors import NumericalError
 from ardiff_engine.memory import RecomputedWindow
 

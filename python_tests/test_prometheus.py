@@ -12,8 +12,9 @@ import pytest
 
 import ardiff_engine as ade
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.engine import EngineStats, prometheus
+from ardiff_engine.engine import EngineStats
 from ardiff_engine.errors import BackendNotAvailableError, ConfigError
+from ardiff_engine.observe import prometheus
 
 client = pytest.importorskip("prometheus_client", reason="needs the extra `metrics`")
 

@@ -18,9 +18,11 @@ from PIL import Image
 
 import ardiff_engine as ade
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.engine import chrome_trace, pages_picture
-from ardiff_engine.engine.recorder import Recorder, StreamTick, TickRecord, stream_tick
+from ardiff_engine.engine.report import stream_tick
 from ardiff_engine.errors import CheckpointError, ConfigError, MediaError
+from ardiff_engine.observe import chrome_trace, pages_picture
+from ardiff_engine.observe.recorder import Recorder
+from ardiff_engine.observe.records import PassRecord, StreamTick
 
 POOL = 20
 
@@ -33,17 +35,17 @@ def tick(
     seconds: float = 0.01,
     phases: tuple[float, float, float, float] = (0.001, 0.001, 0.005, 0.001),
     held: int | None = None,
-) -> TickRecord:
+) -> PassRecord:
     start = 100 + 0.02 * index if began is None else began
     pages = sum(stream.pages for stream in streams) if held is None else held
-    return TickRecord(index, start, start + seconds, *phases, streams, pages, POOL)
+    return PassRecord(index, start, start + seconds, *phases, streams, pages, POOL)
 
 
 def part(stream: int, updates: int = 3, commits: int = 1, pages: int = 5, label: str = "") -> StreamTick:
     return StreamTick(stream, label, 2, 1 + updates + commits, updates, commits, pages)
 
 
-def recorded(*records: TickRecord, capacity: int = 100) -> Recorder:
+def recorded(*records: PassRecord, capacity: int = 100) -> Recorder:
     recorder = Recorder(capacity)
     for record in records:
         recorder.add(record)
@@ -340,7 +342,7 @@ def test_shared_pages_may_rise_above_the_line(tmp_path):
         [tick(0)],
         [tick(0, seconds=0.0)],
         [tick(i, tuple(part(s, label="x" * 10_000) for s in range(200)), held=20) for i in range(3)],
-        [TickRecord(0, 0.0, 1e4, 0, 0, 0, 0, (part(0, pages=10**6),), 10**6, 10**6)],
+        [PassRecord(0, 0.0, 1e4, 0, 0, 0, 0, (part(0, pages=10**6),), 10**6, 10**6)],
     ],
     ids=["no streams", "no time", "many streams with long labels", "many pages"],
 )

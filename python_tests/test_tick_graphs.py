@@ -20,10 +20,12 @@ from test_ar_diffusion import tiny
 from test_engine import SCHEDULE
 
 from ardiff_engine.diffusion import solvers
-from ardiff_engine.engine import Engine, Request, tick_graphs, tick_shape
-from ardiff_engine.engine.tick_buffers import TickBuffers
-from ardiff_engine.engine.tick_graphs import FIRST_OF_ITS_SHAPE, CudaGraphs, TickGraphs
-from ardiff_engine.engine.tick_shape import room_for, room_for_entries
+from ardiff_engine.engine import Engine, Request
+from ardiff_engine.engine.cuda import graphs as tick_graphs
+from ardiff_engine.engine.cuda import shapes as tick_shape
+from ardiff_engine.engine.cuda.buffers import TickBuffers
+from ardiff_engine.engine.cuda.graphs import FIRST_OF_ITS_SHAPE, CudaGraphs, TickGraphs
+from ardiff_engine.engine.cuda.shapes import room_for, room_for_entries
 from ardiff_engine.errors import NumericalError, PageTableError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
 from ardiff_engine.ops import attention_work

@@ -5,9 +5,9 @@ from ardiff_engine.engine.engine import PASSES, Engine
 from ardiff_engine.engine.memory_plan import MemoryPlan
 from ardiff_engine.engine.reader import LatentFrame
 from ardiff_engine.engine.request import Request
-from ardiff_engine.engine.stats import EngineStats
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.stream_edits import ConditionReceipt
+from ardiff_engine.observe.stats import EngineStats
 
 __all__ = [
     "PASSES",

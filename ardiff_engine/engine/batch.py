@@ -51,7 +51,7 @@ class Packer:
     """Packs feeds. Holds what stays the same from pass to pass.
 
     Index tensors are packed in host memory. Where the model is elsewhere, whoever runs the pass copies them
-    all at once (engine.tick_buffers); latents and conditions lie with the model already.
+    all at once (engine.cuda.buffers); latents and conditions lie with the model already.
     """
 
     def __init__(self, model: VideoModel, pool: PagePool, schedules: Schedules) -> None:

@@ -18,11 +18,12 @@ import torch
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.engine.admission import admit, check_memory, check_model
 from ardiff_engine.engine.batch import Packer
+from ardiff_engine.engine.cuda.graphs import ticks_for
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.inbox import Inbox
 from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
-from ardiff_engine.engine.reader import STALL_SECONDS, Changes, Outbox
-from ardiff_engine.engine.recorder import Recorder, pass_records
+from ardiff_engine.engine.reader import Changes, Outbox
+from ardiff_engine.engine.report import engine_stats, pass_records
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.results import Results
 from ardiff_engine.engine.runner import Forward, Runner
@@ -30,14 +31,14 @@ from ardiff_engine.engine.scheduler import Scheduler
 from ardiff_engine.engine.schedules import Schedules, Tracks, tracks_of
 from ardiff_engine.engine.starting_noise import StartingNoise
 from ardiff_engine.engine.state import StreamState
-from ardiff_engine.engine.stats import EngineStats
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.stream_edits import Editor
 from ardiff_engine.engine.stream_pages import StreamPages
-from ardiff_engine.engine.tick_graphs import ticks_for
-from ardiff_engine.errors import EngineBusyError, explain, wrapped
+from ardiff_engine.errors import EngineBusyError, wrapped
 from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.observe.recorder import Recorder
+from ardiff_engine.observe.stats import EngineStats
 
 T = TypeVar("T")
 
@@ -92,15 +93,14 @@ class Engine:
         # The inbox alone: a method of the engine would keep the engine alive with its streams.
         packer = Packer(model, self.pool, self._schedules)
         self._runner = Runner(packer, forward, ticks, self.inbox.__bool__)
-        self._scheduler = Scheduler(
-            model.spec, self.pool.manager, self._runner.tried_again, max_waiting, max_batch_tokens
-        )
+        again = self._runner.tried_again
+        self._scheduler = Scheduler(model.spec, self.pool.manager, again, max_waiting, max_batch_tokens)
         self._results = Results(self._scheduler, self._runner, self.device)
         self._editor = Editor(model, self.pool, self._schedules, self._scheduler)
         self._lock = threading.RLock()
         self._stepping = False
         self._busy = False
-        """Within a pass or an edit: what the collector or a hook asks for in this thread has to wait."""
+        """Within a pass or an edit: what is asked for in this thread has to wait."""
         self._thread: threading.Thread | None = None
         # Handles of streams with callbacks. Only those that a pass may call are kept: one that is suspended,
         # or waits for its reader, is out of anybody's reach once its last reference is dropped.
@@ -111,11 +111,8 @@ class Engine:
 
     def __repr__(self) -> str:
         # Without the lock, so that a debugger may show it at any time.
-        pages = self.pool.manager
-        return (
-            f"<Engine on {self.device}: {len(self._scheduler.streams)} streams, "
-            f"{pages.held} of {pages.total} pages held>"
-        )
+        pages, streams = self.pool.manager, len(self._scheduler.streams)
+        return f"<Engine on {self.device}: {streams} streams, {pages.held} of {pages.total} pages held>"
 
     @property
     def solver(self) -> Tracks:
@@ -194,12 +191,8 @@ class Engine:
         with self._lock:
             if self._stepping:
                 raise EngineBusyError(
-                    explain(
-                        "a step inside a step",
-                        got="step(), result() or iteration in a callback",
-                        expected="callbacks that only look, cancel, edit or submit",
-                        fix="Run other streams outside of on_step.",
-                    )
+                    "a step inside a step: callbacks may look, cancel, edit and submit; run other streams "
+                    "outside of on_step"
                 )
             self._stepping = True
             try:
@@ -227,9 +220,7 @@ class Engine:
         thread = threading.Thread(target=run, name="ardiff-engine", daemon=True)
         with self._lock:
             if self._thread is not None:
-                raise EngineBusyError(
-                    "the engine has a thread already: one `with engine.running():` at a time"
-                )
+                raise EngineBusyError("the engine runs already, in a thread of its own")
             self._thread = thread
         thread.start()
         try:
@@ -242,7 +233,10 @@ class Engine:
             self.changes.notify()
 
     def stats(self) -> EngineStats:
-        return self._between_passes(self._stats)
+        seconds = self._seconds, self._planning_seconds
+        return self._between_passes(
+            lambda: engine_stats(self._scheduler, self._runner, self._results, self.pool.manager, *seconds)
+        )
 
     @contextlib.contextmanager
     def trace(self, path: str | PathLike[str]) -> Iterator[Recorder]:
@@ -304,17 +298,7 @@ class Engine:
 
     def stalled(self, state: StreamState) -> EngineBusyError:
         """What a reader raises when nothing has been able to run for too long."""
-        paused = [
-            s.number for s in self._scheduler.streams.values() if s.status == "running" and s is not state
-        ]
-        return EngineBusyError(
-            explain(
-                f"reading stream {state.number}, which is {state.shown}",
-                got=f"nothing to run for {STALL_SECONDS:.0f} s; streams {paused} wait for their readers",
-                expected="a stream that can go on",
-                fix="Read or cancel the others, or resume this one.",
-            )
-        )
+        return self._scheduler.stalled(state)
 
     # --- private
 
@@ -324,8 +308,7 @@ class Engine:
         with self._pass():
             turn = self._scheduler.next(passes)
             if not turn.work:
-                # Bring in what is on its way, for which readers may be waiting. A stream that has just ended
-                # gave its pages back: one that waits for them may run next.
+                # Bring in what is on its way. A stream that has just ended may have made room for another.
                 self._results.deliver()
                 return self._results.finish() or sum(self._scheduler.ended.values()) > ended
             planned = time.perf_counter()
@@ -339,8 +322,8 @@ class Engine:
         finally:
             self._results.finish()
         if self._recorders:
-            states = list(self._scheduler.streams.values())
-            records = pass_records(run, self._results.passes, started, planned, states, self.pool.manager)
+            alive, passes = list(self._scheduler.streams.values()), self._results.passes
+            records = pass_records(run, passes, started, planned, alive, self.pool.manager)
             for recorder in self._recorders:
                 recorder.extend(records)
         return True
@@ -379,7 +362,6 @@ class Engine:
                 self._lock.release()
         done = self.inbox.post(act)
         try:
-            # Done before the next pass, or, if that was the last one, here: the engine is free then.
             while not done.done():
                 if self._lock.acquire(blocking=False):
                     try:
@@ -397,9 +379,7 @@ class Engine:
 
     def _now(self, act: Callable[[], T]) -> T:
         if self._busy:
-            raise EngineBusyError(
-                "an engine was asked for something from within one of its own passes or edits"
-            )
+            raise EngineBusyError("the engine was called from within one of its own passes or edits")
         self._tidy()
         self._busy = True
         try:
@@ -419,36 +399,3 @@ class Engine:
             self._busy = False
         if self._watched:
             self._kept = [stream for stream in self._watched.values() if stream._state.awaited]
-
-    def _stats(self) -> EngineStats:
-        manager, results, graphs = self.pool.manager, self._results, self._runner.ticks.counts
-        states = list(self._scheduler.streams.values())
-        ended = self._scheduler.ended
-        count = {s: sum(state.status == s for state in states) for s in ("running", "waiting", "suspended")}
-        return EngineStats(
-            streams_running=count["running"],
-            streams_waiting=count["waiting"],
-            streams_suspended=count["suspended"],
-            streams_finished=ended["finished"],
-            streams_cancelled=ended["cancelled"],
-            streams_failed=ended["failed"],
-            pages_free=manager.free,
-            pages_held=manager.held,
-            pages_promised=manager.total - manager.unpromised,
-            pages_total=manager.total,
-            ticks=results.passes,
-            cells=results.cells,
-            updates=results.updates,
-            frames=results.frames,
-            seconds=self._seconds,
-            planning_seconds=self._planning_seconds,
-            cells_per_second=results.cells / self._seconds if self._seconds else 0.0,
-            cells_per_tick=results.cells / results.passes if results.passes else 0.0,
-            first_frame_seconds=results.first_frame_seconds,
-            passes_retried=self._runner.retried,
-            exact=all(state.exact for state in states),
-            graphs_captured=graphs.captured,
-            graph_replays=graphs.replays,
-            eager_ticks=graphs.eager,
-            eager_reason=graphs.reason,
-        )

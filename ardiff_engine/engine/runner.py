@@ -20,12 +20,12 @@ import torch
 from ardiff_engine import ops
 from ardiff_engine.device import DEVICE_WIDE_CALLS, upload
 from ardiff_engine.engine.batch import Batch, Inputs, Packer
+from ardiff_engine.engine.cuda.graphs import Computed, EagerTicks, TickGraphs
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.scheduler import Turn
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.state import StreamState
-from ardiff_engine.engine.tick_graphs import Computed, EagerTicks, TickGraphs
 from ardiff_engine.errors import wrapped
 from ardiff_engine.host_copy import HostCopy
 from ardiff_engine.models.protocol import VideoModel

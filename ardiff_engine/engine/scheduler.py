@@ -11,9 +11,11 @@ from typing import Any
 
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
+from ardiff_engine.engine.reader import STALL_SECONDS
 from ardiff_engine.engine.state import Status, StreamState
 from ardiff_engine.errors import (
     ArdiffError,
+    EngineBusyError,
     OutOfPagesError,
     StreamInterruptedError,
     explain,
@@ -159,6 +161,15 @@ class Scheduler:
                     fix="Wait for a stream to finish, or raise max_pages or max_waiting.",
                 )
             )
+
+    def stalled(self, state: StreamState) -> EngineBusyError:
+        """What is raised where this stream is read and nothing has been able to run for too long."""
+        others = [other for other in self.streams.values() if other is not state]
+        paused = [other.number for other in others if other.status == "running"]
+        return EngineBusyError(
+            f"nothing could run for {STALL_SECONDS:.0f} s while stream {state.number} was read, which is "
+            f"{state.shown}; streams {paused} wait for their readers. Read or cancel them, or resume it"
+        )
 
     def _start_waiting(self) -> None:
         """Give pages to videos that wait for them, first come, first served."""

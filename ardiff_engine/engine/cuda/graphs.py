@@ -3,8 +3,8 @@
 
 A pass over a single frame is a millisecond of work in some four hundred kernels, and starting those one by
 one from Python takes longer than running them. A CUDA graph starts them all at once. What a graph holds is
-fixed: addresses, shapes, grids. So a batch is padded to one of few shapes (engine.tick_shape), copied to the
-buffers of that shape (engine.tick_buffers), and the tick runs over those: the first time as it is, which
+fixed: addresses, shapes, grids. So a batch is padded to one of few shapes (engine.cuda.shapes), copied to the
+buffers of that shape (engine.cuda.buffers), and the tick runs over those: the first time as it is, which
 loads kernels and allocates workspaces; the second time recorded, unless another thread runs it, where it is
 the first time again; from then on repeated. Without a recorder (on the CPU, or turned off) the same call runs
 over the same buffers.
@@ -26,9 +26,9 @@ import torch
 
 from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.engine.batch import Batch
+from ardiff_engine.engine.cuda.buffers import TickBuffers
+from ardiff_engine.engine.cuda.shapes import PaddedLayout, TickShape, pad_layout, with_pages_of
 from ardiff_engine.engine.schedules import Schedules
-from ardiff_engine.engine.tick_buffers import TickBuffers
-from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_layout, with_pages_of
 from ardiff_engine.host_copy import HostCopy
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.cuda_launch import error_bits

@@ -15,7 +15,7 @@ from math import prod
 import torch
 
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.engine.tick_shape import PaddedLayout, TickShape, pad_tokens
+from ardiff_engine.engine.cuda.shapes import PaddedLayout, TickShape, pad_tokens
 from ardiff_engine.host_copy import staging_for
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.spec import ModelSpec

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
 
-from ardiff_engine.engine.recorder import StreamTick, TickRecord
 from ardiff_engine.files import write_atomic
+from ardiff_engine.observe.records import PassRecord, StreamTick
 
 PROCESS = 1
 ENGINE_ROW = 1
@@ -24,7 +24,7 @@ HEAD = '{"displayTimeUnit":"ms","otherData":%s,"traceEvents":[\n'
 Event = dict[str, Any]
 
 
-def write(records: Sequence[TickRecord], path: str | PathLike[str], *, dropped: int = 0) -> None:
+def write(records: Sequence[PassRecord], path: str | PathLike[str], *, dropped: int = 0) -> None:
     """Write the trace of `records`; `dropped` older ticks are mentioned. Raises CheckpointError if the disk
     refuses; `path` is then unchanged.
     """
@@ -32,7 +32,7 @@ def write(records: Sequence[TickRecord], path: str | PathLike[str], *, dropped: 
     write_atomic(path, lambda file: file.writelines(_lines(records, dropped)))
 
 
-def events(records: Sequence[TickRecord]) -> Iterator[Event]:
+def events(records: Sequence[PassRecord]) -> Iterator[Event]:
     """The trace events of the ticks, metadata first, then in order of time within every row."""
     yield _name("process_name", ENGINE_ROW, "ardiff-engine")
     yield from _row(ENGINE_ROW, "engine")
@@ -47,7 +47,7 @@ def events(records: Sequence[TickRecord]) -> Iterator[Event]:
     yield _counter("cells", _nanoseconds(records[-1].ended - origin), {"updates": 0, "commits": 0})
 
 
-def _lines(records: Sequence[TickRecord], dropped: int) -> Iterator[bytes]:
+def _lines(records: Sequence[PassRecord], dropped: int) -> Iterator[bytes]:
     yield (HEAD % _json({"ticks": len(records), "dropped_ticks": dropped})).encode()
     separator = ""
     for event in events(records):
@@ -56,7 +56,7 @@ def _lines(records: Sequence[TickRecord], dropped: int) -> Iterator[bytes]:
     yield b"\n]}\n"
 
 
-def _tick(record: TickRecord, origin: float) -> Iterator[Event]:
+def _tick(record: PassRecord, origin: float) -> Iterator[Event]:
     start, end = _nanoseconds(record.began - origin), _nanoseconds(record.ended - origin)
     updates = sum(stream.updates for stream in record.streams)
     commits = sum(stream.commits for stream in record.streams)
@@ -82,7 +82,7 @@ def _tick(record: TickRecord, origin: float) -> Iterator[Event]:
     yield _counter("cells", start, {"updates": updates, "commits": commits})
 
 
-def _streams(records: Sequence[TickRecord]) -> dict[int, str]:
+def _streams(records: Sequence[PassRecord]) -> dict[int, str]:
     """Label of every stream, by number."""
     labels = {stream.stream: stream.label for record in records for stream in record.streams}
     return dict(sorted(labels.items()))
@@ -94,7 +94,7 @@ def _frames(stream: StreamTick) -> str:
     return f"frames {stream.first_frame}-{stream.last_frame}"
 
 
-def _counts(record: TickRecord, stream: StreamTick) -> Event:
+def _counts(record: PassRecord, stream: StreamTick) -> Event:
     return {
         "tick": record.index,
         "updates": stream.updates,

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ardiff_engine.engine.recorder import TickRecord
 from ardiff_engine.errors import ConfigError, MediaError, explain
 from ardiff_engine.media.staging import staged
+from ardiff_engine.observe.records import PassRecord
 from ardiff_engine.plan.picture import FAINT, INK, PAPER, Colour
 
 # Okabe and Ito's colours for all kinds of sight, lighter, without black and without the line's orange.
@@ -45,7 +45,7 @@ LEGEND_WIDTH = 250
 NAMED = 14
 
 
-def draw(records: Sequence[TickRecord], path: str | PathLike[str], *, dropped: int = 0) -> None:
+def draw(records: Sequence[PassRecord], path: str | PathLike[str], *, dropped: int = 0) -> None:
     """Write the picture of these ticks; `dropped` older ones are mentioned.
 
     ConfigError: no ticks. MediaError: a name that does not end in .png, a disk that refuses.
@@ -77,7 +77,7 @@ def draw(records: Sequence[TickRecord], path: str | PathLike[str], *, dropped: i
         page.save(temporary, format="PNG")
 
 
-def paint(records: Sequence[TickRecord], top: int) -> npt.NDArray[np.uint8]:
+def paint(records: Sequence[PassRecord], top: int) -> npt.NDArray[np.uint8]:
     """The area alone, uint8 [height, width, 3]; `top` pages fill it. A column shows the fullest tick that
     began in it, or the last one before.
     """
@@ -105,7 +105,7 @@ def colour(stream: int) -> Colour:
     return STREAMS[stream % len(STREAMS)]
 
 
-def _ticks_shown(records: Sequence[TickRecord]) -> npt.NDArray[np.int64]:
+def _ticks_shown(records: Sequence[PassRecord]) -> npt.NDArray[np.int64]:
     """For every column the tick that it shows."""
     width = AREA[0]
     began = np.array([record.began for record in records])
@@ -124,12 +124,12 @@ def _row(pages: int, top: int) -> int:
     return AREA[1] - round(pages / top * AREA[1])
 
 
-def _top(records: Sequence[TickRecord]) -> int:
+def _top(records: Sequence[PassRecord]) -> int:
     stacked = max(sum(stream.pages for stream in record.streams) for record in records)
     return max(math.ceil(1.05 * max(stacked, *(r.pages_total for r in records), 1)), 2)
 
 
-def _pages_by_stream(records: Sequence[TickRecord]) -> dict[int, tuple[int, str]]:
+def _pages_by_stream(records: Sequence[PassRecord]) -> dict[int, tuple[int, str]]:
     """Page-ticks and label of every stream, by number."""
     sums: defaultdict[int, int] = defaultdict(int)
     labels: dict[int, str] = {}
@@ -156,7 +156,7 @@ def _axes(pen: ImageDraw.ImageDraw, top: int, seconds: float) -> None:
     pen.text((LEFT + width, ABOVE + height + 28), "seconds", INK, _font(15), anchor="ra")
 
 
-def _legend(pen: ImageDraw.ImageDraw, records: Sequence[TickRecord]) -> None:
+def _legend(pen: ImageDraw.ImageDraw, records: Sequence[PassRecord]) -> None:
     x, y = LEFT + AREA[0] + 30, ABOVE
     for name, ink in (("all held", INK), ("size of the pool", POOL)):
         pen.line([(x, y + 8), (x + 25, y + 8)], ink, width=3)
