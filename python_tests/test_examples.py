@@ -94,7 +94,7 @@ def test_the_demo_writes_everything_it_names(
 
 def test_the_demo_answers_mistakes_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--model", "no-such-model", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("demo: ")
+    assert capsys.readouterr().err.startswith("python -m ardiff_engine.demo: ")
     assert demo.main(["--frames", "8", "--model", "no-such-model", "--out", str(tmp_path / "new")]) == 2
     assert "frames: got 8" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
