@@ -2,6 +2,7 @@
 """What runs here, and why: versions, processor, native module, GPU, and the backend of every op.
 
 `python -m ardiff_engine.info`, or `ardiff info [--json]`. Paste its output into bug reports.
+`python -m ardiff_engine.info --check` computes with every op and compares (`self_check`).
 """
 
 from __future__ import annotations
@@ -72,10 +73,19 @@ def render(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(as_json: bool = False) -> None:
-    """Prints the facts to standard output."""
+def main(as_json: bool = False, check: bool = False) -> int:
+    """Prints the facts, or with `check` the self-test of every op; exit code 1 if an op is wrong."""
+    if check:
+        from ardiff_engine import self_check
+
+        results = self_check.check()
+        print(self_check.table(results))
+        wrong = sum(not one.good for one in results)
+        print(f"{len(results)} checks, {wrong} failed" if wrong else f"{len(results)} checks, all good")
+        return 1 if wrong or not results else 0
     facts = collect()
     print(json.dumps(facts, indent=2) if as_json else render(facts))
+    return 0
 
 
 def _version(package: str) -> str | None:
@@ -142,4 +152,4 @@ def _text(value: object) -> str:
 
 
 if __name__ == "__main__":
-    main("--json" in sys.argv[1:])
+    sys.exit(main("--json" in sys.argv[1:], "--check" in sys.argv[1:]))
