@@ -99,8 +99,7 @@ class Engine:
         self._editor = Editor(model, self.pool, self._schedules, self._scheduler)
         self._lock = threading.RLock()
         self._stepping = False
-        self._busy = False
-        """Within a pass or an edit: what is asked for in this thread has to wait."""
+        self._busy = False  # within a pass or an edit: what is asked for in this thread has to wait
         self._thread: threading.Thread | None = None
         # Handles of streams with callbacks. Only those that a pass may call are kept: one that is suspended,
         # or waits for its reader, is out of anybody's reach once its last reference is dropped.
