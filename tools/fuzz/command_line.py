@@ -17,6 +17,7 @@ import collections
 import contextlib
 import dataclasses
 import faulthandler
+import gc
 import json
 import os
 import random
@@ -102,6 +103,7 @@ def attempt(case: Case, inputs: Path) -> Outcome:
 def _start(case: Case, folder: Path, errors: Path) -> int:
     streams = [_stream(case.stdout, errors.with_name("output")), _stream(case.stderr, errors)]
     errors.touch()
+    gc.collect()  # a film that was judged here has threads, which its end would wait for in the child
     child = os.fork()
     if child:
         for stream in streams:
