@@ -74,7 +74,7 @@ def _compared(
     except (ArdiffError, RuntimeError) as error:
         return Checked(name, backend, None, f"{note}: {type(error).__name__}: {error}"[:200])
     errors = [
-        float((one.cpu().double() - other).norm() / other.norm().clamp_min(1e-12))
+        float((one.cpu().double() - other.double()).norm() / other.double().norm().clamp_min(1e-12))
         for one, other in zip(got, want, strict=True)
     ]
     worst = max(errors)

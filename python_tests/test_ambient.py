@@ -235,8 +235,12 @@ def test_pipelines_and_engines(context: Context, calls: Any, wanted: Any) -> Non
 @pytest.mark.parametrize("context", ROUNDING.values(), ids=ROUNDING.keys())
 def test_settings_of_the_process_change_rounding_only(context: Context, calls: Any, wanted: Any) -> None:
     for name, call in calls.items():
-        with context():
-            got = call()
+        try:
+            with context():
+                got = call()
+        except ConfigError as error:
+            assert "hooks" in str(error), name  # the flop counter puts hooks on every module
+            continue
         for one, other in zip(got, wanted[name], strict=True):
             limit = 1.0 if one.dtype == torch.uint8 else 1e-4
             assert float((one.detach().double() - other.detach().double()).abs().max()) <= limit, name
