@@ -105,7 +105,7 @@ def one_cell_ticks(config: ARDiffusionConfig = PAPER, *, cuda_graphs: bool = Tru
         floor_seconds=floor,
         times_the_floor=tick / floor,
         host_seconds=statistics.median(host),
-        replayed=(after.graph_replays - before.graph_replays) / (after.ticks - before.ticks),
+        replayed=(after.graph_replays - before.graph_replays) / (after.passes - before.passes),
         reason=after.eager_reason,
     )
 

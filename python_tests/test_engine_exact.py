@@ -149,4 +149,4 @@ def test_compaction_feeds_only_cells_that_change_something():
     engine = Engine(model, solver=solvers.DDIM(SCHEDULE, num_inference_steps=50), memory=Full(), max_pages=40)
     engine.submit(Request(num_frames=16, lag=5)).result()
     stats = engine.stats()
-    assert (stats.updates, stats.cells, stats.ticks) == (800, 815, 125)
+    assert (stats.updates, stats.cells, stats.passes) == (800, 815, 125)

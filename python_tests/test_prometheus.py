@@ -29,7 +29,7 @@ class Counting:
             "pages_free": 5,
             "pages_held": 11,
             "pages_total": 16,
-            "ticks": 40,
+            "passes": 40,
             "cells": 200,
             "updates": 180,
             "frames": 9,
@@ -67,7 +67,7 @@ def test_names_and_values(registry):
         "ardiff_pages_free": 5,
         "ardiff_pages_held": 11,
         "ardiff_pages_capacity": 16,
-        "ardiff_ticks_total": 40,
+        "ardiff_passes_total": 40,
         "ardiff_cells_total": 200,
         "ardiff_updates_total": 180,
         "ardiff_frames_total": 9,
@@ -170,5 +170,5 @@ def test_the_engine_itself(tiny_model, registry):
     after = samples(registry)
     assert before["ardiff_frames_total"] == 0 and after["ardiff_frames_total"] == 6
     assert before["ardiff_pages_capacity"] == after["ardiff_pages_free"] == 64
-    assert after["ardiff_ticks_total"] == engine.stats().ticks > 0
+    assert after["ardiff_passes_total"] == engine.stats().passes > 0
     assert "ardiff_first_frame_seconds" in after

@@ -269,7 +269,7 @@ def test_the_trace_of_an_engine_is_what_it_did(engine, tmp_path):
     content = json.loads((tmp_path / "trace.json").read_text())
     check_format(content)
     ticks = [event for event in slices(content, "engine") if event["name"].startswith("tick")]
-    assert len(ticks) == len(recorder.records()) == after.ticks - before.ticks
+    assert len(ticks) == len(recorder.records()) == after.passes - before.passes
     assert sum(event["args"]["updates"] for event in ticks) == after.updates - before.updates
     for number, lag in ((1, 1), (2, 4)):
         row = slices(content, f"stream {number} (seed {lag}, lag {lag})")

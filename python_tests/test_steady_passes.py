@@ -40,7 +40,7 @@ def everything(engine: Engine, streams: list[Stream]) -> list[object]:
         levels = dict(inside(stream).feeder.levels)
         seen += [stream.ticks_done, stream.state, levels, stream.frames_ready, latents]
     stats = engine.stats()
-    return [*seen, stats.ticks, stats.cells, stats.updates, stats.frames, stats.pages_held]
+    return [*seen, stats.passes, stats.cells, stats.updates, stats.frames, stats.pages_held]
 
 
 def same(a: object, b: object) -> bool:
@@ -80,10 +80,10 @@ def story(seed: int, one_by_one: bool) -> tuple[list[list[object]], list[torch.T
             pass
         passes = chance.randrange(1, 9)
         while passes > 0:
-            before = engine.stats().ticks
+            before = engine.stats().passes
             if not engine.step(1 if one_by_one else passes):
                 break
-            done = engine.stats().ticks - before
+            done = engine.stats().passes - before
             passes, most = passes - max(1, done), max(most, done)
     for stream in streams:
         stream.resume() if stream.state == "suspended" else None
@@ -123,7 +123,7 @@ def three(**options) -> tuple[Engine, list[Stream]]:
     """Three streams whose context is stored: the next passes change nothing but levels."""
     engine = engine_for(steps=STEPS, memory=Window(3))
     streams = [engine.submit(Request(num_frames=4, lag=12, seed=seed, **options)) for seed in range(3)]
-    assert engine.step() and engine.stats().ticks == 1, "the first pass stores the context"
+    assert engine.step() and engine.stats().passes == 1, "the first pass stores the context"
     return engine, streams
 
 
@@ -156,8 +156,8 @@ def test_a_callback_a_turn_and_a_waiting_reader_are_looked_at_after_every_pass()
         streams.append(engine.submit(Request(num_frames=3, lag=6, seed=2, **request)))
         while streams[2].frames_ready < 1:
             engine.step()
-        before = engine.stats().ticks
-        assert engine.step() and engine.stats().ticks == before + 1
+        before = engine.stats().passes
+        assert engine.step() and engine.stats().passes == before + 1
 
 
 def test_what_is_asked_for_meanwhile_comes_before_the_next_pass(monkeypatch):

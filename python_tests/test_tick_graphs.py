@@ -167,7 +167,7 @@ def test_a_tick_is_recorded_at_its_second_time_and_repeated_from_then_on():
     assert stats.eager_ticks == recorder.calls.count("warm up") == shapes
     assert stats.eager_reason == FIRST_OF_ITS_SHAPE
     assert stats.graphs_captured == recorder.calls.count("record") <= shapes
-    assert stats.graph_replays == recorder.calls.count("replay") == stats.ticks - shapes > 0
+    assert stats.graph_replays == recorder.calls.count("replay") == stats.passes - shapes > 0
     # Recorded, then repeated, in the same tick: recording runs nothing.
     assert recorder.calls[recorder.calls.index("record") + 1] == "replay"
     # The same videos again meet known shapes only.
@@ -195,7 +195,7 @@ def test_an_endless_stream_comes_to_repeat_all_its_ticks(memory, monkeypatch):
         engine.step(1)
     after = engine.stats()
     assert len(padded) == views, "only pages have changed"
-    assert after.graph_replays - before.graph_replays == after.ticks - before.ticks == 100
+    assert after.graph_replays - before.graph_replays == after.passes - before.passes == 100
     assert after.graphs_captured == before.graphs_captured <= 6
     assert stream.frames_ready > 70
     assert all(shape.schedule[0] == "cuda" and len(shape.schedule) == 8 for shape in graphs._entries)
@@ -252,7 +252,7 @@ def test_a_recording_that_fails_is_tried_once_and_named():
     assert all(torch.equal(a, b) for a, b in zip(plain, eager, strict=True))
     stats = engine.stats()
     assert recorder.calls.count("record") == 1
-    assert stats.graphs_captured == stats.graph_replays == 0 and stats.eager_ticks == stats.ticks
+    assert stats.graphs_captured == stats.graph_replays == 0 and stats.eager_ticks == stats.passes
     assert stats.eager_reason == "recording failed: RuntimeError: operation not permitted"
     assert stats.passes_retried == 0 and stats.streams_failed == 0
 
@@ -320,7 +320,7 @@ def test_off_on_a_cpu_unless_asked_for():
     engine = engine_for()
     engine.submit(PLAIN[0]).result()
     stats = engine.stats()
-    assert stats.eager_ticks == stats.ticks and stats.eager_reason == "no CUDA graphs on cpu"
+    assert stats.eager_ticks == stats.passes and stats.eager_reason == "no CUDA graphs on cpu"
     assert engine_for().stats().eager_reason is None
     assert not isinstance(engine._runner.ticks, TickGraphs)
     assert isinstance(engine_for(cuda_graphs=True)._runner.ticks, TickGraphs)

@@ -284,10 +284,7 @@ class Engine:
         return stream
 
     def leave(self, state: StreamState) -> None:
-        """Cancel without waiting: at once if no pass is running, else before the next one.
-
-        The collector may call this in any thread, in any line.
-        """
+        """Cancel without waiting. The collector may call this in any thread, in any line."""
         self.inbox.leave(state)
         if self._lock.acquire(blocking=False):
             try:

@@ -36,7 +36,7 @@ def engine_stats(
         pages_held=manager.held,
         pages_promised=manager.total - manager.unpromised,
         pages_total=manager.total,
-        ticks=results.passes,
+        passes=results.passes,
         cells=results.cells,
         updates=results.updates,
         frames=results.frames,

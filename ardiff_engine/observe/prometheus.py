@@ -42,7 +42,7 @@ METRICS = {
     "pages_promised": _Metric("pages_promised", False, "The most pages that the admitted streams can need."),
     # Not pages_total: that ending belongs to counters.
     "pages_total": _Metric("pages_capacity", False, "Pages of the pool."),
-    "ticks": _Metric("ticks", True, "Passes over the running streams."),
+    "passes": _Metric("passes", True, "Passes over the running streams."),
     "cells": _Metric("cells", True, "Cells fed: frames at one noise level, branches of guidance counted."),
     "updates": _Metric("updates", True, "Solver steps of frames."),
     "frames": _Metric("frames", True, "Frames that became clean."),

@@ -28,7 +28,7 @@ class EngineStats:
     pages_held: int
     pages_promised: int
     pages_total: int
-    ticks: int
+    passes: int
     cells: int
     updates: int
     frames: int
@@ -43,3 +43,8 @@ class EngineStats:
     graph_replays: int
     eager_ticks: int
     eager_reason: str | None
+
+    @property
+    def ticks(self) -> int:
+        """The older name of `passes`."""
+        return self.passes
