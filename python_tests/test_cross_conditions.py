@@ -122,6 +122,16 @@ def test_a_condition_goes_with_the_last_tensor_that_has_it(video: WanVideo) -> N
     assert all(torch.equal(t[:, lists[1]], k) for t, k in zip((pages.k, pages.v), kept, strict=True))
 
 
+def test_a_memory_plan_counts_prompts(video: WanVideo) -> None:
+    solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
+    guided = request(1, guidance_scale=2.0)
+    plan = ade.Engine.memory_plan(video, solver=solver, memory=Full(), request=guided, streams=3)
+    store = ConditionStore(video)
+    pages = store.of_pass([(torch.stack([video.condition(prompt(seed))]), 1) for seed in (1, 2)])
+    assert plan.conditions_bytes == 3 * 2 * (pages.k.nbytes + pages.v.nbytes) // 2  # a pool of two
+    assert plan.total_bytes > plan.conditions_bytes and "conditions" in str(plan)
+
+
 def test_another_prompt_on_the_way(video: WanVideo) -> None:
     """From then on the stream is what a fork with the new prompt is; the old one stays for its fork."""
     engine = engine_of(video)

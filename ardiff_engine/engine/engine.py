@@ -36,6 +36,7 @@ from ardiff_engine.engine.stream_edits import Editor
 from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.errors import EngineBusyError, wrapped
 from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
+from ardiff_engine.models.agreement import check_spec, checked_condition, checked_null_condition
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.observe.recorder import Recorder
 from ardiff_engine.observe.stats import EngineStats
@@ -77,6 +78,7 @@ class Engine:
         cuda_graphs: bool | None = None,
     ) -> None:
         check_model(model)
+        check_spec(model.spec)
         model.freeze()
         self.model = model
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
@@ -142,11 +144,14 @@ class Engine:
         steps = tuple(own.num_steps for own in tracks_of(solver))
         admission = admit(request, spec, policy, steps)
         need, branches = admission.need, len(admission.weights)
-        conditions = [self.model.condition(request.condition)]
+        conditions = [checked_condition(self.model, request.condition)]
         if branches > 1:
             negative = request.negative_condition
-            own = self.model.null_condition() if negative is None else self.model.condition(negative)
-            conditions.append(own)
+            conditions.append(
+                checked_null_condition(self.model)
+                if negative is None
+                else checked_condition(self.model, negative)
+            )
         given: tuple[torch.Tensor, ...] = ()
         if request.prefix is not None:
             # Copied now: the caller may reuse the tensor.

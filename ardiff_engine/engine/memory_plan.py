@@ -24,7 +24,8 @@ class MemoryPlan:
     """Bytes for `streams` videos at a time.
 
     weights_bytes: on the CPU with the packed copies of the linear layers. workspace_bytes: of the largest
-        pass, estimated from above.
+        pass, estimated from above. conditions_bytes: K and V of cross conditions, one for each stream and
+        branch; streams with the same one share it.
     """
 
     streams: int
@@ -33,6 +34,7 @@ class MemoryPlan:
     weights_bytes: int
     tables_bytes: int
     workspace_bytes: int
+    conditions_bytes: int = 0
 
     @property
     def pages(self) -> int:
@@ -44,16 +46,19 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.tables_bytes + self.pages_bytes + self.workspace_bytes
+        fixed = self.weights_bytes + self.tables_bytes + self.conditions_bytes
+        return fixed + self.pages_bytes + self.workspace_bytes
 
     def __str__(self) -> str:
-        rows = (
+        rows = [
             ("weights", self.weights_bytes, ""),
             ("tables", self.tables_bytes, ""),
             ("pages", self.pages_bytes, f"{self.streams} streams x {self.pages_per_stream} pages"),
             ("workspace", self.workspace_bytes, "largest pass, all streams together"),
             ("total", self.total_bytes, f"max_pages={self.pages}"),
-        )
+        ]
+        if self.conditions_bytes:
+            rows.insert(3, ("conditions", self.conditions_bytes, "K and V of prompts, at most"))
         return "\n".join(f"{name:<18} {size / MIB:10.1f} MiB  {note}".rstrip() for name, size, note in rows)
 
 
@@ -78,7 +83,16 @@ def memory_plan(
         weights_bytes=footprint.weights,
         tables_bytes=footprint.tables,
         workspace_bytes=footprint.workspace,
+        conditions_bytes=streams * branches * condition_bytes(spec, model.dtype.itemsize),
     )
+
+
+def condition_bytes(spec: ModelSpec, item: int) -> int:
+    """K and V of one cross condition in all layers, in whole pages."""
+    if spec.condition.kind != "cross":
+        return 0
+    rows = choose_page_rows(spec.condition.tokens)
+    return 2 * spec.layers * spec.kv_heads * -(-spec.condition.tokens // rows) * rows * spec.head_dim * item
 
 
 def bytes_per_page(spec: ModelSpec, item: int) -> int:

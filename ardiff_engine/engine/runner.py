@@ -28,6 +28,7 @@ from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import wrapped
 from ardiff_engine.host_copy import HostCopy
+from ardiff_engine.models.agreement import check_output
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.ranges import annotate
 
@@ -62,6 +63,7 @@ class Forward:
             condition = None if batch.condition is None else batch.condition.to(self.dtype)
             x = batch.x.to(self.dtype)
             out = self._model(x, batch.cells, self._schedules.tables, condition).float()
+            check_output(self._model, x, out)
         computed = time.perf_counter()
         with annotate("ardiff.solver"):
             latents, history = self._solve(batch, out)

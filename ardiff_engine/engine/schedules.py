@@ -15,6 +15,7 @@ import torch
 
 from ardiff_engine.diffusion.solvers import Solver, look_back
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.models.agreement import checked_tables
 from ardiff_engine.models.protocol import Tables, VideoModel
 
 Tracks = Solver | tuple[Solver, ...]
@@ -87,7 +88,7 @@ class Schedules:
         device = self._model.device
         tracks = tracks_of(solver)
         timesteps = [t for own in tracks for t in (*own.timesteps.tolist(), own.waiting_timestep)]
-        table = self._model.tables(torch.tensor(timesteps, dtype=torch.float32, device=device))
+        table = checked_tables(self._model, torch.tensor(timesteps, dtype=torch.float32, device=device))
         return table, torch.cat([own.coefficients for own in tracks]).to(device, torch.float32)
 
     def _added(self, key: object, solver: Tracks) -> ScheduleRows:

@@ -22,6 +22,7 @@ from ardiff_engine.engine.starting_noise import StartingNoise
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError, StreamClosedError, explain
 from ardiff_engine.memory import PagePool
+from ardiff_engine.models.agreement import checked_condition
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.plan import Plan
 
@@ -68,11 +69,11 @@ class Editor:
                     fix="Choose one of them.",
                 )
             )
-        conditions = [self._model.condition(condition)]
+        conditions = [checked_condition(self._model, condition)]
         if len(state.weights) > 1:
             negative = negative_condition
             kept = state.conditions[1]
-            conditions.append(kept if negative is None else self._model.condition(negative))
+            conditions.append(kept if negative is None else checked_condition(self._model, negative))
         feeder = state.feeder
         first, floor = feeder.oldest_unfinished, feeder.floor
         recommitted: list[int] = []

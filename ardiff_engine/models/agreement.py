@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a network is what its spec says: checked when an engine is built, at submit, and on its output."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ardiff_engine.errors import ConfigError, TensorError
+from ardiff_engine.models.protocol import Tables, VideoModel
+from ardiff_engine.models.spec import ModelSpec
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """ConfigError for sizes that no network can have, before anything is allocated by them."""
+    names = ("num_frames", "tokens_per_frame", "channels", "layers", "heads", "kv_heads", "head_dim")
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"ModelSpec.{name}: got {value!r}, expected a whole number >= 1.")
+    if spec.heads % spec.kv_heads:
+        raise ConfigError(
+            f"ModelSpec: got {spec.heads} heads, expected a multiple of kv_heads {spec.kv_heads}."
+        )
+    condition = spec.condition
+    known = condition.kind in ("joint", "cross", "none")
+    if not known or (condition.tokens < 1) != (condition.kind == "none"):
+        raise ConfigError(
+            f"ModelSpec.condition: got {condition.kind!r} with {condition.tokens} tokens, expected 'joint' "
+            "or 'cross' with tokens, or 'none' with 0."
+        )
+
+
+def checked_tables(model: VideoModel, timesteps: torch.Tensor) -> Tables:
+    """`model.tables`; ConfigError if a frame's row would lie beyond them."""
+    tables = model.tables(timesteps)
+    levels = np.arange(len(timesteps))
+    shapes = [list(part.shape) for part in tables.parts]
+    rows = {part.shape[-3] if part.ndim >= 3 else -1 for part in tables.parts}
+    last = int(max(model.frame_rows(levels, firsts).max() for firsts in (levels, np.zeros_like(levels))))
+    if len(rows) != 1 or last >= max(rows):
+        raise ConfigError(
+            f"tables of {type(model).__name__} for {len(timesteps)} timesteps: got {shapes}, expected "
+            f"[..., rows, values, width] with more than {last} rows, which frame_rows asks for."
+        )
+    return tables
+
+
+def checked_condition(model: VideoModel, given: torch.Tensor | int | None) -> torch.Tensor:
+    """`model.condition`; TensorError if it is not of the shape that the spec states."""
+    return _of_shape(model, model.condition(given))
+
+
+def checked_null_condition(model: VideoModel) -> torch.Tensor:
+    """`model.null_condition`, likewise."""
+    return _of_shape(model, model.null_condition())
+
+
+def check_output(model: VideoModel, x: torch.Tensor, out: torch.Tensor) -> None:
+    """TensorError unless a network gave one output for each number of its input."""
+    if out.shape != x.shape:
+        raise TensorError(
+            f"output of {type(model).__name__}: got {list(out.shape)}, expected {list(x.shape)}, as x."
+        )
+
+
+def _of_shape(model: VideoModel, condition: torch.Tensor) -> torch.Tensor:
+    expected = model.spec.condition.shape
+    if tuple(condition.shape) != tuple(expected):
+        raise TensorError(
+            f"condition of {type(model).__name__}: got {list(condition.shape)}, expected {list(expected)}, "
+            "as in its spec."
+        )
+    return condition
