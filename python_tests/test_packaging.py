@@ -197,6 +197,8 @@ def test_make_wheel_and_its_wheel_needs_no_compiler(tmp_path: Path) -> None:
     assert native["openmp"] and len(facts["openmp"]) == 1, facts["openmp"]
     assert Path(facts["sources"]).is_relative_to(home)
     assert facts["backends"]["bias_gelu"]["cpu"]["backend"] == "cpu"
+    # Every op against its formula, without tests or compilers. `run` raises if one is off.
+    run([python_there, "-m", "ardiff_engine.info", "--check"], cwd=tmp_path, env=environment)
 
 
 @needs_nvcc
