@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ardiff_engine.device import DEVICE_WIDE_CALLS, usable_device
+from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.errors import (
     ArdiffError,
     BackendNotAvailableError,
@@ -105,8 +105,13 @@ def check_device(device: str | torch.device) -> None:
         PageTableError: ids out of range; names the ops.
         KernelError: CUDA reports a failed kernel.
     """
-    device = _with_index(usable_device(device))
-    bits = error_bits(device)
+    try:
+        device = _with_index(torch.device(device))
+        bits = error_bits(device)
+    except ArdiffError:
+        raise
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        raise KernelError(f"device {device!r:.80} cannot be used here: {error}") from error
     try:
         if device.type == "cuda":
             with DEVICE_WIDE_CALLS:

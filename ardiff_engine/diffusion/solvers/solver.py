@@ -80,7 +80,10 @@ def spaced_steps(schedule: NoiseSchedule, num_steps: int) -> SpacedSteps:
     Use 20 steps or more unless the network was trained for fewer.
     """
     total = instance("schedule", schedule, NoiseSchedule).num_timesteps
-    steps = None if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") else index(num_steps)
+    try:
+        steps = None if isinstance(num_steps, bool) else index(num_steps)
+    except TypeError:
+        steps = None
     if steps is None or not 1 <= steps <= total:
         raise ConfigError(
             explain(
