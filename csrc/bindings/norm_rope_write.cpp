@@ -17,8 +17,8 @@ ardiff::NormRopeWriteParamsOf<T> norm_rope_write_params(
     std::uintptr_t positions, std::uintptr_t q, std::uintptr_t q_weight, std::uintptr_t q_bias,
     std::uintptr_t k_weight, std::uintptr_t k_bias, std::uintptr_t qkv_bias, std::uintptr_t frequencies,
     std::uintptr_t angles, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads, std::int64_t dim,
-    std::int64_t axes, std::int64_t pages, std::int64_t page_rows, std::int64_t page_stride, std::int64_t head_stride,
-    std::int64_t row_stride, int norm, float eps) {
+    std::int64_t axes, std::int64_t pages, std::int64_t page_rows, std::int64_t page_stride,
+    std::int64_t head_stride, std::int64_t row_stride, int norm, float eps) {
   ardiff::NormRopeWriteParamsOf<T> p{};
   p.qkv = pointer<const T>(qkv);
   p.k_pages = pointer<T>(k_pages);
