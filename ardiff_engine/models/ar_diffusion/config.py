@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from ardiff_engine.arguments import integer
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models.spec import ConditionSpec, ModelSpec
 from ardiff_engine.settings import MAX_LAYERS, MAX_SIZE
@@ -91,6 +92,8 @@ class ARDiffusionConfig:
                     fix="Change width or heads.",
                 )
             )
+        if self.num_classes is not None:
+            integer("ARDiffusionConfig.num_classes", self.num_classes)
         if self.num_classes is not None and not 1 <= self.num_classes <= MAX_SIZE:
             raise ConfigError(
                 explain(
