@@ -92,7 +92,6 @@ class Engine:
         self._schedules = Schedules(model, solver)
         forward = Forward(model, self._schedules)
         ticks = ticks_for(forward, self._schedules, model.spec, self.device, cuda_graphs)
-        # The inbox alone: a method of the engine would keep the engine alive with its streams.
         packer = Packer(model, self.pool, self._schedules)
         self._runner = Runner(packer, forward, ticks, self.inbox.__bool__)
         again = self._runner.tried_again
@@ -324,9 +323,8 @@ class Engine:
             self._results.finish()
         if self._recorders:
             alive, passes = list(self._scheduler.streams.values()), self._results.passes
-            records = pass_records(run, passes, started, planned, alive, self.pool.manager)
             for recorder in self._recorders:
-                recorder.extend(records)
+                recorder.extend(pass_records(run, passes, started, planned, alive, self.pool.manager))
         return True
 
     @contextlib.contextmanager
