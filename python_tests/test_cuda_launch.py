@@ -8,7 +8,7 @@ import torch
 
 from ardiff_engine.errors import KernelError, PageTableError
 from ardiff_engine.ops import cuda_launch
-from ardiff_engine.ops.cuda_launch import check_device, error_bits
+from ardiff_engine.ops.cuda_launch import check_device, error_bits, own_words
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 BAD_SLOT = 2  # csrc/include/ardiff/device_error.h
@@ -28,6 +28,18 @@ def test_a_finding_is_raised_once(words):
     with pytest.raises(PageTableError, match="a slot outside the page pool"):
         check_device("cpu")
     check_device("cpu")
+
+
+def test_an_owner_answers_for_its_own_kernels_alone(words):
+    own: dict[torch.device, torch.Tensor] = {}
+    with own_words(own):
+        error_bits(CPU).fill_(BAD_SLOT)
+    check_device("cpu")
+    with own_words(own), pytest.raises(PageTableError):
+        check_device("cpu")
+    with own_words(own):
+        check_device("cpu")
+    assert not words[CPU].any() and not own[CPU].any() and words[CPU] is not own[CPU]
 
 
 def test_a_word_made_in_inference_mode_can_be_cleared_outside_of_it(words):

@@ -30,7 +30,7 @@ from ardiff_engine.errors import NumericalError, PageTableError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
 from ardiff_engine.ops import attention_work
 from ardiff_engine.ops.backend import Choice
-from ardiff_engine.ops.cuda_launch import error_bits
+from ardiff_engine.ops.cuda_launch import check_device
 
 CAUSAL = ("separate_norm", "temporal_causal", "rope")
 MODELS = [
@@ -308,11 +308,17 @@ def test_what_kernels_cannot_raise_fails_the_pass_that_met_it():
     engine = engine_for(cuda_graphs=True)
     struck = [engine.submit(request) for request in PLAIN[:2]]
     engine.step(1)
-    error_bits(engine.device).fill_(8)
+    other = engine_for(cuda_graphs=True)
+    spared = other.submit(PLAIN[2])
+    other.step(1)
+    engine._runner.error_words[engine.device].fill_(8)
+    other.step(1)
     engine.step(1)
     for stream in struck:
         with pytest.raises(PageTableError, match="a page or row outside the pool"):
             stream.result()
+    assert torch.equal(spared.result(), engine_for().submit(PLAIN[2]).result())
+    check_device(engine.device)  # nor does it reach whoever calls ops directly
     assert torch.equal(engine.submit(PLAIN[2]).result(), engine_for().submit(PLAIN[2]).result())
 
 

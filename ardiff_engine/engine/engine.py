@@ -58,11 +58,10 @@ class Engine:
     max_batch_tokens: tokens that one pass takes at most; streams then take turns, longest wait first, and one
         that needs more runs alone.
     max_waiting: videos that may wait for pages; beyond that, and by default, `submit` refuses.
-    cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. `stats()` says what was
-        recorded. True on the CPU runs over the same padded buffers and records nothing, for tests.
+    cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. True on the CPU runs over
+        the same padded buffers and records nothing, for tests.
 
-    The engine freezes its model: weights are packed and tables computed when it is built. After changing
-    weights, hooks or layers, build a new engine.
+    The engine freezes its model. After changing weights, hooks or layers, build a new engine.
     """
 
     @ordinary_mode()

@@ -21,7 +21,7 @@ from ardiff_engine.engine.runner import Outcome, Run, Runner, good
 from ardiff_engine.engine.scheduler import Scheduler
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import ArdiffError, NumericalError, explain, wrapped
-from ardiff_engine.ops.cuda_launch import check_device
+from ardiff_engine.ops.cuda_launch import check_device, own_words
 
 Clean = list[tuple[int, torch.Tensor, torch.Tensor]]
 """Frames that became clean: number, the stream's copy, the reader's."""
@@ -141,7 +141,8 @@ class Results:
 
     def _fail_all(self, outcome: Outcome) -> None:
         try:
-            check_device(self._device)
+            with own_words(self._runner.error_words):
+                check_device(self._device)
         except ArdiffError as error:
             for state, _ in outcome.work:
                 self._fail(state, error)

@@ -30,6 +30,7 @@ from ardiff_engine.errors import wrapped
 from ardiff_engine.host_copy import HostCopy
 from ardiff_engine.models.agreement import check_output
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.ops.cuda_launch import ErrorWords, own_words
 from ardiff_engine.ranges import annotate
 
 T = TypeVar("T")
@@ -145,7 +146,8 @@ class Run:
 
 
 class Runner:
-    """stop: whether something waits to be done between two passes. retried: passes run again, so far."""
+    """stop: whether something waits to be done between two passes. retried: passes run again, so far.
+    error_words: what kernels of this engine find; those of another one do not reach its streams."""
 
     def __init__(
         self, packer: Packer, forward: Forward, ticks: EagerTicks | TickGraphs, stop: Callable[[], bool]
@@ -153,6 +155,7 @@ class Runner:
         self.packer = packer
         self.ticks = ticks
         self.retried = 0
+        self.error_words: ErrorWords = {}
         self._forward = forward
         self._stop = stop
 
@@ -224,7 +227,8 @@ class Runner:
             batch = self.packer.pack(work, inputs)
         packed = time.perf_counter()
         try:
-            computed = self.ticks.run(batch)
+            with own_words(self.error_words):
+                computed = self.ticks.run(batch)
         finally:
             ended = time.perf_counter()
             run.compute_seconds += ended - packed

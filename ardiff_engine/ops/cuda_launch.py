@@ -3,11 +3,14 @@
 
 A kernel cannot raise. It skips an id that is out of range, sets a bit in one int32 of its device, and the bit
 stays until `check_device` looks: at the end of a batch or a test, not in a hot loop, because it waits for
-the device.
+the device. An engine must not answer for the kernels of others: it has int32s of its own (`own_words`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,8 +28,10 @@ from ardiff_engine.ops.cuda_route import cuda, why_no_cuda
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # csrc/include/ardiff/device_error.h
-# Per device, for the life of the process: graphs hold their addresses.
-_ERROR_WORDS: dict[torch.device, torch.Tensor] = {}
+ErrorWords = dict[torch.device, torch.Tensor]
+"""By device, for the life of their owner: graphs hold their addresses."""
+_ERROR_WORDS: ErrorWords = {}
+_OWN: ContextVar[ErrorWords | None] = ContextVar("own_error_words", default=None)
 _FINDINGS = {
     1: "modulate or gate_residual: a frame id without a row (its output row is NaN)",
     2: "norm_rope_write_: a slot outside the page pool (it was not written)",
@@ -67,13 +72,28 @@ def has_kernel(kernel: str) -> bool:
     return hasattr(_module(), kernel)
 
 
+@contextmanager
+def own_words(words: ErrorWords) -> Iterator[None]:
+    """Within the block, kernels that this thread starts, and its `check_device`, use these words."""
+    before = _OWN.set(words)
+    try:
+        yield
+    finally:
+        _OWN.reset(before)
+
+
+def _words() -> ErrorWords:
+    own = _OWN.get()
+    return _ERROR_WORDS if own is None else own
+
+
 def error_bits(device: torch.device) -> torch.Tensor:
     """The int32 of a device that its kernels set bits in.
 
     Raises:
         KernelError: the first call for this device is within a CUDA graph capture.
     """
-    bits = _ERROR_WORDS.get(device)
+    bits = _words().get(device)
     return _new_error_word(device) if bits is None else bits
 
 
@@ -95,7 +115,7 @@ def _new_error_word(device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         with DEVICE_WIDE_CALLS:
             torch.cuda.synchronize(device)  # kernels on other streams set bits in it
-    return _ERROR_WORDS.setdefault(device, bits)
+    return _words().setdefault(device, bits)
 
 
 def check_device(device: str | torch.device) -> None:
