@@ -47,7 +47,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ignore=shutil.ignore_patterns("*.so", "__pycache__", "assets"),
     )
     (root / "python_tests").mkdir()
-    shutil.copy(ROOT / "python_tests" / "native_isa.py", root / "python_tests")
+    for name in ("native_isa.py", "effort.py"):
+        shutil.copy(ROOT / "python_tests" / name, root / "python_tests")
     page = (ROOT / "docs" / "add_a_kernel.md").read_text()
     files = re.findall(r"^```(?:cpp|python)\n(?://|#) (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(files) == 6

@@ -55,8 +55,7 @@ class Engine:
     memory: RecomputedWindow(model's num_frames) if not given.
     max_pages: size of the page pool, allocated here: max_pages * layers * 2 * heads * page_rows * head_dim
         numbers; a fraction is a share of the memory that is free now.
-    max_batch_tokens: tokens that one pass takes at most; streams then take turns, longest wait first, and one
-        that needs more runs alone.
+    max_batch_tokens: tokens of one pass; streams take turns, longest wait first; what needs more runs alone.
     max_waiting: videos that may wait for pages; beyond that, and by default, `submit` refuses.
     cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. True on the CPU runs over
         the same padded buffers and records nothing, for tests.
