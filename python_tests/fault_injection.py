@@ -18,7 +18,7 @@ from inside import inside, poison
 
 from ardiff_engine import ops
 from ardiff_engine.engine import Engine, Stream
-from ardiff_engine.engine.batch import Packer
+from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.models.dit.native_block import NativeBlocks
@@ -115,7 +115,8 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
             faulty = fault.around(call)
             return lambda state, *rest: (faulty if state is inside(host) else call)(state, *rest)
 
-        wrap(Packer, "pack", lambda _, *arguments: pass_.pack(*arguments))
+        wrap(Packer, "pack", lambda _, work: pass_.pack(work))
+        wrap(Batch, "following", lambda batch, *inputs: pass_.following(batch, *inputs))
         if fault.place == "plan":
             wrap(inside(host).feeder, "next", fault.around(inside(host).feeder.next))
         elif fault.place == "pages":
@@ -141,7 +142,7 @@ class _Pass:
     def __init__(self, fault: Fault, engine: Engine) -> None:
         self._fault, self._spec = fault, engine.model.spec
         pack, packer = Packer.pack, engine._runner.packer
-        self._pack: Callable[..., Any] = lambda *arguments: pack(packer, *arguments)
+        self._pack, self._following = partial(pack, packer), Batch.following
         self._write, self._solve = ops.norm_rope_write_, ops.solver_step
         self._run = NativeBlocks.run
         self._work: Work = []
@@ -156,16 +157,23 @@ class _Pass:
         assert self._fault.victim is not None
         return inside(self._fault.victim)
 
-    def pack(self, work: Work, *inputs: Any) -> Any:
-        self._work, self._layer = work, 0
+    def pack(self, work: Work) -> Batch:
+        self._work = work
+        return self._packing(partial(self._pack, work))
+
+    def following(self, batch: Batch, *inputs: Any) -> Batch:
+        return self._packing(partial(self._following, batch, *inputs))
+
+    def _packing(self, pack: Callable[[], Batch]) -> Batch:
+        self._layer = 0
         here = self._fault.place == "pack" and self._due()
         if here and self._fault.kind == "nan":
             assert self._fault.victim is not None
             poison(self._fault.victim)
         if here and self._fault.early:
             self._fault.strike()
-        batch = self._pack(work, *inputs)
-        self._updates = [state for state, feed in work for _ in feed.roster.updated]
+        batch = pack()
+        self._updates = [state for state, feed in self._work for _ in feed.roster.updated]
         if here and not self._fault.early and self._fault.due():
             self._fault.strike()
         return batch

@@ -7,7 +7,7 @@ From pass to pass mostly levels change, so everything else is kept in a `Layout`
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class Batch:
         [U] rows of the coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any,
         `history` float32 [P, U, L, C] the predictions of the P steps before, the latest first, None if no
         solver looks back.
+    row_moves: int32 [T], what `cells.frame_ids` rise by from pass to pass.
     """
 
     cells: CellBatch
@@ -41,10 +42,18 @@ class Batch:
     coefficients: torch.Tensor
     keys: torch.Tensor | None
     history: torch.Tensor | None = None
+    row_moves: torch.Tensor | None = None
 
-
-Inputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-"""x, condition and history, as in Batch."""
+    def following(self, x: torch.Tensor, history: torch.Tensor | None) -> Batch:
+        """The same cells one pass later, each one that moves at its next level."""
+        assert self.row_moves is not None, "packed on the host"
+        keys = self.keys
+        if keys is not None:
+            keys = keys.clone()
+            keys[:, 4] += 1
+        cells = replace(self.cells, frame_ids=self.cells.frame_ids + self.row_moves)
+        coefficients = self.coefficients + 1
+        return replace(self, cells=cells, x=x, coefficients=coefficients, keys=keys, history=history)
 
 
 class Packer:
@@ -61,9 +70,8 @@ class Packer:
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
         self.conditions = ConditionStore(model) if model.spec.condition.kind == "cross" else None
 
-    def pack(self, work: Work, inputs: Inputs | None = None) -> Batch:
-        """inputs: None: those that the streams have."""
-        x, condition, history = self._inputs(work) if inputs is None else inputs
+    def pack(self, work: Work) -> Batch:
+        x, condition, history = self._inputs(work)
         layout = self._layout(work)
         passed = np.array([feed.passed for _, feed in work], np.int32)
         risen = passed[layout.update_owners]
@@ -91,6 +99,7 @@ class Packer:
             coefficients=torch.from_numpy(layout.coefficients + risen),
             keys=None if keys is None else torch.from_numpy(keys),
             history=history,
+            row_moves=torch.from_numpy(layout.row_moves),
         )
 
     def _layout(self, work: Work) -> Layout:
@@ -109,7 +118,8 @@ class Packer:
             return None
         return self.conditions.of_pass([(state.conditions, len(feed.roster.frames)) for state, feed in work])
 
-    def _inputs(self, work: Work) -> Inputs:
+    def _inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """x, condition and history, as in Batch, as the streams have them."""
         conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]
         latents: list[torch.Tensor] = []
         for state, feed in work:

@@ -17,8 +17,8 @@ class Roster:
     While cells only go from level to level it stays the same object, so that what depends on it alone
     (pages, views, positions) is looked up and not computed again.
 
-    frames: of each cell; a frame that is moved and stored in one pass has two. updates: which of them the
     frames: of each cell; a frame that is both moved and stored in a pass has two. updates: which of them the
+        solver moves. levels: row of its track's timesteps in the first pass, that after the last for a frame
         that waits to start. steps: of its track; tracks: which one that is.
     views: what each cell sees, its own frame included. copies: which copy of its K/V it writes. positions:
         where it stands. kept: frames whose pages and latents stay.

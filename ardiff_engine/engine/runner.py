@@ -13,13 +13,14 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from ardiff_engine import ops
 from ardiff_engine.device import DEVICE_WIDE_CALLS, upload
-from ardiff_engine.engine.batch import Batch, Inputs, Packer
+from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.cuda.graphs import Computed, EagerTicks, TickGraphs
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
@@ -200,31 +201,33 @@ class Runner:
 
     def _passes(self, work: Work, passes: int, run: Run) -> Outcome:
         """Raises if the first one does. A later one that fails has not been: it is done again."""
-        batch, computed = self._pass(work, None, run)
+        batch, computed = self._pass(partial(self.packer.pack, work), run)
         cells, latents, findings = batch.x.shape[0], computed.latents, [computed.findings]
         on_host = batch.x.device.type == "cpu"
+        if passes > 1 and on_host and not good(computed.findings):
+            passes = 1
         source = _source(work, batch.x.device) if passes > 1 else None
         for _ in range(1, passes):
-            if self._stop() or (on_host and not good(findings[-1])):
+            if self._stop():
                 break
-            later = [(state, Feed(feed.roster, feed.passed + 1)) for state, feed in work]
             try:
                 x = latents if source is None else torch.cat([latents, batch.x])[source]
-                batch, later_computed = self._pass(later, (x, batch.condition, computed.history), run)
+                batch, later = self._pass(partial(batch.following, x, computed.history), run)
             except Exception:
                 break
-            if on_host and not good(later_computed.findings):
+            if on_host and not good(later.findings):
                 break
-            work, computed = later, later_computed
-            latents = computed.latents
+            computed, latents = later, later.latents
             findings.append(computed.findings)
+        if len(findings) > 1:
+            work = [(state, Feed(feed.roster, feed.passed + len(findings) - 1)) for state, feed in work]
         return Outcome(work, cells, latents, computed.history, findings)
 
-    def _pass(self, work: Work, inputs: Inputs | None, run: Run) -> tuple[Batch, Computed]:
+    def _pass(self, pack: Callable[[], Batch], run: Run) -> tuple[Batch, Computed]:
         forward = self._forward
         began, model, solver = time.perf_counter(), forward.model_seconds, forward.solver_seconds
         with annotate("ardiff.pack"):
-            batch = self.packer.pack(work, inputs)
+            batch = pack()
         packed = time.perf_counter()
         try:
             with own_words(self.error_words):
