@@ -141,7 +141,7 @@ def _read(
 
     if unheard:
         # As after a fork: the thread is gone, and nobody says so.
-        with mock.patch.object(decode_worker._Work, "run", lambda self: None):
+        with mock.patch.object(decode_worker._Work, "_run", lambda self: None):
             read(case.victim)
     if case.kind == "slow reader":
         read(case.victim)

@@ -30,7 +30,7 @@ PATIENCE = 20.0
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert not decoding_threads()
+    assert eventually(lambda: not decoding_threads())
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_a_submitter_that_waits_hears_of_the_failure_and_the_reader_gets_it():
 @pytest.mark.parametrize("pieces", [0, 1, 5])
 def test_a_thread_that_is_gone_is_noticed(monkeypatch, pieces):
     """As after a fork: nobody decodes, and nobody says so."""
-    monkeypatch.setattr(decode_worker._Work, "run", lambda self: None)
+    monkeypatch.setattr(decode_worker._Work, "_run", lambda self: None)
     with DecodeWorker(lambda piece: piece, most_waiting=2) as worker:
         for piece in range(pieces):
             worker.submit(piece)
@@ -229,7 +229,7 @@ def test_a_thread_that_is_gone_is_noticed(monkeypatch, pieces):
 
 def test_a_thread_that_dies_under_a_waiting_reader_is_noticed(monkeypatch):
     dies = threading.Event()
-    monkeypatch.setattr(decode_worker._Work, "run", lambda self: dies.wait(PATIENCE))
+    monkeypatch.setattr(decode_worker._Work, "_run", lambda self: dies.wait(PATIENCE))
     with DecodeWorker(lambda piece: piece, most_waiting=2) as worker:
         worker.submit(0)
         reader, outcome = in_thread(worker.take)
@@ -271,7 +271,18 @@ def test_a_forgotten_worker_is_collected_and_its_thread_ends():
     worker.submit(0)
     del worker
     gc.collect()
-    assert not decoding_threads()
+    assert eventually(lambda: not decoding_threads())
+
+
+def test_who_collects_a_forgotten_worker_does_not_wait_for_its_picture():
+    gate = Gate()
+    worker = DecodeWorker(gate, most_waiting=1)
+    worker.submit(0)
+    assert eventually(lambda: gate.began == [0])
+    del worker
+    gc.collect()
+    assert decoding_threads()
+    gate.open(1)
 
 
 def test_dropped_inside_its_own_thread_it_does_not_wait_for_itself():
@@ -284,7 +295,7 @@ def test_dropped_inside_its_own_thread_it_does_not_wait_for_itself():
         return piece
 
     holder.append(DecodeWorker(decode, most_waiting=1))
-    thread = holder[0]._thread
+    (thread,) = decoding_threads()
     holder[0].submit(0)
     ready.set()
     thread.join(PATIENCE)
@@ -446,7 +457,7 @@ def test_a_decoder_that_raises_in_a_call_is_a_typed_error(pipe, monkeypatch, k):
 
 @pytest.mark.parametrize("call", [False, True])
 def test_a_dead_thread_ends_pipelines_too(pipe, monkeypatch, call):
-    monkeypatch.setattr(decode_worker._Work, "run", lambda self: None)
+    monkeypatch.setattr(decode_worker._Work, "_run", lambda self: None)
     with pytest.raises(ArdiffError, match="thread that is gone"):
         if call:
             pipe(lag=2, progress=False, **OPTIONS)

@@ -9,6 +9,7 @@ CUDA: the thread works on a stream of its own, which waits for the latents and f
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections import deque
@@ -53,12 +54,11 @@ class DecodeWorker(Generic[Piece, Picture]):
             raise ConfigError(
                 explain("DecodeWorker.most_waiting", got=most_waiting, expected=">= 1", fix="Use 1.")
             )
+        # Its thread holds no reference to this object, so that a forgotten worker is collected and its thread
+        # ends. Nobody waits for that: the collector may run in a pass, or in the thread itself.
         self._work: _Work[Piece, Picture] = _Work(decoder, most_waiting, torch.device(device))
-        # Holds no reference to this object, so that a forgotten worker is collected and its thread ends.
-        self._thread = threading.Thread(target=self._work.run, name="ardiff-decode", daemon=True)
-        self._thread.start()
-        # Also runs at exit: a daemon thread inside PyTorch must not be there when the interpreter goes.
-        self._stop = weakref.finalize(self, _stop, self._work, self._thread)
+        self._work.start()
+        weakref.finalize(self, self._work.close).atexit = False
 
     def submit(self, piece: Piece) -> None:
         """Queue a piece; waits while `most_waiting` others do.
@@ -70,10 +70,10 @@ class DecodeWorker(Generic[Piece, Picture]):
         work = self._work
         event = work.record()
         with work.changed:
-            while len(work.pieces) >= work.most_waiting and work.going(self._thread):
+            while len(work.pieces) >= work.most_waiting and work.going:
                 work.changed.wait(CHECK_SECONDS)
             work.check_open()
-            if work.going(self._thread):
+            if work.going:
                 work.pieces.append((piece, event))
                 work.unread += 1
                 work.changed.notify_all()
@@ -88,7 +88,7 @@ class DecodeWorker(Generic[Piece, Picture]):
         """True if `take()` would not wait: there is a result, or an error to raise."""
         work = self._work
         with work.changed:
-            return bool(work.pictures) or (not work.closed and not work.going(self._thread))
+            return bool(work.pictures) or (not work.closed and not work.going)
 
     def take(self) -> Picture:
         """The next result; waits until it is there.
@@ -98,13 +98,13 @@ class DecodeWorker(Generic[Piece, Picture]):
         """
         work = self._work
         with work.changed:
-            while not work.pictures and work.unread and work.going(self._thread):
+            while not work.pictures and work.unread and work.going:
                 work.changed.wait(CHECK_SECONDS)
             work.check_open()
             if work.pictures:
                 work.unread -= 1
                 return work.pictures.popleft()
-            if not work.going(self._thread):
+            if not work.going:
                 error = work.failure()
                 work.close()
                 raise error
@@ -114,8 +114,7 @@ class DecodeWorker(Generic[Piece, Picture]):
 
     def close(self) -> None:
         """Drop all that waits; return once the thread has ended, after the piece in hand. Idempotent."""
-        self._stop()
-        _join(self._thread)  # the line above does nothing where another thread is in it already
+        self._work.stop()
 
     def __enter__(self) -> DecodeWorker[Piece, Picture]:
         return self
@@ -141,12 +140,13 @@ class _Work(Generic[Piece, Picture]):
         self.changed = threading.Condition()
         self._decoder = decoder
         self._device = device
+        self._thread = threading.Thread(target=self._run, name="ardiff-decode", daemon=True)
         self._ended = False
         self._error: BaseException | None = None
 
     # --- in the thread
 
-    def run(self) -> None:
+    def _run(self) -> None:
         try:
             on_side: AbstractContextManager[object] = nullcontext()
             if self._device.type == "cuda":
@@ -165,6 +165,7 @@ class _Work(Generic[Piece, Picture]):
                 self._ended = True
                 self.pieces.clear()
                 self.changed.notify_all()
+            atexit.unregister(self.stop)
 
     def _next(self) -> tuple[Piece, torch.cuda.Event | None] | None:
         with self.changed:
@@ -188,6 +189,16 @@ class _Work(Generic[Piece, Picture]):
 
     # --- for the owner
 
+    def start(self) -> None:
+        # A thread that is inside PyTorch must not be there when the interpreter goes.
+        atexit.register(self.stop)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
     def record(self) -> torch.cuda.Event | None:
         """A mark behind the work that the caller has queued. A piece is held until its result is on the CPU;
         a decoder that lets go of parts of it earlier guards those itself (host_copy.read_here).
@@ -196,9 +207,10 @@ class _Work(Generic[Piece, Picture]):
             return None
         return torch.cuda.current_stream(self._device).record_event()
 
-    def going(self, thread: threading.Thread) -> bool:
+    @property
+    def going(self) -> bool:
         """False once the thread will do nothing more; asks the thread too, which may have died unheard."""
-        return not self.closed and not self._ended and thread.is_alive()
+        return not self.closed and not self._ended and self._thread.is_alive()
 
     def check_open(self) -> None:
         if self.closed:
@@ -229,14 +241,3 @@ class _Work(Generic[Piece, Picture]):
             self.unread = 0
             self._error = None
             self.changed.notify_all()
-
-
-def _stop(work: _Work[Piece, Picture], thread: threading.Thread) -> None:
-    work.close()
-    _join(thread)
-
-
-def _join(thread: threading.Thread) -> None:
-    # The collector may run this in the thread itself, which cannot wait for its own end.
-    if thread is not threading.current_thread():
-        thread.join()
