@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import pytest
 import torch
@@ -125,6 +126,19 @@ def test_every_tick_is_that_of_the_dense_model_under_the_block_mask(name: str) -
             assert error < 1e-5, f"tick {n}, frame {frame}: relative error {error:.2e}"
     assert float((result - ticks[-1]).norm() / ticks[-1].norm()) < 1e-5
     assert engine.stats().pages_held == 0
+
+
+@pytest.mark.parametrize("memory", [Window(6, sink=3), RecomputedWindow(6)])
+def test_an_endless_video_of_blocks_begins_like_a_long_one(memory: MemoryPolicy) -> None:
+    model = tiny("separate_norm", "temporal_causal", "rope", num_frames=16)
+
+    def latents(frames: int | None) -> list[torch.Tensor]:
+        engine = Engine(model, solver=S4, memory=memory, max_pages=200)
+        stream = engine.submit(Request(frames, plan=plan.blocks(3), solver=(S4, S2), seed=1))
+        return [frame.latent for frame in islice(stream, 15)]
+
+    for endless, finite in zip(latents(None), latents(15), strict=True):
+        assert torch.equal(endless, finite)
 
 
 def test_a_recomputed_window_of_blocks_is_the_dense_model_on_the_window() -> None:

@@ -112,6 +112,16 @@ def test_endless_plans_begin_like_long_ones(rule: Rule) -> None:
     assert list(islice(endless.ticks(), 15)) == list(islice(finite.ticks(), 15))
     assert endless.max_live == finite.max_live
     endless.verify(15)
+    for size in range(1, 14):
+        assert fits(endless, size) == fits(finite, size)
+
+
+def fits(ours: Plan, window: int) -> bool:
+    try:
+        ours.check_window(window)
+    except PlanError:
+        return False
+    return True
 
 
 def test_blocks_that_do_not_divide_the_video_name_the_nearest_lengths() -> None:

@@ -73,6 +73,13 @@ class Staircase(Plan):
         """Blocks from this one on start at equal distances and move equally long."""
         return 1
 
+    def check_window(self, window: int, *, keep_given: bool = True) -> None:
+        if self.num_frames is not None:
+            return super().check_window(window, keep_given=keep_given)
+        # As many blocks as `max_live` looks at: what follows is alike.
+        begun: Plan = replace(self, num_frames=self._first_frame(self._alike_from + 2))  # type: ignore[type-var]
+        return begun.check_window(window, keep_given=keep_given)
+
     def tick(self, n: int) -> Tick:
         n = check_tick(n, self.num_ticks)
         first, last = self._live(n)
