@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from operator import index
+from pathlib import Path
 from typing import TypeVar
 
 from ardiff_engine.errors import ConfigError
@@ -44,3 +45,11 @@ def choice(name: str, value: object, names: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in names:
         raise ConfigError(f"{name} must be {' or '.join(names)}, got {value!r:.80}")
     return value
+
+
+def path(name: str, value: object) -> Path:
+    """A place on the disk; a number or None is none."""
+    try:
+        return Path(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(f"{name} must be a string or a pathlib.Path, got {value!r:.80}") from None

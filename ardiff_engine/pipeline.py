@@ -139,7 +139,7 @@ class Pipeline:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Clean latents [T, tokens, channels] of a video from its first frame on, as `Stream.result` gives
         them -> uint8 [T, H, W, 3] on the CPU. Frames that come one by one: `codec.decoder()`."""
-        return self.codec.decoder().push(latents)
+        return self.codec.decoder().push(inputs.clean_latents(latents, self.transformer.spec))
 
     @ordinary_mode()
     def __call__(

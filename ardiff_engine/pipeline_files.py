@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ardiff_engine import arguments
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import CheckpointError
 from ardiff_engine.weights import load_model, save_model
@@ -19,7 +20,9 @@ SCHEDULER_FILE = "scheduler.json"
 
 def find_folder(name: str | Path) -> Path:
     """The folder of a bundled model, or `name` itself. CheckpointError where it holds no pipeline."""
-    folder = ASSETS / name if (ASSETS / name / SCHEDULER_FILE).is_file() else Path(name)
+    folder = arguments.path("model", name)
+    if (ASSETS / folder / SCHEDULER_FILE).is_file():
+        folder = ASSETS / folder
     if not (folder / SCHEDULER_FILE).is_file():
         bundled = sorted(path.parent.name for path in ASSETS.glob(f"*/{SCHEDULER_FILE}"))
         raise CheckpointError(

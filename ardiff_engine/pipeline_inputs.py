@@ -97,6 +97,23 @@ def given_clip(video: Video, size: int) -> Clip:
     return Clip(pixels, fps)
 
 
+def clean_latents(latents: object, spec: ModelSpec) -> torch.Tensor:
+    """TensorError unless they are frames [T, tokens, channels] of floating-point numbers, one at least."""
+    cell, got = (spec.tokens_per_frame, spec.channels), type(latents).__name__
+    if isinstance(latents, torch.Tensor):
+        if latents.is_floating_point() and latents.ndim == 3 and len(latents) and latents.shape[1:] == cell:
+            return latents
+        got = f"{latents.dtype} {[*latents.shape]}"
+    raise TensorError(
+        explain(
+            "latents",
+            got=got,
+            expected=f"floating point [frames, {cell[0]}, {cell[1]}]",
+            fix="Give those of one video, such as out.latents[0], or stream.result().",
+        )
+    )
+
+
 def starting_noise(
     latents: torch.Tensor | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,

@@ -13,11 +13,11 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ardiff_engine import arguments
 from ardiff_engine.conditions.prompt import cleaned
 from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, TensorError
@@ -64,7 +64,7 @@ class UMT5:
             from transformers import AutoTokenizer, UMT5EncoderModel
         except ImportError as error:
             raise ConfigError("Text prompts need transformers: pip install transformers.") from error
-        root, target = Path(folder), usable_device(device)
+        root, target = arguments.path("folder", folder), usable_device(device)
         inside = {
             name: root / name if (root / name).is_dir() else root for name in ("text_encoder", "tokenizer")
         }

@@ -86,7 +86,7 @@ def check_model(model: object) -> None:
 
 
 def check_memory(memory: object) -> None:
-    if not isinstance(memory, MemoryPolicy):
+    if isinstance(memory, type) or not isinstance(memory, MemoryPolicy):
         raise ConfigError(
             explain(
                 "memory",

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from ardiff_engine.ambient import ordinary_mode
+from ardiff_engine.arguments import instance
 from ardiff_engine.engine.admission import admit, check_memory, check_model
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.cuda.graphs import ticks_for
@@ -135,7 +136,7 @@ class Engine:
 
         Where the pool cannot promise its pages now, it waits its turn, if `max_waiting` allows.
         """
-        spec = self.model.spec
+        spec, request = self.model.spec, instance("request", request, Request)
         policy = self.memory if request.memory is None else request.memory
         solver = self.solver if request.solver is None else request.solver
         steps = tuple(own.num_steps for own in tracks_of(solver))

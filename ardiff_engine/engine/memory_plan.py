@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ardiff_engine import arguments
 from ardiff_engine.available_memory import available_memory
-from ardiff_engine.engine.admission import admit
+from ardiff_engine.engine.admission import admit, check_model
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Tracks, tracks_of
 from ardiff_engine.errors import ConfigError, explain
@@ -66,8 +67,9 @@ def memory_plan(
     model: VideoModel, solver: Tracks, memory: MemoryPolicy, request: Request, streams: int
 ) -> MemoryPlan:
     """Memory for `streams` videos like `request` at a time. Nothing is allocated."""
-    if streams < 1:
+    if arguments.integer("streams", streams) < 1:
         raise ConfigError(explain("streams", got=streams, expected=">= 1", fix="Count videos at a time."))
+    check_model(model)
     spec = model.spec
     steps = tuple(own.num_steps for own in tracks_of(solver))
     admission = admit(request, spec, memory, steps)

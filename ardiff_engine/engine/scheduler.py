@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ardiff_engine import arguments
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.reader import STALL_SECONDS
@@ -59,7 +60,9 @@ class Scheduler:
         self._spec = spec
         self._manager = manager
         self._tried_again = tried_again
-        self._max_waiting = max_waiting
+        self._max_waiting = arguments.integer("max_waiting", max_waiting, low=0)
+        if max_batch_tokens is not None:
+            max_batch_tokens = arguments.integer("max_batch_tokens", max_batch_tokens, low=1)
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[StreamState] = deque()
         self._turns = 0

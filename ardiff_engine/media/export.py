@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ardiff_engine import arguments
 from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.files import TEMPORARY_PREFIX
 from ardiff_engine.media.encoding import encoding
@@ -74,7 +75,7 @@ def check_target(
         MediaError: unknown suffix, fps or scale out of range, PyAV missing for mp4, a place that cannot be
             written, or a folder that holds other things than frames and so must not be replaced.
     """
-    target = Path(path)
+    target = arguments.path("path", path)
     check_scale(scale)
     kind = kind_of(target)
     if growing and kind not in (".mp4", ""):

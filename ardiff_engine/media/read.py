@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import stat
 from functools import partial
-from pathlib import Path
+from typing import SupportsIndex
 
+from ardiff_engine import arguments
 from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media.animation import open_animation
 from ardiff_engine.media.film import open_film
@@ -37,7 +38,7 @@ def open_video(path: str | os.PathLike[str], fps: float | None = None) -> Video:
         MediaError: nothing there, no regular file, not a video, damaged or cut off, PyAV missing, or more
             than a file of that size may ask for (media/limits.py).
     """
-    source = Path(path)
+    source = arguments.path("path", path)
     rate = None if fps is None else rate_of(fps)
     if stat.S_ISDIR(mode_of(source)):
         return open_folder(source)
@@ -71,10 +72,15 @@ def read_clip(
     size: frames become squares of this side while they are decoded (shorter side resized, centre crop), so
         that memory does not depend on the size of the pictures.
     """
-    if max_frames is not None and (isinstance(max_frames, bool) or max_frames < 1):
+    if max_frames is not None and (
+        isinstance(max_frames, bool) or not isinstance(max_frames, SupportsIndex) or int(max_frames) < 1
+    ):
         raise MediaError(
             explain(
-                "max_frames out of range", got=max_frames, expected=">= 1", fix="Leave it out to read all."
+                "max_frames out of range",
+                got=repr(max_frames),
+                expected="a whole number >= 1",
+                fix="Leave it out to read all.",
             )
         )
     video = open_video(path)

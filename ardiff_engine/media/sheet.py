@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ardiff_engine import arguments
 from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media.frames import as_frames, enlarge
 from ardiff_engine.media.staging import staged
@@ -46,7 +47,7 @@ def contact_sheet(
         MediaError: no rows, labels that do not match, frames that are no video, an unknown suffix, a full
             disk.
     """
-    target = Path(path)
+    target = arguments.path("path", path)
     if not rows or len(rows) != len(labels) or columns < 1:
         raise MediaError(
             explain(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from ardiff_engine import arguments
 from ardiff_engine.errors import ConfigError, MediaError, explain
 from ardiff_engine.media.staging import staged
 from ardiff_engine.observe.records import PassRecord
@@ -198,7 +199,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _checked(path: str | PathLike[str]) -> Path:
-    target = Path(path)
+    target = arguments.path("path", path)
     if target.suffix.lower() != ".png" or target.is_dir():
         raise MediaError(
             explain(

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from ardiff_engine import arguments
 from ardiff_engine.errors import MediaError, PlanError, explain
 from ardiff_engine.media.staging import staged
 from ardiff_engine.plan.walk import Walk
@@ -102,7 +103,7 @@ def compose(
 
 def check_picture(path: str | PathLike[str]) -> Path:
     """Refuses, before anything is computed, a name that is not that of a .png file."""
-    target = Path(path)
+    target = arguments.path("path", path)
     if target.suffix.lower() != ".png" or target.is_dir():
         raise MediaError(
             explain(

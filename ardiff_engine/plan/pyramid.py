@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ardiff_engine.arguments import number
 from ardiff_engine.errors import PlanError
 from ardiff_engine.plan.cut import Cut
 from ardiff_engine.plan.staircase import Staircase
@@ -28,7 +29,7 @@ class PyramidPlan(Staircase):
         self._check()
         if self.num_frames is None:
             raise PlanError("a pyramid needs a number of frames; for an endless video use a lag")
-        if not 0 <= self.uncertainty < math.inf:
+        if not 0 <= number("uncertainty of a pyramid", self.uncertainty) < math.inf:
             raise PlanError(f"uncertainty {self.uncertainty} of a pyramid: use a number >= 0")
 
     @property

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
+from ardiff_engine.errors import PlanError, explain
 from ardiff_engine.plan.blocks import BlocksRule
 from ardiff_engine.plan.cut import Cut
 from ardiff_engine.plan.lag import LagRule, WindowRule
 from ardiff_engine.plan.plan import Plan
 from ardiff_engine.plan.pyramid import PyramidRule
 from ardiff_engine.plan.sets import SetsRule
+from ardiff_engine.plan.sizes import whole
 from ardiff_engine.plan.stage_major import StageMajorRule
 
 
@@ -52,7 +54,13 @@ def stage_major(block: int = 1, first: int | None = None, pipelined: bool = Fals
 
 def sets(groups: Iterable[Iterable[int]]) -> Rule:
     """MMPL: groups of frames, one after the other, in any order; each frame of the video in one of them."""
-    return SetsRule(tuple(tuple(group) for group in groups))
+    try:
+        each = tuple(tuple(group) for group in groups)
+    except TypeError:
+        raise PlanError(
+            explain("sets", got=repr(groups), expected="groups of frames", fix="sets([[0, 1], [2]]) is one.")
+        ) from None
+    return SetsRule(tuple(tuple(whole("frame of a set", frame) for frame in group) for group in each))
 
 
 def pyramid(uncertainty: float, block: int = 1, first: int | None = None) -> Rule:

@@ -119,7 +119,13 @@ def trace(
 
 
 def _told(timesteps: Sequence[Sequence[float]], track: int, level: int) -> float:
-    if track >= len(timesteps) or level >= len(timesteps[track]):
+    try:
+        told = track < len(timesteps) and level < len(timesteps[track])
+    except TypeError:  # one list of numbers
+        raise PlanError(
+            "timesteps: got numbers, expected a list for each track. Use [solver.timesteps]."
+        ) from None
+    if not told:
         raise PlanError(
             f"timesteps have no entry for level {level} of track {track}: give S + 1 for each track, or S + 2"
             " with that of waiting frames"

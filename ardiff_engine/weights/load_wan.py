@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ardiff_engine import arguments
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.parsing import read_json
 from ardiff_engine.weights.fit import fill
@@ -42,7 +43,7 @@ def load_wan(
         CheckpointError: a damaged file; missing, unknown or misshapen tensors, with the nearest names.
         ConfigError: settings that contradict the file or each other.
     """
-    place = Path(path)
+    place = arguments.path("path", path)
     file = SafetensorsFile(place)
     origin = str(file.path)
     names = wan_names(file.shapes, origin)

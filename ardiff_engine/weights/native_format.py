@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from ardiff_engine import arguments
 from ardiff_engine.errors import CheckpointError, ConfigError, explain
 from ardiff_engine.files import staged
 from ardiff_engine.models.registry import Config, Kind, config_of, kind_named, kind_of
@@ -42,7 +42,7 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     unchanged.
     """
     text = json.dumps(_describe(model), indent=2) + "\n"
-    target = Path(folder)
+    target = arguments.path("folder", folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,7 +71,7 @@ def load_model(
             or a config and weights of two different saves.
         ConfigError: settings that no model can have.
     """
-    source = Path(folder)
+    source = arguments.path("folder", folder)
     file = SafetensorsFile(source)
     stored = stored_config(file)
     described = source / CONFIG_NAME

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ardiff_engine import arguments
 from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError, explain
 from ardiff_engine.parsing import check_regular, parsing, read_json, shown
 
@@ -130,7 +131,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
     Raises UnsafeCheckpointError for a pickle-based file, CheckpointError if there is no file.
     """
-    found = Path(path)
+    found = arguments.path("path", path)
     if found.suffix.lower() in PICKLE_SUFFIXES:
         raise unsafe(found)
     with parsing(found, fix="Check the path."):

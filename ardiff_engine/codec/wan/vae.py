@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ardiff_engine import arguments
 from ardiff_engine.codec.past import Past
 from ardiff_engine.codec.wan.blocks import Head, Middle, ResidualBlock
 from ardiff_engine.codec.wan.causal import CausalConv3d
@@ -123,7 +123,7 @@ class WanVAE(nn.Module):
 
         CheckpointError, before any weight is read: names or shapes of something else.
         """
-        found = open_vae(Path(path))
+        found = open_vae(arguments.path("path", path))
         with torch.device("meta"):
             vae = cls(found.width, found.channels, found.multipliers, found.res_blocks, found.mean, found.std)
         fill(vae, found.file, found.names, shapes=found.shapes, device=device, dtype=dtype)

@@ -68,7 +68,7 @@ class ARDiffusionConfig:
                 raise ConfigError(
                     explain(
                         f"ARDiffusionConfig.{name}",
-                        got=value,
+                        got=repr(value),
                         expected=f"an integer from 1 to {most}",
                         fix="Give a possible size.",
                     )
