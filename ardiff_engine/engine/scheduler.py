@@ -169,9 +169,15 @@ class Scheduler:
         """What is raised where this stream is read and nothing has been able to run for too long."""
         others = [other for other in self.streams.values() if other is not state]
         paused = [other.number for other in others if other.status == "running"]
+        waiting = f"; streams {paused} wait for their readers" if paused else ""
         return EngineBusyError(
-            f"nothing could run for {STALL_SECONDS:.0f} s while stream {state.number} was read, which is "
-            f"{state.shown}; streams {paused} wait for their readers. Read or cancel them, or resume it"
+            explain(
+                f"reading stream {state.number}",
+                got=f"no pass for {STALL_SECONDS:.0f} s: it is {state.shown}{waiting}",
+                expected="something that can run",
+                fix="Before reading, resume it, and read or cancel the others. A loop over its frames that "
+                "ends by this error has cancelled it.",
+            )
         )
 
     def _start_waiting(self) -> None:
