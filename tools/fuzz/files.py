@@ -193,7 +193,7 @@ def run_folder(rng: random.Random, folder: Path, traps: Traps) -> Path:
             victim.write_bytes(data[: rng.randrange(len(data))])
         else:
             victim.write_bytes(mutated(data, rng))
-        if rng.random() < 0.5 and (checkpoint / CHECKSUM_FILE).exists():
+        if rng.random() < 0.5 and (checkpoint / CHECKSUM_FILE).is_file():
             others = [
                 file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != CHECKSUM_FILE
             ]
