@@ -59,7 +59,7 @@ def story(seed: int, one_by_one: bool) -> tuple[list[list[object]], list[torch.T
     seen: list[list[object]] = []
     most = 0
     for _ in range(25):
-        act = chance.randrange(9)
+        act = chance.randrange(9) if streams else 0
         stream = chance.choice(streams) if streams else None
         try:
             if act == 0 and len(streams) < 6:
