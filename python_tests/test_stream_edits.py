@@ -53,6 +53,20 @@ def test_a_fork_makes_the_same_video_and_shares_pages(memory, lag, after):
     assert engine.stats().pages_held == 0 and engine.stats().pages_promised == 0
 
 
+@pytest.mark.parametrize("lag", [0, 2, 4])
+def test_a_fork_made_in_a_callback_ends_also_after_the_last_pass(lag):
+    options = {"num_frames": 4, "lag": lag, "seed": 3}
+    engine, children = engine_for(max_pages=1000), []
+    parent = engine.submit(Request(**options, on_step=lambda stream: children.append(stream.fork())))
+    expected = run(**options)
+    assert torch.equal(parent.result(), expected) and len(children) == parent.num_ticks
+    while engine.step():
+        pass
+    assert all(child.state == "finished" for child in children)
+    assert all(torch.equal(child.result(), expected) for child in children)
+    assert engine.stats().pages_held == engine.stats().pages_promised == 0
+
+
 def test_a_fork_outlives_its_parent_and_takes_other_noise():
     engine = engine_for(memory=Window(3))
     parent = ticks(engine.submit(Request(num_frames=8, lag=4)), 9)

@@ -49,7 +49,7 @@ class Results:
         self._runner = runner
         self._device = device
         self._steps: deque[_Step] = deque()
-        self._delivered: list[StreamState] = []
+        self._delivered = False
 
     @property
     def on_their_way(self) -> int:
@@ -100,15 +100,16 @@ class Results:
                 if state.over:
                     continue
                 state.outbox.deliver(clean)
-                self._delivered.append(state)
+                self._delivered = True
                 self.frames += len(clean)
                 if clean and self.first_frame_seconds is None:
                     self.first_frame_seconds = state.outbox.first_frame_seconds
 
     def finish(self) -> bool:
         """End videos whose last frames were delivered; whether anything was delivered at all."""
-        delivered, self._delivered = self._delivered, []
-        for state in delivered:
+        delivered, self._delivered = self._delivered, False
+        # Of all streams: one that was forked off in the callback of a last pass has had no delivery itself.
+        for state in list(self._scheduler.streams.values()):
             if state.over or not state.feeder.done or state.under_way:
                 continue
             if state.then is None:
@@ -118,7 +119,7 @@ class Results:
                 state.start_extension()
             except Exception as error:
                 self._fail(state, wrapped(error))
-        return bool(delivered)
+        return delivered
 
     def _fail(self, state: StreamState, error: ArdiffError) -> None:
         self._scheduler.end(state, "failed", error)

@@ -208,7 +208,7 @@ class Lease:
                     "a stream asked for more pages than it was promised",
                     got=f"{len(self._held)} held + {count}",
                     expected=f"at most {self.most}",
-                    fix="The memory policy's max_frames is too small for this plan.",
+                    fix="The memory policy's most_frames is too small for this plan.",
                 )
             )
 
