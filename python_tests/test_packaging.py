@@ -111,7 +111,7 @@ def copy_of_the_tree(target: Path) -> list[str]:
             str(p.relative_to(ROOT))
             for folder in ("ardiff_engine", "csrc")
             for p in (ROOT / folder).rglob("*")
-            if p.is_file() and p.suffix != ".so"
+            if p.is_file() and p.suffix not in (".so", ".pyc")
         ]
         names += ["CMakeLists.txt", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md"]
         names += ["pyproject.toml", "setup.py"]
