@@ -23,6 +23,7 @@ CASES = [
     "rolling_sf_W4_S1_c1",
     "rolling_sf_W6_S1_c3",
     "rolling_longlive_W9_S3_c3",
+    "x_sampling_sf_c3_F21",
 ]
 
 
@@ -78,3 +79,25 @@ def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     got = torch.stack([video.from_tokens(stream.result()) for stream in streams])
     assert error(got, golden["latents"]) <= 1e-5
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_guided_multistep_sampling(together: bool) -> None:
+    """Chunk by chunk with a fresh UniPC each, and two caches of clean frames: one for each prompt."""
+    model, golden, config = official("cfg_unipc_c3")
+    noise, size = golden["noise"], config["block"]
+    video = WanVideo(model, tuple(noise.shape[3:]))
+    solver = ade.solvers.UniPC(ade.FlowSchedule(shift=config["shift"]), config["sampling_steps"])
+    assert solver.timesteps[: solver.num_steps].tolist() == golden["scheduler_timesteps"].tolist()
+    engine = ade.Engine(video, solver=solver, memory=Full(), max_pages=100)
+    request = ade.Request(
+        num_frames=noise.shape[1],
+        plan=blocks(size),
+        condition=golden["text"][0],
+        negative_condition=golden["text_negative"][0],
+        guidance_scale=config["guidance_scale"],
+        latents=video.to_tokens(noise[0]),
+    )
+    streams = [engine.submit(request) for _ in range(2 if together else 1)]
+    for stream in streams:
+        assert error(video.from_tokens(stream.result()), golden["latents"][0]) <= 1e-5

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from native_isa import isa  # noqa: F401
@@ -35,9 +36,9 @@ class Clips:
         self.valid, self.text = entries(self.spec.tokens_per_frame), entries(self.spec.condition.tokens)
         shape = (self.spec.layers, 0, self.spec.heads, ROWS, self.spec.head_dim)
         pages = self.clips * self.frames * len(self.valid)
-        self.k, self.v = torch.zeros(2, shape[0], pages, *shape[2:]).unbind(0)
+        self.k, self.v = torch.zeros(2, shape[0], pages, *shape[2:], dtype=video.dtype).unbind(0)
         held = (shape[0], self.clips * len(self.text), *shape[2:])
-        self.text_k, self.text_v = torch.zeros(2, *held).unbind(0)
+        self.text_k, self.text_v = torch.zeros(2, *held, dtype=video.dtype).unbind(0)
         for clip in range(self.clips):
             slots = clip * len(self.text) * ROWS + torch.arange(self.spec.condition.tokens)
             video.write_condition(video.condition(text[clip]), slots, self.text_k, self.text_v)
@@ -71,7 +72,7 @@ class Clips:
                 FrameTable.build(tokens_of, texts, [self.text] * self.clips),
             ),
         )
-        x = self.x[:, frames.start : frames.stop].flatten(0, 1)
+        x = self.x[:, frames.start : frames.stop].flatten(0, 1).to(self.video.dtype)
         out = self.video(x, cells, self.tables)
         return self.video.from_tokens(out.unflatten(0, (self.clips, block)))
 
@@ -147,10 +148,10 @@ def test_what_does_not_fit() -> None:
         clips.run(range(1), torch.ones(1, 1, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("name", ["causal_cached_c1", "causal_cached_c3"])
-def test_calls_over_a_cache(name: str) -> None:
-    """Chunk after chunk at several timesteps, then clean: each call, and the pages at the end."""
+def cached(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], Clips, dict]:
+    """Chunk after chunk at several timesteps, then clean: the outputs, the pages at the end, the numbers."""
     model, golden, _ = official(name)
+    model.to(dtype)
     calls = golden["calls"].tolist()
     clips, frames = golden["x_0"].shape[0], max(first + count for first, count in calls)
     size = tuple(golden["x_0"].shape[3:])
@@ -162,17 +163,65 @@ def test_calls_over_a_cache(name: str) -> None:
         torch.zeros(clips, frames),
         golden["text"],
     )
+    outs = []
     for number, (first, count) in enumerate(calls):
         own = slice(first, first + count)
         t = torch.zeros(clips, frames)
         t[:, own] = golden[f"t_{number}"]
         held.x[:, own], held.tables = video.to_tokens(golden[f"x_{number}"]), video.tables(t.flatten())
         seen = (torch.arange(frames) < first + count).expand(frames, frames)
-        got = held.run(range(first, first + count), seen)
+        outs.append(held.run(range(first, first + count), seen))
+    return outs, held, golden
+
+
+def stored(pages: torch.Tensor, held: Clips) -> torch.Tensor:
+    """Pages [pages, heads, rows, dim] of one layer -> [B, tokens of all frames, heads, dim]"""
+    rows = pages.transpose(1, 2).reshape(held.clips, held.frames, -1, pages.shape[1], pages.shape[3])
+    return rows[:, :, : held.spec.tokens_per_frame].flatten(1, 2)
+
+
+@pytest.mark.parametrize("name", ["causal_cached_c1", "causal_cached_c3"])
+def test_calls_over_a_cache(name: str) -> None:
+    outs, held, golden = cached(name)
+    for number, got in enumerate(outs):
         assert error(got, golden[f"y_{number}"]) <= 1e-5, number
-    tokens = held.spec.tokens_per_frame
     for layer in range(held.spec.layers):
-        for what, pages in (("k", held.k), ("v", held.v)):
-            want = golden[f"{what}_layer{layer}"]
-            rows = pages[layer].transpose(1, 2).reshape(clips, frames, -1, *want.shape[2:])[:, :, :tokens]
-            assert error(rows.flatten(1, 2), want) <= 1e-5
+        assert error(stored(held.k[layer], held), golden[f"k_layer{layer}"]) <= 1e-5
+        assert error(stored(held.v[layer], held), golden[f"v_layer{layer}"]) <= 1e-5
+
+
+def test_calls_in_bfloat16() -> None:
+    """As far from the official bfloat16 as that is from float32."""
+    outs, held, golden = cached("causal_cached_c3", torch.bfloat16)
+    _, half, _ = official("x_bf16_causal_cached_c3")
+    for number, got in enumerate(outs):
+        assert error(got.float(), half[f"y_bf16_{number}"]) <= 2e-2, number
+        assert error(got.float(), golden[f"y_{number}"]) <= 2e-2, number
+    assert error(stored(held.k[0], held).float(), half["k_layer0_bf16"]) <= 2e-2
+
+
+@pytest.mark.slow
+def test_one_layer_of_full_width() -> None:
+    """As wide as the 1.3B model, at its own size of pictures; the inputs are stored as seeds."""
+
+    def drawn(seed: str, *shape: int) -> torch.Tensor:
+        normal = np.random.RandomState(int(golden[seed])).standard_normal(shape)
+        return torch.from_numpy(normal.astype(np.float32))
+
+    model, golden, config = official("x_full_width_1_3b")
+    size = config["H"], config["W"]
+    calls = golden["calls"].tolist()
+    text = drawn("text_seed", 1, config["text_len"], config["text_dim"])
+    text[:, int(golden["text_len_used"]) :] = 0
+    video = WanVideo(model, size)
+    video.freeze()
+    held = Clips(video, torch.zeros(1, 2, config["in_dim"], *size), torch.zeros(1, 2), text)
+    for number, (first, count) in enumerate(calls):
+        own = slice(first, first + count)
+        held.x[:, own] = video.to_tokens(drawn(f"x_seed_{number}", 1, count, config["in_dim"], *size))
+        held.tables = video.tables(torch.full((2,), float(golden[f"t_{number}"])))
+        y = held.run(range(first, first + count), torch.ones(2, 2, dtype=torch.bool).tril())
+        assert error(y[..., 1::3, ::3], golden[f"y_{number}"]) <= 1e-5
+        assert float(y.norm()) == pytest.approx(float(golden[f"y_norm_{number}"]), rel=1e-5)
+    for pages, want in ((held.k, "k_last_tokens"), (held.v, "v_last_tokens")):
+        assert error(stored(pages[0], held)[:, -4:], golden[want]) <= 1e-5

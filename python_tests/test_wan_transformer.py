@@ -14,6 +14,7 @@ from official_keys import generate_weights
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.frame_mask import block_causal, teacher_forced
+from ardiff_engine.weights.wan_layout import official_name
 
 FOLDER = Path(__file__).parent / "golden" / "wan"
 
@@ -72,6 +73,26 @@ def test_teacher_forcing() -> None:
 def test_names_and_timesteps_per_frame_of_wan_2_2() -> None:
     model, golden, _ = official("x_wan22_dit")
     assert error(model.forward_clip(golden["x"], golden["t"], golden["text"]), golden["y"]) <= 1e-5
+    y = model.forward_clip(golden["x"], golden["t_tokens"], golden["text"])
+    assert error(y, golden["y_tokens"]) <= 1e-5
+    each = golden["t"].repeat_interleave(golden["t_tokens"].shape[1] // golden["t"].shape[1], dim=1)
+    assert error(model.forward_clip(golden["x"], each, golden["text"]), golden["y"]) <= 1e-5
+
+
+@torch.no_grad()
+def test_pictures_a_second_of_skyreels() -> None:
+    model, golden, config = official("x_skyreels_df")
+    names = np.load(FOLDER / "x_skyreels_df.npz")
+    pairs = zip(names["fps_keys"], names["fps_keys_diffusers"], strict=True)
+    assert all(official_name(str(theirs)) == str(own) for own, theirs in pairs)
+    assert {str(own) for own in names["fps_keys"]} <= set(model.state_dict())
+    x, t, text = (golden[name] for name in ("x", "t", "text"))
+    model.fps = int(golden["fps"])
+    assert error(model.forward_clip(x, t, text), golden["y_df"]) <= 1e-5
+    assert error(model.forward_clip(x, torch.full_like(t, 640.0), text), golden["y_sync"]) <= 1e-5
+    assert error(model.forward_clip(x, t, text, config["block"]), golden["y_df_causal"]) <= 1e-5
+    model.fps = 16
+    assert error(model.forward_clip(x, t, text), golden["y_df"]) > 1e-3
 
 
 @torch.no_grad()
@@ -137,9 +158,13 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(TensorError):
         model.forward_clip(x, t, text, 3, history=x[:, :2])
     with pytest.raises(TensorError):
+        model.forward_clip(x, t.repeat_interleave(6, dim=1), text, 3, history=x)
+    with pytest.raises(TensorError):
         model.forward_clip(x, t, text, image=torch.zeros(1, 257, 1280))
     for sizes in ({"width": 100}, {"heads": 0}, {"depth": 10**6}, {"patch": (2, 2, 2)}, {"eps": 0.0}):
         with pytest.raises(ConfigError):
             WanConfig(**sizes)
+    with pytest.raises(ConfigError, match="fps_embedding"):
+        WanConfig(fps_embedding=1)  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         block_causal(6, 0)

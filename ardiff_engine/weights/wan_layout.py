@@ -34,6 +34,8 @@ _DIFFUSERS = (
     (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj\b", "img_emb.proj.1"),
     (r"^condition_embedder\.image_embedder\.ff\.net\.2\b", "img_emb.proj.3"),
     (r"^condition_embedder\.image_embedder\.norm2\b", "img_emb.proj.4"),
+    (r"^fps_projection\.net\.0\.proj\b", "fps_projection.0"),
+    (r"^fps_projection\.net\.2\b", "fps_projection.2"),
     (r"^scale_shift_table$", "head.modulation"),
     (r"^proj_out\b", "head.head"),
     (r"\.scale_shift_table$", ".modulation"),
@@ -47,7 +49,7 @@ _DIFFUSERS = (
     (r"\.ffn\.net\.0\.proj\b", ".ffn.0"),
     (r"\.ffn\.net\.2\b", ".ffn.2"),
 )
-_MARKS = ("condition_embedder.", "attn1.", "attn2.", "proj_out")
+_MARKS = ("condition_embedder.", "attn1.", "attn2.", "proj_out", "fps_projection.net.")
 
 
 def official_name(name: str) -> str:
@@ -115,6 +117,7 @@ def read_wan_config(shapes: Shapes, given: Mapping[str, Any], origin: str) -> Wa
         "text_dim": shape_of(shapes, "text_embedding.0.weight", 2, origin)[1],
         "frequency_dim": shape_of(shapes, "time_embedding.0.weight", 2, origin)[1],
         "image_dim": shapes["img_emb.proj.0.weight"][0] if "img_emb.proj.0.weight" in shapes else None,
+        "fps_embedding": "fps_embedding.weight" in shapes,
     }
     try:
         return build(WanConfig, {**read, **given})

@@ -20,6 +20,7 @@ OFFICIAL_NAMES = {
     "patch_size": "patch",
     "text_len": "text_tokens",
     "freq_dim": "frequency_dim",
+    "inject_sample_info": "fps_embedding",
 }
 
 
@@ -32,6 +33,7 @@ class WanConfig:
     text_tokens: rows of a prompt's embedding; shorter ones are padded with zeros, which are attended to.
     frequency_dim: of the sinusoid of a timestep.
     image_dim: of CLIP's image tokens, for Wan 2.1's image-to-video models; None without that branch.
+    fps_embedding: the model is told whether its pictures are 16 a second (SkyReels-V2 1.3B).
 
     ConfigError: sizes that are not whole numbers in range, or that do not go together.
     """
@@ -48,11 +50,14 @@ class WanConfig:
     frequency_dim: int = 256
     image_dim: int | None = None
     eps: float = 1e-6
+    fps_embedding: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, most = getattr(self, field.name), MAX_LAYERS if field.name == "depth" else MAX_SIZE
-            if field.name in ("patch", "eps") or (field.name == "image_dim" and value is None):
+            if field.name in ("patch", "eps", "fps_embedding") or (
+                field.name == "image_dim" and value is None
+            ):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ConfigError(
@@ -68,6 +73,8 @@ class WanConfig:
             )
         if not 0 < self.eps < 1:
             raise ConfigError(f"WanConfig.eps: got {self.eps!r}, expected a number in (0, 1).")
+        if not isinstance(self.fps_embedding, bool):
+            raise ConfigError(f"WanConfig.fps_embedding: got {self.fps_embedding!r}, expected True or False.")
 
     @property
     def head_dim(self) -> int:

@@ -95,9 +95,8 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
 
     def forward(self, x: Tensor, time: Tensor, attend: Attend, text: Tensor, image: Tensor | None) -> Tensor:
-        """x [B, F, tokens, width]; time [B, F, 6, width]; text [B, rows, width]."""
-        rows = (self.modulation[:, None] + time)[..., None, :].unbind(2)
-        shift1, scale1, gate1, shift2, scale2, gate2 = rows
+        """x [B, F, tokens, width]; time [B, F, tokens or 1, 6, width]; text [B, rows, width]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation[0] + time).unbind(3)
         frames = x.shape[1]
         seen = (self.norm1(x) * (1 + scale1) + shift1).flatten(1, 2)
         x = x + gate1 * self.self_attn(seen, attend).unflatten(1, (frames, -1))
@@ -116,8 +115,8 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, config.width) / config.width**0.5)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [B, F, tokens, width]; time [B, F, width]."""
-        shift, scale = (self.modulation[:, None] + time[:, :, None])[..., None, :].unbind(2)
+        """x [B, F, tokens, width]; time [B, F, tokens or 1, width]."""
+        shift, scale = (self.modulation[0] + time[..., None, :]).unbind(3)
         return self.head(self.norm(x) * (1 + scale) + shift)
 
 

@@ -34,6 +34,13 @@ class WanTransformer(nn.Module):
         self.head = Head(config)
         if config.image_dim is not None:
             self.img_emb = ImageEmbedding(config.image_dim, width)
+        self.fps = 24
+        """Pictures a second that models with `fps_embedding` are told; others do not ask."""
+        if config.fps_embedding:
+            self.fps_embedding = nn.Embedding(2, width)
+            self.fps_projection = nn.Sequential(
+                nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 6 * width)
+            )
 
     def forward_clip(
         self,
@@ -52,7 +59,7 @@ class WanTransformer(nn.Module):
 
         Args:
             x: [B, F, channels, H, W].
-            t: [B, F], 0 to 1000, one timestep per frame.
+            t: [B, F], 0 to 1000, one timestep per frame; or [B, F·tokens], one per token (Wan 2.2).
             text: [B, at most text_tokens, text_dim].
             block: frames that see each other and all blocks before; None: all see all.
             first: size of the first block, if it has another one.
@@ -71,6 +78,8 @@ class WanTransformer(nn.Module):
                     f"history {list(history.shape)}: expected {list(x.shape)}, as x, with block "
                     "and without window."
                 )
+            if t.shape != x.shape[:2]:
+                raise TensorError(f"t: got {list(t.shape)} with history, expected one for each frame.")
             history_t = torch.zeros_like(t) if history_t is None else history_t
             x, t = torch.cat([history, x], dim=1), torch.cat([history_t, t], dim=1)
             visible: Tensor | None = teacher_forced(frames, block, first=first)
@@ -79,7 +88,8 @@ class WanTransformer(nn.Module):
         rows, columns = x.shape[3] // self.config.patch[1], x.shape[4] // self.config.patch[2]
         places = torch.arange(frames, device=x.device).repeat(x.shape[1] // frames)
         attend = self._clip_attention(token_positions(places, rows, columns), visible, rows * columns)
-        h, embedding, time = self.embedded(x), *self.time_rows(t)
+        # Each frame has one row of modulation, or one for each of its tokens.
+        h, embedding, time = self.embedded(x), *self.time_rows(t.unflatten(1, (x.shape[1], -1)))
         prompt, picture = self.prompt_rows(text), None if image is None else self.img_emb(image)
         for layer in self.blocks:
             h = layer(h, time, attend, prompt, picture)
@@ -97,7 +107,10 @@ class WanTransformer(nn.Module):
         angles = t.double()[..., None] * 10000.0**-slow
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.dtype)
         embedding = self.time_embedding(sinusoid)
-        return embedding, self.time_projection(embedding).unflatten(-1, (6, -1))
+        rows = self.time_projection(embedding)
+        if self.config.fps_embedding:
+            rows = rows + self.fps_projection(self.fps_embedding.weight[int(self.fps != 16)])
+        return embedding, rows.unflatten(-1, (6, -1))
 
     def prompt_rows(self, text: Tensor) -> Tensor:
         """[B, rows, text_dim] -> [B, text_tokens, width]. Missing rows are zeros and attended to."""
@@ -136,8 +149,12 @@ class WanTransformer(nn.Module):
                 f"x: got {list(x.shape)}, expected [B, F, {config.channels}, H, W], H divisible by {rows} "
                 f"and W by {columns}."
             )
-        if t.shape != x.shape[:2]:
-            raise TensorError(f"t: got {list(t.shape)}, expected {list(x.shape[:2])}, one for each frame.")
+        frames, tokens = x.shape[1], x.shape[3] * x.shape[4] // (rows * columns)
+        if t.shape not in ((len(x), frames), (len(x), frames * tokens)):
+            raise TensorError(
+                f"t: got {list(t.shape)}, expected {[len(x), frames]}, one for each frame, or "
+                f"{[len(x), frames * tokens]}, one for each token."
+            )
         if (
             text.dim() != 3
             or text.shape[2] != config.text_dim
