@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from tqdm.auto import tqdm
 
+from ardiff_engine.codec.worker import DecodeWorker
 from ardiff_engine.engine import Engine, LatentFrame, Stream
-from ardiff_engine.engine.decode_worker import DecodeWorker
 from ardiff_engine.models.pictures import PictureCodec
 from ardiff_engine.pipeline_output import VideoFrame
 

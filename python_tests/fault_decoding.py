@@ -14,7 +14,8 @@ import torch
 from dense_oracle import randomise
 from fault_cases import OUTCOMES, Case, check_engine, check_frames, engine_for, reference, requests
 
-from ardiff_engine.engine import Engine, Request, Stream, decode_worker
+from ardiff_engine.codec import worker as decode_worker
+from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.errors import ArdiffError, NumericalError
 from ardiff_engine.models import TiTok, TiTokConfig
 from ardiff_engine.models.titok.codec import TiTokCodec

@@ -17,9 +17,9 @@ import torch
 
 import ardiff_engine as ade
 from ardiff_engine import pipeline_decoding
+from ardiff_engine.codec import worker as decode_worker
+from ardiff_engine.codec.worker import DecodeWorker
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.engine import decode_worker
-from ardiff_engine.engine.decode_worker import DecodeWorker
 from ardiff_engine.errors import ArdiffError, ConfigError, NumericalError, StreamClosedError
 from ardiff_engine.models.titok.codec import FrameDecoder
 
@@ -305,7 +305,7 @@ def test_dropped_inside_its_own_thread_it_does_not_wait_for_itself():
 def test_the_interpreter_leaves_while_the_thread_is_inside_pytorch():
     program = (
         "import torch\n"
-        "from ardiff_engine.engine.decode_worker import DecodeWorker\n"
+        "from ardiff_engine.codec.worker import DecodeWorker\n"
         "def decode(n):\n"
         "    for _ in range(20): torch.ones(n, n) @ torch.ones(n, n)\n"
         "worker = DecodeWorker(decode, 4)\n"

@@ -7,30 +7,20 @@ from typing import Protocol
 
 import torch
 
+from ardiff_engine.codec.protocol import Codec
 from ardiff_engine.errors import NumericalError, explain
 from ardiff_engine.host_copy import HostCopy
 
 
-class PictureDecoder(Protocol):
-    """The decoding of one video, with whatever state its next frames need."""
-
-    def push(self, latents: torch.Tensor) -> torch.Tensor:
-        """The next latent frames [n, tokens, channels] -> the pictures that they complete, uint8
-        [m, H, W, 3] on the CPU."""
-
-
-class PictureCodec(Protocol):
-    """An autoencoder beside a transformer, whose layout its latents have."""
+class PictureCodec(Codec, Protocol):
+    """A codec of square pictures of one size, uint8 on the CPU."""
 
     @property
     def image_size(self) -> int:
         """Height and width of every picture."""
 
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [T, H, W, 3] -> clean latents, float32 [frames, tokens, channels]."""
-
-    def decoder(self, given: torch.Tensor | None = None) -> PictureDecoder:
-        """For a new video, or one that continues `given` latents [frames, tokens, channels]."""
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from ardiff_engine.ambient import ordinary_mode
+from ardiff_engine.codec.protocol import Size
 from ardiff_engine.host_copy import read_here
 from ardiff_engine.models.pictures import to_images, to_uint8
 from ardiff_engine.models.spec import ModelSpec
@@ -15,6 +16,8 @@ from ardiff_engine.models.titok.latents import check_cells, from_tokens, regroup
 
 class TiTokCodec:
     """Latent frames are those of a transformer, which may take neighbouring tokens of TiTok as one."""
+
+    frames_per_latent = 1
 
     def __init__(self, vae: TiTok, spec: ModelSpec) -> None:
         """ConfigError if the two do not fit."""
@@ -32,13 +35,24 @@ class TiTokCodec:
         return self._vae.config.image_size
 
     @torch.no_grad()
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         weight = next(self._vae.parameters())
-        images = to_images(pictures, self.image_size).to(weight.device, weight.dtype)
+        images = to_images(pixels, self.image_size).to(weight.device, weight.dtype)
         return regroup(to_tokens(self._vae.encode(images[None]))[0], self._tokens).float()
 
     def decoder(self, given: torch.Tensor | None = None) -> FrameDecoder:
         return FrameDecoder(self._vae, given)
+
+    def history(self, frame: int) -> int:
+        """Frames of a chunk see those before them in it."""
+        config = self._vae.config
+        return frame - frame % config.num_frames if config.temporal else frame
+
+    def bytes_per_stream(self, size: Size = None) -> int:
+        config = self._vae.config
+        kept = config.num_frames - 1 if config.temporal else 0
+        item = next(self._vae.parameters()).element_size()
+        return kept * config.num_latent_tokens * config.token_size * item
 
 
 class FrameDecoder:
@@ -69,6 +83,14 @@ class FrameDecoder:
         if not self._vae.config.temporal:
             return to_uint8(self._vae.decode(from_tokens(x[:, None]))[:, 0])
         return torch.cat([self._decode_next(frame) for frame in x])
+
+    def copy(self, device: torch.device | str | None = None) -> FrameDecoder:
+        other = FrameDecoder(self._vae)
+        other._chunk = [latent.to(device) for latent in self._chunk]
+        return other
+
+    def close(self) -> None:
+        self._chunk.clear()
 
     def _decode_next(self, latent: torch.Tensor) -> torch.Tensor:
         size = self._vae.config.num_frames
