@@ -15,12 +15,13 @@ from ardiff_engine.version import __version__
 
 if TYPE_CHECKING:
     from ardiff_engine import codec, conditions, diffusion, media, memory, models, ops, plan, weights
-    from ardiff_engine.diffusion import FlowSchedule, NoiseSchedule, solvers
+    from ardiff_engine.diffusion import Branch, FlowSchedule, NoiseSchedule, solvers
     from ardiff_engine.engine import Engine, Request, Stream
     from ardiff_engine.media import export_video, read_video
     from ardiff_engine.pipeline import Pipeline
 
 _HOME = {
+    "Branch": "ardiff_engine.diffusion",
     "Engine": "ardiff_engine.engine",
     "FlowSchedule": "ardiff_engine.diffusion",
     "NoiseSchedule": "ardiff_engine.diffusion",
@@ -35,6 +36,7 @@ _MODULES = ("codec", "conditions", "diffusion", "media", "memory", "models", "op
 
 __all__ = [
     "ArdiffError",
+    "Branch",
     "Engine",
     "FlowSchedule",
     "NoiseSchedule",

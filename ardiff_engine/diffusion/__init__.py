@@ -3,15 +3,15 @@
 
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
-from ardiff_engine.diffusion.guidance import Guidance
+from ardiff_engine.diffusion.guidance import Branch
 from ardiff_engine.diffusion.noise import initial_noise, noise_keys
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.prediction import PREDICTIONS, Prediction
 
 __all__ = [
     "PREDICTIONS",
+    "Branch",
     "FlowSchedule",
-    "Guidance",
     "NoiseSchedule",
     "Prediction",
     "initial_noise",

@@ -1,39 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classifier-free guidance as a linear combination of branches (Ho & Salimans 2022)."""
+"""Guidance: what the solver takes is a linear combination of the network's outputs for several branches.
+
+    out = sum over b of weight_b[level] out_b
+
+Classifier-free guidance (Ho & Salimans 2022) has two: scale · conditional + (1 − scale) · unconditional.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, cast
 
-from ardiff_engine.errors import ConfigError, explain
+import numpy as np
+import torch
+
+from ardiff_engine.diffusion.real import is_real
+from ardiff_engine.errors import ConfigError
+
+Condition = torch.Tensor | int | Literal["null"] | None
+"""Of a branch: as in Request.condition, or the null condition of the network."""
+
+Weight = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """out = scale·conditional + (1 − scale)·unconditional.
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """One conditioning of a stream, on which the network is run.
 
-    scale 1 is no guidance: one branch, half the cost. Scales above 1 push away from the unconditional output.
+    condition: as in Request.condition; "null": the network's null condition.
+    weight: a number, or one for each level of a frame: as many as the solver has steps. Where the plan has
+        several tracks, one such sequence for each of them.
+
+    ConfigError: weights that are not finite numbers, or of another number.
     """
 
-    scale: float = 1.0
+    condition: Condition = None
+    weight: float | Sequence[float] | Sequence[Sequence[float]] = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
+        object.__setattr__(self, "weight", _numbers(self.weight))
+
+    def weights(self, steps: Sequence[int]) -> tuple[float, ...]:
+        """One for each level, track after track; steps: of each track."""
+        weight = cast(Weight, self.weight)
+        if isinstance(weight, float):
+            return (weight,) * sum(steps)
+        tracks = weight if isinstance(weight[0], tuple) else (weight,)
+        if tuple(map(len, tracks)) != tuple(steps):
+            given = ", ".join(str(len(track)) for track in tracks)
+            needed = ", ".join(map(str, steps))
             raise ConfigError(
-                explain(
-                    "bad guidance scale",
-                    got=repr(self.scale),
-                    expected="a finite number",
-                    fix="1.0 turns guidance off; AR-Diffusion uses 2.0.",
-                )
+                f"Branch.weight has {given} numbers and the solver takes {needed} steps: give one number, "
+                "or one for each step (of every track)"
             )
+        return tuple(value for track in tracks for value in track)
 
-    @property
-    def num_branches(self) -> int:
-        """How many conditionings of a stream the network must be run on."""
-        return len(self.weights())
 
-    def weights(self) -> tuple[float, ...]:
-        """One weight per branch, the conditional branch first. They sum to 1."""
-        return (1.0,) if self.scale == 1.0 else (float(self.scale), 1.0 - self.scale)
+def classifier_free(condition: Condition, negative: Condition, scale: float) -> tuple[Branch, ...]:
+    """out_neg + scale (out_cond − out_neg). Scale 1 is no guidance: one branch, half the cost."""
+    if scale == 1.0:
+        return (Branch(condition),)
+    return Branch(condition, scale), Branch("null" if negative is None else negative, 1 - scale)
+
+
+def weight_table(branches: Sequence[Branch], steps: Sequence[int]) -> np.ndarray:
+    """float32 [branches, levels of all tracks]."""
+    return np.array([branch.weights(steps) for branch in branches], np.float32)
+
+
+def same_condition(branches: Sequence[Branch]) -> list[bool]:
+    """Which branches were given the condition that the first one was given."""
+    first = branches[0].condition
+    tensor = isinstance(first, torch.Tensor)
+    return [
+        own.condition is first
+        if tensor or isinstance(own.condition, torch.Tensor)
+        else own.condition == first
+        for own in branches
+    ]
+
+
+def _numbers(weight: Any) -> Weight:
+    """Nested sequences, arrays and tensors as tuples."""
+    if isinstance(weight, torch.Tensor | np.ndarray):
+        weight = weight.tolist()
+    if is_real(weight) and math.isfinite(weight):
+        return float(weight)
+    if isinstance(weight, Sequence) and not isinstance(weight, str) and len(weight):
+        parts = tuple(_numbers(part) for part in weight)
+        depths = {0 if isinstance(part, float) else 1 + isinstance(part[0], tuple) for part in parts}
+        if len(depths) == 1 and depths <= {0, 1}:
+            return cast(Weight, parts)
+    raise ConfigError(
+        f"Branch.weight={weight!r:.80}: give a finite number, or a sequence of them, one for each level"
+    )

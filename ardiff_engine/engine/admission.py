@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ardiff_engine.diffusion.guidance import Guidance
+import numpy as np
+
+from ardiff_engine.diffusion.guidance import weight_table
 from ardiff_engine.engine.rehearsal import rehearse
 from ardiff_engine.engine.request import Request
 from ardiff_engine.errors import ConfigError, PlanError, explain
@@ -33,10 +35,10 @@ class PageNeed:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """plan: of the stream. weights: guidance weight of each branch."""
+    """plan: of the stream. weights: float32 [branches, levels of all tracks]."""
 
     plan: Plan
-    weights: tuple[float, ...]
+    weights: np.ndarray
     need: PageNeed
 
 
@@ -51,7 +53,7 @@ def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, steps: tuple[
     memory.check(plan, spec)
     if not isinstance(memory, Full | PerLevel | Ranges | RecomputedWindow | Window):
         rehearse(plan, memory, spec)
-    weights = Guidance(request.guidance_scale).weights()
+    weights = weight_table(request.guidance, steps)
     return Admission(plan, weights, page_need(plan, spec, memory, len(weights)))
 
 

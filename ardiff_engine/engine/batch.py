@@ -22,6 +22,24 @@ from ardiff_engine.models.protocol import VideoModel
 LAYOUTS_KEPT = 16
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Moves:
+    """How a batch goes on while nothing but levels changes. rows: int32 [T], what `frame_ids` rise by.
+    weight_table, weight_rows: as in Layout."""
+
+    rows: torch.Tensor
+    weight_table: np.ndarray
+    weight_rows: np.ndarray
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """As in Batch."""
+        return torch.from_numpy(np.ascontiguousarray(self.weight_table[self.weight_rows].T))
+
+    def following(self) -> Moves:
+        return replace(self, weight_rows=self.weight_rows + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """cells: for the model. x [N, L, C]; condition [K, *spec.condition.shape] or None.
@@ -31,7 +49,7 @@ class Batch:
         [U] rows of the coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any,
         `history` float32 [P, U, L, C] the predictions of the P steps before, the latest first, None if no
         solver looks back.
-    row_moves: int32 [T], what `cells.frame_ids` rise by from pass to pass.
+    moves: what the next pass differs in; None over static buffers.
     """
 
     cells: CellBatch
@@ -42,18 +60,27 @@ class Batch:
     coefficients: torch.Tensor
     keys: torch.Tensor | None
     history: torch.Tensor | None = None
-    row_moves: torch.Tensor | None = None
+    moves: Moves | None = None
 
     def following(self, x: torch.Tensor, history: torch.Tensor | None) -> Batch:
         """The same cells one pass later, each one that moves at its next level."""
-        assert self.row_moves is not None, "packed on the host"
+        assert self.moves is not None, "packed on the host"
+        moves = self.moves.following()
         keys = self.keys
         if keys is not None:
             keys = keys.clone()
             keys[:, 4] += 1
-        cells = replace(self.cells, frame_ids=self.cells.frame_ids + self.row_moves)
-        coefficients = self.coefficients + 1
-        return replace(self, cells=cells, x=x, coefficients=coefficients, keys=keys, history=history)
+        cells = replace(self.cells, frame_ids=self.cells.frame_ids + moves.rows)
+        return replace(
+            self,
+            cells=cells,
+            x=x,
+            weights=moves.weights,
+            coefficients=self.coefficients + 1,
+            keys=keys,
+            history=history,
+            moves=moves,
+        )
 
 
 class Packer:
@@ -75,6 +102,7 @@ class Packer:
         layout = self._layout(work)
         passed = np.array([feed.passed for _, feed in work], np.int32)
         risen = passed[layout.update_owners]
+        moves = Moves(torch.from_numpy(layout.row_moves), layout.weights, layout.weight_rows + risen)
         keys = None
         if layout.keys is not None:
             keys = layout.keys.copy()
@@ -95,11 +123,11 @@ class Packer:
             x=x,
             condition=condition,
             branch_cells=layout.branch_cells,
-            weights=layout.weights,
+            weights=moves.weights,
             coefficients=torch.from_numpy(layout.coefficients + risen),
             keys=None if keys is None else torch.from_numpy(keys),
             history=history,
-            row_moves=torch.from_numpy(layout.row_moves),
+            moves=moves,
         )
 
     def _layout(self, work: Work) -> Layout:

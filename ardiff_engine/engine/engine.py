@@ -37,7 +37,7 @@ from ardiff_engine.engine.stream_edits import Editor
 from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.errors import EngineBusyError, wrapped
 from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
-from ardiff_engine.models.agreement import check_spec, checked_condition, checked_null_condition
+from ardiff_engine.models.agreement import check_spec, checked_condition
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.observe.recorder import Recorder
 from ardiff_engine.observe.stats import EngineStats
@@ -142,14 +142,7 @@ class Engine:
         steps = tuple(own.num_steps for own in tracks_of(solver))
         admission = admit(request, spec, policy, steps)
         need, branches = admission.need, len(admission.weights)
-        conditions = [checked_condition(self.model, request.condition)]
-        if branches > 1:
-            negative = request.negative_condition
-            conditions.append(
-                checked_null_condition(self.model)
-                if negative is None
-                else checked_condition(self.model, negative)
-            )
+        conditions = [checked_condition(self.model, branch.condition) for branch in request.guidance]
         given: tuple[torch.Tensor, ...] = ()
         if request.prefix is not None:
             # Copied now: the caller may reuse the tensor.

@@ -29,12 +29,13 @@ SHAPES_KEPT = 32
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `wanted`, `slots`,
-    `positions`, `table`, `branch_cells`, `weights`.
+    `positions`, `table`, `branch_cells`.
 
     What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
-    model's tables, `coefficients` int64 [U], `keys` int64 [U, 5] of step noise (None if no solver draws
-    any). With every pass of its stream a token's row moves on by `row_moves` [T], and the rest by one.
-    token_owners [T], update_owners [U]: which stream of the pass that is.
+    model's tables, `coefficients` int64 [U], `weight_rows` int64 [U] of `weights` [R, B] (guidance, of all
+    streams), `keys` int64 [U, 5] of step noise (None if no solver draws any). With every pass of its stream a
+    token's row moves on by `row_moves` [T], and the rest by one. token_owners [T], update_owners [U]: which
+    stream of the pass that is.
     """
 
     num_contexts: int
@@ -43,7 +44,8 @@ class Layout:
     positions: torch.Tensor
     table: FrameTable
     branch_cells: torch.Tensor
-    weights: torch.Tensor
+    weights: np.ndarray
+    weight_rows: np.ndarray
     rows: np.ndarray
     row_moves: np.ndarray
     coefficients: np.ndarray
@@ -55,16 +57,15 @@ class Layout:
 @dataclass(frozen=True, slots=True)
 class _Part:
     """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
-    numbers and noise keys. Its branches all have the same views.
+    numbers, noise keys and weights. Its branches all have the same views.
 
     tracks: of each cell; *_offsets: of each track."""
 
     views: SequenceViews
     updates: tuple[bool, ...]
     levels: tuple[int, ...]
-    weights: tuple[float, ...]
+    branches: int
     table_base: int
-    coefficient_base: int
     timesteps: int
     tracks: tuple[int, ...]
     table_offsets: tuple[int, ...]
@@ -74,17 +75,16 @@ class _Part:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shape:
     """What passes of the same parts have in common; as in Layout. slot_places, slot_rows: [T] where in the
-    joined lists of pages a token's page is, and its row there. update_levels: [U]."""
+    joined lists of pages a token's page is, and its row there. solver_rows, update_levels: [U]."""
 
     lists: PageLists
     wanted: torch.Tensor | None
     slot_places: np.ndarray
     slot_rows: np.ndarray
     branch_cells: torch.Tensor
-    weights: torch.Tensor
     rows: np.ndarray
     row_moves: np.ndarray
-    coefficients: np.ndarray
+    solver_rows: np.ndarray
     update_levels: np.ndarray
     token_owners: np.ndarray
     update_owners: np.ndarray
@@ -118,9 +118,8 @@ class LayoutBuilder:
                     views,
                     roster.updates,
                     roster.levels,
-                    stream.weights,
+                    len(stream.weights),
                     schedule.table_base,
-                    schedule.coefficient_base,
                     schedule.timesteps,
                     roster.tracks,
                     schedule.table_offsets,
@@ -128,9 +127,11 @@ class LayoutBuilder:
                 )
             )
         shape = self._shape(tuple(parts))
+        bases = np.array([stream.schedule.coefficient_base for stream, _ in work])
         ids = np.array(pages, np.int64)
         slots = ids[shape.slot_places] * self._page_rows + shape.slot_rows
         listed = torch.from_numpy(ids[shape.lists.listed].astype(np.int32))
+        weights, weight_bases = _weights(work)
         return Layout(
             num_contexts=len(shape.lists.contexts),
             wanted=shape.wanted,
@@ -138,10 +139,11 @@ class LayoutBuilder:
             positions=torch.from_numpy(np.array(positions, np.int64)),
             table=shape.lists.table.with_pages(listed),
             branch_cells=shape.branch_cells,
-            weights=shape.weights,
+            weights=weights,
+            weight_rows=shape.solver_rows + weight_bases[shape.update_owners],
             rows=shape.rows,
             row_moves=shape.row_moves,
-            coefficients=shape.coefficients,
+            coefficients=shape.solver_rows + bases[shape.update_owners],
             keys=_keys(work, shape.update_levels),
             token_owners=shape.token_owners,
             update_owners=shape.update_owners,
@@ -164,9 +166,8 @@ class LayoutBuilder:
 
     def _shape_of(self, parts: tuple[_Part, ...]) -> _Shape:
         spec = self._spec
-        branches = max(len(part.weights) for part in parts)
+        branches = max(part.branches for part in parts)
         branch_cells: list[list[int]] = [[] for _ in range(branches)]
-        weights: list[list[float]] = [[] for _ in range(branches)]
         sequences: list[SequenceViews] = []
         owners: list[int] = []
         levels: list[int] = []
@@ -178,9 +179,9 @@ class LayoutBuilder:
         for owner, part in enumerate(parts):
             updated = [offset for offset, updates in enumerate(part.updates) if updates]
             for branch in range(branches):
-                start, weight = 0, 0.0
-                if branch < len(part.weights):
-                    start, weight = len(levels), part.weights[branch]
+                start = 0
+                if branch < part.branches:
+                    start = len(levels)
                     sequences.append(part.views)
                     owners += [owner] * len(part.levels)
                     leads += [start] * len(part.levels)
@@ -191,7 +192,6 @@ class LayoutBuilder:
                     if part.views.feeds_context:
                         contexts.append(start)
                 branch_cells[branch] += [start + offset for offset in updated]
-                weights[branch] += [weight] * len(updated)
 
         lists = page_lists(sequences, spec, self._context_valid, self._frame_valid)
         cells = np.array(branch_cells, np.int64)
@@ -201,7 +201,6 @@ class LayoutBuilder:
         rows = self._rows(parts, of_cells, lead, of_contexts, told)
         risen = self._rows(parts, of_cells, lead, of_contexts, told + np.array(moves, np.int64))
         update_owners, update_levels = of_cells[cells[0]], first[cells[0]]
-        bases = np.array([part.coefficient_base for part in parts])
         tokens = np.repeat([spec.context_tokens, spec.tokens_per_frame], [len(contexts), len(levels)])
         wanted = np.repeat(np.concatenate([np.zeros(len(contexts), bool), np.array(moves, bool)]), tokens)
         return _Shape(
@@ -215,10 +214,9 @@ class LayoutBuilder:
             ),
             slot_rows=ranges(np.zeros_like(tokens), tokens) % self._page_rows,
             branch_cells=torch.from_numpy(cells),
-            weights=torch.from_numpy(np.array(weights, np.float32)),
             rows=np.repeat(rows, tokens),
             row_moves=np.repeat(risen - rows, tokens),
-            coefficients=bases[update_owners] + update_levels + np.array(solved, np.int64)[cells[0]],
+            solver_rows=update_levels + np.array(solved, np.int64)[cells[0]],
             update_levels=update_levels,
             token_owners=np.repeat(np.concatenate([of_cells[of_contexts], of_cells]), tokens),
             update_owners=update_owners,
@@ -260,6 +258,18 @@ def _keys(work: Work, levels: np.ndarray) -> np.ndarray | None:
     keys = np.array(rows, np.int64).reshape(len(rows), 5)
     keys[:, 4] = levels
     return keys
+
+
+def _weights(work: Work) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [R, B], the tables of all streams, 0 where one has fewer branches; where each begins."""
+    tables = [stream.weights for stream, _ in work]
+    joined = np.zeros((sum(table.shape[1] for table in tables), max(map(len, tables))), np.float32)
+    begins, row = [], 0
+    for table in tables:
+        begins.append(row)
+        joined[row : row + table.shape[1], : len(table)] = table.T
+        row += table.shape[1]
+    return joined, np.array(begins)
 
 
 def _valid_rows(tokens: int, page_rows: int) -> list[int]:

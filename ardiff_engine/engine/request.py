@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ardiff_engine.diffusion.guidance import Branch, classifier_free
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.schedules import tracks_of
 from ardiff_engine.errors import ConfigError, NumericalError, TensorError, explain
@@ -33,6 +34,7 @@ class Request:
     condition, negative_condition: [context_tokens, context_dim], a class id, or None (the model's own
         context; the null context). The negative one is only used when guidance_scale != 1.
     guidance_scale: g in  out = out_neg + g (out_cond - out_neg).
+    branches: any other guidance, in place of the three.
     seed, noise_stream: key of the counter-based noise; two videos of one seed differ by noise_stream.
     latents: starting noise [num_frames - prefix frames, tokens, channels] instead of the seeded one.
     generator: torch.Generator that the starting noise is drawn from, frame by frame, instead of the seeded
@@ -62,6 +64,7 @@ class Request:
     on_step: Callable[[Any], None] | None = None
     max_ahead: int | None = None
     plan: Rule | Plan | None = None
+    branches: tuple[Branch, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "lag", "seed", "noise_stream", "max_ahead"):
@@ -81,10 +84,9 @@ class Request:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _tensor(f"Request.{name}", getattr(self, name)))
         for name in ("condition", "negative_condition"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, torch.Tensor):
-                whole = isinstance(value, int | np.integer)
-                object.__setattr__(self, name, int(value) if whole else _tensor(f"Request.{name}", value))
+            object.__setattr__(self, name, _condition(f"Request.{name}", getattr(self, name)))
+        if self.branches is not None:
+            object.__setattr__(self, "branches", self._checked_branches())
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise ConfigError(
                 explain(
@@ -106,6 +108,13 @@ class Request:
             )
 
     @property
+    def guidance(self) -> tuple[Branch, ...]:
+        """The branches, however they were asked for."""
+        if self.branches is not None:
+            return self.branches
+        return classifier_free(self.condition, self.negative_condition, self.guidance_scale)
+
+    @property
     def prefix_frames(self) -> int:
         return 0 if self.prefix is None or self.prefix.ndim == 0 else int(self.prefix.shape[0])
 
@@ -114,6 +123,17 @@ class Request:
         if self.max_ahead is None and self.num_frames is None:
             return ENDLESS_MAX_AHEAD
         return self.max_ahead
+
+    def _checked_branches(self) -> tuple[Branch, ...]:
+        given = self.branches
+        if not isinstance(given, tuple | list) or not given or not all(isinstance(b, Branch) for b in given):
+            raise ConfigError(f"Request.branches={given!r:.80}: give one or more ade.Branch(...)")
+        plain = self.condition is None and self.negative_condition is None and self.guidance_scale == 1.0
+        if not plain:
+            raise ConfigError(
+                "Request.branches beside condition, negative_condition or guidance_scale: leave these out"
+            )
+        return tuple(replace(own, condition=_condition("Branch.condition", own.condition)) for own in given)
 
     def check(self, spec: ModelSpec) -> None:
         """Raise a typed error for anything that cannot be served, before anything is touched."""
@@ -157,6 +177,12 @@ class Request:
                     fix="Count videos from 0.",
                 )
             )
+
+
+def _condition(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, torch.Tensor) or (isinstance(value, str) and value == "null"):
+        return value
+    return int(value) if isinstance(value, int | np.integer) else _tensor(name, value)
 
 
 def _integer(name: str, value: object) -> int:

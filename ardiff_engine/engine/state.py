@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 
 from ardiff_engine.engine.feed import Feed
@@ -29,7 +30,7 @@ class StreamState:
     number: in the order of submission.
     request: without its callback, which belongs to the handle: through it a stream would keep itself alive.
     watched: it has a callback, so passes are not run several at a time.
-    conditions, weights: of each guidance branch.
+    conditions: of each guidance branch. weights: float32 [branches, levels of all tracks].
     latents: frame -> float32 [tokens, channels], of all frames that somebody may still need.
     history: frame -> float32 [steps, tokens, channels], the predictions of its last steps, the latest first,
         for solvers that look back.
@@ -46,7 +47,7 @@ class StreamState:
     feeder: Feeder
     policy: MemoryPolicy
     conditions: torch.Tensor
-    weights: tuple[float, ...]
+    weights: np.ndarray
     pages: StreamPages
     noise: StartingNoise
     latents: dict[int, torch.Tensor]

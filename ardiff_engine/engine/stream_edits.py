@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ardiff_engine.diffusion.guidance import same_condition
 from ardiff_engine.engine.admission import page_need
 from ardiff_engine.engine.reader import Outbox
 from ardiff_engine.engine.request import Request
@@ -69,11 +70,7 @@ class Editor:
                     fix="Choose one of them.",
                 )
             )
-        conditions = [checked_condition(self._model, condition)]
-        if len(state.weights) > 1:
-            negative = negative_condition
-            kept = state.conditions[1]
-            conditions.append(kept if negative is None else checked_condition(self._model, negative))
+        conditions = self._conditions(state, condition, negative_condition)
         feeder = state.feeder
         first, floor = feeder.oldest_unfinished, feeder.floor
         recommitted: list[int] = []
@@ -224,6 +221,26 @@ class Editor:
             raise
         state.saved, state.latents, state.history, state.status = None, latents, history, "running"
         self._scheduler.queue_up(state)
+
+    def _conditions(
+        self,
+        state: StreamState,
+        condition: torch.Tensor | int | None,
+        negative_condition: torch.Tensor | int | None,
+    ) -> list[torch.Tensor]:
+        """Of all branches: the new ones, and those that stay."""
+        new, branches = checked_condition(self._model, condition), state.request.branches
+        if branches is not None:
+            if negative_condition is not None:
+                raise ConfigError(
+                    "negative_condition of a stream with branches: only the first one's changes"
+                )
+            own = zip(same_condition(branches), state.conditions, strict=True)
+            return [new if changes else kept for changes, kept in own]
+        conditions = [new, *state.conditions[1:]]
+        if negative_condition is not None and len(conditions) > 1:
+            conditions[1] = checked_condition(self._model, negative_condition)
+        return conditions
 
     def _make_room(self, state: StreamState, plan: Plan) -> None:
         """Check the plan against the memory policy and raise the promise of pages to what it can need."""

@@ -46,14 +46,17 @@ def checked_tables(model: VideoModel, timesteps: torch.Tensor) -> Tables:
     return tables
 
 
-def checked_condition(model: VideoModel, given: torch.Tensor | int | None) -> torch.Tensor:
-    """`model.condition`; TensorError if it is not of the shape that the spec states."""
-    return _of_shape(model, model.condition(given))
-
-
-def checked_null_condition(model: VideoModel) -> torch.Tensor:
-    """`model.null_condition`, likewise."""
-    return _of_shape(model, model.null_condition())
+def checked_condition(model: VideoModel, given: torch.Tensor | int | str | None) -> torch.Tensor:
+    """`model.condition`, or `model.null_condition` for "null"; TensorError if it is not of the shape that the
+    spec states."""
+    condition = model.null_condition() if isinstance(given, str) else model.condition(given)
+    expected = model.spec.condition.shape
+    if tuple(condition.shape) != tuple(expected):
+        raise TensorError(
+            f"condition of {type(model).__name__}: got {list(condition.shape)}, expected {list(expected)}, "
+            "as in its spec."
+        )
+    return condition
 
 
 def check_output(model: VideoModel, x: torch.Tensor, out: torch.Tensor) -> None:
@@ -62,13 +65,3 @@ def check_output(model: VideoModel, x: torch.Tensor, out: torch.Tensor) -> None:
         raise TensorError(
             f"output of {type(model).__name__}: got {list(out.shape)}, expected {list(x.shape)}, as x."
         )
-
-
-def _of_shape(model: VideoModel, condition: torch.Tensor) -> torch.Tensor:
-    expected = model.spec.condition.shape
-    if tuple(condition.shape) != tuple(expected):
-        raise TensorError(
-            f"condition of {type(model).__name__}: got {list(condition.shape)}, expected {list(expected)}, "
-            "as in its spec."
-        )
-    return condition

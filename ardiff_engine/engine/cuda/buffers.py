@@ -90,7 +90,7 @@ class TickBuffers:
             x=x,
             condition=condition,
             branch_cells=held["branch_cells"],
-            weights=held["weights"],
+            weights=levels["weights"],
             coefficients=levels["coefficients"],
             keys=levels["keys"] if shape.noisy else None,
             history=torch.zeros_like(self.history) if shape.planes else None,
@@ -109,7 +109,9 @@ class TickBuffers:
         rows = pad_tokens(cells.frame_ids, 0, cells.num_contexts, shape.contexts, shape.cells, self._spec)
         coefficients = torch.zeros(shape.updates, dtype=torch.int64)
         coefficients[: len(batch.coefficients)] = batch.coefficients
-        levels = {"frame_ids": rows, "coefficients": coefficients}
+        weights = torch.zeros(shape.branches, shape.updates)
+        weights[:, : batch.weights.shape[1]] = batch.weights
+        levels = {"frame_ids": rows, "coefficients": coefficients, "weights": weights}
         if batch.keys is not None:
             levels["keys"] = torch.zeros(shape.updates, KEY_COLUMNS, dtype=torch.int64)
             levels["keys"][: len(batch.keys)] = batch.keys
@@ -134,7 +136,6 @@ def _layout_values(layout: PaddedLayout) -> dict[str, torch.Tensor]:
         "slots": layout.slots,
         "positions": layout.positions,
         "branch_cells": layout.branch_cells,
-        "weights": layout.weights,
     }
     values |= {name: getattr(table, name) for name in TABLE if getattr(table, name) is not None}
     return values if layout.work is None else values | {"work": layout.work.words}
@@ -149,5 +150,6 @@ def _level_fields(shape: TickShape, spec: ModelSpec) -> Fields:
     fields = {
         "frame_ids": ((tokens,), torch.int32),
         "coefficients": ((shape.updates,), torch.int64),
+        "weights": ((shape.branches, shape.updates), torch.float32),
     }
     return fields | ({"keys": ((shape.updates, KEY_COLUMNS), torch.int64)} if shape.noisy else {})

@@ -282,7 +282,7 @@ class TickGraphs:
         alone, as those of a window that slides, share all others: these are padded once for all of them."""
         cells, table, noisy = batch.cells, batch.cells.table, batch.keys is not None
         planes = 0 if batch.history is None else len(batch.history)
-        views = (*table.offsets, batch.branch_cells, batch.weights, noisy, planes)
+        views = (*table.offsets, batch.branch_cells, noisy, planes)
         own = (*views, table.pages, cells.slots, cells.frame_positions)
         layout = self._layouts.get(own)
         if layout is None:

@@ -70,7 +70,6 @@ class PaddedLayout:
     slots: torch.Tensor
     positions: torch.Tensor
     branch_cells: torch.Tensor
-    weights: torch.Tensor
     table: FrameTable
     work: RecordedWork | None
 
@@ -129,7 +128,6 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
         slots=pad_tokens(cells.slots, -1, contexts, most_contexts, most_frames, spec),
         positions=_padded(cells.frame_positions, most_frames, 0),
         branch_cells=_padded(batch.branch_cells, most_updates, 0),
-        weights=_padded(batch.weights, most_updates, 0),
         table=padded,
         work=work,
     )
