@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -66,3 +68,9 @@ def test_sizes() -> None:
     )
     long = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     assert not {name: lines for name, lines in long.items() if lines > MOST_LINES}
+
+
+@pytest.mark.parametrize("first", ["codec", "conditions", "engine", "models", "pipeline", "weights"])
+def test_each_room_can_be_entered_first(first: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import ardiff_engine.{first}"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
