@@ -19,13 +19,13 @@ from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.engine import Engine, Request, Stream
-from ardiff_engine.engine.admission import admit
+from ardiff_engine.engine import Request, Stream
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.registry import kind_of
-from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
+from ardiff_engine.pipeline_decoding import MOST_UNREAD, batch_pictures, stream_pictures
+from ardiff_engine.pipeline_engine import KeptEngine
 from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
 from ardiff_engine.pipeline_inputs import Video
 from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput
@@ -36,7 +36,8 @@ class Pipeline:
     """Transformer, autoencoder and noise schedule: what turns noise into videos.
 
     `Pipeline.from_pretrained("moving-digits")` loads the bundled model. `pipe(...)` makes finished videos,
-    `pipe.stream(...)` gives frames as they become clean.
+    `pipe.stream(...)` gives frames as they become clean. All of them share one engine, which the pipeline
+    keeps, and which holds as many pages as were ever needed at once. `pipe.to(...)` gives it back.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Pipeline:
         self.vae: Any = vae
         self.schedule = schedule
         self.prediction = prediction
+        self._kept = KeptEngine()
 
     def __repr__(self) -> str:
         spec, size = self.transformer.spec, self.codec.image_size
@@ -115,6 +117,7 @@ class Pipeline:
         """
         device, dtype = inputs.device_and_dtype(places, device, dtype)
         place = None if device is None else usable_device(device)
+        self._kept.forget()
         self.transformer.to(device=place, dtype=dtype)
         self.vae.to(device=place)
         return self
@@ -208,6 +211,7 @@ class Pipeline:
         classes = inputs.class_per_video(class_id, num_videos)
         fresh = num_frames - (0 if clip is None else len(clip.frames))
         starts = inputs.starting_noise(latents, generator, num_videos, fresh, self.transformer.spec)
+        solver, policy = self._solver(num_inference_steps, eta), self._memory(memory)
 
         requests = [
             Request(
@@ -219,13 +223,14 @@ class Pipeline:
                 noise_stream=first_video + i,
                 latents=None if starts is None else starts[i],
                 prefix=prefix,
+                solver=solver,
+                memory=policy,
                 on_step=callback_on_step_end and partial(_report, callback_on_step_end, i),
             )
             for i in range(num_videos)
         ]
-        engine = self._engine(requests, num_inference_steps, eta, memory)
-        streams = [engine.submit(request) for request in requests]
-        passes = streams[0].num_ticks
+        engine, streams = self._kept.submit(self.transformer, self.transformer, requests)
+        before, passes = engine.stats(), streams[0].num_ticks
         with tqdm(total=passes, desc="passes", unit="pass", disable=not progress) as bar:
             videos = batch_pictures(engine, streams, self.codec, prefix, bar)
         if clip is not None and prefix is not None:
@@ -237,7 +242,7 @@ class Pipeline:
             seed=seed,
             first_video=first_video,
             fps=outputs.DEFAULT_FPS if clip is None or clip.fps is None else clip.fps,
-            stats=engine.stats(),
+            stats=engine.stats().since(before),
             seconds=time.perf_counter() - started,
         )
 
@@ -287,19 +292,20 @@ class Pipeline:
             seed=seed,
             generator=generator,
             prefix=prefix,
+            solver=self._solver(num_inference_steps, eta),
+            memory=self._memory(memory),
+            max_ahead=MOST_UNREAD,
         )
-        engine = self._engine([request], num_inference_steps, eta, memory)
-        return stream_pictures(engine, engine.submit(request), self.codec, prefix)
+        engine, (stream,) = self._kept.submit(self.transformer, self.transformer, [request])
+        return stream_pictures(engine, stream, self.codec, prefix)
 
     # --- private
 
-    def _engine(self, requests: list[Request], steps: int, eta: float, memory: MemoryPolicy | None) -> Engine:
-        """An engine with exactly the pages that these requests can need."""
-        spec = self.transformer.spec
-        policy = memory if memory is not None else RecomputedWindow(spec.num_frames)
-        pages = sum(admit(request, spec, policy, (steps,)).need.most for request in requests)
-        solver = DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
-        return Engine(self.transformer, solver=solver, memory=policy, max_pages=pages)
+    def _solver(self, steps: int, eta: float) -> DDIM:
+        return DDIM(self.schedule, num_inference_steps=steps, eta=eta, prediction=self.prediction)
+
+    def _memory(self, memory: MemoryPolicy | None) -> MemoryPolicy:
+        return RecomputedWindow(self.transformer.spec.num_frames) if memory is None else memory
 
 
 def _report(callback: Callable[[StepInfo], None], video: int, stream: Stream) -> None:

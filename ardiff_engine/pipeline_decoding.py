@@ -4,6 +4,7 @@ made, the passes of the next ones run."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ def batch_pictures(
     """Run all streams to their ends: the new frames of each, uint8 [frames, H, W, 3].
 
     prefix: latents of the frames that all of them continue. bar: shows the passes of the first.
-    Raises the error of the first stream that fails.
+    Raises the error of the first stream that fails. Then, and by any other error, all of them end.
     """
     decoders = [codec.decoder(prefix) for _ in streams]
     pictures: list[list[torch.Tensor]] = [[] for _ in streams]
@@ -34,13 +35,14 @@ def batch_pictures(
     def decode(piece: tuple[int, torch.Tensor]) -> tuple[int, torch.Tensor]:
         return piece[0], decoders[piece[0]].push(piece[1])
 
-    with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker:
+    with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker, cancelled_at_last(streams):
 
         def keep() -> None:
             index, decoded = worker.take()
             pictures[index].append(decoded)
 
-        while engine.step():
+        while not all(stream.done for stream in streams):
+            engine.step()
             bar.update(streams[0].ticks_done - bar.n)
             for index, stream in enumerate(streams):
                 stream.raise_if_failed()
@@ -48,11 +50,19 @@ def batch_pictures(
                     worker.submit((index, torch.stack([frame.latent for frame in stream.take_ready()])))
             while worker.ready:
                 keep()
-        for stream in streams:
-            stream.raise_if_failed()
         while worker.unread:
             keep()
     return [torch.cat(pieces) for pieces in pictures]
+
+
+@contextlib.contextmanager
+def cancelled_at_last(streams: Sequence[Stream]) -> Iterator[None]:
+    """Whatever ends the block, the streams hold no pages of the engine afterwards."""
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.cancel()
 
 
 def stream_pictures(
@@ -67,18 +77,15 @@ def stream_pictures(
         image, seconds = decoder.push(frame.latent[None])[0], time.perf_counter() - started
         return VideoFrame(frame.index, image, frame.latent, seconds, stream.request.seed)
 
-    with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker:
-        try:
-            while True:
-                latents.extend(stream.take_ready())
-                while latents and worker.unread < MOST_UNREAD:
-                    worker.submit(latents.popleft())
-                if worker.ready or (worker.unread and (latents or stream.done)):
-                    yield worker.take()
-                elif stream.done:
-                    stream.raise_if_failed()
-                    return
-                else:
-                    engine.step()
-        finally:
-            stream.cancel()
+    with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker, cancelled_at_last([stream]):
+        while True:
+            latents.extend(stream.take_ready())
+            while latents and worker.unread < MOST_UNREAD:
+                worker.submit(latents.popleft())
+            if worker.ready or (worker.unread and (latents or stream.done)):
+                yield worker.take()
+            elif stream.done:
+                stream.raise_if_failed()
+                return
+            else:
+                engine.step()

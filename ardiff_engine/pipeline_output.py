@@ -26,7 +26,7 @@ class VideoOutput:
     seed, first_video: with them and the other arguments of the call, video k comes out again alone, as
         `pipe(seed=out.seed, first_video=out.first_video + k, ...)`.
     fps: frames per second of the video that was continued, or 8 where none was or its rate is not known.
-    stats: of the engine that made them. seconds: of the call.
+    stats: of the engine, counted during the call. seconds: of the call.
     """
 
     frames: Any

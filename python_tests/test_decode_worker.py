@@ -394,8 +394,8 @@ def test_ticks_run_while_a_frame_is_decoded(pipe, monkeypatch):
 @pytest.mark.parametrize("leave", ["break", "close", "drop", "error"])
 def test_a_reader_that_leaves_takes_stream_and_thread_along(pipe, monkeypatch, leave):
     engines: list[ade.Engine] = []
-    build = pipe._engine
-    monkeypatch.setattr(pipe, "_engine", lambda *args: engines.append(build(*args)) or engines[-1])
+    submit = ade.Engine.submit
+    monkeypatch.setattr(ade.Engine, "submit", lambda self, r: engines.append(self) or submit(self, r))
     frames = pipe.stream(num_frames=None, lag=2, num_inference_steps=4)
     if leave == "break":
         for frame in frames:

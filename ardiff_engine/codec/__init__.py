@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Video autoencoders: pixels to latents and back, with the state that a stream of frames needs.
 
-The autoencoders are imported when they are first used: models import `codec.protocol`, and they import models.
+The autoencoders are imported when they are first used: models import `codec.protocol`, they import models.
 """
 
 from __future__ import annotations

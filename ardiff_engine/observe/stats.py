@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,26 @@ class EngineStats:
     eager_ticks: int
     eager_reason: str | None
 
+    def since(self, before: EngineStats) -> EngineStats:
+        """What was counted after `before` was taken, with the pages and streams of now. first_frame_seconds
+        stays: only the engine's first stream has it."""
+        counts = {name: getattr(self, name) - getattr(before, name) for name in _COUNTS}
+        seconds, passes = counts["seconds"], counts["passes"]
+        return replace(
+            self,
+            cells_per_second=counts["cells"] / seconds if seconds else 0.0,
+            cells_per_tick=counts["cells"] / passes if passes else 0.0,
+            **counts,
+        )
+
     @property
     def ticks(self) -> int:
         """The older name of `passes`."""
         return self.passes
+
+
+_COUNTS = (
+    *("streams_finished", "streams_cancelled", "streams_failed"),
+    *("passes", "cells", "updates", "frames", "seconds", "planning_seconds", "passes_retried"),
+    *("graphs_captured", "graph_replays", "eager_ticks"),
+)
