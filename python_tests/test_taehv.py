@@ -43,7 +43,24 @@ def test_pieces_of_any_length_give_the_same_bits(model: TAEHV, splits: tuple[int
     decoder = model.decoder()
     pieces = [decoder.push(piece) for piece in z.split(splits)]
     assert len(pieces[0]) == 4 * splits[0] - 3 and torch.equal(torch.cat(pieces), whole)
-    assert decoder.nbytes == model.bytes_per_stream(16, 24)
+    assert decoder.nbytes == model.bytes_per_stream((2, 3))
+
+
+def test_a_decoder_goes_on_after_latents_that_it_is_given(model: TAEHV) -> None:
+    z = torch.randn(12, 16, 1, 2, generator=torch.Generator().manual_seed(3))
+    whole = model.decode(z.transpose(0, 1)[None])[0].transpose(0, 1)
+    for start in (1, 11):
+        frames = model.decoder(z[model.history(start) : start]).push(z[start:])
+        assert torch.equal(frames, whole[4 * start - 3 :])
+    # One latent fewer than said is one too few.
+    assert not torch.equal(model.decoder(z[model.history(start) + 1 : start]).push(z[start:]), frames)
+
+
+def test_encoding_in_pieces(model: TAEHV) -> None:
+    pixels = torch.rand(12, 3, 16, 8, generator=torch.Generator().manual_seed(4))
+    whole = model.encode(pixels.transpose(0, 1)[None])[0].transpose(0, 1)
+    encoder = model.video_encoder()
+    assert torch.equal(torch.cat([encoder.push(piece) for piece in pixels.split((1, 6, 2, 3))]), whole)
 
 
 def test_files(model: TAEHV, tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 
 class Past:
-    """The last input frames of every causal layer of one video: what its next piece needs of those before."""
+    """The last input frames of every causal layer of one video: what its next piece needs of those before.
+
+    Tensors are replaced, never written to. So a copy shares them until its next piece.
+    """
 
     __slots__ = ("frames",)
 
-    def __init__(self) -> None:
-        self.frames: dict[nn.Module, Tensor] = {}
+    def __init__(self, frames: dict[nn.Module, Tensor] | None = None) -> None:
+        self.frames: dict[nn.Module, Tensor] = {} if frames is None else frames
 
     def before(self, layer: nn.Module, x: Tensor, count: int) -> Tensor:
         """x [B, C, T, H, W] with the `count` frames before it in front, zeros at the start of a video."""
@@ -26,6 +29,9 @@ class Past:
         # A copy: a view would keep all of x alive.
         self.frames[layer] = x[:, :, x.shape[2] - count :].clone()
         return x
+
+    def copy(self, device: torch.device | str | None = None) -> Past:
+        return Past({layer: frames.to(device) for layer, frames in self.frames.items()})
 
     @property
     def nbytes(self) -> int:

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.codec.past import Past, per_frame
-from ardiff_engine.errors import TensorError
+from ardiff_engine.codec.protocol import Size
+from ardiff_engine.codec.video import FRAMES_PER_LATENT, VideoDecoder, VideoEncoder, encode_whole, latent_size
 from ardiff_engine.weights.fit import fill
 from ardiff_engine.weights.safetensors_file import SafetensorsFile
 
 DROPPED = 3
 """Frames at the start of a video that no pixel belongs to."""
-FRAMES_PER_LATENT = 4
 
 
 class MemoryBlock(nn.Module):
@@ -71,6 +71,14 @@ class Join(nn.Module):
 class TAEHV(nn.Module):
     """Parameter names are those of the published weights."""
 
+    black = 0.0
+    scale = 8
+    frames_per_latent = FRAMES_PER_LATENT
+    first_frames = FRAMES_PER_LATENT
+    reach = 8
+    """Latents before a frame that it depends on: six memory blocks see one latent back, three see half of
+    one."""
+
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
         self.channels = channels
@@ -115,74 +123,51 @@ class TAEHV(nn.Module):
         fill(model, file, names, shapes=file.shapes, device=device, dtype=dtype)
         return model.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, 4 F, 8 h, 8 w] in [0, 1] -> normalised latents [B, channels, F, h, w]."""
-        if pixels.dim() != 5 or pixels.shape[1] != 3 or pixels.shape[2] % 4 or not pixels.shape[2]:
-            raise TensorError(f"pixels: got {list(pixels.shape)}, expected [B, 3, 4 F, H, W].")
-        past, x = Past(), pixels
+        return encode_whole(self, pixels)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, channels, F, h, w] -> [B, 3, 1 + 4 (F − 1), 8 h, 8 w], not
+        clamped to [0, 1]."""
+        return VideoDecoder(self).next(latents)
+
+    def decoder(self, given: Tensor | None = None) -> VideoDecoder:
+        """For a video whose latents come in pieces, after the latents `given` [P, channels, h, w]. Only the
+        last `reach` of those are decoded again."""
+        return VideoDecoder(self, None if given is None else given[-self.reach :])
+
+    def video_encoder(self) -> VideoEncoder:
+        """For a video whose frames come in pieces."""
+        return VideoEncoder(self)
+
+    def history(self, frame: int) -> int:
+        """The first latent that matters for the frames from latent `frame` on."""
+        return max(0, frame - self.reach)
+
+    def bytes_per_stream(self, size: Size) -> int:
+        """Of the features that a decoder of one video keeps; size: height and width of its latents."""
+        height, width = latent_size(size)
+        values = 3 * (256 + 128 * 4 + 64 * 16) * height * width
+        return values * next(self.parameters()).element_size()
+
+    def encode_piece(self, pixels: Tensor, past: Past) -> Tensor:
+        x = pixels.to(next(self.parameters()))
         for name, layer in self.encoder.items():
             x = layer(x, past) if isinstance(layer, Join | MemoryBlock) else per_frame(layer, x)
             x = F.relu(x) if name == "0" else x
         return x
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, channels, F, h, w] -> [B, 3, 1 + 4 (F − 1), 8 h, 8 w], not
-        clamped to [0, 1]."""
-        return LightDecoder(self).next(latents)
-
-    def decoder(self) -> LightDecoder:
-        """For a new video whose latents come in pieces."""
-        return LightDecoder(self)
-
-    def bytes_per_stream(self, height: int, width: int) -> int:
-        """Of the features that a decoder of one video keeps, for pictures of height x width pixels."""
-        places = (height // 8) * (width // 8)
-        values = 3 * (256 + 128 * 4 + 64 * 16) * places
-        return values * next(self.parameters()).element_size()
-
-
-class LightDecoder:
-    """Decodes one video, latent by latent."""
-
-    def __init__(self, model: TAEHV) -> None:
-        self._model = model
-        self._past = Past()
-        self._dropped = False
-
-    def push(self, latents: Tensor) -> Tensor:
-        """The next n latents [n, channels, h, w] -> frames [4 n, 3, 8 h, 8 w], 3 fewer at the start."""
-        if latents.dim() != 4:
-            raise TensorError(f"latents: got {list(latents.shape)}, expected [n, channels, h, w].")
-        return self.next(latents.transpose(0, 1)[None])[0].transpose(0, 1)
-
-    @torch.no_grad()
-    def next(self, latents: Tensor) -> Tensor:
-        """As `push`, for a batch of videos of one length: [B, channels, n, h, w] -> [B, 3, m, 8 h, 8 w]."""
-        channels = self._model.channels
-        if latents.dim() != 5 or latents.shape[1] != channels or not latents.shape[2]:
-            raise TensorError(
-                f"latents: got {list(latents.shape)}, expected [B, {channels}, at least 1, h, w]."
-            )
-        frames = torch.cat([self._decode(latent) for latent in latents.split(1, dim=2)], dim=2)
-        if not self._dropped:
-            frames, self._dropped = frames[:, :, DROPPED:], True
-        return frames
-
-    @property
-    def nbytes(self) -> int:
-        """Of the features kept now."""
-        return self._past.nbytes
-
-    def _decode(self, latent: Tensor) -> Tensor:
-        layers = self._model._modules["decoder"]
+    def decode_latent(self, latent: Tensor, past: Past) -> Tensor:
+        layers = self._modules["decoder"]
         assert isinstance(layers, nn.ModuleDict)
-        x = 3 * torch.tanh(latent.to(next(self._model.parameters()).dtype) / 3)
+        starts = not past.frames
+        x = 3 * torch.tanh(latent.to(next(self.parameters())) / 3)
         for name, layer in layers.items():
             if isinstance(layer, Grow):
                 x = per_frame(lambda image: F.interpolate(image, scale_factor=2.0, mode="nearest"), x)
             if name == "22":
                 x = F.relu(x)
-            x = layer(x, self._past) if isinstance(layer, Grow | MemoryBlock) else per_frame(layer, x)
+            x = layer(x, past) if isinstance(layer, Grow | MemoryBlock) else per_frame(layer, x)
             x = F.relu(x) if name == "1" else x
-        return x
+        return x[:, :, DROPPED:] if starts else x
