@@ -7,10 +7,10 @@ for torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ardiff_engine.errors import ArdiffError
+from ardiff_engine.lazy import lazily
 from ardiff_engine.version import __version__
 
 if TYPE_CHECKING:
@@ -59,12 +59,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    if name in _MODULES:
-        return import_module(f"ardiff_engine.{name}")
-    raise AttributeError(f"module 'ardiff_engine' has no attribute {name!r}")
+__getattr__ = lazily(__name__, {name: f"ardiff_engine.{name}" for name in _MODULES} | _HOME)
 
 
 def __dir__() -> list[str]:

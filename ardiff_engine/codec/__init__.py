@@ -1,24 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Video autoencoders: pixels to latents and back, with the state that a stream of frames needs.
 
-The autoencoders are imported when they are first used: models import `codec.protocol`, they import models.
+They are imported when they are first used: models import `codec.protocol`, and they import models.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from ardiff_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from ardiff_engine.codec.taehv import TAEHV
     from ardiff_engine.codec.wan import WanVAE
 
-_HOME = {"TAEHV": "ardiff_engine.codec.taehv", "WanVAE": "ardiff_engine.codec.wan"}
-
 __all__ = ["TAEHV", "WanVAE"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'ardiff_engine.codec' has no attribute {name!r}")
+__getattr__ = lazily(__name__, {"TAEHV": "ardiff_engine.codec.taehv", "WanVAE": "ardiff_engine.codec.wan"})
