@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
+import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
@@ -299,8 +301,8 @@ def test_a_compressed_file_gets_no_more_memory_than_its_size_allows(tmp_path: Pa
 
 def test_a_reader_that_cannot_import_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
-    (tmp_path / "safetensors").mkdir()
-    (tmp_path / "safetensors" / "__init__.py").write_text("raise ImportError('no wheel for this machine')")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('no wheel for this machine')")
     monkeypatch.setattr(module.subprocess, "run", with_path_in_front(tmp_path, module.subprocess.run))
     with pytest.raises(CheckpointError, match="cannot import .*no wheel") as failed:
         convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
@@ -340,3 +342,36 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     with pytest.raises(CheckpointError):
         convert(tmp_path / name, tmp_path / "x.safetensors")
+
+
+def test_a_compressed_file_is_unpacked(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(1000.0)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in plain.namelist():
+            small.writestr(entry, plain.read(entry))
+    convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], torch.arange(1000.0))
+
+
+def test_a_file_is_mapped_and_not_read_whole(tmp_path: Path) -> None:
+    """The reader needs memory for the map of the file and the one tensor that it writes, no second copy."""
+    tensors = {f"blocks.{n}.weight": torch.full((512, 1024), float(n)) for n in range(32)}  # 2 MiB each
+    tensors["scale"] = torch.ones(3, dtype=torch.bfloat16)
+    torch.save(tensors, tmp_path / "x.pt")
+    program = (
+        "import json, resource, sys, torch\n"
+        "from ardiff_engine.weights.convert_worker import convert\n"
+        "data = [line for line in open('/proc/self/status') if line.startswith('VmData')][0]\n"
+        "most = 1024 * int(data.split()[1]) + (96 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (most, most))\n"
+        "print(json.dumps(convert(sys.argv[1], sys.argv[2], 1 << 30)))"
+    )
+    files = [str(tmp_path / name) for name in ("x.pt", "x.safetensors")]
+    run = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=False)
+    assert not run.returncode, run.stderr
+    assert json.loads(run.stdout) == {"tensors": 33, "left_out": []}
+    written = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 import ardiff_engine as ade
 from ardiff_engine.errors import CheckpointError, ConfigError, UnsafeCheckpointError
 from ardiff_engine.models.wan import WanConfig, WanTransformer
-from ardiff_engine.weights.wan_layout import official_name
+from ardiff_engine.weights.wan_layout import official_name, read_wan_config
 
 FOLDER = Path(__file__).parent / "golden" / "wan"
 NAMES = {name: np.load(FOLDER / f"{name}.npz") for name in ("bidirectional", "x_bidirectional_i2v")}
@@ -88,6 +90,84 @@ def test_a_folder_that_diffusers_wrote(tmp_path: Path, shards: bool) -> None:
     expected = theirs(x.transpose(1, 2), torch.tensor([400.0]), text).sample.transpose(1, 2)
     got = ours.forward_clip(x, torch.full((1, 2), 400.0), text)
     assert float((got - expected).norm() / expected.norm()) <= 2e-5
+
+
+@torch.no_grad()
+def test_a_pipeline_folder_of_image_to_video(tmp_path: Path) -> None:
+    """As diffusers writes it, with the embedder of CLIP's rows; all sizes are in the files."""
+    diffusers = pytest.importorskip("diffusers")
+    config = json.loads(str(NAMES["x_bidirectional_i2v"]["config"]))
+    torch.manual_seed(0)
+    theirs = diffusers.WanTransformer3DModel(**config["diffusers"]).eval()
+    theirs.save_pretrained(tmp_path / "transformer")
+    ours = ade.weights.load_wan(tmp_path)
+    assert ours.config.image_dim == 1280 and ours.config.channels == config["in_dim"]
+    x, text, clip = (
+        torch.randn(1, 2, config["in_dim"], 4, 6),
+        torch.randn(1, 512, 32),
+        torch.randn(1, 257, 1280),
+    )
+    given = {"encoder_hidden_states_image": clip}
+    expected = theirs(x.transpose(1, 2), torch.tensor([400.0]), text, **given).sample.transpose(1, 2)
+    got = ours.forward_clip(x, torch.full((1, 2), 400.0), text, image=clip)
+    assert float((got - expected).norm() / expected.norm()) <= 2e-5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        WanConfig(),
+        WanConfig(5120, 40, 40, 13824),
+        WanConfig(5120, 40, 40, 13824, channels=36, image_dim=1280),
+        WanConfig(3072, 30, 24, 14336, channels=48, out_channels=48),
+        WanConfig(fps_embedding=True),
+    ],
+    ids=["1.3B", "14B", "14B image-to-video", "5B", "SkyReels 1.3B"],
+)
+def test_published_sizes_are_read_from_shapes(config: WanConfig) -> None:
+    with torch.device("meta"):
+        model = WanTransformer(config)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert read_wan_config(shapes, {}, "a file") == config
+
+
+def test_shards_of_different_saves(tmp_path: Path) -> None:
+    state = small().state_dict()
+    halves = list(state)[::2], list(state)[1::2]
+    files = {f"diffusion_pytorch_model-{n}.safetensors": names for n, names in enumerate(halves)}
+    for file, names in files.items():
+        save_file({name: state[name] for name in names}, tmp_path / file)
+    index = {"weight_map": {name: file for file, names in files.items() for name in names}}
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(ade.weights.load_wan(tmp_path, HEADS), small())
+    moved = halves[0][3]
+    save_file({name: state[name] for name in [*halves[1], moved]}, tmp_path / list(files)[1])
+    with pytest.raises(CheckpointError, match=moved):
+        ade.weights.load_wan(tmp_path, HEADS)
+
+
+def test_memory_of_loading_is_that_of_the_model(tmp_path: Path) -> None:
+    """Half precision in the file and in the model: the map of the file, the model, and no second copy."""
+    model = WanTransformer(WanConfig(512, 6, 4, 2048, text_dim=64, text_tokens=8)).bfloat16()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size > 48 << 20
+    program = (
+        "import resource, sys, torch, ardiff_engine.weights as weights\n"
+        "from ardiff_engine.models.wan import WanTransformer\n"
+        "with torch.device('meta'): WanTransformer()\n"  # imports what torch needs for that
+        "data = [line for line in open('/proc/self/status') if line.startswith('VmData')][0]\n"
+        "most = 1024 * int(data.split()[1]) + int(sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (most, most))\n"
+        "model = weights.load_wan(sys.argv[1], {'text_tokens': 8}, dtype=torch.bfloat16)\n"
+        "print(sum(p.numel() * p.itemsize for p in model.parameters()))"
+    )
+    most = int(2.4 * size)
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(most)], capture_output=True, text=True, check=False
+    )
+    assert not run.returncode, run.stderr
+    assert size - int(run.stdout) < 1 << 20
 
 
 def test_half_precision_files(tmp_path: Path) -> None:
@@ -245,4 +325,62 @@ def test_what_is_no_update_changes_nothing(tmp_path: Path) -> None:
     save_file(good, path)
     with pytest.raises(ConfigError):
         ade.weights.load_lora(model, path, float("nan"))
+    assert same(model, lora_model())
+
+
+@pytest.mark.parametrize("rule", ["plain", "by root", "header", "none"])
+def test_where_alpha_comes_from(tmp_path: Path, rule: str) -> None:
+    """A folder of PEFT, of diffusers, and one that says nothing."""
+    torch.manual_seed(0)
+    down, up, alpha = torch.randn(4, 72), torch.randn(72, 4), 6
+    tensors = {"blocks.0.self_attn.o.lora_A.weight": down, "blocks.0.self_attn.o.lora_B.weight": up}
+    if rule == "header":
+        values = {"transformer.lora_alpha": alpha, "transformer.r": 4}
+        named = {f"transformer.{name}": value for name, value in tensors.items()}
+        header = {"format": "pt", "lora_adapter_metadata": json.dumps(values)}
+        save_file(named, tmp_path / "pytorch_lora_weights.safetensors", header)
+    else:
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+        values = {"lora_alpha": alpha, "r": 4, "use_rslora": rule == "by root", "alpha_pattern": {}}
+        if rule != "none":
+            (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    model = lora_model()
+    before = model.blocks[0].self_attn.o.weight.clone()
+    assert ade.weights.load_lora(model, tmp_path) == 1
+    strength = {"plain": alpha / 4, "header": alpha / 4, "by root": alpha / 2, "none": 1.0}[rule]
+    torch.testing.assert_close(
+        model.blocks[0].self_attn.o.weight, before + strength * up @ down, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "values", [{"lora_alpha": "6"}, {"lora_alpha": 6, "alpha_pattern": {"o": 3}}, {"use_dora": True}]
+)
+def test_adapters_that_need_more_than_one_alpha(tmp_path: Path, values: dict) -> None:
+    name = "blocks.0.self_attn.o.lora"
+    tensors = {f"{name}_A.weight": torch.ones(4, 72), f"{name}_B.weight": torch.ones(72, 4)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    model = lora_model()
+    with pytest.raises(CheckpointError, match="alpha"):
+        ade.weights.load_lora(model, tmp_path)
+    assert same(model, lora_model())
+
+
+def test_names_that_diffusers_gives_to_converted_updates() -> None:
+    modules = {name for name, _ in lora_model().named_modules()}
+    for stored in map(str, LORA["diffusers_converted_keys"]):
+        name = stored.removeprefix("transformer.").split(".lora_")[0]
+        assert official_name(f"{name}.weight").removesuffix(".weight") in modules, stored
+
+
+def test_nan_in_the_last_update_changes_nothing(tmp_path: Path) -> None:
+    model, tensors = lora_model(), {}
+    for module in ("q", "k", "v", "o"):
+        tensors[f"blocks.1.self_attn.{module}.lora_A.weight"] = torch.ones(4, 72)
+        tensors[f"blocks.1.self_attn.{module}.lora_B.weight"] = torch.ones(72, 4)
+    tensors["blocks.1.self_attn.v.lora_B.weight"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match="NaN"):
+        ade.weights.load_lora(model, tmp_path / "lora.safetensors")
     assert same(model, lora_model())

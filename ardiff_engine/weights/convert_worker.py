@@ -16,6 +16,7 @@ import re
 import resource
 import signal
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ NAMED_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 MAX_NESTING = 32
 MAX_NAME = 1000
 MAX_LEFT_OUT = 1000
-STORED_DTYPES = (
-    *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
-    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
-)
+ZIP_START = b"PK\x03\x04"
+CODES = {
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"},
+    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "bool": "BOOL"},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+}
 
 
 class Walk:
@@ -114,29 +118,59 @@ def why_not(value: object) -> str:
     if not value.numel():
         return "it has no elements"
     dtype = str(value.dtype).removeprefix("torch.")
-    return "" if dtype in STORED_DTYPES else f"its dtype is {dtype}"
+    return "" if dtype in CODES else f"its dtype is {dtype}"
 
 
 def convert(source: str, target: str, most_bytes: int) -> dict[str, object]:
     """Writes `target` and returns the report. Raises whatever torch raises, and ValueError."""
     import torch
-    from safetensors.torch import save_file
 
-    content = torch.load(source, map_location="cpu", weights_only=True)
+    content = torch.load(source, map_location="cpu", weights_only=True, mmap=can_be_mapped(source))
     if not isinstance(content, Mapping):
         raise ValueError(f"the file holds a {type(content).__name__}, not a dictionary of tensors")
     walk = Walk(most_bytes)
     walk.unwrap(content)
     if not walk.tensors:
         raise ValueError("the file holds no tensors")
-    whole = {
-        name: tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-        for name, tensor in walk.tensors.items()
-    }
-    save_file(whole, target, metadata={"format": "pt"})
+    write(walk.tensors, target)
     more = len(walk.left_out) - MAX_LEFT_OUT
     rest = [("…", f"and {more} more entries")] if more > 0 else []
-    return {"tensors": len(whole), "left_out": [*walk.left_out[:MAX_LEFT_OUT], *rest]}
+    return {"tensors": len(walk.tensors), "left_out": [*walk.left_out[:MAX_LEFT_OUT], *rest]}
+
+
+def can_be_mapped(source: str) -> bool:
+    """Whether the tensors lie in the file as they are: then one takes memory only while it is written."""
+    with open(source, "rb") as file:
+        if file.read(4) != ZIP_START or not zipfile.is_zipfile(file):
+            return False
+        with zipfile.ZipFile(file) as archive:
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def write(tensors: Mapping[str, Any], target: str) -> None:
+    """A safetensors file, one tensor after the other; the widest numbers first, so that all lie aligned."""
+    import torch
+
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in names:
+        stop = offset + tensors[name].numel() * tensors[name].element_size()
+        code = CODES[str(tensors[name].dtype).removeprefix("torch.")]
+        header[name] = {
+            "dtype": code,
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, stop],
+        }
+        offset = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(target, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            plain = tensors[name].detach().resolve_conj().resolve_neg()
+            plain = plain.clone(memory_format=torch.contiguous_format)
+            file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def refusal(message: str) -> str:
@@ -176,7 +210,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     sys.path += options["path"]
     try:
-        importlib.import_module("safetensors.torch")
+        importlib.import_module("torch")
     except ImportError as error:
         report: dict[str, object] = {"error": str(error), "kind": "import"}
     else:

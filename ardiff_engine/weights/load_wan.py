@@ -31,9 +31,9 @@ def load_wan(
     """The transformer of a Wan checkpoint, in evaluation mode.
 
     Args:
-        path: a .safetensors file, an index of shards, or a folder with either; official, diffusers' or
-            Self-Forcing-style names (`generator_ema` is preferred to `generator`). A `.pt` goes through
-            `ardiff convert` first.
+        path: a .safetensors file, an index of shards, or a folder with either, also under `transformer/`, as
+            diffusers' pipelines have it; official, diffusers' or Self-Forcing-style names (`generator_ema`
+            is preferred to `generator`). A `.pt` goes through `ardiff convert` first.
         config: None reads sizes from shapes, and heads and text length from config.json beside them, if
             there is one. A mapping replaces single settings. A full config is used as it is.
         device, dtype: of the weights.
@@ -44,6 +44,8 @@ def load_wan(
         ConfigError: settings that contradict the file or each other.
     """
     place = arguments.path("path", path)
+    if (place / "transformer").is_dir():
+        place = place / "transformer"
     file = SafetensorsFile(place)
     origin = str(file.path)
     names = wan_names(file.shapes, origin)

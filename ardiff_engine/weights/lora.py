@@ -4,8 +4,8 @@
     weight += strength·(alpha / r)·up @ down
     weight += strength·diff,  bias += strength·diff_b,  modulation += strength·diff_m
 
-alpha is in the file (kohya, lightx2v), in adapter_config.json beside it (PEFT), given, or absent: then
-alpha / r is 1.
+alpha is in the file (kohya, lightx2v; diffusers: in its header), given, in adapter_config.json beside it
+(PEFT), or absent: then alpha / r is 1.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ardiff_engine.errors import CheckpointError, ConfigError
-from ardiff_engine.parsing import read_json
+from ardiff_engine.parsing import parse_json, read_json, shown
 from ardiff_engine.weights.safetensors_file import SafetensorsFile
 from ardiff_engine.weights.wan_layout import official_name
 
 _FRONTS = ("generator_lora.", "base_model.model.", "diffusion_model.", "transformer.", "unet.", "model.")
 _FLAT_FRONT = "lora_unet_"
 _OTHERS = ("critic_lora.",)  # of the training, not of the model
+_FILES = ("adapter_model", "pytorch_lora_weights", "model")
+"""What PEFT, diffusers and people call the file of a folder."""
 _LISTED = 8
 _KINDS = (
     (r"\.lora_(A|down)(\.default)?(\.weight)?$|[._]lora(_linear_layer)?\.down\.weight$", "down"),
@@ -53,9 +54,10 @@ def load_lora(
     """Merge a LoRA file into `model`, which has Wan's official names; how many parameters changed.
 
     Args:
-        path: .safetensors in the layout of PEFT, kohya (also flat), lightx2v or diffusers.
+        path: .safetensors in the layout of PEFT, kohya (also flat), lightx2v or diffusers, or a folder with
+            PEFT's or diffusers' file.
         scale: the strength.
-        alpha: for files that do not hold it.
+        alpha: for files whose tensors do not hold it.
 
     Raises, before any weight is changed:
         CheckpointError: keys that match nothing (they are listed), half a pair, other shapes, no update.
@@ -64,21 +66,61 @@ def load_lora(
     for name, value in (("scale", scale), ("alpha", alpha)):
         if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ConfigError(f"load_lora: {name} is {value!r}, expected a finite number.")
-    file = SafetensorsFile(path)
+    file = SafetensorsFile(path, _FILES)
     updates = _updates(file, model)
     parameters = dict(model.named_parameters())
-    if alpha is None:
-        alpha = _adapter_alpha(Path(path))
-    deltas: dict[str, Tensor] = {}
+    told = _Alpha(alpha) if alpha is not None else _Alpha.beside(file)
     for module, update in updates.items():
         _check_shapes(file, module, update.parts, parameters)
-        for target, delta in _deltas(file, module, update.parts, scale, alpha).items():
-            deltas[target] = deltas[target] + delta if target in deltas else delta
+        for kind in update.parts:  # NaN and other dtypes
+            file.read(update.parts[kind], torch.device("cpu"), torch.float32)
+    changed = set()
     with torch.no_grad():
-        for target, delta in deltas.items():
-            parameter = parameters[target]
-            parameter.copy_((parameter.float() + delta.to(parameter.device)).to(parameter.dtype))
-    return len(deltas)
+        for module, update in updates.items():
+            # One module after the other: all updates together can be as large as the model in float32.
+            for target, delta in _deltas(file, module, update.parts, scale, told):
+                parameter = parameters[target]
+                parameter.copy_((parameter.float() + delta.to(parameter.device)).to(parameter.dtype))
+                changed.add(target)
+    return len(changed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Alpha:
+    """What is told of modules that have no alpha of their own. by_root: rsLoRA, alpha / √r."""
+
+    value: float | None = None
+    by_root: bool = False
+
+    @classmethod
+    def beside(cls, file: SafetensorsFile) -> _Alpha:
+        """Of the header (diffusers) or of adapter_config.json (PEFT)."""
+        config = file.path.parent / "adapter_config.json"
+        stored = file.metadata.get("lora_adapter_metadata")
+        if stored is not None:
+            source, values = f"the header of {file.path}", parse_json(stored, file.path)
+        else:
+            source, values = str(config), read_json(config) if config.is_file() else {}
+        if not isinstance(values, dict):
+            return cls()
+        values = {str(name).removeprefix("transformer."): value for name, value in values.items()}
+        alpha = values.get("lora_alpha")
+        if values.get("alpha_pattern") or values.get("use_dora"):
+            raise CheckpointError(
+                f"{source}: alpha_pattern or use_dora is set, expected one alpha for all modules. Merge the "
+                "adapter with PEFT and load the result."
+            )
+        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float)):
+            raise CheckpointError(f"{source}: lora_alpha is {shown(alpha)}, expected a number.")
+        return cls(alpha, bool(values.get("use_rslora")))
+
+    def strength(self, own: float, rank: int) -> float:
+        """What a product of this rank is multiplied by."""
+        if own:  # 0 means that there is none
+            return own / rank
+        if not self.value:
+            return 1.0
+        return self.value / (rank**0.5 if self.by_root else rank)
 
 
 def _updates(file: SafetensorsFile, model: nn.Module) -> dict[str, _Update]:
@@ -145,38 +187,27 @@ def _check_shapes(
             raise CheckpointError(f"{file.path}: an update {list(shape)} of {target}; the model has {found}.")
     if math.prod(shapes.get("alpha", ())) != 1:
         raise CheckpointError(f"{file.path}: the alpha of {module} is no single number.")
+    if ("down" in shapes) != ("up" in shapes):
+        raise CheckpointError(
+            f"{file.path}: {module} has only one half of a low-rank pair: {sorted(parts.values())}."
+        )
+    if not updates:
+        raise CheckpointError(f"{file.path}: {module} has an alpha and no update.")
 
 
 def _deltas(
-    file: SafetensorsFile, module: str, parts: Mapping[str, str], scale: float, alpha: float | None
-) -> dict[str, Tensor]:
-    """Parameter name -> what is added to it, float32."""
+    file: SafetensorsFile, module: str, parts: Mapping[str, str], scale: float, told: _Alpha
+) -> Iterator[tuple[str, Tensor]]:
+    """Names of parameters and what is added to them, float32."""
 
     def read(kind: str) -> Tensor:
         return file.read(parts[kind], torch.device("cpu"), torch.float32)
 
-    deltas = {f"{module}.{_PARAMETER[k]}": scale * read(k) for k in _PARAMETER if k in parts}
-    if ("down" in parts) != ("up" in parts):
-        raise CheckpointError(
-            f"{file.path}: {module} has only one half of a low-rank pair: {sorted(parts.values())}."
-        )
+    for kind, parameter in _PARAMETER.items():
+        if kind in parts:
+            yield f"{module}.{parameter}", scale * read(kind)
     if "down" in parts:
         up, down = read("up"), read("down")
-        rank = down.shape[0]
-        own = float(read("alpha")) if "alpha" in parts else 0.0
-        strength = scale * (own or alpha or rank) / rank
+        strength = scale * told.strength(float(read("alpha")) if "alpha" in parts else 0.0, len(down))
         low_rank = strength * (up.flatten(1) @ down.flatten(1))
-        target = f"{module}.weight"
-        whole = low_rank.reshape(up.shape[0], *down.shape[1:])
-        deltas[target] = deltas[target] + whole if target in deltas else whole
-    elif "alpha" in parts and not deltas:
-        raise CheckpointError(f"{file.path}: {module} has an alpha and no update.")
-    return deltas
-
-
-def _adapter_alpha(path: Path) -> float | None:
-    """PEFT keeps it beside the weights."""
-    config = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    values = read_json(config) if config.is_file() else {}
-    alpha = values.get("lora_alpha") if isinstance(values, dict) else None
-    return float(alpha) if isinstance(alpha, int | float) and not isinstance(alpha, bool) else None
+        yield f"{module}.weight", low_rank.reshape(up.shape[0], *down.shape[1:])

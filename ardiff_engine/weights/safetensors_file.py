@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,14 +46,15 @@ class SafetensorsFile:
             their index.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = resolve(path)
+    def __init__(self, path: str | os.PathLike[str], names: Sequence[str] = NAMES) -> None:
+        """names: what the file of a folder may be called, without its ending."""
+        self.path = resolve(path, names)
         indexed = _read_index(self.path) if self.path.name.endswith(INDEX_SUFFIX) else None
-        names = [self.path.name] if indexed is None else list(dict.fromkeys(indexed.values()))
+        files = [self.path.name] if indexed is None else list(dict.fromkeys(indexed.values()))
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.metadata: dict[str, str] = {}
         self._files: dict[str, Any] = {}
-        for file in [self.path.parent / name for name in names]:
+        for file in [self.path.parent / name for name in files]:
             opened, shapes, metadata = _open(file)
             for name, shape in shapes.items():
                 if indexed is not None and indexed.get(name) != file.name:
@@ -66,7 +67,7 @@ class SafetensorsFile:
         missing = [name for name in indexed or () if name not in self.shapes]
         if missing:
             raise CheckpointError(
-                f"{len(missing)} tensors that {self.path} lists are in none of its {len(names)} files, "
+                f"{len(missing)} tensors that {self.path} lists are in none of its {len(files)} files, "
                 f"{missing[0]!r} first. Copy all shards and the index again."
             )
 
@@ -126,7 +127,7 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: M
         file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def resolve(path: str | os.PathLike[str]) -> Path:
+def resolve(path: str | os.PathLike[str], names: Sequence[str] = NAMES) -> Path:
     """The safetensors file, or the index of shards, that `path` means: itself, or what a folder holds.
 
     Raises UnsafeCheckpointError for a pickle-based file, CheckpointError if there is no file.
@@ -136,7 +137,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise unsafe(found)
     with parsing(found, fix="Check the path."):
         if found.is_dir():
-            held = [found / f"{name}{suffix}" for name in NAMES for suffix in (".safetensors", INDEX_SUFFIX)]
+            held = [found / f"{name}{suffix}" for name in names for suffix in (".safetensors", INDEX_SUFFIX)]
             found = next((file for file in held if file.is_file()), held[0])
         if found.is_file():
             return found
