@@ -15,7 +15,7 @@ from ardiff_engine.version import __version__
 
 if TYPE_CHECKING:
     from ardiff_engine import codec, conditions, diffusion, media, memory, models, ops, plan, weights
-    from ardiff_engine.diffusion import Branch, FlowSchedule, NoiseSchedule, solvers
+    from ardiff_engine.diffusion import Branch, FlowSchedule, NoiseSchedule, Past, solvers
     from ardiff_engine.engine import Engine, Request, Stream
     from ardiff_engine.media import export_video, read_video
     from ardiff_engine.pipeline import Pipeline
@@ -25,6 +25,7 @@ _HOME = {
     "Engine": "ardiff_engine.engine",
     "FlowSchedule": "ardiff_engine.diffusion",
     "NoiseSchedule": "ardiff_engine.diffusion",
+    "Past": "ardiff_engine.diffusion",
     "Pipeline": "ardiff_engine.pipeline",
     "Request": "ardiff_engine.engine",
     "Stream": "ardiff_engine.engine",
@@ -40,6 +41,7 @@ __all__ = [
     "Engine",
     "FlowSchedule",
     "NoiseSchedule",
+    "Past",
     "Pipeline",
     "Request",
     "Stream",

@@ -105,7 +105,7 @@ def test_a_condition_goes_with_the_last_tensor_that_has_it(video: WanVideo) -> N
     store = ConditionStore(video)
     one, same, other = (torch.stack([video.condition(prompt(seed))]) for seed in (1, 1, 2))
     both = torch.stack([other[0], one[0]])
-    pages = store.of_pass([(one, 2), (other, 1), (same, 3), (both, 1)])
+    pages = store.of_pass([(one, [2]), (other, [1]), (same, [3]), (both, [1, 1])])
     assert store.stored == 2
     lists = [pages.table.pages[a:b].tolist() for a, b in pairwise(pages.table.page_ptr.tolist())]
     assert lists[0] == lists[2] == lists[4] != lists[1] and lists[1] == lists[3]
@@ -117,7 +117,7 @@ def test_a_condition_goes_with_the_last_tensor_that_has_it(video: WanVideo) -> N
     kept = [t[:, lists[1]].clone() for t in (pages.k, pages.v)]
     # What is new takes the free place, and then room that the pool gains; what is held stays as it was.
     more = [torch.stack([video.condition(prompt(seed))]) for seed in range(3, 9)]
-    pages = store.of_pass([(each, 1) for each in (*more, other)])
+    pages = store.of_pass([(each, [1]) for each in (*more, other)])
     assert store.stored == 7
     assert all(torch.equal(t[:, lists[1]], k) for t, k in zip((pages.k, pages.v), kept, strict=True))
 
@@ -127,7 +127,7 @@ def test_a_memory_plan_counts_prompts(video: WanVideo) -> None:
     guided = request(1, guidance_scale=2.0)
     plan = ade.Engine.memory_plan(video, solver=solver, memory=Full(), request=guided, streams=3)
     store = ConditionStore(video)
-    pages = store.of_pass([(torch.stack([video.condition(prompt(seed))]), 1) for seed in (1, 2)])
+    pages = store.of_pass([(torch.stack([video.condition(prompt(seed))]), [1]) for seed in (1, 2)])
     assert plan.conditions_bytes == 3 * 2 * (pages.k.nbytes + pages.v.nbytes) // 2  # a pool of two
     assert plan.total_bytes > plan.conditions_bytes and "conditions" in str(plan)
 

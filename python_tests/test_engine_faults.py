@@ -158,10 +158,10 @@ def test_a_cancel_while_pages_are_taken_does_not_break_the_pass(monkeypatch):
     first, second = (engine.submit(Request(num_frames=3, lag=1, seed=seed)) for seed in range(2))
     prepare = StreamPages.prepare
 
-    def collected(pages, roster):
+    def collected(pages, *rosters):
         if pages is inside(second).pages:
             first.cancel()
-        return prepare(pages, roster)
+        return prepare(pages, *rosters)
 
     monkeypatch.setattr(StreamPages, "prepare", collected)
     assert torch.equal(second.result(), engine_for().submit(Request(num_frames=3, lag=1, seed=1)).result())

@@ -3,7 +3,7 @@
 
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
-from ardiff_engine.diffusion.guidance import Branch
+from ardiff_engine.diffusion.guidance import Branch, Past
 from ardiff_engine.diffusion.noise import initial_noise, noise_keys
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.prediction import PREDICTIONS, Prediction
@@ -13,6 +13,7 @@ __all__ = [
     "Branch",
     "FlowSchedule",
     "NoiseSchedule",
+    "Past",
     "Prediction",
     "initial_noise",
     "noise_keys",

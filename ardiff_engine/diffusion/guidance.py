@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 
+from ardiff_engine.arguments import integer
 from ardiff_engine.diffusion.real import is_real
 from ardiff_engine.errors import ConfigError
 
@@ -25,6 +26,20 @@ Condition = torch.Tensor | int | Literal["null"] | None
 Weight = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a branch sees of the frames before its own block. frames: the last so many of those that the
+    memory shows; 0: none, the block is alone. Later frames are not seen.
+
+    ConfigError: no whole number from 0 on.
+    """
+
+    frames: int
+
+    def __post_init__(self) -> None:
+        integer("Past.frames", self.frames, low=0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
     """One conditioning of a stream, on which the network is run.
@@ -32,15 +47,25 @@ class Branch:
     condition: as in Request.condition; "null": the network's null condition.
     weight: a number, or one for each level of a frame: as many as the solver has steps. Where the plan has
         several tracks, one such sequence for each of them.
+    view: less than the memory shows.
+    writes: whether it stores K/V of finished frames. One that does not reads, instead of its own, those of
+        the first branch that does and has no view of its own; it holds pages of frames in flight alone.
 
-    ConfigError: weights that are not finite numbers, or of another number.
+    ConfigError: weights that are not finite numbers, or of another number; another kind of view.
     """
 
     condition: Condition = None
     weight: float | Sequence[float] | Sequence[Sequence[float]] = 1.0
+    view: Past | None = None
+    writes: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", _numbers(self.weight))
+        if not (self.view is None or isinstance(self.view, Past)) or not isinstance(self.writes, bool):
+            raise ConfigError(
+                f"Branch(view={self.view!r:.40}, writes={self.writes!r:.40}): view is a Past(...) or None, "
+                "writes True or False"
+            )
 
     def weights(self, steps: Sequence[int]) -> tuple[float, ...]:
         """One for each level, track after track; steps: of each track."""

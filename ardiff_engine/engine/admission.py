@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ardiff_engine.diffusion.guidance import weight_table
+from ardiff_engine.diffusion.guidance import Branch, weight_table
+from ardiff_engine.engine.branch_rosters import check_branches, most_frames
 from ardiff_engine.engine.rehearsal import rehearse
 from ardiff_engine.engine.request import Request
 from ardiff_engine.errors import ConfigError, PlanError, explain
@@ -35,9 +37,10 @@ class PageNeed:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """plan: of the stream. weights: float32 [branches, levels of all tracks]."""
+    """plan: branches: of guidance; weights: theirs, float32 [branches, levels of all tracks]."""
 
     plan: Plan
+    branches: tuple[Branch, ...]
     weights: np.ndarray
     need: PageNeed
 
@@ -53,8 +56,9 @@ def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, steps: tuple[
     memory.check(plan, spec)
     if not isinstance(memory, Full | PerLevel | Ranges | RecomputedWindow | Window):
         rehearse(plan, memory, spec)
-    weights = weight_table(request.guidance, steps)
-    return Admission(plan, weights, page_need(plan, spec, memory, len(weights)))
+    branches = request.guidance
+    check_branches(branches, spec)
+    return Admission(plan, branches, weight_table(branches, steps), page_need(plan, spec, memory, branches))
 
 
 def plan_of(request: Request, steps: tuple[int, ...]) -> Plan:
@@ -74,10 +78,11 @@ def plan_of(request: Request, steps: tuple[int, ...]) -> Plan:
     return rule
 
 
-def page_need(plan: Plan, spec: ModelSpec, memory: MemoryPolicy, branches: int) -> PageNeed:
+def page_need(plan: Plan, spec: ModelSpec, memory: MemoryPolicy, branches: Sequence[Branch]) -> PageNeed:
     rows = choose_page_rows(spec.tokens_per_frame)
     context, frame = -(-spec.context_tokens // rows), -(-spec.tokens_per_frame // rows)
-    return PageNeed(context, frame, branches * (context + memory.most_frames(plan) * frame))
+    frames = sum(most_frames(branch, plan, memory) for branch in branches)
+    return PageNeed(context, frame, len(branches) * context + frames * frame)
 
 
 def check_model(model: object) -> None:

@@ -144,14 +144,20 @@ class Packer:
     def _condition_pages(self, work: Work) -> ConditionPages | None:
         if self.conditions is None:
             return None
-        return self.conditions.of_pass([(state.conditions, len(feed.roster.frames)) for state, feed in work])
+        return self.conditions.of_pass(
+            [
+                (state.conditions, [len(roster.frames) for roster in state.rosters(feed)])
+                for state, feed in work
+            ]
+        )
 
     def _inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """x, condition and history, as in Batch, as the streams have them."""
         conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]
         latents: list[torch.Tensor] = []
         for state, feed in work:
-            latents += [state.latents[frame] for frame in feed.roster.frames] * len(state.weights)
+            for roster in state.rosters(feed):
+                latents += [state.latents[frame] for frame in roster.frames]
         x = torch.stack(latents)
         return x, torch.cat(conditions) if conditions else None, _history(work, x)
 

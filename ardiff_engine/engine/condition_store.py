@@ -59,11 +59,16 @@ class ConditionStore:
         self._collect()
         return len(self._entries)
 
-    def of_pass(self, sequences: Sequence[tuple[torch.Tensor, int]]) -> ConditionPages:
+    def of_pass(self, sequences: Sequence[tuple[torch.Tensor, Sequence[int]]]) -> ConditionPages:
         """sequences: for each stream of a pass, its conditions [branches, *shape] and how many frames each
         branch feeds, in token order."""
         self._collect()
-        parts = [(entry.place, frames) for conditions, frames in sequences for entry in self._of(conditions)]
+        parts = [
+            (entry.place, frames)
+            for conditions, counts in sequences
+            for entry, frames in zip(self._of(conditions), counts, strict=True)
+            if frames
+        ]
         return ConditionPages(self._k, self._v, self._table(tuple(parts)))
 
     # --- private

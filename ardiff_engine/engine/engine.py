@@ -141,8 +141,8 @@ class Engine:
         solver = self.solver if request.solver is None else request.solver
         steps = tuple(own.num_steps for own in tracks_of(solver))
         admission = admit(request, spec, policy, steps)
-        need, branches = admission.need, len(admission.weights)
-        conditions = [checked_condition(self.model, branch.condition) for branch in request.guidance]
+        need, branches = admission.need, admission.branches
+        conditions = [checked_condition(self.model, branch.condition) for branch in branches]
         given: tuple[torch.Tensor, ...] = ()
         if request.prefix is not None:
             # Copied now: the caller may reuse the tensor.
@@ -159,8 +159,9 @@ class Engine:
                 feeder=Feeder(admission.plan, policy, spec),
                 policy=policy,
                 conditions=torch.stack(conditions),
+                branches=branches,
                 weights=admission.weights,
-                pages=StreamPages(branches, need.context, need.frame, need.most),
+                pages=StreamPages(len(branches), need.context, need.frame, need.most),
                 noise=noise,
                 latents=dict(enumerate(given)),
                 outbox=Outbox(None if request.num_frames is None else list(given)),

@@ -9,12 +9,12 @@ and other frames. So shapes are kept, and laying out a pass whose shape is known
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
 
-from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.branch_rosters import source_of
+from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.engine.page_lists import PageLists, SequenceViews, page_lists, ranges, views_of
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.models.protocol import VideoModel
@@ -55,19 +55,28 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
-    numbers, noise keys and weights. Its branches all have the same views.
-
-    tracks: of each cell; *_offsets: of each track."""
+class _Sequence:
+    """What a branch feeds. updates, levels, tracks: of each cell. first: level, track and update of the cell
+    that a joint condition goes by."""
 
     views: SequenceViews
     updates: tuple[bool, ...]
     levels: tuple[int, ...]
-    branches: int
+    tracks: tuple[int, ...]
+    first: tuple[int, int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
+    numbers, noise keys and weights.
+
+    sequences: the different ones; branches: which of them each branch is. *_offsets: of each track."""
+
+    sequences: tuple[_Sequence, ...]
+    branches: tuple[int, ...]
     table_base: int
     timesteps: int
-    tracks: tuple[int, ...]
     table_offsets: tuple[int, ...]
     coefficient_offsets: tuple[int, ...]
 
@@ -107,21 +116,24 @@ class LayoutBuilder:
         pages: list[int] = []
         positions: list[int] = []
         for stream, feed in work:
-            roster, schedule = feed.roster, stream.schedule
-            shown, views = views_of(roster)
-            for context, frames in zip(stream.pages.context, stream.pages.frames, strict=True):
-                pages += context
-                pages += chain.from_iterable(map(frames.__getitem__, shown))
-                positions += roster.positions
+            rosters, schedule = stream.rosters(feed), stream.schedule
+            distinct = list(dict.fromkeys(rosters))
+            found = [views_of(roster) for roster in distinct]
+            branches = tuple(map(distinct.index, rosters))
+            source = source_of(stream.branches)
+            for branch, number in enumerate(branches):
+                pages += stream.pages.context[branch]
+                pages += stream.pages.shown(branch, source, found[number][0])
+                positions += distinct[number].positions
             parts.append(
                 _Part(
-                    views,
-                    roster.updates,
-                    roster.levels,
-                    len(stream.weights),
+                    tuple(
+                        _sequence(own, views, feed.roster)
+                        for own, (_, views) in zip(distinct, found, strict=True)
+                    ),
+                    branches,
                     schedule.table_base,
                     schedule.timesteps,
-                    roster.tracks,
                     schedule.table_offsets,
                     schedule.coefficient_offsets,
                 )
@@ -166,7 +178,7 @@ class LayoutBuilder:
 
     def _shape_of(self, parts: tuple[_Part, ...]) -> _Shape:
         spec = self._spec
-        branches = max(part.branches for part in parts)
+        branches = max(len(part.branches) for part in parts)
         branch_cells: list[list[int]] = [[] for _ in range(branches)]
         sequences: list[SequenceViews] = []
         owners: list[int] = []
@@ -175,30 +187,35 @@ class LayoutBuilder:
         leads: list[int] = []
         further: list[int] = []
         solved: list[int] = []
-        contexts: list[int] = []
+        contexts: list[tuple[int, int, bool]] = []
         for owner, part in enumerate(parts):
-            updated = [offset for offset, updates in enumerate(part.updates) if updates]
+            updated = part.sequences[0].updates.count(True)
             for branch in range(branches):
-                start = 0
-                if branch < part.branches:
-                    start = len(levels)
-                    sequences.append(part.views)
-                    owners += [owner] * len(part.levels)
-                    leads += [start] * len(part.levels)
-                    levels += part.levels
-                    moves += part.updates
-                    further += [part.table_offsets[track] for track in part.tracks]
-                    solved += [part.coefficient_offsets[track] for track in part.tracks]
-                    if part.views.feeds_context:
-                        contexts.append(start)
-                branch_cells[branch] += [start + offset for offset in updated]
+                if branch >= len(part.branches):
+                    branch_cells[branch] += [0] * updated
+                    continue
+                own, start = part.sequences[part.branches[branch]], len(levels)
+                sequences.append(own.views)
+                owners += [owner] * len(own.levels)
+                leads += [start] * len(own.levels)
+                levels += own.levels
+                moves += own.updates
+                further += [part.table_offsets[track] for track in own.tracks]
+                solved += [part.coefficient_offsets[track] for track in own.tracks]
+                if own.views.feeds_context:
+                    level, track, updates = own.first
+                    contexts.append((owner, level + part.table_offsets[track], updates))
+                branch_cells[branch] += [
+                    start + offset for offset, updates in enumerate(own.updates) if updates
+                ]
 
         lists = page_lists(sequences, spec, self._context_valid, self._frame_valid)
         cells = np.array(branch_cells, np.int64)
-        of_cells, of_contexts = np.array(owners, np.int64), np.array(contexts, np.int64)
+        of_cells, of_contexts = np.array(owners, np.int64), np.array(contexts, np.int64).reshape(-1, 3)
         first, lead = np.array(levels, np.int64), np.array(leads, np.int64)
         told = first + np.array(further, np.int64)
         rows = self._rows(parts, of_cells, lead, of_contexts, told)
+        of_contexts[:, 1] += of_contexts[:, 2]
         risen = self._rows(parts, of_cells, lead, of_contexts, told + np.array(moves, np.int64))
         update_owners, update_levels = of_cells[cells[0]], first[cells[0]]
         tokens = np.repeat([spec.context_tokens, spec.tokens_per_frame], [len(contexts), len(levels)])
@@ -218,7 +235,7 @@ class LayoutBuilder:
             row_moves=np.repeat(risen - rows, tokens),
             solver_rows=update_levels + np.array(solved, np.int64)[cells[0]],
             update_levels=update_levels,
-            token_owners=np.repeat(np.concatenate([of_cells[of_contexts], of_cells]), tokens),
+            token_owners=np.repeat(np.concatenate([of_contexts[:, 0], of_cells]), tokens),
             update_owners=update_owners,
         )
 
@@ -232,19 +249,27 @@ class LayoutBuilder:
     ) -> np.ndarray:
         """int32 [K + N]: row of the model's tables for each fed context and each frame at `levels`.
 
-        leads: the cell of each one's first frame; contexts: that of each fed context.
+        leads: the cell of each one's first frame. contexts: [K, ..], owner and level of the frame that each
+        fed context goes by.
         """
         model = self._model
         bases = np.array([part.table_base for part in parts])
         of_contexts = [
-            model.condition_row(int(levels[cell]), parts[owners[cell]].timesteps) for cell in contexts
+            model.condition_row(level, parts[owner].timesteps) for owner, level, _ in contexts.tolist()
         ]
         found = np.concatenate([np.array(of_contexts, np.int64), model.frame_rows(levels, levels[leads])])
-        return (found + bases[np.concatenate([owners[contexts], owners])]).astype(np.int32)
+        return (found + bases[np.concatenate([contexts[:, 0], owners])]).astype(np.int32)
 
     def _tokens(self, places: np.ndarray, tokens: int) -> np.ndarray:
         """Places of units of `tokens` tokens each [units, pages] -> place of each token's page."""
         return np.repeat(places, self._page_rows, axis=1)[:, :tokens].reshape(-1)
+
+
+def _sequence(own: Roster, views: SequenceViews, all_fed: Roster) -> _Sequence:
+    """all_fed: by the branch that feeds most: a condition goes by its first cell where it feeds no frames."""
+    lead = own if own.frames else all_fed
+    first = lead.levels[0], lead.tracks[0], lead.updates[0]
+    return _Sequence(views, own.updates, own.levels, own.tracks, first)
 
 
 def _keys(work: Work, levels: np.ndarray) -> np.ndarray | None:

@@ -262,9 +262,9 @@ def _source(work: Work, device: torch.device) -> torch.Tensor | None:
     source: list[int] = []
     begin = 0
     for state, feed in work:
-        for _ in state.weights:
+        for roster in state.rosters(feed):
             at = begin
-            for updates in feed.roster.updates:
+            for updates in roster.updates:
                 source.append(at if updates else moving + len(source))
                 at += updates
         begin += len(feed.roster.updated)

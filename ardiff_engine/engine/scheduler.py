@@ -220,8 +220,10 @@ class Scheduler:
 
     def _tokens(self, state: StreamState, feed: Feed) -> int:
         """Tokens that this feed adds to a pass."""
-        fed = len(feed.levels) * self._spec.tokens_per_frame
-        return len(state.weights) * (fed + (self._spec.context_tokens if feed.roster.feeds_context else 0))
+        spec, rosters = self._spec, state.rosters(feed)
+        contexts = len(rosters) * feed.roster.feeds_context
+        cells = sum(len(roster.frames) for roster in rosters)
+        return cells * spec.tokens_per_frame + contexts * spec.context_tokens
 
 
 def within_budget(costs: Sequence[int], budget: int) -> list[int]:

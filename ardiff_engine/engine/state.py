@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ardiff_engine.engine.feed import Feed
+from ardiff_engine.diffusion.guidance import Branch
+from ardiff_engine.engine.branch_rosters import branch_rosters
+from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.reader import Outbox
 from ardiff_engine.engine.request import Request
@@ -30,7 +32,7 @@ class StreamState:
     number: in the order of submission.
     request: without its callback, which belongs to the handle: through it a stream would keep itself alive.
     watched: it has a callback, so passes are not run several at a time.
-    conditions: of each guidance branch. weights: float32 [branches, levels of all tracks].
+    branches: of guidance. conditions: theirs. weights: float32 [branches, levels of all tracks].
     latents: frame -> float32 [tokens, channels], of all frames that somebody may still need.
     history: frame -> float32 [steps, tokens, channels], the predictions of its last steps, the latest first,
         for solvers that look back.
@@ -47,6 +49,7 @@ class StreamState:
     feeder: Feeder
     policy: MemoryPolicy
     conditions: torch.Tensor
+    branches: tuple[Branch, ...]
     weights: np.ndarray
     pages: StreamPages
     noise: StartingNoise
@@ -63,6 +66,7 @@ class StreamState:
     collecting: bool = False
     leaving: bool = False
     under_way: int = 0
+    _rosters: tuple[Roster, tuple[Roster, ...]] | None = None
 
     @property
     def ended(self) -> bool:
@@ -100,13 +104,22 @@ class StreamState:
         roster = feed.roster
         if self.pages.ready_for(roster):
             return
+        rosters = self.rosters(feed)
         for frame in [f for f in self.latents if not contains(roster.kept, f)]:
             del self.latents[frame]
             self.history.pop(frame, None)
         for frame in roster.frames:
             if frame not in self.latents:
                 self.latents[frame] = self.noise.of(frame)
-        self.pages.prepare(roster)
+        self.pages.prepare(roster, rosters)
+
+    def rosters(self, feed: Feed) -> tuple[Roster, ...]:
+        """What each guidance branch feeds in its part of this pass."""
+        roster, found = feed.roster, self._rosters
+        if found is None or found[0] is not roster:
+            own = branch_rosters(self.branches, roster, self.feeder.plan, self.feeder.tick)
+            found = self._rosters = roster, own
+        return found[1]
 
     def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         """The frames that are due after a pass over `feed`; latents: of those it moved. Changes nothing."""

@@ -229,13 +229,13 @@ class Editor:
         negative_condition: torch.Tensor | int | None,
     ) -> list[torch.Tensor]:
         """Of all branches: the new ones, and those that stay."""
-        new, branches = checked_condition(self._model, condition), state.request.branches
-        if branches is not None:
+        new = checked_condition(self._model, condition)
+        if state.request.branches is not None:
             if negative_condition is not None:
                 raise ConfigError(
                     "negative_condition of a stream with branches: only the first one's changes"
                 )
-            own = zip(same_condition(branches), state.conditions, strict=True)
+            own = zip(same_condition(state.branches), state.conditions, strict=True)
             return [new if changes else kept for changes, kept in own]
         conditions = [new, *state.conditions[1:]]
         if negative_condition is not None and len(conditions) > 1:
@@ -246,7 +246,7 @@ class Editor:
         """Check the plan against the memory policy and raise the promise of pages to what it can need."""
         spec, total = self._model.spec, self._pool.manager.total
         state.policy.check(plan, spec)
-        need = page_need(plan, spec, state.policy, len(state.weights)).most
+        need = page_need(plan, spec, state.policy, state.branches).most
         if need > total:
             raise OutOfPagesError(
                 f"the longer video can need {need} pages, and the whole pool has {total}: use a smaller "

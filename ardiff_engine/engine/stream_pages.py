@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,7 @@ class StreamPages:
         self.version = 0
         self._prepared: Roster | None = None
         # Frames whose pages nobody else can hold by now: sharing empties it.
-        self._own_frames: frozenset[tuple[int, int]] = frozenset()
+        self._own_frames: frozenset[tuple[int, int, int]] = frozenset()
 
     @property
     def held(self) -> int:
@@ -68,23 +69,34 @@ class StreamPages:
         """Whether `prepare` has nothing to do: it was done for this roster, and no page was shared since."""
         return self._prepared is roster and self.lease is not None
 
-    def prepare(self, roster: Roster) -> None:
-        """Give back pages that nobody sees any more; make sure that what is fed has pages of its own."""
-        own, fed = self._own_frames, list(zip(roster.frames, roster.copies, strict=True))
+    def prepare(self, roster: Roster, rosters: Sequence[Roster]) -> None:
+        """Give back pages that nobody sees any more; make sure that what is fed has pages of its own.
+
+        rosters: what each branch makes of `roster`.
+        """
+        own = self._own_frames
+        fed = [list(zip(branch.frames, branch.copies, strict=True)) for branch in rosters]
         self._unprepare()
         self.version += 1
         lease = self._open()
-        for frames in self.frames:
-            for gone in [cell for cell in frames if not contains(roster.kept, cell[0])]:
+        for frames, branch in zip(self.frames, rosters, strict=True):
+            for gone in [cell for cell in frames if not contains(branch.kept, cell[0])]:
                 lease.give_back(frames.pop(gone))
         if roster.feeds_context:
-            for branch, pages in enumerate(self.context):
-                self.context[branch] = self._own(pages, self._per_context)
-        for frames in self.frames:
-            for cell in fed:
-                if cell not in own:
+            for number, pages in enumerate(self.context):
+                self.context[number] = self._own(pages, self._per_context)
+        for number, (frames, cells) in enumerate(zip(self.frames, fed, strict=True)):
+            for cell in cells:
+                if (number, *cell) not in own or cell not in frames:
                     frames[cell] = self._own(frames.get(cell, []), self._per_frame)
-        self._prepared, self._own_frames = roster, frozenset(fed)
+        self._prepared = roster
+        self._own_frames = frozenset((number, *cell) for number, cells in enumerate(fed) for cell in cells)
+
+    def shown(self, branch: int, source: int, cells: Sequence[tuple[int, int]]) -> Iterator[int]:
+        """The pages of (frame, copy), of `source` where the branch has none of its own."""
+        own, others = self.frames[branch], self.frames[source]
+        for cell in cells:
+            yield from own[cell] if cell in own else others[cell]
 
     def drop_from(self, frame: int) -> None:
         """Give back the pages of `frame` and of all later ones."""

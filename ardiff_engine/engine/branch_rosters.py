@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each guidance branch of a stream feeds in a pass, and what its cells see: all, or less, of what the
+stream's memory shows.
+
+    branch                 feeds                     sees                            keeps pages of
+    as the memory says     all                       all                             all
+    view=Past(frames=n)    all                       its block, n frames before it   all
+    view=Past(frames=0)    what the solver moves     its block                       what it feeds
+    writes=False           what the solver moves     as its view says; finished      frames in flight
+                                                     frames in the K/V of `source`
+
+All branches feed what the solver moves, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import compress
+from typing import Any
+
+from ardiff_engine.diffusion.guidance import Branch
+from ardiff_engine.engine.feed import Roster
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.memory.policy import MemoryPolicy
+from ardiff_engine.memory.view import View
+from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.plan import Plan
+
+PER_CELL = ("frames", "updates", "levels", "steps", "tracks", "views", "copies", "positions")
+
+
+def source_of(branches: Sequence[Branch]) -> int:
+    """Of the branches, the one whose K/V those read that store none."""
+    return next((i for i, own in enumerate(branches) if own.writes and own.view is None), -1)
+
+
+def check_branches(branches: Sequence[Branch], spec: ModelSpec) -> None:
+    """ConfigError if a branch reads K/V that no branch, or no pass, stores."""
+    if all(own.writes for own in branches):
+        return
+    if source_of(branches) < 0:
+        raise ConfigError(
+            "branches with writes=False, and none that they could read: one must store K/V as memory says "
+            "(writes=True, view=None)"
+        )
+    if not spec.forgets:
+        raise ConfigError(
+            "branches with writes=False and a model in which later frames change the K/V of earlier ones: "
+            "nothing is stored in it that another branch could read"
+        )
+
+
+def most_frames(branch: Branch, plan: Plan, memory: MemoryPolicy) -> int:
+    """The most frames that a branch ever holds pages of, each copy counted."""
+    if _sees_past(branch) and branch.writes:
+        return memory.most_frames(plan)
+    copies = plan.num_steps if memory.by_level and _sees_past(branch) else 1
+    return min(plan.max_live * copies, memory.most_frames(plan))
+
+
+def branch_rosters(branches: Sequence[Branch], roster: Roster, plan: Plan, tick: int) -> tuple[Roster, ...]:
+    """One for each branch; tick: of the plan, where the roster begins."""
+    return tuple([_of_branch(branch, roster, plan, tick) for branch in branches])
+
+
+def _of_branch(branch: Branch, roster: Roster, plan: Plan, tick: int) -> Roster:
+    if branch.view is None and branch.writes:
+        return roster
+    own = roster
+    if branch.view is not None:
+        frames = branch.view.frames
+        seen = [
+            _recent(view, plan.block(frame), frames)
+            for frame, view in zip(roster.frames, roster.views, strict=True)
+        ]
+        own = replace(own, views=tuple(seen))
+    if branch.writes and _sees_past(branch):
+        return own
+    moved: dict[str, Any] = {name: tuple(compress(getattr(own, name), own.updates)) for name in PER_CELL}
+    kept = plan.now(tick).unfinished if _sees_past(branch) else ()
+    return replace(own, **moved, kept=kept)
+
+
+def _sees_past(branch: Branch) -> bool:
+    return branch.view is None or branch.view.frames > 0
+
+
+def _recent(view: View, block: range, frames: int) -> View:
+    """The block, and so many frames before it, of a view."""
+    first, stop = block.start - frames, block.stop
+    cut = [run._replace(first=max(run.first, first), stop=min(run.stop, stop)) for run in view]
+    return tuple([run for run in cut if run.first < run.stop])
