@@ -99,7 +99,7 @@ def given_clip(video: Video, size: int) -> Clip:
 
 def clean_latents(latents: object, spec: ModelSpec) -> torch.Tensor:
     """TensorError unless they are frames [T, tokens, channels] of floating-point numbers, one at least."""
-    cell, got = (spec.tokens_per_frame, spec.channels), type(latents).__name__
+    cell, got = spec.frame_shape(), type(latents).__name__
     if isinstance(latents, torch.Tensor):
         if latents.is_floating_point() and latents.ndim == 3 and len(latents) and latents.shape[1:] == cell:
             return latents
@@ -145,7 +145,7 @@ def starting_noise(
                 fix="Give one per video.",
             )
         )
-    shape = (frames, spec.tokens_per_frame, spec.channels)
+    shape = (frames, *spec.frame_shape())
     return torch.stack(
         [torch.randn(shape, generator=g, dtype=torch.float32, device=g.device).cpu() for g in generators]
     )

@@ -47,13 +47,13 @@ def test_tick(benchmark: BenchmarkFixture, cells: int, threads: int) -> None:
     batch = CellBatch(
         num_contexts=0,
         slots=slots,
-        frame_positions=torch.arange(frames - cells, frames),
+        positions=torch.cartesian_prod(torch.arange(frames - cells, frames), torch.arange(rows)),
         frame_ids=torch.arange(1, cells + 1, dtype=torch.int32).repeat_interleave(rows),
         table=FrameTable.build([[rows] * cells], [order.tolist()], [valid], [seen]),
         k_pages=k_pages,
         v_pages=v_pages,
     )
-    x = torch.randn(cells, rows, CONFIG.channels, generator=generator)
+    x = torch.randn(cells * rows, CONFIG.channels, generator=generator)
     model.freeze()
     tables = model.tables(torch.linspace(900, 100, cells))
     plain = PlainNetwork(model)

@@ -243,5 +243,5 @@ class _Pass:
             if feed.roster.feeds_context:
                 contexts += [ours and not commits_only] * (branches * self._spec.context_tokens)
             for updates in feed.roster.updates * branches:
-                frames += [ours and not (commits_only and updates)] * self._spec.tokens_per_frame
+                frames += [ours and not (commits_only and updates)] * self._spec.tokens()
         return torch.tensor(contexts + frames)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.positions import token_positions
 from native_isa import isa  # noqa: F401
 from torch import Tensor, nn
 
@@ -130,7 +131,7 @@ def pass_of(make: Make) -> Pass:
     cells = CellBatch(
         num_contexts=0,
         slots=slots,
-        frame_positions=torch.arange(FRAMES),
+        positions=token_positions(range(FRAMES), TOKENS),
         frame_ids=torch.tensor([1, 0, 2], dtype=torch.int32).repeat_interleave(TOKENS),
         table=table,
         k_pages=drawn(*shape),

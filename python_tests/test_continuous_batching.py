@@ -64,7 +64,7 @@ def test_streams_take_turns_within_the_token_budget():
     forward = engine.model.forward
 
     def counting(x, batch, *rest):
-        seen.append(x.shape[0] * 3 + batch.num_contexts * 5)
+        seen.append(len(x) + batch.num_contexts * 5)
         return forward(x, batch, *rest)
 
     engine.model.forward = counting
@@ -182,8 +182,9 @@ def test_frames_that_only_store_their_keys_are_not_computed_to_the_end(monkeypat
     forward = engine.model.forward
 
     def watched(x, batch, *rest):
-        tokens = engine.model.spec.tokens_per_frame
-        wanted.append((int(batch.wanted.sum()) // tokens if batch.wanted is not None else len(x), len(x)))
+        tokens = engine.model.spec.tokens()
+        count = len(x) if batch.wanted is None else int(batch.wanted.sum())
+        wanted.append((count // tokens, len(x) // tokens))
         return forward(x, batch, *rest)
 
     monkeypatch.setattr(engine.model, "forward", watched)

@@ -37,7 +37,7 @@ class OwnFrameOnly(VideoModel):
 
     device = torch.device("cpu")
     dtype = torch.float32
-    spec = ModelSpec(8, *SHAPE, layers=1, heads=1, kv_heads=1, head_dim=2)
+    spec = ModelSpec(8, SHAPE[1], tokens_per_frame=SHAPE[0], layers=1, heads=1, kv_heads=1, head_dim=2)
 
     def tables(self, timesteps: torch.Tensor) -> Tables:
         return Tables((torch.cat([timesteps.new_zeros(1), timesteps])[:, None, None],))
@@ -54,7 +54,7 @@ class OwnFrameOnly(VideoModel):
     def __call__(
         self, x: torch.Tensor, cells: CellBatch, tables: Tables, condition: torch.Tensor | None
     ) -> torch.Tensor:
-        t = tables.parts[0][cells.frame_ids, 0, 0].reshape(len(x), -1)[:, :1, None]
+        t = tables.parts[0][cells.frame_ids, 0]
         return velocity(x, t)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 from effort import examples
@@ -53,7 +54,7 @@ def test_every_frame_sees_what_it_is_to_see(parts, context_pages, frame_pages):
     spec = replace(
         SPEC,
         tokens_per_frame=4 * frame_pages,
-        condition=ConditionSpec("joint", 7, (7, 4)),
+        condition=ConditionSpec("joint", 5 * context_pages, (7, 4)),
     )
     context_valid, frame_valid = [5] * context_pages, [4] * frame_pages
     rosters, views, base, expected, contexts, fed = [], [], 0, [], [], []
@@ -73,10 +74,11 @@ def test_every_frame_sees_what_it_is_to_see(parts, context_pages, frame_pages):
             expected.append(context + run)
             fed.append([places[frame, copy] + page for page in range(frame_pages)])
         base += context_pages + len(shown) * frame_pages
-    lists = page_lists(views, spec, context_valid, frame_valid)
+    lists = page_lists(views, spec, context_valid, [frame_valid] * len(views))
     assert seen_places(lists.table) == contexts + expected
-    assert np.array_equal(lists.frames, fed) and lists.contexts.tolist() == contexts
+    assert lists.fed_places.tolist() == list(chain.from_iterable(contexts + fed))
+    assert lists.num_contexts == len(contexts)
     tokens = np.diff(lists.table.frame_ptr.numpy())
-    assert tokens.tolist() == [7] * len(contexts) + [4 * frame_pages] * len(expected)
+    assert tokens.tolist() == [5 * context_pages] * len(contexts) + [4 * frame_pages] * len(expected)
     assert set(lists.table.valid.tolist()) <= {4, 5}
     assert np.array_equal(lists.table.pages.numpy(), lists.listed)

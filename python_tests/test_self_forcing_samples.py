@@ -13,7 +13,6 @@ from test_wan_transformer import FOLDER, error, official
 import ardiff_engine as ade
 from ardiff_engine import ops
 from ardiff_engine.memory import Full, Window
-from ardiff_engine.models import WanVideo
 from ardiff_engine.plan import blocks
 
 CASES = [
@@ -38,7 +37,7 @@ def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
     model, golden, config = case
     noise, size = golden["noise"], config["block"]
     first = 1 if config["independent_first_frame"] else size
-    video = WanVideo(model, tuple(noise.shape[3:]))
+    shape = tuple(noise.shape[2:])
     steps, frames = golden["denoising_steps"].tolist(), noise.shape[1]
     chunks = [range(first), *(range(f, f + size) for f in range(first, frames, size))]
     chunk_of = {
@@ -50,8 +49,8 @@ def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
         _, clip, frame, _, step = key
         number, inside = chunk_of[frame]
         if step == len(steps) - 1:
-            return torch.zeros(video.spec.tokens_per_frame, video.spec.channels)
-        return video.to_tokens(golden[f"eps_{number * (len(steps) - 1) + step}"][clip, inside])
+            return torch.zeros(model.spec.tokens(shape[1:]), model.spec.channels)
+        return model.to_tokens(golden[f"eps_{number * (len(steps) - 1) + step}"][clip, inside])
 
     solve = ops.solver_step
 
@@ -64,20 +63,21 @@ def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
     # The official window counts its sink.
     sink, window = config["sink_size"], config["local_attn_size"]
     memory = Full() if window < 0 else Window(window - sink, sink=sink)
-    engine = ade.Engine(video, solver=solver, memory=memory, max_pages=100)
+    rule = blocks(size, first=first)
+    engine = ade.Engine(model, solver=solver, memory=memory, plan=rule, max_pages=100)
     streams = [
         engine.submit(
             ade.Request(
                 num_frames=frames,
-                plan=blocks(size, first=first),
+                size=shape[1:],
                 condition=golden["text"][clip],
-                latents=video.to_tokens(noise[clip]),
+                latents=noise[clip],
                 noise_stream=clip,
             )
         )
         for clip in range(len(noise))
     ]
-    got = torch.stack([video.from_tokens(stream.result()) for stream in streams])
+    got = torch.stack([stream.result() for stream in streams])
     assert error(got, golden["latents"]) <= 1e-5
 
 
@@ -86,18 +86,18 @@ def test_guided_multistep_sampling(together: bool) -> None:
     """Chunk by chunk with a fresh UniPC each, and two caches of clean frames: one for each prompt."""
     model, golden, config = official("cfg_unipc_c3")
     noise, size = golden["noise"], config["block"]
-    video = WanVideo(model, tuple(noise.shape[3:]))
     solver = ade.solvers.UniPC(ade.FlowSchedule(shift=config["shift"]), config["sampling_steps"])
     assert solver.timesteps[: solver.num_steps].tolist() == golden["scheduler_timesteps"].tolist()
-    engine = ade.Engine(video, solver=solver, memory=Full(), max_pages=100)
+    engine = ade.Engine(model, solver=solver, memory=Full(), max_pages=100)
     request = ade.Request(
         num_frames=noise.shape[1],
         plan=blocks(size),
         condition=golden["text"][0],
         negative_condition=golden["text_negative"][0],
         guidance_scale=config["guidance_scale"],
-        latents=video.to_tokens(noise[0]),
+        latents=noise[0],
+        size=tuple(noise.shape[3:]),
     )
     streams = [engine.submit(request) for _ in range(2 if together else 1)]
     for stream in streams:
-        assert error(video.from_tokens(stream.result()), golden["latents"][0]) <= 1e-5
+        assert error(stream.result(), golden["latents"][0]) <= 1e-5

@@ -145,8 +145,8 @@ def test_buffers_have_room_that_a_batch_does_not_fill(poisoned):
     streams = [engine.submit(request) for request in requests]
     assert all(torch.equal(s.result(), video) for s, video in zip(streams, plain, strict=True))
     shapes = {buffers.shape for buffers in poisoned}
-    assert {(s.contexts, s.cells, s.updates) for s in shapes} == {(10, 10, 10), (0, 10, 10)}
-    assert all(bool(buffers.batch.x[9].isnan().all()) for buffers in poisoned)
+    assert {(s.contexts, s.spans[0].cells, s.updates) for s in shapes} == {(10, 10, 10), (0, 10, 10)}
+    assert all(bool(buffers.batch.x[9 * 3 :].isnan().all()) for buffers in poisoned)
 
 
 def test_room_wastes_little():

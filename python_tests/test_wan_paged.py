@@ -10,9 +10,10 @@ from native_isa import isa  # noqa: F401
 from test_wan_transformer import error, official
 
 from ardiff_engine.errors import ConfigError, PageTableError, TensorError
-from ardiff_engine.models import CellBatch, WanVideo
+from ardiff_engine.models import CellBatch
 from ardiff_engine.models.cell_batch import ConditionPages
 from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.models.wan.positions import token_positions
 from ardiff_engine.ops import FrameTable
 from ardiff_engine.weights import load_model, save_model
 
@@ -29,11 +30,11 @@ def entries(tokens: int) -> list[int]:
 class Clips:
     """Clips x [B, F, C, H, W] with timesteps t [B, F] and texts, run over one pool of pages."""
 
-    def __init__(self, video: WanVideo, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> None:
-        self.video, self.x, self.spec = video, video.to_tokens(x), video.spec
+    def __init__(self, video: WanTransformer, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> None:
+        self.video, self.x, self.spec, self.size = video, video.to_tokens(x), video.spec, tuple(x.shape[3:])
         self.clips, self.frames = t.shape
         self.tables = video.tables(t.flatten())
-        self.valid, self.text = entries(self.spec.tokens_per_frame), entries(self.spec.condition.tokens)
+        self.valid, self.text = entries(self.spec.tokens(self.size)), entries(self.spec.condition.tokens)
         shape = (self.spec.layers, 0, self.spec.heads, ROWS, self.spec.head_dim)
         pages = self.clips * self.frames * len(self.valid)
         self.k, self.v = torch.zeros(2, shape[0], pages, *shape[2:], dtype=video.dtype).unbind(0)
@@ -49,7 +50,7 @@ class Clips:
 
     def run(self, frames: range, visible: torch.Tensor) -> torch.Tensor:
         """visible: bool [F, F]. -> [B, frames, C, H, W]"""
-        tokens, block = self.spec.tokens_per_frame, len(frames)
+        tokens, block = self.spec.tokens(self.size), len(frames)
         seen = [f for f in range(self.frames) if visible[frames.start, f]]
         lists = [[page for f in seen for page in self.pages(clip, f)] for clip in range(self.clips)]
         texts = [list(range(c * len(self.text), (c + 1) * len(self.text))) for c in range(self.clips)]
@@ -61,7 +62,7 @@ class Clips:
         cells = CellBatch(
             num_contexts=0,
             slots=torch.cat(slots),
-            frame_positions=torch.tensor(list(frames) * self.clips),
+            positions=token_positions(torch.tensor(list(frames) * self.clips), *self.spec.grid(self.size)),
             frame_ids=torch.tensor(rows, dtype=torch.int32).repeat_interleave(tokens),
             table=FrameTable.build(tokens_of, lists, [self.valid * len(seen)] * self.clips),
             k_pages=self.k,
@@ -72,9 +73,9 @@ class Clips:
                 FrameTable.build(tokens_of, texts, [self.text] * self.clips),
             ),
         )
-        x = self.x[:, frames.start : frames.stop].flatten(0, 1).to(self.video.dtype)
+        x = self.x[:, frames.start : frames.stop].flatten(0, 2).to(self.video.dtype)
         out = self.video(x, cells, self.tables)
-        return self.video.from_tokens(out.unflatten(0, (self.clips, block)))
+        return self.video.from_tokens(out.unflatten(0, (self.clips, block, tokens)), self.size)
 
 
 def blocks_of(visible: torch.Tensor) -> list[range]:
@@ -88,23 +89,21 @@ def blocks_of(visible: torch.Tensor) -> list[range]:
 @pytest.mark.parametrize("name", CLIPS)
 def test_block_by_block(name: str, native: bool) -> None:
     model, golden, _ = official(name)
-    video = WanVideo(model, tuple(golden["x"].shape[3:]))
     if native:
-        video.freeze()
+        model.freeze()
     visible = golden["visible_frames"]
-    clips = Clips(video, golden["x"], golden["t"], golden["text"])
+    clips = Clips(model, golden["x"], golden["t"], golden["text"])
     y = torch.cat([clips.run(frames, visible) for frames in blocks_of(visible)], dim=1)
     assert error(y, golden["y"]) <= 1e-5
 
 
 def test_a_clip_alone_gives_the_same_bits() -> None:
     model, golden, _ = official("clip_causal_c3")
-    video = WanVideo(model, tuple(golden["x"].shape[3:]))
-    video.freeze()
+    model.freeze()
     visible, given = golden["visible_frames"], [golden[name] for name in ("x", "t", "text")]
     x, t, text = (torch.cat([part, part.flip(0) * 0.5]) for part in given)
-    together, outs = Clips(video, x, t, text), []
-    alone = [Clips(video, *(part[i : i + 1] for part in (x, t, text))) for i in range(len(x))]
+    together, outs = Clips(model, x, t, text), []
+    alone = [Clips(model, *(part[i : i + 1] for part in (x, t, text))) for i in range(len(x))]
     for frames in blocks_of(visible):
         outs.append(together.run(frames, visible))
         for clip, single in enumerate(alone):
@@ -113,9 +112,9 @@ def test_a_clip_alone_gives_the_same_bits() -> None:
 
 def test_tokens_there_and_back() -> None:
     model = WanTransformer(WanConfig(24, 1, 2, 32, channels=3, out_channels=3, text_dim=8, text_tokens=4))
-    video, x = WanVideo(model, (6, 10)), torch.randn(2, 5, 3, 6, 10)
-    tokens = video.to_tokens(x)
-    assert tokens.shape == (2, 5, 15, 12) and torch.equal(video.from_tokens(tokens), x)
+    x = torch.randn(2, 5, 3, 6, 10)
+    tokens = model.to_tokens(x)
+    assert tokens.shape == (2, 5, 15, 12) and torch.equal(model.from_tokens(tokens, (6, 10)), x)
     embedded = model.patch_embedding.weight.flatten(1) @ tokens[0, 0].T + model.patch_embedding.bias[:, None]
     assert torch.allclose(embedded.T, model.embedded(x)[0, 0], atol=1e-5)
 
@@ -130,17 +129,18 @@ def test_saved_and_loaded_by_name(tmp_path) -> None:
 
 def test_what_does_not_fit() -> None:
     small = WanConfig(24, 1, 2, 32, channels=4, out_channels=4, text_dim=8, text_tokens=4)
-    video = WanVideo(WanTransformer(small), (4, 4))
+    video = WanTransformer(small)
     for wrong in (torch.randn(5, 8), torch.randn(3, 7), torch.full((2, 8), torch.nan), 3):
         with pytest.raises(TensorError, match="condition"):
             video.condition(wrong)
     filled = torch.tensor([[1.0], [1.0], [0.0], [0.0]]).expand(4, 8)
     assert torch.equal(video.condition(torch.ones(2, 8)), filled)
-    with pytest.raises(ConfigError, match="size"):
-        WanVideo(WanTransformer(small), (4, 5))
+    for size in ((4, 5), (3, 4), (0, 4)):
+        with pytest.raises(ConfigError, match="size"):
+            video.spec.tokens(size)
     pictures = WanConfig(24, 1, 2, 32, channels=8, out_channels=4, text_dim=8, text_tokens=4)
     with pytest.raises(ConfigError, match="pictures"):
-        WanVideo(WanTransformer(pictures), (4, 4))
+        WanTransformer(pictures).freeze()
     clips = Clips(video, torch.randn(1, 1, 4, 4, 4), torch.zeros(1, 1), torch.randn(1, 4, 8))
     clips.text_k = clips.text_k[:, :0]
     with pytest.raises(PageTableError):
@@ -154,11 +154,9 @@ def cached(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[torch.Te
     model.to(dtype)
     calls = golden["calls"].tolist()
     clips, frames = golden["x_0"].shape[0], max(first + count for first, count in calls)
-    size = tuple(golden["x_0"].shape[3:])
-    video = WanVideo(model, size)
-    video.freeze()
+    model.freeze()
     held = Clips(
-        video,
+        model,
         torch.zeros(clips, frames, *golden["x_0"].shape[2:]),
         torch.zeros(clips, frames),
         golden["text"],
@@ -168,7 +166,7 @@ def cached(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[torch.Te
         own = slice(first, first + count)
         t = torch.zeros(clips, frames)
         t[:, own] = golden[f"t_{number}"]
-        held.x[:, own], held.tables = video.to_tokens(golden[f"x_{number}"]), video.tables(t.flatten())
+        held.x[:, own], held.tables = model.to_tokens(golden[f"x_{number}"]), model.tables(t.flatten())
         seen = (torch.arange(frames) < first + count).expand(frames, frames)
         outs.append(held.run(range(first, first + count), seen))
     return outs, held, golden
@@ -177,7 +175,7 @@ def cached(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[torch.Te
 def stored(pages: torch.Tensor, held: Clips) -> torch.Tensor:
     """Pages [pages, heads, rows, dim] of one layer -> [B, tokens of all frames, heads, dim]"""
     rows = pages.transpose(1, 2).reshape(held.clips, held.frames, -1, pages.shape[1], pages.shape[3])
-    return rows[:, :, : held.spec.tokens_per_frame].flatten(1, 2)
+    return rows[:, :, : held.spec.tokens(held.size)].flatten(1, 2)
 
 
 @pytest.mark.parametrize("name", ["causal_cached_c1", "causal_cached_c3"])
@@ -213,13 +211,12 @@ def test_one_layer_of_full_width() -> None:
     calls = golden["calls"].tolist()
     text = drawn("text_seed", 1, config["text_len"], config["text_dim"])
     text[:, int(golden["text_len_used"]) :] = 0
-    video = WanVideo(model, size)
-    video.freeze()
-    held = Clips(video, torch.zeros(1, 2, config["in_dim"], *size), torch.zeros(1, 2), text)
+    model.freeze()
+    held = Clips(model, torch.zeros(1, 2, config["in_dim"], *size), torch.zeros(1, 2), text)
     for number, (first, count) in enumerate(calls):
         own = slice(first, first + count)
-        held.x[:, own] = video.to_tokens(drawn(f"x_seed_{number}", 1, count, config["in_dim"], *size))
-        held.tables = video.tables(torch.full((2,), float(golden[f"t_{number}"])))
+        held.x[:, own] = model.to_tokens(drawn(f"x_seed_{number}", 1, count, config["in_dim"], *size))
+        held.tables = model.tables(torch.full((2,), float(golden[f"t_{number}"])))
         y = held.run(range(first, first + count), torch.ones(2, 2, dtype=torch.bool).tril())
         assert error(y[..., 1::3, ::3], golden[f"y_{number}"]) <= 1e-5
         assert float(y.norm()) == pytest.approx(float(golden[f"y_norm_{number}"]), rel=1e-5)

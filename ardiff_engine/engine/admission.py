@@ -20,10 +20,13 @@ from ardiff_engine.memory import (
     Ranges,
     RecomputedWindow,
     Window,
-    choose_page_rows,
+    rows_of_pages,
 )
-from ardiff_engine.models.spec import ModelSpec
-from ardiff_engine.plan import Plan, blocks, verify
+from ardiff_engine.models.spec import ModelSpec, Size
+from ardiff_engine.plan import Plan, Rule, blocks, verify
+
+LAG = 5
+"""Where neither request nor engine names a plan; fewer with fewer steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +48,38 @@ class Admission:
     need: PageNeed
 
 
-def admit(request: Request, spec: ModelSpec, memory: MemoryPolicy, steps: tuple[int, ...]) -> Admission:
+def admit(
+    request: Request,
+    spec: ModelSpec,
+    memory: MemoryPolicy,
+    steps: tuple[int, ...],
+    page_rows: int | None = None,
+    rule: Rule | None = None,
+) -> Admission:
     """Check the request against the model and the memory policy; a typed error if it cannot be served.
 
-    steps: of each track.
+    steps: of each track. page_rows, rule: of the engine; None: its defaults.
     """
     check_memory(memory)
     request.check(spec)
-    plan = plan_of(request, steps)
+    plan = plan_of(request, steps, rule)
     memory.check(plan, spec)
     if not isinstance(memory, Full | PerLevel | Ranges | RecomputedWindow | Window):
         rehearse(plan, memory, spec)
-    branches = request.guidance
+    branches, rows = request.guidance, rows_of_pages(spec, page_rows)
     check_branches(branches, spec)
-    return Admission(plan, branches, weight_table(branches, steps), page_need(plan, spec, memory, branches))
+    need = page_need(plan, spec, memory, branches, request.size, rows)
+    return Admission(plan, branches, weight_table(branches, steps), need)
 
 
-def plan_of(request: Request, steps: tuple[int, ...]) -> Plan:
-    """What the rule of the request makes of it; an explicit plan is verified."""
+def plan_of(request: Request, steps: tuple[int, ...], default: Rule | None) -> Plan:
+    """What the rule of the request, or else the default, makes of it; an explicit plan is verified."""
     rule, frames, given = request.plan, request.num_frames, request.prefix_frames
+    if rule is None and request.lag is None and default is not None:
+        rule = default
     if rule is None:
-        return blocks(1, lag=request.lag).plan(frames, steps, given)
+        lag = min(LAG, *steps) if request.lag is None else request.lag
+        return blocks(1, lag=lag).plan(frames, steps, given)
     if not isinstance(rule, Plan):
         return rule.plan(frames, steps, given)
     own = (rule.num_frames, rule.num_steps, rule.prefix)
@@ -78,9 +92,16 @@ def plan_of(request: Request, steps: tuple[int, ...]) -> Plan:
     return rule
 
 
-def page_need(plan: Plan, spec: ModelSpec, memory: MemoryPolicy, branches: Sequence[Branch]) -> PageNeed:
-    rows = choose_page_rows(spec.tokens_per_frame)
-    context, frame = -(-spec.context_tokens // rows), -(-spec.tokens_per_frame // rows)
+def page_need(
+    plan: Plan,
+    spec: ModelSpec,
+    memory: MemoryPolicy,
+    branches: Sequence[Branch],
+    size: Size | None,
+    page_rows: int,
+) -> PageNeed:
+    """size: of the frames, as in Request. page_rows: of the pool."""
+    context, frame = -(-spec.context_tokens // page_rows), -(-spec.tokens(size) // page_rows)
     frames = sum(most_frames(branch, plan, memory) for branch in branches)
     return PageNeed(context, frame, len(branches) * context + frames * frame)
 
@@ -89,6 +110,13 @@ def check_model(model: object) -> None:
     if not isinstance(getattr(model, "spec", None), ModelSpec):
         raise ConfigError(
             f"model must be a network with a ModelSpec, got {type(model).__name__} {model!r:.80}"
+        )
+
+
+def check_rule(rule: object) -> None:
+    if rule is not None and not isinstance(rule, Rule):
+        raise ConfigError(
+            f"plan of an engine: got {rule!r}, expected a rule such as plan.blocks(3), or None."
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ardiff_engine.engine.condition_store import ConditionStore
-from ardiff_engine.engine.layout import Layout, LayoutBuilder, Work
+from ardiff_engine.engine.layout import Layout, LayoutBuilder, Span, Work
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.memory.page_pool import PagePool
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
@@ -42,19 +42,20 @@ class Moves:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """cells: for the model. x [N, L, C]; condition [K, *spec.condition.shape] or None.
+    """cells: for the model. x [X, C], the tokens of all cells; condition [K, *spec.condition.shape] or None.
 
-    The U updates, stream by stream: `branch_cells` int64 [B, U] the cell of each guidance
-        branch, `weights` float32 [B, U] its share (0 where a stream has fewer branches), `coefficients` int64
-        [U] rows of the coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any,
-        `history` float32 [P, U, L, C] the predictions of the P steps before, the latest first, None if no
-        solver looks back.
+    spans: the cells in their order, by the tokens of their frames. The U updates, stream by stream, Y tokens
+        in all: `branch_cells` int64 [B, U] the cell of each guidance branch, counted in its span, `weights`
+        float32 [B, U] its share (0 where a stream has fewer branches), `coefficients` int64 [U] rows of the
+        coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any, `history` float32
+        [P, Y, C] the predictions of the P steps before, the latest first, None if no solver looks back.
     moves: what the next pass differs in; None over static buffers.
     """
 
     cells: CellBatch
     x: torch.Tensor
     condition: torch.Tensor | None
+    spans: tuple[Span, ...]
     branch_cells: torch.Tensor
     weights: torch.Tensor
     coefficients: torch.Tensor
@@ -110,7 +111,7 @@ class Packer:
         cells = CellBatch(
             num_contexts=layout.num_contexts,
             slots=layout.slots,
-            frame_positions=layout.positions,
+            positions=layout.positions,
             frame_ids=torch.from_numpy(layout.rows + layout.row_moves * passed[layout.token_owners]),
             table=layout.table,
             k_pages=self._pool.k,
@@ -122,6 +123,7 @@ class Packer:
             cells=cells,
             x=x,
             condition=condition,
+            spans=layout.spans,
             branch_cells=layout.branch_cells,
             weights=moves.weights,
             coefficients=torch.from_numpy(layout.coefficients + risen),
@@ -146,7 +148,7 @@ class Packer:
             return None
         return self.conditions.of_pass(
             [
-                (state.conditions, [len(roster.frames) for roster in state.rosters(feed)])
+                (state.conditions, [len(roster.frames) for roster in state.rosters(feed)], state.tokens)
                 for state, feed in work
             ]
         )
@@ -158,7 +160,7 @@ class Packer:
         for state, feed in work:
             for roster in state.rosters(feed):
                 latents += [state.latents[frame] for frame in roster.frames]
-        x = torch.stack(latents)
+        x = torch.cat(latents)
         return x, torch.cat(conditions) if conditions else None, _history(work, x)
 
     def forget(self) -> None:
@@ -172,9 +174,11 @@ def _history(work: Work, x: torch.Tensor) -> torch.Tensor | None:
     planes = max(state.schedule.looks_back for state, _ in work)
     if not planes:
         return None
-    rows = [state.history.get(frame) for state, feed in work for frame in feed.roster.updated]
-    history = x.new_zeros(planes, len(rows), *x.shape[1:])
-    for index, row in enumerate(rows):
+    rows = [(state.history.get(frame), state.tokens) for state, feed in work for frame in feed.roster.updated]
+    history = x.new_zeros(planes, sum(tokens for _, tokens in rows), x.shape[1])
+    begin = 0
+    for row, tokens in rows:
         if row is not None:
-            history[: len(row), index] = row
+            history[: len(row), begin : begin + tokens] = row
+        begin += tokens
     return history

@@ -51,7 +51,7 @@ class ConditionStore:
         self._free: list[int] = []
         # Filled by the collector, which may run in any thread: acted upon at the next pass.
         self._dropped: list[int] = []
-        self._tables: OrderedDict[tuple[tuple[int, int], ...], FrameTable] = OrderedDict()
+        self._tables: OrderedDict[tuple[tuple[int, int, int], ...], FrameTable] = OrderedDict()
 
     @property
     def stored(self) -> int:
@@ -59,13 +59,13 @@ class ConditionStore:
         self._collect()
         return len(self._entries)
 
-    def of_pass(self, sequences: Sequence[tuple[torch.Tensor, Sequence[int]]]) -> ConditionPages:
-        """sequences: for each stream of a pass, its conditions [branches, *shape] and how many frames each
-        branch feeds, in token order."""
+    def of_pass(self, sequences: Sequence[tuple[torch.Tensor, Sequence[int], int]]) -> ConditionPages:
+        """sequences: for each stream of a pass, in token order, its conditions [branches, *shape], how many
+        frames each branch feeds, and tokens of a frame."""
         self._collect()
         parts = [
-            (entry.place, frames)
-            for conditions, counts in sequences
+            (entry.place, frames, tokens)
+            for conditions, counts, tokens in sequences
             for entry, frames in zip(self._of(conditions), counts, strict=True)
             if frames
         ]
@@ -117,13 +117,13 @@ class ConditionStore:
                     del self._entries[entry.key]
                     self._free.append(entry.place)
 
-    def _table(self, parts: tuple[tuple[int, int], ...]) -> FrameTable:
+    def _table(self, parts: tuple[tuple[int, int, int], ...]) -> FrameTable:
         table = self._tables.get(parts)
         if table is None:
-            tokens, count = self._model.spec.tokens_per_frame, len(self._valid)
+            count = len(self._valid)
             table = self._tables[parts] = FrameTable.build(
-                [[tokens] * frames for _, frames in parts],
-                [list(range(place * count, (place + 1) * count)) for place, _ in parts],
+                [[tokens] * frames for _, frames, tokens in parts],
+                [list(range(place * count, (place + 1) * count)) for place, _, _ in parts],
                 [self._valid] * len(parts),
             )
             if len(self._tables) > TABLES_KEPT:

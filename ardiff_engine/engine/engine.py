@@ -17,12 +17,12 @@ import torch
 
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.arguments import instance
-from ardiff_engine.engine.admission import admit, check_memory, check_model
+from ardiff_engine.engine.admission import admit, check_memory, check_model, check_rule
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.cuda.graphs import ticks_for
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.inbox import Inbox
-from ardiff_engine.engine.memory_plan import MemoryPlan, memory_plan, pages_for_share
+from ardiff_engine.engine.memory_plan import memory_plan, pages_for_share
 from ardiff_engine.engine.reader import Changes, Outbox
 from ardiff_engine.engine.report import engine_stats, pass_records
 from ardiff_engine.engine.request import Request
@@ -36,11 +36,12 @@ from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.stream_edits import Editor
 from ardiff_engine.engine.stream_pages import StreamPages
 from ardiff_engine.errors import EngineBusyError, wrapped
-from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow
+from ardiff_engine.memory import MemoryPolicy, PagePool, RecomputedWindow, rows_of_pages
 from ardiff_engine.models.agreement import check_spec, checked_condition
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.observe.recorder import Recorder
 from ardiff_engine.observe.stats import EngineStats
+from ardiff_engine.plan import Rule
 
 T = TypeVar("T")
 
@@ -54,8 +55,11 @@ class Engine:
 
     solver: one, or a tuple with one for each track of the plans.
     memory: RecomputedWindow(model's num_frames) if not given.
+    plan: a rule such as plan.blocks(3), for requests that name neither plan nor lag.
     max_pages: size of the page pool, allocated here: max_pages * layers * 2 * heads * page_rows * head_dim
         numbers; a fraction is a share of the memory that is free now.
+    page_rows: of K/V in a page; by default those that pad a frame of the trained size least. Frames of other
+        sizes take whole pages too.
     max_batch_tokens: tokens of one pass; streams take turns, longest wait first; what needs more runs alone.
     max_waiting: videos that may wait for pages; beyond that, and by default, `submit` refuses.
     cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. True on the CPU runs over
@@ -71,7 +75,9 @@ class Engine:
         *,
         solver: Tracks,
         memory: MemoryPolicy | None = None,
+        plan: Rule | None = None,
         max_pages: int | float = 1024,
+        page_rows: int | None = None,
         max_batch_tokens: int | None = None,
         max_waiting: int = 0,
         cuda_graphs: bool | None = None,
@@ -82,10 +88,13 @@ class Engine:
         self.model = model
         self.memory = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
         check_memory(self.memory)
+        check_rule(plan)
+        self.plan = plan
         self.device = model.device
+        rows = rows_of_pages(model.spec, page_rows)
         if isinstance(max_pages, float):
-            max_pages = pages_for_share(max_pages, model.spec, model.dtype.itemsize, self.device)
-        self.pool = PagePool.allocate(model.spec, max_pages, dtype=model.dtype, device=self.device)
+            max_pages = pages_for_share(max_pages, model.spec, rows, model.dtype.itemsize, self.device)
+        self.pool = PagePool.allocate(model.spec, max_pages, rows, dtype=model.dtype, device=self.device)
         self.changes = Changes()
         self.inbox = Inbox(self.changes)
         self._schedules = Schedules(model, solver)
@@ -117,18 +126,7 @@ class Engine:
     def solver(self) -> Tracks:
         return self._schedules.default.solver
 
-    @staticmethod
-    def memory_plan(
-        model: VideoModel,
-        *,
-        solver: Tracks,
-        memory: MemoryPolicy | None = None,
-        request: Request | None = None,
-        streams: int = 1,
-    ) -> MemoryPlan:
-        """Weights, pages and workspace for `streams` videos at a time; print it. Nothing is allocated."""
-        policy = memory if memory is not None else RecomputedWindow(model.spec.num_frames)
-        return memory_plan(model, solver, policy, request or Request(), streams)
+    memory_plan = staticmethod(memory_plan)
 
     @ordinary_mode()
     def submit(self, request: Request) -> Stream:
@@ -140,15 +138,16 @@ class Engine:
         policy = self.memory if request.memory is None else request.memory
         solver = self.solver if request.solver is None else request.solver
         steps = tuple(own.num_steps for own in tracks_of(solver))
-        admission = admit(request, spec, policy, steps)
+        admission = admit(request, spec, policy, steps, self.pool.page_rows, self.plan)
         need, branches = admission.need, admission.branches
         conditions = [checked_condition(self.model, branch.condition) for branch in branches]
         given: tuple[torch.Tensor, ...] = ()
         if request.prefix is not None:
             # Copied now: the caller may reuse the tensor.
-            given = request.prefix.detach().to(self.device, torch.float32, copy=True).unbind(0)
+            prefix = request.prefix.detach().to(self.device, torch.float32, copy=True)
+            given = self.model.to_tokens(prefix).unbind(0)
         plain = replace(request, on_step=None)
-        noise = StartingNoise(plain, spec, self.device)
+        noise = StartingNoise(plain, self.model)
 
         def add() -> Stream:
             self._scheduler.check_room(need.most)
@@ -158,6 +157,7 @@ class Engine:
                 watched=request.on_step is not None,
                 feeder=Feeder(admission.plan, policy, spec),
                 policy=policy,
+                tokens=spec.tokens(request.size),
                 conditions=torch.stack(conditions),
                 branches=branches,
                 weights=admission.weights,

@@ -9,6 +9,8 @@ and other frames. So shapes are kept, and laying out a pass whose shape is known
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.engine.page_lists import PageLists, SequenceViews, page_lists, ranges, views_of
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.models.spec import Size
 from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.purposes import Purpose
 
@@ -26,10 +29,19 @@ Work = list[tuple[StreamState, Feed]]
 SHAPES_KEPT = 32
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring cells of one pass whose frames have as many tokens, and how many of them are updates."""
+
+    tokens: int
+    cells: int
+    updates: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `wanted`, `slots`,
-    `positions`, `table`, `branch_cells`.
+    `positions`, `table`, `spans`, `branch_cells`.
 
     What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
     model's tables, `coefficients` int64 [U], `weight_rows` int64 [U] of `weights` [R, B] (guidance, of all
@@ -43,6 +55,7 @@ class Layout:
     slots: torch.Tensor
     positions: torch.Tensor
     table: FrameTable
+    spans: tuple[Span, ...]
     branch_cells: torch.Tensor
     weights: np.ndarray
     weight_rows: np.ndarray
@@ -71,8 +84,10 @@ class _Part:
     """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
     numbers, noise keys and weights.
 
-    sequences: the different ones; branches: which of them each branch is. *_offsets: of each track."""
+    size: of the frames, as in Request. sequences: the different ones; branches: which of them each branch is.
+    *_offsets: of each track."""
 
+    size: Size | None
     sequences: tuple[_Sequence, ...]
     branches: tuple[int, ...]
     table_base: int
@@ -80,16 +95,29 @@ class _Part:
     table_offsets: tuple[int, ...]
     coefficient_offsets: tuple[int, ...]
 
+    @property
+    def cells(self) -> int:
+        return sum(len(self.sequences[branch].levels) for branch in self.branches)
+
+    @property
+    def updates(self) -> int:
+        """Every branch feeds all frames that the solver moves."""
+        return sum(self.sequences[0].updates)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shape:
     """What passes of the same parts have in common; as in Layout. slot_places, slot_rows: [T] where in the
-    joined lists of pages a token's page is, and its row there. solver_rows, update_levels: [U]."""
+    joined lists of pages a token's page is, and its row there. solver_rows, update_levels: [U].
+    cell_tokens: [N]; places: int64 [X, 1 + axes], the positions of all tokens but for their frames'."""
 
     lists: PageLists
     wanted: torch.Tensor | None
     slot_places: np.ndarray
     slot_rows: np.ndarray
+    cell_tokens: np.ndarray
+    places: np.ndarray
+    spans: tuple[Span, ...]
     branch_cells: torch.Tensor
     rows: np.ndarray
     row_moves: np.ndarray
@@ -107,7 +135,6 @@ class LayoutBuilder:
         self._model = model
         self._spec = spec
         self._page_rows = page_rows
-        self._frame_valid = _valid_rows(spec.tokens_per_frame, page_rows)
         self._context_valid = _valid_rows(spec.context_tokens, page_rows)
         self._shapes: dict[tuple[_Part, ...], _Shape] = {}
 
@@ -127,6 +154,7 @@ class LayoutBuilder:
                 positions += distinct[number].positions
             parts.append(
                 _Part(
+                    stream.request.size,
                     tuple(
                         _sequence(own, views, feed.roster)
                         for own, (_, views) in zip(distinct, found, strict=True)
@@ -142,14 +170,17 @@ class LayoutBuilder:
         bases = np.array([stream.schedule.coefficient_base for stream, _ in work])
         ids = np.array(pages, np.int64)
         slots = ids[shape.slot_places] * self._page_rows + shape.slot_rows
+        tokens = shape.places.copy()
+        tokens[:, 0] = np.repeat(np.array(positions, np.int64), shape.cell_tokens)
         listed = torch.from_numpy(ids[shape.lists.listed].astype(np.int32))
         weights, weight_bases = _weights(work)
         return Layout(
-            num_contexts=len(shape.lists.contexts),
+            num_contexts=shape.lists.num_contexts,
             wanted=shape.wanted,
             slots=torch.from_numpy(slots),
-            positions=torch.from_numpy(np.array(positions, np.int64)),
+            positions=torch.from_numpy(tokens),
             table=shape.lists.table.with_pages(listed),
+            spans=shape.spans,
             branch_cells=shape.branch_cells,
             weights=weights,
             weight_rows=shape.solver_rows + weight_bases[shape.update_owners],
@@ -188,14 +219,17 @@ class LayoutBuilder:
         further: list[int] = []
         solved: list[int] = []
         contexts: list[tuple[int, int, bool]] = []
+        frame_valid: list[list[int]] = []
+        of_tokens = [spec.tokens(part.size) for part in parts]
         for owner, part in enumerate(parts):
-            updated = part.sequences[0].updates.count(True)
             for branch in range(branches):
                 if branch >= len(part.branches):
-                    branch_cells[branch] += [0] * updated
+                    # Of weight 0: any cell of its span.
+                    branch_cells[branch] += branch_cells[0][len(branch_cells[branch]) :]
                     continue
                 own, start = part.sequences[part.branches[branch]], len(levels)
                 sequences.append(own.views)
+                frame_valid.append(_valid_rows(of_tokens[owner], self._page_rows))
                 owners += [owner] * len(own.levels)
                 leads += [start] * len(own.levels)
                 levels += own.levels
@@ -209,7 +243,7 @@ class LayoutBuilder:
                     start + offset for offset, updates in enumerate(own.updates) if updates
                 ]
 
-        lists = page_lists(sequences, spec, self._context_valid, self._frame_valid)
+        lists = page_lists(sequences, spec, self._context_valid, frame_valid)
         cells = np.array(branch_cells, np.int64)
         of_cells, of_contexts = np.array(owners, np.int64), np.array(contexts, np.int64).reshape(-1, 3)
         first, lead = np.array(levels, np.int64), np.array(leads, np.int64)
@@ -218,19 +252,24 @@ class LayoutBuilder:
         of_contexts[:, 1] += of_contexts[:, 2]
         risen = self._rows(parts, of_cells, lead, of_contexts, told + np.array(moves, np.int64))
         update_owners, update_levels = of_cells[cells[0]], first[cells[0]]
-        tokens = np.repeat([spec.context_tokens, spec.tokens_per_frame], [len(contexts), len(levels)])
+        cell_tokens = np.array(of_tokens)[of_cells]
+        tokens = np.concatenate([np.full(len(contexts), spec.context_tokens), cell_tokens])
+        spans = _spans(of_tokens, parts)
+        # Cells are counted in their span.
+        begins = np.cumsum([0, *(span.cells for span in spans)])[:-1]
+        in_span = np.repeat(begins, [span.updates for span in spans])
         wanted = np.repeat(np.concatenate([np.zeros(len(contexts), bool), np.array(moves, bool)]), tokens)
         return _Shape(
             lists=lists,
             wanted=None if wanted.all() else torch.from_numpy(wanted),
-            slot_places=np.concatenate(
-                [
-                    self._tokens(lists.contexts, spec.context_tokens),
-                    self._tokens(lists.frames, spec.tokens_per_frame),
-                ]
-            ),
+            slot_places=np.repeat(lists.fed_places, lists.fed_rows),
             slot_rows=ranges(np.zeros_like(tokens), tokens) % self._page_rows,
-            branch_cells=torch.from_numpy(cells),
+            cell_tokens=cell_tokens,
+            places=np.concatenate(
+                [np.tile(_places(spec.grid(part.size)), (part.cells, 1)) for part in parts]
+            ),
+            spans=spans,
+            branch_cells=torch.from_numpy(cells - in_span),
             rows=np.repeat(rows, tokens),
             row_moves=np.repeat(risen - rows, tokens),
             solver_rows=update_levels + np.array(solved, np.int64)[cells[0]],
@@ -260,9 +299,21 @@ class LayoutBuilder:
         found = np.concatenate([np.array(of_contexts, np.int64), model.frame_rows(levels, levels[leads])])
         return (found + bases[np.concatenate([contexts[:, 0], owners])]).astype(np.int32)
 
-    def _tokens(self, places: np.ndarray, tokens: int) -> np.ndarray:
-        """Places of units of `tokens` tokens each [units, pages] -> place of each token's page."""
-        return np.repeat(places, self._page_rows, axis=1)[:, :tokens].reshape(-1)
+
+def _spans(tokens: list[int], parts: tuple[_Part, ...]) -> tuple[Span, ...]:
+    """tokens: of the frames of each part."""
+    spans = []
+    for count, group in groupby(zip(tokens, parts, strict=True), key=itemgetter(0)):
+        own = [part for _, part in group]
+        cells, updates = sum(part.cells for part in own), sum(part.updates for part in own)
+        spans.append(Span(count, cells, updates))
+    return tuple(spans)
+
+
+def _places(grid: tuple[int, ...]) -> np.ndarray:
+    """int64 [tokens, 1 + axes] of a frame, its own place left at 0."""
+    inside = np.indices(grid).reshape(len(grid), -1).T
+    return np.concatenate([np.zeros_like(inside[:, :1]), inside], axis=1)
 
 
 def _sequence(own: Roster, views: SequenceViews, all_fed: Roster) -> _Sequence:

@@ -13,9 +13,10 @@ from ardiff_engine.engine.admission import admit, check_model
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Tracks, tracks_of
 from ardiff_engine.errors import ConfigError, explain
-from ardiff_engine.memory import MemoryPolicy, choose_page_rows
+from ardiff_engine.memory import MemoryPolicy, RecomputedWindow, choose_page_rows, rows_of_pages
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.plan import Rule
 
 MIB = 1 << 20
 
@@ -64,24 +65,37 @@ class MemoryPlan:
 
 
 def memory_plan(
-    model: VideoModel, solver: Tracks, memory: MemoryPolicy, request: Request, streams: int
+    model: VideoModel,
+    *,
+    solver: Tracks,
+    memory: MemoryPolicy | None = None,
+    request: Request | None = None,
+    streams: int = 1,
+    page_rows: int | None = None,
+    plan: Rule | None = None,
 ) -> MemoryPlan:
-    """Memory for `streams` videos like `request` at a time. Nothing is allocated."""
+    """Weights, pages and workspace for `streams` videos like `request` at a time; print it.
+
+    The rest is as in Engine. Nothing is allocated.
+    """
     if arguments.integer("streams", streams) < 1:
         raise ConfigError(explain("streams", got=streams, expected=">= 1", fix="Count videos at a time."))
     check_model(model)
     spec = model.spec
     steps = tuple(own.num_steps for own in tracks_of(solver))
-    admission = admit(request, spec, memory, steps)
+    rows = rows_of_pages(spec, page_rows)
+    request = Request() if request is None else request
+    memory = RecomputedWindow(spec.num_frames) if memory is None else memory
+    admission = admit(request, spec, memory, steps, rows, plan)
     branches = len(admission.weights)
-    plan = admission.plan
-    live = plan.max_live + plan.longest_block if spec.forgets else memory.most_frames(plan)
-    tokens = streams * branches * (live * spec.tokens_per_frame + spec.context_tokens)
+    moves = admission.plan
+    live = moves.max_live + moves.longest_block if spec.forgets else memory.most_frames(moves)
+    tokens = streams * branches * (live * spec.tokens(request.size) + spec.context_tokens)
     footprint = model.footprint(tokens, sum(steps) + 2 * len(steps))
     return MemoryPlan(
         streams=streams,
         pages_per_stream=admission.need.most,
-        bytes_per_page=bytes_per_page(spec, model.dtype.itemsize),
+        bytes_per_page=bytes_per_page(spec, rows, model.dtype.itemsize),
         weights_bytes=footprint.weights,
         tables_bytes=footprint.tables,
         workspace_bytes=footprint.workspace,
@@ -97,12 +111,12 @@ def condition_bytes(spec: ModelSpec, item: int) -> int:
     return 2 * spec.layers * spec.kv_heads * -(-spec.condition.tokens // rows) * rows * spec.head_dim * item
 
 
-def bytes_per_page(spec: ModelSpec, item: int) -> int:
+def bytes_per_page(spec: ModelSpec, page_rows: int, item: int) -> int:
     """K and V of one page in all layers."""
-    return 2 * spec.layers * spec.kv_heads * choose_page_rows(spec.tokens_per_frame) * spec.head_dim * item
+    return 2 * spec.layers * spec.kv_heads * page_rows * spec.head_dim * item
 
 
-def pages_for_share(share: float, spec: ModelSpec, item: int, device: torch.device) -> int:
+def pages_for_share(share: float, spec: ModelSpec, page_rows: int, item: int, device: torch.device) -> int:
     """Pages that fit in that share of the memory that is free on the device now."""
     if not 0 < share < 1:
         raise ConfigError(
@@ -117,4 +131,4 @@ def pages_for_share(share: float, spec: ModelSpec, item: int, device: torch.devi
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = available_memory()
-    return int(share * free) // bytes_per_page(spec, item)
+    return int(share * free) // bytes_per_page(spec, page_rows, item)

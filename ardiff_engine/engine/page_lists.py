@@ -78,19 +78,22 @@ def views_of(roster: Roster) -> tuple[list[tuple[int, int]], SequenceViews]:
 @dataclass(frozen=True, slots=True, eq=False)
 class PageLists:
     """The views of all sequences. table: with places in the joined lists of pages instead of pages.
-    contexts: [K, pages] the places of the contexts that are fed; frames: [N, pages] of the fed frames."""
+    fed_places, fed_rows: of each page of each query frame, in token order: its place, and its rows that
+    exist. num_contexts: query frames that are contexts."""
 
     table: FrameTable
     listed: np.ndarray
-    contexts: np.ndarray
-    frames: np.ndarray
+    fed_places: np.ndarray
+    fed_rows: np.ndarray
+    num_contexts: int
 
 
 def page_lists(
-    sequences: list[SequenceViews], spec: ModelSpec, context_valid: list[int], frame_valid: list[int]
+    sequences: list[SequenceViews], spec: ModelSpec, context_valid: list[int], frame_valid: list[list[int]]
 ) -> PageLists:
-    """Groups in token order: contexts, then cells. *_valid: rows that exist in each page of one of them."""
-    context, per_frame = len(context_valid), len(frame_valid)
+    """Groups in token order: contexts, then cells. *_valid: rows that exist in each page of a context, and of
+    a frame of each sequence."""
+    context, per_frame = len(context_valid), np.array([len(rows) for rows in frame_valid])
     num_shown = np.array([views.num_shown for views in sequences])
     heads = np.cumsum(context + num_shown * per_frame) - (context + num_shown * per_frame)
 
@@ -99,10 +102,10 @@ def page_lists(
     counts, begins, lengths = (_joined(sequences, name) for name in ("counts", "begins", "lengths"))
     cells, most = len(counts), int(counts.max())
     filled = np.arange(most) < counts[:, None]
-    first_places = (heads + context)[owners]
+    first_places, pages = (heads + context)[owners], per_frame[owners]
     starts, stretch = np.zeros((2, cells, most), np.int64)
     starts[filled], stretch[filled] = begins, lengths
-    starts = np.where(filled, first_places[:, None] + starts * per_frame, 0)
+    starts = np.where(filled, first_places[:, None] + starts * pages[:, None], 0)
     biases = np.zeros((cells, most), np.float32)
     if any(views.biases for views in sequences):
         given = [views.biases or (0.0,) * len(views.begins) for views in sequences]
@@ -117,19 +120,22 @@ def page_lists(
     groups = np.flatnonzero(np.append(True, ~alike))
     members = np.diff(groups, append=cells)
     lasts = groups + members - 1
-    seen = context + stretch.sum(axis=1) * per_frame
+    seen = context + stretch.sum(axis=1) * pages
 
     # Each group's list is the context and the runs of its last cell.
     run_begins = np.concatenate([heads[owners[groups]][:, None], starts[lasts]], axis=1)
-    run_lengths = np.concatenate([np.full((len(groups), 1), context), stretch[lasts] * per_frame], axis=1)
+    run_lengths = np.concatenate(
+        [np.full((len(groups), 1), context), stretch[lasts] * pages[lasts, None]], axis=1
+    )
     run_biases = np.concatenate([np.zeros((len(groups), 1), np.float32), biases[lasts]], axis=1)
-    query_tokens = np.full(cells, spec.tokens_per_frame)
+    tokens = np.array([sum(rows) for rows in frame_valid])
+    query_tokens = tokens[owners]
     fed = np.flatnonzero([views.feeds_context for views in sequences])
     if len(fed):
         # Where a context sees more than itself, all frames are fed (no K/V can be kept) and shown.
         own = np.full(len(fed), context)
         if spec.condition_sees_frames:
-            own += num_shown[fed] * per_frame
+            own += (num_shown * per_frame)[fed]
         none = np.zeros((len(fed), most), np.int64)
         run_begins = np.concatenate([np.concatenate([heads[fed][:, None], none], axis=1), run_begins])
         run_lengths = np.concatenate([np.concatenate([own[:, None], none], axis=1), run_lengths])
@@ -139,7 +145,16 @@ def page_lists(
         seen = np.concatenate([own, seen])
 
     valid = np.array(
-        [rows for views in sequences for rows in context_valid + frame_valid * views.num_shown], np.int32
+        [
+            rows
+            for views, frame in zip(sequences, frame_valid, strict=True)
+            for rows in context_valid + frame * views.num_shown
+        ],
+        np.int32,
+    )
+    own_places = first_places + _joined(sequences, "own") * pages
+    fed_places = np.concatenate(
+        [(heads[fed][:, None] + np.arange(context)).reshape(-1), ranges(own_places, pages)]
     )
     listed = ranges(run_begins.reshape(-1), run_lengths.reshape(-1))
     bias = np.repeat(run_biases.reshape(-1), run_lengths.reshape(-1)) if biases.any() else None
@@ -154,8 +169,9 @@ def page_lists(
             None if bias is None else torch.from_numpy(bias),
         ),
         listed=listed,
-        contexts=heads[fed][:, None] + np.arange(context),
-        frames=(first_places + _joined(sequences, "own") * per_frame)[:, None] + np.arange(per_frame),
+        fed_places=fed_places,
+        fed_rows=valid[fed_places],
+        num_contexts=len(fed),
     )
 
 

@@ -18,7 +18,7 @@ STALL_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentFrame:
-    """A frame that has become clean. latent: [tokens, channels]; seconds: since its stream was submitted."""
+    """A frame that has become clean. latent: in the layout of the model. seconds: since its submission."""
 
     index: int
     latent: torch.Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.schedules import tracks_of
 from ardiff_engine.errors import ConfigError, NumericalError, TensorError, explain
 from ardiff_engine.memory import MemoryPolicy
-from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.models.spec import ModelSpec, Size
 from ardiff_engine.plan import Plan, Rule
 
 ENDLESS_MAX_AHEAD = 64
@@ -28,19 +28,22 @@ class Request:
     """One video to generate.
 
     num_frames: frames in total, a given prefix included; None: endless.
+    size: rows and columns of the latent frames, where a network takes any; None: what it was trained on.
     lag: ticks by which each frame starts after the one before (AD scheduler): 0 = all together, the solver's
-        number of steps = one after the other.
+        number of steps = one after the other. None: the engine's plan, or 5
+        (at most the number of steps).
     plan: a rule instead of `lag`, such as plan.blocks(3), or an explicit plan of this very video.
     condition, negative_condition: [context_tokens, context_dim], a class id, or None (the model's own
         context; the null context). The negative one is only used when guidance_scale != 1.
     guidance_scale: g in  out = out_neg + g (out_cond - out_neg).
     branches: any other guidance, in place of the three.
     seed, noise_stream: key of the counter-based noise; two videos of one seed differ by noise_stream.
-    latents: starting noise [num_frames - prefix frames, tokens, channels] instead of the seeded one.
+    latents: starting noise [num_frames - prefix frames, ...] instead of the seeded one. Frames are in the
+        layout of the model: [channels, rows, columns] or [tokens, channels].
     generator: torch.Generator that the starting noise is drawn from, frame by frame, instead of the seeded
         one.
         It draws the starting noise only: the noise that eta > 0 adds at every step stays keyed by `seed`.
-    prefix: clean latents [P, tokens, channels] of given frames that the video continues.
+    prefix: clean latents [P, ...] of given frames that the video continues, in the same layout.
     solver: another solver than the engine's (steps, eta, parametrisation, clamp); a tuple of solvers is one
         for each track of the plan.
     memory: another memory policy than the engine's.
@@ -50,7 +53,7 @@ class Request:
     """
 
     num_frames: int | None = 16
-    lag: int = 5
+    lag: int | None = None
     condition: torch.Tensor | int | None = None
     negative_condition: torch.Tensor | int | None = None
     guidance_scale: float = 1.0
@@ -65,12 +68,15 @@ class Request:
     max_ahead: int | None = None
     plan: Rule | Plan | None = None
     branches: tuple[Branch, ...] | None = None
+    size: Size | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "lag", "seed", "noise_stream", "max_ahead"):
             value = getattr(self, name)
-            if not (value is None and name in ("num_frames", "max_ahead")):
+            if not (value is None and name in ("num_frames", "lag", "max_ahead")):
                 object.__setattr__(self, name, _integer(f"Request.{name}", value))
+        if self.size is not None:
+            object.__setattr__(self, "size", _size(self.size))
         if not isinstance(self.guidance_scale, int | float) or not math.isfinite(self.guidance_scale):
             raise ConfigError(
                 explain(
@@ -137,9 +143,9 @@ class Request:
 
     def check(self, spec: ModelSpec) -> None:
         """Raise a typed error for anything that cannot be served, before anything is touched."""
-        cell = (spec.tokens_per_frame, spec.channels)
+        shape = spec.frame_shape(self.size)
         if self.prefix is not None:
-            _check_frames("prefix", self.prefix, None, cell)
+            _check_frames("prefix", self.prefix, None, shape)
         if self.num_frames is not None and self.num_frames <= self.prefix_frames:
             raise ConfigError(
                 explain(
@@ -159,7 +165,7 @@ class Request:
                         fix="Leave latents out.",
                     )
                 )
-            _check_frames("latents", self.latents, self.num_frames - self.prefix_frames, cell)
+            _check_frames("latents", self.latents, self.num_frames - self.prefix_frames, shape)
         if self.max_ahead is not None and self.max_ahead < 1:
             raise ConfigError(
                 explain("Request.max_ahead", got=self.max_ahead, expected=">= 1 or None", fix="Use None.")
@@ -194,6 +200,12 @@ def _integer(name: str, value: object) -> int:
         ) from None
 
 
+def _size(value: object) -> Size:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise ConfigError(f"Request.size: got {value!r}, expected (rows, columns) of the latents.")
+    return _integer("Request.size", value[0]), _integer("Request.size", value[1])
+
+
 def _tensor(name: str, value: object) -> torch.Tensor:
     try:
         tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
@@ -214,16 +226,14 @@ def _tensor(name: str, value: object) -> torch.Tensor:
     return tensor
 
 
-def _check_frames(name: str, value: torch.Tensor, frames: int | None, cell: tuple[int, int]) -> None:
-    expected = (value.shape[0] if frames is None and value.ndim == 3 else frames, *cell)
-    if value.ndim != 3 or tuple(value.shape) != expected or value.shape[0] < 1:
+def _check_frames(name: str, value: torch.Tensor, frames: int | None, shape: tuple[int, ...]) -> None:
+    """shape: of a frame; frames: how many there must be, None: any number."""
+    fits = value.ndim == 1 + len(shape) and tuple(value.shape[1:]) == shape and len(value) > 0
+    if not fits or (frames is not None and len(value) != frames):
+        expected = ["frames" if frames is None else frames, *shape]
         raise TensorError(
-            explain(
-                f"Request.{name}",
-                got=tuple(value.shape),
-                expected=f"[frames, {cell[0]}, {cell[1]}]" if frames is None else expected,
-                fix="See models.to_tokens.",
-            )
+            f"Request.{name}: got {list(value.shape)}, expected [{', '.join(map(str, expected))}], frames of "
+            "Request.size in the layout of the model."
         )
     if not bool(torch.isfinite(value.to(torch.float32)).all()):
         raise NumericalError(

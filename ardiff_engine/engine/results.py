@@ -70,7 +70,7 @@ class Results:
         self.passes += max((outcome.passes for outcome in run.outcomes), default=1)
         for outcome in run.outcomes:
             self.cells += outcome.cells * outcome.passes
-            self.updates += len(outcome.latents) * outcome.passes
+            self.updates += outcome.updates * outcome.passes
             for state, feed, latents, history in outcome.parts():
                 if state.over:
                     continue

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from ardiff_engine import ops
@@ -24,6 +25,7 @@ from ardiff_engine.engine.batch import Batch, Packer
 from ardiff_engine.engine.cuda.graphs import Computed, EagerTicks, TickGraphs
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
+from ardiff_engine.engine.page_lists import ranges
 from ardiff_engine.engine.scheduler import Turn
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.engine.state import StreamState
@@ -58,8 +60,8 @@ class Forward:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Latents float32 [U, L, C] at their next level; bool [U]: whether all numbers of one are finite; the
-        history of the next step, as in Batch."""
+        """Latents float32 [Y, C] at their next level, as in Batch; bool [U]: whether all numbers of a frame
+        are finite; the history of the next step, as in Batch."""
         started = time.perf_counter()
         with annotate("ardiff.model"):
             condition = None if batch.condition is None else batch.condition.to(self.dtype)
@@ -68,33 +70,52 @@ class Forward:
             check_output(self._model, x, out)
         computed = time.perf_counter()
         with annotate("ardiff.solver"):
-            latents, history = self._solve(batch, out)
-            # NaN and infinity survive a sum of absolute values, and nothing else makes one of them.
-            finite = torch.isfinite(latents.flatten(1).abs().sum(dim=1, dtype=torch.float64))
+            latents, finite, history = self._solve(batch, out)
         self.model_seconds += computed - started
         self.solver_seconds += time.perf_counter() - computed
         return latents, finite, history
 
-    def _solve(self, batch: Batch, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _solve(
+        self, batch: Batch, out: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Frames of one size at a time, each of them a row of the solver."""
         if not batch.branch_cells.numel():
-            return batch.x[:0], batch.history
-        outs = out.flatten(1)[batch.branch_cells.reshape(-1)]
-        past = [None] * 3 if batch.history is None else [*batch.history.flatten(2), None, None][:3]
-        new = ops.solver_step(
-            batch.x.flatten(1)[batch.branch_cells[0]],
-            outs.reshape(*batch.branch_cells.shape, -1),
-            batch.weights,
-            self._schedules.coefficients[batch.coefficients],
-            history1=past[0],
-            history2=past[1],
-            history3=past[2],
-            keys=batch.keys,
-        )
-        shape = batch.x.shape[1:]
+            return batch.x[:0], batch.weights.new_zeros(0, dtype=torch.bool), batch.history
+        latents: list[torch.Tensor] = []
+        finite: list[torch.Tensor] = []
+        predicted: list[torch.Tensor] = []
+        cell = update = moved = 0
+        for span in batch.spans:
+            rows = slice(cell, cell + span.cells * span.tokens)
+            own, moves = (
+                slice(update, update + span.updates),
+                slice(moved, moved + span.updates * span.tokens),
+            )
+            cell, update, moved = rows.stop, own.stop, moves.stop
+            if not span.updates:
+                continue
+            cells, past = batch.branch_cells[:, own], [None] * 3
+            if batch.history is not None:
+                planes = batch.history[:, moves].reshape(len(batch.history), span.updates, -1)
+                past = [*planes, None, None][:3]
+            new = ops.solver_step(
+                batch.x[rows].reshape(span.cells, -1)[cells[0]],
+                out[rows].reshape(span.cells, -1)[cells.reshape(-1)].reshape(*cells.shape, -1),
+                batch.weights[:, own],
+                self._schedules.coefficients[batch.coefficients[own]],
+                history1=past[0],
+                history2=past[1],
+                history3=past[2],
+                keys=None if batch.keys is None else batch.keys[own],
+            )
+            latents.append(new.x.reshape(-1, batch.x.shape[1]))
+            predicted.append(new.x0.reshape(-1, batch.x.shape[1]))
+            # NaN and infinity survive a sum of absolute values, and nothing else makes one of them.
+            finite.append(torch.isfinite(new.x.abs().sum(dim=1, dtype=torch.float64)))
         history = batch.history
         if history is not None:
-            history = torch.cat([new.x0.unflatten(1, shape)[None], history[:-1]])
-        return new.x.unflatten(1, shape), history
+            history = torch.cat([_joined(predicted)[None], history[:-1]])
+        return _joined(latents), _joined(finite), history
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +133,11 @@ class PassTimes:
 class Outcome:
     """Of passes that followed each other over the same work.
 
-    work: the streams, and what each fed in the last pass. cells: of one pass. latents: [U, L, C], of the
-    frames that the last pass moved, stream by stream, at their next level. history: theirs, as in Batch.
-    findings: of each pass.
+    work: the streams, and what each fed in the last pass. latents: [Y, C], of the frames that the last pass
+    moved, stream by stream, at their next level. history: theirs, as in Batch. findings: of each pass.
     """
 
     work: Work
-    cells: int
     latents: torch.Tensor
     history: torch.Tensor | None
     findings: list[HostCopy]
@@ -127,12 +146,27 @@ class Outcome:
     def passes(self) -> int:
         return len(self.findings)
 
+    @property
+    def cells(self) -> int:
+        """Of one pass."""
+        return sum(len(roster.frames) for state, feed in self.work for roster in state.rosters(feed))
+
+    @property
+    def updates(self) -> int:
+        """Of one pass."""
+        return sum(len(feed.roster.updated) for _, feed in self.work)
+
     def parts(self) -> list[tuple[StreamState, Feed, torch.Tensor, torch.Tensor | None]]:
-        """Every stream with its own latents and history."""
-        counts = [len(feed.roster.updated) for _, feed in self.work]
-        histories = [None] * len(counts) if self.history is None else self.history.split(counts, dim=1)
-        parts = zip(self.work, self.latents.split(counts), histories, strict=True)
-        return [(state, feed, latents, history) for (state, feed), latents, history in parts]
+        """Every stream with its own latents [updates, tokens, channels] and history [P, updates, ...]."""
+        parts = []
+        begin = 0
+        for state, feed in self.work:
+            shape = (len(feed.roster.updated), state.tokens)
+            own = slice(begin, begin + shape[0] * shape[1])
+            begin = own.stop
+            history = None if self.history is None else self.history[:, own].unflatten(1, shape)
+            parts.append((state, feed, self.latents[own].unflatten(0, shape), history))
+        return parts
 
 
 @dataclass(slots=True, eq=False)
@@ -202,7 +236,7 @@ class Runner:
     def _passes(self, work: Work, passes: int, run: Run) -> Outcome:
         """Raises if the first one does. A later one that fails has not been: it is done again."""
         batch, computed = self._pass(partial(self.packer.pack, work), run)
-        cells, latents, findings = batch.x.shape[0], computed.latents, [computed.findings]
+        latents, findings = computed.latents, [computed.findings]
         on_host = batch.x.device.type == "cpu"
         if passes > 1 and on_host and not good(computed.findings):
             passes = 1
@@ -221,7 +255,7 @@ class Runner:
             findings.append(computed.findings)
         if len(findings) > 1:
             work = [(state, Feed(feed.roster, feed.passed + len(findings) - 1)) for state, feed in work]
-        return Outcome(work, cells, latents, computed.history, findings)
+        return Outcome(work, latents, computed.history, findings)
 
     def _pass(self, pack: Callable[[], Batch], run: Run) -> tuple[Batch, Computed]:
         forward = self._forward
@@ -252,20 +286,27 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def _source(work: Work, device: torch.device) -> torch.Tensor | None:
-    """int64 [N]: where each cell's next input lies in what the solver returns, followed by the inputs.
+    """int64 [X]: where each token's next input lies in what the solver returns, followed by the inputs.
 
     None if the two are the same: every cell moves, and has one branch.
     """
     if all(len(state.weights) == 1 and all(feed.roster.updates) for state, feed in work):
         return None
-    moving = sum(len(feed.roster.updated) for _, feed in work)
-    source: list[int] = []
-    begin = 0
+    given = sum(len(feed.roster.updated) * state.tokens for state, feed in work)
+    begins: list[int] = []
+    lengths: list[int] = []
+    moved = 0
     for state, feed in work:
         for roster in state.rosters(feed):
-            at = begin
+            at = moved
             for updates in roster.updates:
-                source.append(at if updates else moving + len(source))
-                at += updates
-        begin += len(feed.roster.updated)
-    return upload(torch.tensor(source, dtype=torch.int64), device)
+                begins.append(at if updates else given)
+                at += updates * state.tokens
+                given += state.tokens
+            lengths += [state.tokens] * len(roster.frames)
+        moved += len(feed.roster.updated) * state.tokens
+    return upload(torch.from_numpy(ranges(np.array(begins), np.array(lengths))), device)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -88,6 +88,8 @@ class Scheduler:
                 self.end(state, "failed", wrapped(error))
             else:
                 work.append((state, feed))
+        # Frames of one size stand side by side: the solver takes them in one piece.
+        work.sort(key=_tokens_of)
         return Turn(work, min(passes, self._passes_ahead(work)))
 
     def add(self, state: StreamState) -> None:
@@ -220,10 +222,14 @@ class Scheduler:
 
     def _tokens(self, state: StreamState, feed: Feed) -> int:
         """Tokens that this feed adds to a pass."""
-        spec, rosters = self._spec, state.rosters(feed)
+        rosters = state.rosters(feed)
         contexts = len(rosters) * feed.roster.feeds_context
         cells = sum(len(roster.frames) for roster in rosters)
-        return cells * spec.tokens_per_frame + contexts * spec.context_tokens
+        return cells * state.tokens + contexts * self._spec.context_tokens
+
+
+def _tokens_of(part: tuple[StreamState, Feed]) -> int:
+    return part[0].tokens
 
 
 def within_budget(costs: Sequence[int], budget: int) -> list[int]:

@@ -32,6 +32,7 @@ class StreamState:
     number: in the order of submission.
     request: without its callback, which belongs to the handle: through it a stream would keep itself alive.
     watched: it has a callback, so passes are not run several at a time.
+    tokens: of one frame.
     branches: of guidance. conditions: theirs. weights: float32 [branches, levels of all tracks].
     latents: frame -> float32 [tokens, channels], of all frames that somebody may still need.
     history: frame -> float32 [steps, tokens, channels], the predictions of its last steps, the latest first,
@@ -48,6 +49,7 @@ class StreamState:
     watched: bool
     feeder: Feeder
     policy: MemoryPolicy
+    tokens: int
     conditions: torch.Tensor
     branches: tuple[Branch, ...]
     weights: np.ndarray

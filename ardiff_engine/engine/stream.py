@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.state import Status, StreamState
 from ardiff_engine.engine.stream_edits import ConditionReceipt, Editor, Effect
 from ardiff_engine.errors import EngineBusyError, StreamClosedError, explain
+from ardiff_engine.models.protocol import VideoModel
 
 T = TypeVar("T")
 
@@ -24,6 +26,7 @@ T = TypeVar("T")
 class Driver(Protocol):
     """What a handle needs of its engine."""
 
+    model: VideoModel
     changes: Changes
     inbox: Inbox
 
@@ -103,13 +106,13 @@ class Stream:
 
     @property
     def latents(self) -> Mapping[int, torch.Tensor]:
-        """Frame -> latent [tokens, channels] now, of all frames that are at work or still seen. A look, for
-        callbacks; not to be written."""
-        return MappingProxyType(self._state.latents)
+        """Frame -> latent now, in the layout of the model, of all frames that are at work or still seen. A
+        look, for callbacks; not to be written."""
+        return MappingProxyType({frame: self._shown(x) for frame, x in self._state.latents.items()})
 
     def take_ready(self) -> list[LatentFrame]:
         """The frames that are ready now, without running anything."""
-        frames = self._state.outbox.take_all()
+        frames = [self._in_layout(frame) for frame in self._state.outbox.take_all()]
         if frames:
             self.engine.changes.notify()
         return frames
@@ -122,7 +125,7 @@ class Stream:
         self.engine.leave(self._state)
 
     def result(self) -> torch.Tensor:
-        """Run to the end: clean latents [num_frames, tokens, channels], a given prefix included.
+        """Run to the end: clean latents [num_frames, ...] in the layout of the model, given ones included.
 
         Frames that were not read by then can still be iterated.
         """
@@ -152,7 +155,7 @@ class Stream:
                     fix="Submit a new request.",
                 )
             )
-        return torch.stack(kept)
+        return self._shown(torch.stack(kept))
 
     def raise_if_failed(self) -> None:
         """Raise the error that ended this stream, if one did."""
@@ -244,7 +247,14 @@ class Stream:
         frame = self._state.outbox.take()
         if frame is not None:
             self.engine.changes.notify()
-        return frame
+        return None if frame is None else self._in_layout(frame)
+
+    def _in_layout(self, frame: LatentFrame) -> LatentFrame:
+        return replace(frame, latent=self._shown(frame.latent))
+
+    def _shown(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Latents [..., tokens, channels] in the layout of the model."""
+        return self.engine.model.from_tokens(tokens, self._state.request.size)
 
 
 class AsyncFrames(AsyncIterator[LatentFrame]):

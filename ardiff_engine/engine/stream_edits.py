@@ -114,7 +114,7 @@ class Editor:
         request.check(self._model.spec)
         kept = state.outbox.kept
         plain = replace(request, on_step=None)
-        noise = StartingNoise(plain, self._model.spec, self._pool.k.device)
+        noise = StartingNoise(plain, self._model)
         noise.given = state.noise.given
         lease = self._pool.manager.lease(state.pages.most)
         try:
@@ -246,7 +246,8 @@ class Editor:
         """Check the plan against the memory policy and raise the promise of pages to what it can need."""
         spec, total = self._model.spec, self._pool.manager.total
         state.policy.check(plan, spec)
-        need = page_need(plan, spec, state.policy, state.branches).most
+        branches, size, rows = state.branches, state.request.size, self._pool.page_rows
+        need = page_need(plan, spec, state.policy, branches, size, rows).most
         if need > total:
             raise OutOfPagesError(
                 f"the longer video can need {need} pages, and the whole pool has {total}: use a smaller "

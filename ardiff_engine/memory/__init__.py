@@ -3,7 +3,7 @@
 
 from ardiff_engine.memory.full import Full
 from ardiff_engine.memory.page_manager import Lease, PageManager
-from ardiff_engine.memory.page_pool import PagePool, choose_page_rows
+from ardiff_engine.memory.page_pool import PagePool, choose_page_rows, rows_of_pages
 from ardiff_engine.memory.per_level import PerLevel
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.positions import Placed
@@ -27,4 +27,5 @@ __all__ = [
     "View",
     "Window",
     "choose_page_rows",
+    "rows_of_pages",
 ]

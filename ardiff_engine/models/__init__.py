@@ -4,10 +4,10 @@
 from ardiff_engine.models.ar_diffusion import ARDiffusionConfig, ARDiffusionTransformer
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
-from ardiff_engine.models.spec import ConditionSpec, ModelSpec
+from ardiff_engine.models.spec import ConditionSpec, ModelSpec, Size
 from ardiff_engine.models.titok import TiTok, TiTokConfig
 from ardiff_engine.models.titok.latents import check_cells, from_tokens, regroup, to_tokens
-from ardiff_engine.models.wan import WanConfig, WanTransformer, WanVideo
+from ardiff_engine.models.wan import WanConfig, WanTransformer
 
 __all__ = [
     "ARDiffusionConfig",
@@ -16,13 +16,13 @@ __all__ = [
     "ConditionSpec",
     "Footprint",
     "ModelSpec",
+    "Size",
     "Tables",
     "TiTok",
     "TiTokConfig",
     "VideoModel",
     "WanConfig",
     "WanTransformer",
-    "WanVideo",
     "check_cells",
     "from_tokens",
     "regroup",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import torch
 
@@ -13,11 +15,19 @@ from ardiff_engine.models.spec import ModelSpec
 
 def check_spec(spec: ModelSpec) -> None:
     """ConfigError for sizes that no network can have, before anything is allocated by them."""
-    names = ("num_frames", "tokens_per_frame", "channels", "layers", "heads", "kv_heads", "head_dim")
+    names = ["num_frames", "channels", "layers", "heads", "kv_heads", "head_dim"]
+    if spec.patch is None:
+        names.append("tokens_per_frame")
+    elif spec.tokens_per_frame is not None or spec.size is None:
+        raise ConfigError("ModelSpec: expected tokens_per_frame, or both patch and size.")
     for name in names:
-        value = getattr(spec, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"ModelSpec.{name}: got {value!r}, expected a whole number >= 1.")
+        _check_count(f"ModelSpec.{name}", getattr(spec, name))
+    for pair in (spec.patch, spec.size):
+        for value in pair or ():
+            _check_count("ModelSpec.patch and size", value)
+    if spec.channels % prod(spec.patch or ()):
+        raise ConfigError(f"ModelSpec: got {spec.channels} channels of a token, of a patch {spec.patch}.")
+    spec.grid()
     if spec.heads % spec.kv_heads:
         raise ConfigError(
             f"ModelSpec: got {spec.heads} heads, expected a multiple of kv_heads {spec.kv_heads}."
@@ -29,6 +39,11 @@ def check_spec(spec: ModelSpec) -> None:
             f"ModelSpec.condition: got {condition.kind!r} with {condition.tokens} tokens, expected 'joint' "
             "or 'cross' with tokens, or 'none' with 0."
         )
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name}: got {value!r}, expected a whole number >= 1.")
 
 
 def checked_tables(model: VideoModel, timesteps: torch.Tensor) -> Tables:

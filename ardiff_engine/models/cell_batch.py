@@ -24,11 +24,12 @@ class ConditionPages:
 
 @dataclass(frozen=True, slots=True)
 class CellBatch:
-    """Cells of any streams, flattened: first the tokens of `num_contexts` context units, then those of N
-    frames.
+    """Cells of any streams, flattened: first the tokens of `num_contexts` context units, then those of the
+    frames, X in all. Frames may have different numbers of tokens.
 
     slots: int64 [T], row (page * page_rows + row) of the pool that receives each token's K/V.
-    frame_positions: int64 [N], position of each frame in its sequence, in frames (RoPE or table index).
+    positions: int64 [X, 1 + axes], of each token of the frames: its frame's place in the sequence, in frames,
+        then its own in the frame, along the axes of `ModelSpec.grid`.
     frame_ids: int32 [T], row of the modulation table for each token.
     table: views in token order; every query frame is one context unit or one frame.
     k_pages, v_pages: [layers, pages, heads, page_rows, head_dim], written and read in place.
@@ -39,7 +40,7 @@ class CellBatch:
 
     num_contexts: int
     slots: torch.Tensor
-    frame_positions: torch.Tensor
+    positions: torch.Tensor
     frame_ids: torch.Tensor
     table: FrameTable
     k_pages: torch.Tensor

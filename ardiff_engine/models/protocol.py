@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ardiff_engine.models.cell_batch import CellBatch
-from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.models.spec import ModelSpec, Size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +45,8 @@ class Footprint:
 class VideoModel(Protocol):
     """A denoiser of frames that stand at different timesteps and see each other through pages.
 
-    Subclassing is not needed; it brings the defaults of `freeze`, `frame_rows`, `condition_row` and
-    `write_condition`.
+    Subclassing is not needed; it brings the defaults of `freeze`, `to_tokens`, `from_tokens`, `frame_rows`,
+    `condition_row` and `write_condition`.
     """
 
     @property
@@ -62,6 +62,15 @@ class VideoModel(Protocol):
     def freeze(self) -> None:
         """The weights are final: prepare what inference needs. An engine calls it when it is built."""
         return
+
+    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latent frames [..., *spec.frame_shape(size)] -> [..., spec.tokens(size), channels], as solver and
+        engine have them. The solver moves every number alike, so this may only put them in another order."""
+        return latents
+
+    def from_tokens(self, tokens: torch.Tensor, size: Size | None) -> torch.Tensor:
+        """The way back. size: of the frames, as in `Request.size`."""
+        return tokens
 
     def tables(self, timesteps: torch.Tensor) -> Tables:
         """Rows for timesteps [M]. Row 0 is neutral: padding uses it. How many rows follow is the network's
@@ -100,7 +109,7 @@ class VideoModel(Protocol):
     def __call__(
         self, x: torch.Tensor, cells: CellBatch, tables: Tables, condition: torch.Tensor | None
     ) -> torch.Tensor:
-        """Cells x [N, tokens, channels] -> what the solver takes from them, of that shape. No gradient.
+        """Tokens x [X, channels] of all cells -> what the solver takes from them, of that shape. No gradient.
 
         Writes the K/V of every token to its slot, then attends through the views of `cells`. The output of
         cells that are not `cells.wanted` may be anything. condition: of the `cells.num_contexts` conditions

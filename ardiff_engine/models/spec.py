@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
+from ardiff_engine.errors import ConfigError
+
 ConditionKind = Literal["joint", "cross", "none"]
+Size = tuple[int, int]
+"""Rows and columns of a latent frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,9 @@ class ModelSpec:
     """Sizes of a network, and what the keys and values of a frame depend on.
 
     num_frames: frames that the network was trained to see together; the default size of a memory.
-    tokens_per_frame, channels: of a frame, as solver and engine see it.
+    channels: of a token, as solver and engine see it.
+    tokens_per_frame: of a network whose frames are all alike. Otherwise `patch`: rows and columns of latents
+        that make one token; and `size`: of the frames it was trained on, and of requests that name none.
     layers, heads, kv_heads, head_dim: of the pages.
     movable: whether keys stay valid while the video grows beyond `num_frames` (rotary positions).
     longest: frames after which positions end; None: never.
@@ -43,18 +50,49 @@ class ModelSpec:
     """
 
     num_frames: int
-    tokens_per_frame: int
     channels: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
+    tokens_per_frame: int | None = None
+    patch: Size | None = None
+    size: Size | None = None
     condition: ConditionSpec = NO_CONDITION
     movable: bool = True
     longest: int | None = None
     forgets: bool = True
     frames_see_later: bool = False
     condition_sees_frames: bool = False
+
+    def grid(self, size: Size | None = None) -> tuple[int, ...]:
+        """Tokens of a frame along each of its axes: rows and columns, or one axis alone.
+
+        ConfigError: a size that is no multiple of the patch, or of a network whose frames are all alike.
+        """
+        if self.patch is None:
+            if size is not None:
+                raise ConfigError(f"size: got {size}, expected None: frames of this network have one size.")
+            assert self.tokens_per_frame is not None, "checked by models.agreement.check_spec"
+            return (self.tokens_per_frame,)
+        rows, columns = size = size or self.size or self.patch
+        if rows < 1 or columns < 1 or rows % self.patch[0] or columns % self.patch[1]:
+            raise ConfigError(
+                f"size: got {size}, expected rows and columns of the latents in multiples of {self.patch}."
+            )
+        return rows // self.patch[0], columns // self.patch[1]
+
+    def tokens(self, size: Size | None = None) -> int:
+        """K/V rows of one frame in every layer; as `grid`."""
+        return prod(self.grid(size))
+
+    def frame_shape(self, size: Size | None = None) -> tuple[int, ...]:
+        """Of a latent frame as users see it: [channels, rows, columns], or [tokens, channels]; as `grid`."""
+        grid = self.grid(size)
+        if self.patch is None:
+            return *grid, self.channels
+        rows, columns = self.patch
+        return self.channels // (rows * columns), grid[0] * rows, grid[1] * columns
 
     @property
     def context_tokens(self) -> int:

@@ -77,12 +77,12 @@ class GaussianVideo(VideoModel):
     def __call__(
         self, x: torch.Tensor, cells: CellBatch, tables: Tables, condition: torch.Tensor | None
     ) -> torch.Tensor:
-        tokens, channels = self.spec.tokens_per_frame, self.spec.channels
+        tokens, channels = self.spec.tokens(), self.spec.channels
         keys, values = cells.k_pages[0, :, 0], cells.v_pages[0, :, 0]
         page, row = cells.slots // keys.shape[1], cells.slots % keys.shape[1]
         keys[page, row, 0] = tables.parts[0][cells.frame_ids, 0, 0]
-        keys[page, row, 1] = cells.frame_positions.repeat_interleave(tokens).float()
-        values[page, row, :channels] = x.flatten(0, 1)
+        keys[page, row, 1] = cells.positions[:, 0].float()
+        values[page, row, :channels] = x
 
         table, means = cells.table, []
         groups = [g for g in range(table.num_groups) for _ in range(*table.group_ptr[g : g + 2].tolist())]
@@ -93,10 +93,10 @@ class GaussianVideo(VideoModel):
             own, others = (torch.cat([held[at] for at in listed]).double() for held in (keys, values))
             at, positions = own.unflatten(0, (-1, tokens))[:, 0, :2].long().unbind(1)
             noisy = others.unflatten(0, (-1, tokens))[:, :, :channels]
-            me = positions == cells.frame_positions[frame]
+            me = positions == cells.positions[frame * tokens, 0]
             signal, sigma = self._schedule.signal(at), self._schedule.sigma(at)
             maps = [
                 conditional_mean(c[positions][:, positions], signal, sigma)[me] for c in self._covariances
             ]
             means.append(torch.einsum("cnv,vtc->tc", torch.stack(maps), noisy))
-        return torch.stack(means).to(x.dtype)
+        return torch.cat(means).to(x.dtype)

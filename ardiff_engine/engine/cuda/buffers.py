@@ -15,7 +15,7 @@ from math import prod
 import torch
 
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.engine.cuda.shapes import PaddedLayout, TickShape, pad_tokens
+from ardiff_engine.engine.cuda.shapes import PaddedLayout, TickShape
 from ardiff_engine.host_copy import staging_for
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.spec import ModelSpec
@@ -58,21 +58,20 @@ TABLE = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen", "bias")
 
 
 class TickBuffers:
-    """batch: what the tick reads. latents [updates, L, C], finite [updates], history [planes, updates, L, C]:
-    what it leaves."""
+    """batch: what the tick reads. latents [moved, C], finite [updates], history [planes, moved, C]: what it
+    leaves."""
 
     def __init__(self, layout: PaddedLayout, like: Batch, spec: ModelSpec) -> None:
         shape, device = layout.shape, like.cells.k_pages.device
         self.shape = shape
-        self._spec = spec
         self._loaded: PaddedLayout | None = None
         self._layout = Block(_fields_of(_layout_values(layout)), device)
         self._levels = Block(_level_fields(shape, spec), device)
-        x = like.x.new_empty(shape.cells, spec.tokens_per_frame, spec.channels)
+        x = like.x.new_empty(shape.tokens, spec.channels)
         condition = None
         if like.condition is not None:
             condition = like.condition.new_empty(shape.contexts, *like.condition.shape[1:])
-        self.latents = x.new_empty(shape.updates, spec.tokens_per_frame, spec.channels)
+        self.latents = x.new_empty(shape.moved, spec.channels)
         self.history = x.new_zeros(shape.planes, *self.latents.shape)
         self.finite = torch.empty(shape.updates, dtype=torch.bool, device=device)
         held, levels = self._layout.tensors, self._levels.tensors
@@ -81,7 +80,7 @@ class TickBuffers:
             cells=CellBatch(
                 num_contexts=shape.contexts,
                 slots=held["slots"],
-                frame_positions=held["positions"],
+                positions=held["positions"],
                 frame_ids=levels["frame_ids"],
                 table=layout.table.over({name: held[name] for name in names}),
                 k_pages=like.cells.k_pages,
@@ -89,6 +88,7 @@ class TickBuffers:
             ),
             x=x,
             condition=condition,
+            spans=shape.spans,
             branch_cells=held["branch_cells"],
             weights=levels["weights"],
             coefficients=levels["coefficients"],
@@ -105,20 +105,18 @@ class TickBuffers:
             self._loaded = None
             self._layout.load(_layout_values(layout))
             self._loaded = layout
-        shape, cells = self.shape, batch.cells
-        rows = pad_tokens(cells.frame_ids, 0, cells.num_contexts, shape.contexts, shape.cells, self._spec)
-        coefficients = torch.zeros(shape.updates, dtype=torch.int64)
-        coefficients[: len(batch.coefficients)] = batch.coefficients
-        weights = torch.zeros(shape.branches, shape.updates)
-        weights[:, : batch.weights.shape[1]] = batch.weights
-        levels = {"frame_ids": rows, "coefficients": coefficients, "weights": weights}
+        levels = {
+            "frame_ids": layout.rows.padded(batch.cells.frame_ids, 0),
+            "coefficients": layout.updates.padded(batch.coefficients, 0),
+            "weights": layout.updates.padded(batch.weights.T, 0).T,
+        }
         if batch.keys is not None:
-            levels["keys"] = torch.zeros(shape.updates, KEY_COLUMNS, dtype=torch.int64)
-            levels["keys"][: len(batch.keys)] = batch.keys
+            levels["keys"] = layout.updates.padded(batch.keys, 0)
         self._levels.load(levels)
-        self.batch.x[: len(batch.x)].copy_(batch.x)
+        layout.tokens.fill(self.batch.x, batch.x)
         if batch.history is not None and self.batch.history is not None:
-            self.batch.history[:, : batch.history.shape[1]].copy_(batch.history)
+            for into, plane in zip(self.batch.history, batch.history, strict=True):
+                layout.moved.fill(into, plane)
         if batch.condition is not None and self.batch.condition is not None:
             self.batch.condition[: len(batch.condition)].copy_(batch.condition)
 
@@ -146,7 +144,7 @@ def _fields_of(values: Mapping[str, torch.Tensor]) -> Fields:
 
 
 def _level_fields(shape: TickShape, spec: ModelSpec) -> Fields:
-    tokens = shape.contexts * spec.context_tokens + shape.cells * spec.tokens_per_frame
+    tokens = shape.contexts * spec.context_tokens + shape.tokens
     fields = {
         "frame_ids": ((tokens,), torch.int32),
         "coefficients": ((shape.updates,), torch.int64),

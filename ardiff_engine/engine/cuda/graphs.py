@@ -39,7 +39,7 @@ FIRST_OF_ITS_SHAPE = "first tick of its shape in its thread"
 
 Run = Callable[[], None]
 Forward = Callable[[Batch], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
-"""A batch to latents [U, L, C] at their next level, whether they are finite [U], and their history."""
+"""A batch to latents [Y, C] at their next level, whether they are finite [U], and their history."""
 
 
 class GraphRecorder(Protocol):
@@ -218,14 +218,16 @@ class TickGraphs:
         self._drop_stale(batch)
         layout = self._padded(batch)
         entry = self._entry(layout, batch)
-        buffers, updates = entry.buffers, batch.branch_cells.shape[1]
+        buffers = entry.buffers
         buffers.load(layout, batch)
         self._run(entry)
         # Copied: the next tick of this shape writes over the buffers, whoever still needs what this one left.
         found = error_bits(batch.cells.k_pages.device).clone()
-        findings = HostCopy(buffers.finite[:updates].clone(), found)
-        history = None if batch.history is None else buffers.history[:, :updates].clone()
-        return Computed(buffers.latents[:updates].clone(), findings, history)
+        findings = HostCopy(layout.updates.taken(buffers.finite), found)
+        history = None
+        if batch.history is not None:
+            history = torch.stack([layout.moved.taken(plane) for plane in buffers.history])
+        return Computed(layout.moved.taken(buffers.latents), findings, history)
 
     def clear(self) -> None:
         """Drop all graphs and buffers: workspace that can be built again."""
@@ -283,14 +285,14 @@ class TickGraphs:
         cells, table, noisy = batch.cells, batch.cells.table, batch.keys is not None
         planes = 0 if batch.history is None else len(batch.history)
         views = (*table.offsets, batch.branch_cells, noisy, planes)
-        own = (*views, table.pages, cells.slots, cells.frame_positions)
+        own = (*views, table.pages, cells.slots, cells.positions)
         layout = self._layouts.get(own)
         if layout is None:
             like = self._views.get(views)
             if like is None:
                 like = pad_layout(batch, self._spec)
                 self._views.add(views, like)
-            layout = with_pages_of(like, batch, self._spec)
+            layout = with_pages_of(like, batch)
             self._layouts.add(own, layout)
         return layout
 

@@ -241,21 +241,19 @@ class ARDiffusionTransformer(nn.Module, VideoModel):
         tables: Tables,
         condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Cells x [N, L, C] over the page pool, after `cells.num_contexts` contexts [K, context_tokens,
+        """Tokens x [X, C] over the page pool, after `cells.num_contexts` contexts [K, context_tokens,
         context_dim].
 
-        Writes the K/V of every token to its slot, then attends through the views: -> [N, L, C]. No gradient.
+        Writes the K/V of every token to its slot, then attends through the views: -> [X, C]. No gradient.
         The output of cells that are not `cells.wanted` may be anything.
         """
         config, (modulation,) = self.config, tables.parts
-        frames, length = x.shape[0], config.tokens_per_frame
         h = self.x_embedder(x)
-        token = torch.arange(length, device=x.device)
-        rows = cells.frame_positions[:, None] * length + token
+        frame, token = cells.positions.unbind(1)
+        rows = frame * config.tokens_per_frame + token
         if config.positions == "absolute":
             h = h + self.pos_embed[0, rows]
-        h = h.reshape(frames * length, config.width)
-        positions = rows.reshape(-1) + config.context_tokens
+        positions = rows + config.context_tokens
         skip = cells.num_contexts * config.context_tokens
         if condition is not None:
             h = torch.cat([self.c_embedder(condition).reshape(skip, config.width), h])
@@ -270,7 +268,7 @@ class ARDiffusionTransformer(nn.Module, VideoModel):
                 for layer, block in enumerate(self.blocks):
                     attend = PagedAttention(cells, layer, config.heads, positions, frequencies)
                     h = block(h, modulation[layer], cells.frame_ids, attend)
-        return self.final_layer(h[skip:]).reshape(frames, length, config.channels)
+        return self.final_layer(h[skip:])
 
     def forward_clip(
         self,

@@ -24,11 +24,11 @@ class TiTokCodec:
         config = vae.config
         check_cells(
             "transformer and autoencoder do not fit",
-            (spec.tokens_per_frame, spec.channels),
+            (spec.tokens(), spec.channels),
             (config.num_latent_tokens, config.token_size),
         )
         self._vae = vae
-        self._tokens = spec.tokens_per_frame
+        self._tokens = spec.tokens()
 
     @property
     def image_size(self) -> int:

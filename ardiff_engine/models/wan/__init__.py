@@ -4,8 +4,7 @@
 from ardiff_engine.models.registry import Kind, register
 from ardiff_engine.models.wan.config import WanConfig
 from ardiff_engine.models.wan.transformer import WanTransformer
-from ardiff_engine.models.wan.video import WanVideo
 
-__all__ = ["WanConfig", "WanTransformer", "WanVideo"]
+__all__ = ["WanConfig", "WanTransformer"]
 
 register(Kind("wan", WanConfig, WanTransformer))

@@ -8,6 +8,7 @@ the row and ⌊D/6⌋ with the column. Pair m of the n pairs of an axis has the 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 
 def axis_of_pairs(head_dim: int) -> torch.Tensor:
@@ -22,6 +23,11 @@ def frequencies(head_dim: int) -> torch.Tensor:
     side = head_dim // 6
     counts = (head_dim // 2 - 2 * side, side, side)
     return torch.cat([10000.0 ** (-torch.arange(n, dtype=torch.float64) / n) for n in counts])
+
+
+def axis_frequencies(head_dim: int) -> torch.Tensor:
+    """float64 [3, D/2]: the frequency of each pair on the axis that it turns with, 0 on the others."""
+    return F.one_hot(axis_of_pairs(head_dim), 3).T.double() * frequencies(head_dim)
 
 
 def token_positions(frames: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

@@ -13,9 +13,10 @@ from ardiff_engine.models.wan.config import WanConfig
 from ardiff_engine.models.wan.frame_mask import block_causal, teacher_forced
 from ardiff_engine.models.wan.layers import Attend, Block, Head, ImageEmbedding, dense_attention
 from ardiff_engine.models.wan.positions import rotated, rotation, token_positions
+from ardiff_engine.models.wan.video import PagedWan
 
 
-class WanTransformer(nn.Module):
+class WanTransformer(PagedWan):
     """Predicts the velocity noise − x0 of latent frames that may all stand at different timesteps."""
 
     def __init__(self, config: WanConfig | None = None) -> None:
