@@ -14,7 +14,7 @@ from ardiff_engine.lazy import lazily
 from ardiff_engine.version import __version__
 
 if TYPE_CHECKING:
-    from ardiff_engine import codec, conditions, diffusion, media, memory, models, ops, plan, weights
+    from ardiff_engine import codec, conditions, diffusion, media, memory, models, ops, plan, systems, weights
     from ardiff_engine.diffusion import Branch, FlowSchedule, NoiseSchedule, Past, solvers
     from ardiff_engine.engine import Engine, Request, Stream
     from ardiff_engine.media import export_video, read_video
@@ -33,7 +33,18 @@ _HOME = {
     "read_video": "ardiff_engine.media",
     "solvers": "ardiff_engine.diffusion",
 }
-_MODULES = ("codec", "conditions", "diffusion", "media", "memory", "models", "ops", "plan", "weights")
+_MODULES = (
+    "codec",
+    "conditions",
+    "diffusion",
+    "media",
+    "memory",
+    "models",
+    "ops",
+    "plan",
+    "systems",
+    "weights",
+)
 
 __all__ = [
     "ArdiffError",
@@ -57,6 +68,7 @@ __all__ = [
     "plan",
     "read_video",
     "solvers",
+    "systems",
     "weights",
 ]
 

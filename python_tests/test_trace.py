@@ -16,12 +16,11 @@ from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Placed, Ranges, R
 from ardiff_engine.plan import Rule
 from ardiff_engine.plan.picture import AXIS_HEIGHT, AXIS_WIDTH, CELL_SIZES, MARGIN
 from ardiff_engine.systems import Trace, picture, trace
-from ardiff_engine.systems.trace import ANY_NETWORK
+from ardiff_engine.systems.calls import ANY_NETWORK, by_block, by_pass
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 FOUR = (1000.0, 937.5, 833.3333, 625.0, 0.0)
 FIVE = (1000.0, 952.381, 882.3529, 769.2308, 555.5556, 0.0)
-MMPL = plan.sets([[0], [1], [2, 3, 10, 11, 12, 19, 20], [4, 5, 6, 7, 8, 9], [13, 14, 15, 16, 17, 18]])
 
 Tracks = tuple[tuple[float, ...], ...]
 
@@ -36,49 +35,6 @@ def traced(rule: Rule, frames: int, given: int, memory: MemoryPolicy, tracks: Tr
     return trace(ours, memory, tracks, **options)
 
 
-# Window and sink of the official files: the window includes the sink.
-CASES: dict[str, tuple[Rule, int, MemoryPolicy, Tracks]] = {
-    "self_forcing_F9": (plan.blocks(3), 0, Full(), (FOUR,)),
-    "self_forcing_prefix3_F9": (plan.blocks(3), 3, Full(), (FOUR,)),
-    "self_forcing_i2v_1_4_4": (plan.blocks(4, first=1), 1, Full(), ((1000.0, 833.3333, 0.0),)),
-    "self_forcing_roll_W6_F15": (plan.blocks(3), 0, Window(6), (FOUR,)),
-    "self_forcing_roll_W6_S1_F15": (plan.blocks(3), 0, Window(5, sink=1), (FOUR,)),
-    "causvid_F9": (plan.blocks(3), 0, Full(), ((1000.0, 757.0, 522.0, 0.0),)),
-    "longlive1_F21": (plan.blocks(3), 0, Window(9, sink=3), (FOUR,)),
-    "causal_forcing_framewise_4step_F5": (plan.blocks(1), 0, Full(), (FOUR,)),
-    "causal_forcing_framewise_2step_F6": (plan.blocks(1), 0, Full(), (FOUR, (1000.0, 833.3333, 0.0))),
-    "causal_forcing_framewise_1step_F6": (plan.blocks(1), 0, Full(), (FOUR, (1000.0, 0.0))),
-    "diagonal_distillation_F21": (
-        plan.blocks(3),
-        0,
-        Window(9, sink=3, clean=False),
-        ((1000.0, 933.0, 733.0, 357.0, 0.0), (1000.0, 933.0, 357.0, 0.0), (1000.0, 357.1429, 0.0)),
-    ),
-    "hiar_stage_major_F9_S4": (plan.stage_major(3), 0, PerLevel(Full()), (FOUR,)),
-    "infinity_rope_F18": (plan.blocks(3), 0, Placed(Window(5, sink=1), "window"), (FOUR,)),
-    "longlive2_plain_relative_F12_block2_W6_S2": (
-        plan.blocks(2),
-        0,
-        Placed(Window(4, sink=2), "window"),
-        ((999.0, 833.0, 0.0),),
-    ),
-    "mmpl_segment_S3": (MMPL, 2, Full(joint=True), ((999.0, 908.0, 713.0, 0.0),)),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_every_call_of_the_official_code(name: str) -> None:
-    rule, given, memory, tracks = CASES[name]
-    official = golden(name)
-    ours = traced(rule, official["fed"].shape[1], given, memory, tracks)
-    np.testing.assert_array_equal(ours.fed, official["fed"])
-    np.testing.assert_array_equal(ours.updated, official["updated"])
-    np.testing.assert_allclose(ours.timestep, official["timestep"], rtol=1e-6)
-    np.testing.assert_array_equal(ours.visible, official["visible"])
-    np.testing.assert_array_equal(ours.position, official["position"])
-    np.testing.assert_array_equal(ours.key_call, official["key_call"])
-
-
 @pytest.mark.parametrize(("name", "steps", "window"), [("magi1_C6_S8_W4", 8, 4), ("magi1_C5_S4_W2", 4, 2)])
 def test_magi_stores_a_chunk_in_the_pass_that_moves_the_next_ones(name: str, steps: int, window: int) -> None:
     official = golden(name)
@@ -90,7 +46,7 @@ def test_magi_stores_a_chunk_in_the_pass_that_moves_the_next_ones(name: str, ste
         0,
         Ranges(ranges, clean=1),
         (times,),
-        calls_of="pass",
+        calls_of=by_pass,
         stores_last=False,
     )
     np.testing.assert_array_equal(ours.fed, official["fed"])
@@ -126,7 +82,7 @@ def test_networks_that_do_not_forget_are_fed_the_whole_window(name: str) -> None
         RecomputedWindow(frames),
         tracks,
         spec=spec,
-        calls_of="pass",
+        calls_of=by_pass,
         stores_last=False,
     )
     for key in ("fed", "updated", "timestep", "visible", "position"):
@@ -157,7 +113,7 @@ def test_rolling_forcing_but_for_the_clean_passes_over_its_first_estimates(name:
 def test_the_pipelined_order_reads_the_same_copies() -> None:
     """A tick moves a diagonal, whose blocks the official code moves one by one, each after its store."""
     official = golden("hiar_pipelined_F9_S4")
-    ours = traced(plan.stage_major(3, pipelined=True), 9, 0, PerLevel(Full()), (FOUR,), calls_of="block")
+    ours = traced(plan.stage_major(3, pipelined=True), 9, 0, PerLevel(Full()), (FOUR,), calls_of=by_block)
 
     def named(fed, updated, timestep, key_call) -> dict[tuple, list[tuple]]:
         """What each call feeds, and which calls computed the K/V that it sees."""

@@ -20,11 +20,13 @@ Event = Literal["slide", "prompt"]
 
 @runtime_checkable
 class MemoryPolicy(Protocol):
-    chunk: int
-    """Given frames that are stored per pass before the first tick; 0: all of them with that tick."""
+    @property
+    def chunk(self) -> int:
+        """Given frames that are stored per pass before the first tick; 0: all of them with that tick."""
 
-    by_level: bool
-    """Whether views, copies and stores differ from level to level of a block."""
+    @property
+    def by_level(self) -> bool:
+        """Whether views, copies and stores differ from level to level of a block."""
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         """Raise PlanError or ConfigError if this policy cannot serve the plan and model exactly."""

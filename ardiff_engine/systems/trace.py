@@ -1,32 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stream does call by call, without a network: who is fed, at which timestep, and sees what.
 
-It follows the walk of the engine's own feeder. The engine stores K/V in passes that move other blocks, since
-in every layer they are written before anyone reads them. Most published code spends a call of its own on
-that; `trace` shows it so, unless told otherwise.
+It follows the walk of the engine's own feeder, cut into calls as `systems.calls` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.errors import PlanError
 from ardiff_engine.memory import MemoryPolicy
-from ardiff_engine.memory.view import View
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
+from ardiff_engine.systems.calls import ANY_NETWORK, Call, CallsOf, by_kind, passes
 
-CallsOf = Literal["pass", "kind", "block"]
-
-ANY_NETWORK = ModelSpec(
-    num_frames=1, tokens_per_frame=1, channels=1, layers=1, heads=1, kv_heads=1, head_dim=1
-)
+Timesteps = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,17 +26,23 @@ class Trace:
     """Of C calls over F frames.
 
     fed, updated: bool [C, F]: inputs of the call, and those that the solver moves. timestep: float64 [C, F],
-        NaN where not fed.
+        NaN where not fed. written: bool [C, F]: whose K/V, as the call computes them, are in the cache
+        afterwards.
     visible: bool [C, F, F]: query frame sees key frame. position: float64 [C, F]: where a key frame is seen,
         NaN where it is not. key_call: int64 [C, F]: the call that computed the K/V that are seen, or -1.
+    x_in: float64 [C, F], NaN where not fed: the latent before the call; final: float64 [F]: after the last
+        one. Of the toy network, where it was given noise; None without.
     """
 
     fed: npt.NDArray[np.bool_]
     updated: npt.NDArray[np.bool_]
     timestep: npt.NDArray[np.float64]
+    written: npt.NDArray[np.bool_]
     visible: npt.NDArray[np.bool_]
     position: npt.NDArray[np.float64]
     key_call: npt.NDArray[np.int64]
+    x_in: npt.NDArray[np.float64] | None = None
+    final: npt.NDArray[np.float64] | None = None
 
     @classmethod
     def empty(cls, calls: int, frames: int) -> Trace:
@@ -52,98 +50,41 @@ class Trace:
             fed=np.zeros((calls, frames), np.bool_),
             updated=np.zeros((calls, frames), np.bool_),
             timestep=np.full((calls, frames), np.nan),
+            written=np.zeros((calls, frames), np.bool_),
             visible=np.zeros((calls, frames, frames), np.bool_),
             position=np.full((calls, frames), np.nan),
             key_call=np.full((calls, frames), -1, np.int64),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    frame: int
-    copy: int
-    updates: bool
-    timestep: float
-    view: View
-
-
 def trace(
     plan: Plan,
     memory: MemoryPolicy,
-    timesteps: Sequence[Sequence[float]],
+    timesteps: Timesteps,
     *,
     num_ticks: int | None = None,
     spec: ModelSpec = ANY_NETWORK,
-    calls_of: CallsOf = "kind",
+    calls_of: CallsOf = by_kind,
     stores_last: bool = True,
 ) -> Trace:
     """The calls of a plan, or of its first `num_ticks` ticks.
 
     timesteps: of each track, the one that is fed at each level, then that of a finished frame; and, for a
         network that is fed frames that have not started, theirs.
-    calls_of: what has a call of its own. "pass": a pass of the engine. "kind": the blocks that are stored,
-        and then those that move; given blocks have one each. "block": every block.
+    calls_of: what has a call of its own: `calls.by_kind`, `by_block` or `by_pass`.
     stores_last: what the plan leaves unstored at its end is stored, for nobody.
 
     Raises PlanError for an endless plan without `num_ticks`, for timesteps that do not fit its tracks, and
     for a view of K/V that no call has computed.
     """
-    ticks, frames = plan.shape(num_ticks)
-    feeder = Feeder(plan, memory, spec)
-    calls: list[list[_Cell]] = []
-    while feeder.tick < ticks:
-        feed = feeder.next()
-        roster = feed.roster
-        cells = [
-            _Cell(frame, copy, updates, _told(timesteps, track, level), view)
-            for frame, copy, updates, track, level, view in zip(
-                roster.frames,
-                roster.copies,
-                roster.updates,
-                roster.tracks,
-                feed.levels,
-                roster.views,
-                strict=True,
-            )
-        ]
-        calls += _calls(plan, cells, calls_of)
-        feeder.advance(feed)
-    if stores_last and ticks == plan.num_ticks:
-        last = [
-            _Cell(f, memory.copy(fed), False, _told(timesteps, plan.track(f), fed.level), view)
-            for fed, view in feeder.unstored()
-            for f in fed.block
-        ]
-        calls += [last] if last else []
-    return _arrays(calls, frames)
+    walk = passes(plan, memory, spec, num_ticks, stores_last)
+    calls = [call for cells in walk for call in calls_of(plan, cells)]
+    return trace_of(calls, plan.shape(num_ticks)[1], timesteps)
 
 
-def _told(timesteps: Sequence[Sequence[float]], track: int, level: int) -> float:
-    try:
-        told = track < len(timesteps) and level < len(timesteps[track])
-    except TypeError:  # one list of numbers
-        raise PlanError(
-            "timesteps: got numbers, expected a list for each track. Use [solver.timesteps]."
-        ) from None
-    if not told:
-        raise PlanError(
-            f"timesteps have no entry for level {level} of track {track}: give S + 1 for each track, or S + 2"
-            " with that of waiting frames"
-        )
-    return timesteps[track][level]
-
-
-def _calls(plan: Plan, cells: list[_Cell], calls_of: CallsOf) -> list[list[_Cell]]:
-    if calls_of == "pass":
-        return [cells]
-    by_block = calls_of == "block" or not any(cell.updates for cell in cells)
-    calls: dict[tuple[bool, range | None], list[_Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.updates):
-        calls.setdefault((cell.updates, plan.block(cell.frame) if by_block else None), []).append(cell)
-    return list(calls.values())
-
-
-def _arrays(calls: list[list[_Cell]], frames: int) -> Trace:
+def trace_of(calls: Iterable[Call], frames: int, timesteps: Timesteps) -> Trace:
+    """The trace of these calls; timesteps as in `trace`."""
+    calls = list(calls)
     made = Trace.empty(len(calls), frames)
     writer: dict[tuple[int, int], int] = {}
     for call, cells in enumerate(calls):
@@ -151,7 +92,8 @@ def _arrays(calls: list[list[_Cell]], frames: int) -> Trace:
             writer[cell.frame, cell.copy] = call
             made.fed[call, cell.frame] = True
             made.updated[call, cell.frame] |= cell.updates
-            made.timestep[call, cell.frame] = cell.timestep
+            made.written[call, cell.frame] |= cell.written
+            made.timestep[call, cell.frame] = _told(timesteps, cell.track, cell.level)
         for cell in cells:
             for run in cell.view:
                 for frame in range(run.first, run.stop):
@@ -164,3 +106,18 @@ def _arrays(calls: list[list[_Cell]], frames: int) -> Trace:
                     made.position[call, frame] = frame + run.shift
                     made.key_call[call, frame] = writer[frame, run.copy]
     return made
+
+
+def _told(timesteps: Timesteps, track: int, level: int) -> float:
+    try:
+        told = track < len(timesteps) and level < len(timesteps[track])
+    except TypeError:  # one list of numbers
+        raise PlanError(
+            "timesteps: got numbers, expected a list for each track. Use [solver.timesteps]."
+        ) from None
+    if not told:
+        raise PlanError(
+            f"timesteps have no entry for level {level} of track {track}: give S + 1 for each track, or S + 2"
+            " with that of waiting frames"
+        )
+    return timesteps[track][level]

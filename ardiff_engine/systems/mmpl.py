@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MMPL: key frames of a segment first, jointly, then what lies between them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ardiff_engine.diffusion import FlowSchedule
+from ardiff_engine.diffusion.solvers import UniPC
+from ardiff_engine.memory import Full
+from ardiff_engine.plan import sets
+from ardiff_engine.systems.system import System
+from ardiff_engine.systems.wan_family import Entry
+
+GROUPS = ([0], [1], [2, 3, 10, 11, 12, 19, 20], [4, 5, 6, 7, 8, 9], [13, 14, 15, 16, 17, 18])
+
+SYSTEM = System(
+    name="mmpl",
+    title="MMPL",
+    paper="2508.03334",
+    repository="Tele-AI/MMPL",
+    plan=sets(GROUPS),
+    solver=UniPC(FlowSchedule(5.0), 50),
+    memory=Full(joint=True),
+    guidance=5.0,
+    num_frames=21,
+    given_frames=2,
+)
+
+
+def from_spec(entry: Entry) -> System:
+    given = {"image": 1, "segment": 2}[entry["mode"]]
+    return replace(SYSTEM, solver=UniPC(FlowSchedule(5.0), entry["steps"]), given_frames=given)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Systems by name. A module beside this one that has a `SYSTEM` is one: the system as it was released, with
+`VARIANTS` of it, if any, and `from_spec`, which makes it in other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.systems.system import System
+
+
+@cache
+def _systems() -> dict[str, tuple[System, ModuleType]]:
+    found: dict[str, tuple[System, ModuleType]] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem.startswith("__"):
+            continue
+        module = import_module(f"{__package__}.{path.stem}")
+        if hasattr(module, "SYSTEM"):
+            found |= {own.name: (own, module) for own in (module.SYSTEM, *getattr(module, "VARIANTS", ()))}
+    return found
+
+
+def names() -> list[str]:
+    """Of all systems."""
+    return sorted(_systems())
+
+
+def get(name: str) -> System:
+    """The system as it was released. ConfigError for an unknown name."""
+    return _entry(name)[0]
+
+
+def from_spec(entry: Mapping[str, Any]) -> System:
+    """A system in the sizes of `entry`: frames, block, window, timesteps, … as in the index of the golden
+    numbers. What is left out is as released. ConfigError for an unknown system."""
+    system: System = _entry(str(entry.get("system")))[1].from_spec(entry)
+    return system
+
+
+def _entry(name: str) -> tuple[System, ModuleType]:
+    known = _systems()
+    if name not in known:
+        raise ConfigError(f"unknown system {name!r}: expected one of {', '.join(sorted(known))}")
+    return known[name]

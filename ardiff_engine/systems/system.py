@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A published system as configuration: what each of them chooses, and what the engine then does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Literal
+
+import numpy.typing as npt
+
+from ardiff_engine.diffusion.solvers import Solver
+from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.schedules import Tracks, tracks_of
+from ardiff_engine.errors import PlanError
+from ardiff_engine.memory import MemoryPolicy
+from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.plan import Plan, Rule
+from ardiff_engine.systems.calls import ANY_NETWORK, Call, CallsOf, by_kind, passes
+from ardiff_engine.systems.picture import draw
+from ardiff_engine.systems.toy import run_toy
+from ardiff_engine.systems.trace import Trace, trace_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """plan × solver × memory × guidance, and what its own code does with them.
+
+    name: for `systems.get`. title, paper, repository: who published it; paper: an arXiv number.
+    plan: who is fed when. solver: of all blocks, or of each track. memory: who sees what, and where.
+    guidance: scale of the release; 1: none. on_prompt: what a new prompt does to stored K/V (see
+        `Stream.set_condition`). fps: pictures per second of its videos.
+    num_frames, given_frames: of the video, where a system was made for one; the given ones are included.
+    network: what the trace takes for granted of the network.
+    calls_of, stores_last: how its code cuts the engine's passes into calls (see `systems.calls`), and whether
+        it stores the K/V of the last block.
+    exact: what was compared with its own code; left_out: what of it is not expressed here, and why.
+    """
+
+    name: str
+    title: str
+    paper: str
+    repository: str
+    plan: Rule
+    solver: Tracks
+    memory: MemoryPolicy
+    guidance: float = 1.0
+    on_prompt: Literal["keep", "recommit", "reset"] = "keep"
+    fps: int = 16
+    num_frames: int | None = None
+    given_frames: int = 0
+    network: ModelSpec = ANY_NETWORK
+    calls_of: CallsOf = by_kind
+    stores_last: bool = True
+    exact: str = ""
+    left_out: str = ""
+
+    @property
+    def tracks(self) -> tuple[Solver, ...]:
+        return tracks_of(self.solver)
+
+    def plan_of(self, num_frames: int | None) -> Plan:
+        """The plan of a video; None: endless."""
+        return self.plan.plan(num_frames, tuple(own.num_steps for own in self.tracks), self.given_frames)
+
+    def check(self, spec: ModelSpec, num_frames: int | None = None) -> None:
+        """Raise ConfigError or PlanError, with the reason, for a network that cannot run this system."""
+        self.memory.check(self.plan_of(self.num_frames if num_frames is None else num_frames), spec)
+
+    def request(self, request: Request) -> Request:
+        """The request with this system's plan, solver and memory; and with its guidance scale, where the
+        request has a negative condition and no scale."""
+        scale = request.guidance_scale
+        if scale == 1.0 and request.negative_condition is not None:
+            scale = self.guidance
+        return replace(request, plan=self.plan, solver=self.solver, memory=self.memory, guidance_scale=scale)
+
+    def calls(self, num_frames: int) -> list[Call]:
+        """What its code does for a video of that many frames, given ones included."""
+        plan = self.plan_of(num_frames)
+        walk = passes(plan, self.memory, self.network, None, self.stores_last)
+        return [call for cells in walk for call in self.calls_of(plan, cells)]
+
+    def trace(
+        self,
+        num_frames: int | None = None,
+        *,
+        noise: npt.ArrayLike | None = None,
+        step_noise: npt.ArrayLike | None = None,
+    ) -> Trace:
+        """Call by call, without a network: who is fed, and sees what.
+
+        num_frames: given ones included; not needed for a system that was made for a number of frames.
+        noise: [F], one number per frame to start from, clean for given frames: the toy network of the golden
+            numbers then runs. step_noise: [F, S], for solvers that draw noise: of the update at each level.
+
+        PlanError: an endless system without a number of frames.
+        """
+        frames = self.num_frames if num_frames is None else num_frames
+        if frames is None:
+            raise PlanError(f"{self.name} is endless: say how many frames to trace, num_frames=21")
+        calls = self.calls(frames)
+        timesteps = [(*own.timesteps.tolist(), own.waiting_timestep) for own in self.tracks]
+        made = trace_of(calls, frames, timesteps)
+        if noise is None:
+            return made
+        x_in, final = run_toy(calls, self.tracks, noise, step_noise)
+        return replace(made, x_in=x_in, final=final)
+
+    def plot(self, path: str | PathLike[str], num_frames: int | None = None) -> None:
+        """Draw the trace as a PNG: frames across, calls down."""
+        draw(self.trace(num_frames), path, self.title)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wan 2.1: all frames together, and each sees all others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ardiff_engine.diffusion import FlowSchedule
+from ardiff_engine.diffusion.solvers import UniPC
+from ardiff_engine.memory import Full
+from ardiff_engine.plan import pyramid
+from ardiff_engine.systems.calls import ANY_NETWORK, by_pass
+from ardiff_engine.systems.system import System
+from ardiff_engine.systems.wan_family import Entry
+
+SYSTEM = System(
+    name="wan",
+    title="Wan 2.1",
+    paper="2503.20314",
+    repository="Wan-Video/Wan2.1",
+    plan=pyramid(0.0),
+    solver=UniPC(FlowSchedule(5.0), 50),
+    memory=Full(),
+    guidance=5.0,
+    network=replace(ANY_NETWORK, forgets=False, frames_see_later=True),
+    calls_of=by_pass,
+    stores_last=False,
+)
+
+
+def from_spec(entry: Entry) -> System:
+    return replace(SYSTEM, num_frames=entry["frames"])

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the few-step students of Wan share: their schedule, their blocks of three, and how an entry of the
+golden index names their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ardiff_engine.diffusion import FlowSchedule
+from ardiff_engine.diffusion.solvers import Renoise
+from ardiff_engine.memory import Full, Window
+
+SCHEDULE = FlowSchedule(5.0)
+FOUR_STEPS = Renoise(SCHEDULE, SCHEDULE.warp([1000, 750, 500, 250]))
+
+Entry = Mapping[str, Any]
+
+
+def renoise(entry: Entry, steps: Sequence[float] | None = None) -> Renoise:
+    """The solver of its list of timesteps, as they are fed."""
+    return Renoise(FlowSchedule(entry.get("shift", 5.0)), entry["timesteps"] if steps is None else steps)
+
+
+def frames(entry: Entry) -> int:
+    """Of the whole video."""
+    return int(entry["new_frames"]) + int(entry.get("given_frames", 0))
+
+
+def rolling(entry: Entry) -> Full | Window:
+    """Their cache of `window` frames, the sink among them; without one everything stays."""
+    if not entry.get("window"):
+        return Full()
+    sink = int(entry.get("sink", 0))
+    return Window(entry["window"] - sink, sink)
