@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ardiff_engine as ade
-from ardiff_engine.diffusion.solvers import DPMSolver, Euler, Renoise, Solver, UniPC, look_back
+from ardiff_engine.diffusion.solvers import DPMSolver, Euler, Renoise, RisingEuler, Solver, UniPC, look_back
 from ardiff_engine.diffusion.solvers.sigma_grids import sigma_grid
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.ops.solver_step import solver_step
@@ -231,6 +231,9 @@ def test_timesteps_outside_the_table_mean_the_nearest_entry() -> None:
         lambda: DPMSolver(ade.FlowSchedule(5.0), 4, order=3),
         lambda: Renoise(ade.FlowSchedule(5.0), []),
         lambda: Renoise(ade.FlowSchedule(5.0), [500, 750]),
+        lambda: Euler(ade.FlowSchedule(5.0), steps=[500, 750]),
+        lambda: RisingEuler([0.0, 0.5]),
+        lambda: RisingEuler([0.5, 0.0, 1.0]),
         lambda: Renoise(ade.FlowSchedule(5.0), [1000, 500], commit=-1.0),
         lambda: ade.solvers.DDIM(ade.NoiseSchedule.linear(), 4, prediction="flow"),
     ],

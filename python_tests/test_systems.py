@@ -17,9 +17,6 @@ INDEX = json.loads((GOLDEN / "index.json").read_text())
 ARRAYS = ("fed", "updated", "timestep", "written", "visible", "position", "key_call")
 
 NOT_EXPRESSED: dict[str, str] = {
-    "hiar_clean_context_F9_S4": "K/V stored from estimates of the clean frames",
-    "hiar_hybrid_block0_F9_S4": "a first block that runs ahead of the stages",
-    "hiar_pipelined_F9_S4": "the order of the blocks of a diagonal",
     "infinity_rope_cut_F21": "cuts",
     "krea_ctx3_F15": "not written yet",
     "krea_keepfirst_ctx3_F15": "not written yet",
@@ -29,14 +26,6 @@ NOT_EXPRESSED: dict[str, str] = {
     "longlive2_cut1_3_F12_block2_W8_S2": "cuts",
     "longlive2_cut2_F16_block2_W8_S2": "cuts",
     "longlive2_i2v_F8_block4_W8_S4": "a given frame within a block",
-    "magi1_C5_S12_W4_shortcut": "time that rises",
-    "magi1_C5_S4_W2": "time that rises",
-    "magi1_C5_S8_W4_prefix9frames": "time that rises",
-    "magi1_C6_S8_W4": "time that rises",
-    "mmpl_image_S3": "a last set that is not stored",
-    "mmpl_segment_S3": "a last set that is not stored",
-    "rolling_forcing_F12_S4": "stores that nobody reads",
-    "rolling_forcing_F21_S5": "stores that nobody reads",
     "streamdiffusionv2_S2_K6_sink3": "not written yet",
     "streamdiffusionv2_S4_K6_sink0_refresh9": "not written yet",
     "diffusion_forcing_pyramid_u05_F6_S5": "not written yet; see test_trace",
@@ -92,8 +81,8 @@ def drawn(official: dict[str, np.ndarray], steps: int) -> tuple[np.ndarray, np.n
     return start, noise
 
 
-SOLVED_OTHERWISE: dict[str, str] = {
-    "hiar_stage_major_ode_F9_S4": "Euler steps",
+SOLVED_OTHERWISE = {
+    "magi1_C5_S8_W4_prefix9frames": "the first latent of a chunk is given, and recorded for the others",
 }
 """Files whose latents are not compared, and why."""
 
@@ -101,9 +90,10 @@ SOLVED_OTHERWISE: dict[str, str] = {
 @pytest.mark.parametrize("name", [n for n in traced() if n not in SOLVED_OTHERWISE])
 def test_every_latent_of_the_official_code(name: str) -> None:
     official, ours = golden(name), systems.from_spec(INDEX[name])
-    if "final" not in official:
+    if "x_in" not in official:
         pytest.skip("no latents on record")
     start, noise = drawn(official, max(own.num_steps for own in ours.tracks))
     made = ours.trace(noise=start, step_noise=noise)
-    np.testing.assert_allclose(made.final, official["final"], rtol=1e-6, atol=1e-6)
+    if "final" in official:
+        np.testing.assert_allclose(made.final, official["final"], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(made.x_in, official["x_in"], rtol=1e-6, atol=1e-6)

@@ -12,11 +12,11 @@ from PIL import Image
 
 from ardiff_engine import plan
 from ardiff_engine.errors import MediaError, PlanError
-from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Placed, Ranges, RecomputedWindow, Window
+from ardiff_engine.memory import Full, MemoryPolicy, Placed, RecomputedWindow, Window
 from ardiff_engine.plan import Rule
 from ardiff_engine.plan.picture import AXIS_HEIGHT, AXIS_WIDTH, CELL_SIZES, MARGIN
 from ardiff_engine.systems import Trace, picture, trace
-from ardiff_engine.systems.calls import ANY_NETWORK, by_block, by_pass
+from ardiff_engine.systems.calls import ANY_NETWORK, by_pass
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 FOUR = (1000.0, 937.5, 833.3333, 625.0, 0.0)
@@ -33,27 +33,6 @@ def golden(name: str) -> dict[str, np.ndarray]:
 def traced(rule: Rule, frames: int, given: int, memory: MemoryPolicy, tracks: Tracks, **options) -> Trace:
     ours = rule.plan(frames, tuple(len(track) - 1 for track in tracks), given)
     return trace(ours, memory, tracks, **options)
-
-
-@pytest.mark.parametrize(("name", "steps", "window"), [("magi1_C6_S8_W4", 8, 4), ("magi1_C5_S4_W2", 4, 2)])
-def test_magi_stores_a_chunk_in_the_pass_that_moves_the_next_ones(name: str, steps: int, window: int) -> None:
-    official = golden(name)
-    times = (*official["t_table"][:-1], 0.9999)
-    ranges = tuple(official["kv_range_by_stage"].tolist())
-    ours = traced(
-        plan.staged(window),
-        official["fed"].shape[1],
-        0,
-        Ranges(ranges, clean=1),
-        (times,),
-        calls_of=by_pass,
-        stores_last=False,
-    )
-    np.testing.assert_array_equal(ours.fed, official["fed"])
-    np.testing.assert_array_equal(ours.updated, official["updated"])
-    np.testing.assert_array_equal(ours.fed & ~ours.updated, official["written"])
-    np.testing.assert_allclose(ours.timestep, official["timestep"], rtol=1e-6)
-    np.testing.assert_array_equal(ours.visible, official["visible"])
 
 
 PYRAMID = ((999.0, 799.0, 599.0, 399.0, 199.0, 14.0, 999.0),)
@@ -87,46 +66,6 @@ def test_networks_that_do_not_forget_are_fed_the_whole_window(name: str) -> None
     )
     for key in ("fed", "updated", "timestep", "visible", "position"):
         np.testing.assert_array_equal(getattr(ours, key), official[key], key)
-
-
-@pytest.mark.parametrize(
-    ("name", "tracks"), [("rolling_forcing_F12_S4", FOUR), ("rolling_forcing_F21_S5", FIVE)]
-)
-def test_rolling_forcing_but_for_the_clean_passes_over_its_first_estimates(name: str, tracks) -> None:
-    """While its window fills, the official code stores K/V of estimates of block 0, which nobody reads."""
-    official = golden(name)
-    frames = official["fed"].shape[1]
-    memory = Window(18, sink=3, joint=True)
-    ours = traced(plan.rolling(len(tracks) - 1, 3), frames, 0, memory, (tracks,))
-    filling = [c for c in range(len(official["fed"])) if c % 2 and c < 2 * (len(tracks) - 1) - 1]
-    left = np.delete(np.arange(len(official["fed"])), filling)
-    # The official code stores a block right after its last step, and ours before the next one.
-    for mine, theirs in ((getattr(ours, key), official[key][left]) for key in ("fed", "updated", "visible")):
-        np.testing.assert_array_equal(mine, theirs)
-    np.testing.assert_allclose(ours.timestep, official["timestep"][left], rtol=1e-6)
-    np.testing.assert_array_equal(ours.position, official["position"][left])
-    renumbered = {theirs: mine for mine, theirs in enumerate(left)} | {-1: -1}
-    expected = np.vectorize(renumbered.get)(official["key_call"][left])
-    np.testing.assert_array_equal(ours.key_call, expected)
-
-
-def test_the_pipelined_order_reads_the_same_copies() -> None:
-    """A tick moves a diagonal, whose blocks the official code moves one by one, each after its store."""
-    official = golden("hiar_pipelined_F9_S4")
-    ours = traced(plan.stage_major(3, pipelined=True), 9, 0, PerLevel(Full()), (FOUR,), calls_of=by_block)
-
-    def named(fed, updated, timestep, key_call) -> dict[tuple, list[tuple]]:
-        """What each call feeds, and which calls computed the K/V that it sees."""
-        firsts = fed.argmax(axis=1)
-        names = [
-            (int(first), round(timestep[call, first]), bool(updated[call, first]))
-            for call, first in enumerate(firsts)
-        ]
-        return {name: [names[c] for c in key_call[call, ::3] if c >= 0] for call, name in enumerate(names)}
-
-    names = ("fed", "updated", "timestep", "key_call")
-    found, expected = named(*(getattr(ours, name) for name in names)), named(*map(official.get, names))
-    assert len(expected) == 24 and found == expected
 
 
 def test_a_recomputed_window_is_seen_from_its_start() -> None:

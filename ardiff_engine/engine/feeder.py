@@ -200,10 +200,9 @@ class Feeder:
         gone = [f for f in needed if self.levels.get(f) != plan.steps(f)]
         if gone or not self._forgets:
             return gone
-        unstored = [
-            f for f in needed if f not in self._stored and self._policy.stores(plan.steps(f), plan.steps(f))
-        ]
-        feds = [Fed(plan.block(f), plan.steps(f), plan.steps(f), True) for f in unstored]
+        clean = {f: Fed(plan.block(f), plan.steps(f), plan.steps(f), True) for f in needed}
+        unstored = [f for f in needed if f not in self._stored and self._policy.stores(clean[f])]
+        feds = [clean[f] for f in unstored]
         seen = _frames(frames_in([self._view(fed, now) for fed in feds]))
         return [f for f in seen if f not in self._stored and f not in unstored]
 
@@ -348,10 +347,10 @@ class Feeder:
         """Blocks whose K/V later ones read, in this or a later pass, and are not stored as they now are."""
         stale = self._stale(union(kept, now.unfinished))
         stored = self._stored.difference(stale) if stale else self._stored
-        levels, steps, stores = self.levels, self.plan.steps, self._policy.stores
+        levels, stores = self.levels, self._policy.stores
         due = [f for run in kept for f in run if f not in stored and levels.get(f)]
-        for block in self._blocks([f for f in due if stores(levels[f], steps(f))]):
-            if all([f in levels for f in block]):
+        for block in self._blocks(due):
+            if stores(self._fed(block, stores=True)) and all([f in levels for f in block]):
                 yield block
 
     def _blocks(self, frames: Iterable[int]) -> Iterator[range]:

@@ -13,7 +13,7 @@ from typing import Literal
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.full import Full
 from ardiff_engine.memory.policy import Event
-from ardiff_engine.memory.view import Fed, View
+from ardiff_engine.memory.view import Fed, View, view_of, within
 from ardiff_engine.memory.window import Window
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Frames, Now, Plan
@@ -24,10 +24,12 @@ class PerLevel:
     """memory: which frames are seen and kept, each in all of its copies.
 
     context: "next": K/V stored at the level after the step; "same": those that the step itself wrote.
+    ahead: leading frames that are finished before the others start, and seen clean at all levels.
     """
 
     memory: Full | Window
     context: Literal["next", "same"] = "next"
+    ahead: int = 0
     by_level = True
 
     def __post_init__(self) -> None:
@@ -61,13 +63,18 @@ class PerLevel:
 
     def view(self, fed: Fed, now: Now) -> View:
         copy = self.copy(fed)
-        return tuple([run._replace(copy=copy) for run in self.memory.view(fed, now)])
+        seen = self.memory.view(fed, now)
+        if fed.block.start < self.ahead:
+            return tuple([run._replace(copy=copy) for run in seen])
+        frames = tuple([range(run.first, run.stop) for run in seen])
+        ahead = view_of(within(frames, 0, self.ahead), copy=fed.steps - 1)
+        return ahead + view_of(within(frames, self.ahead, fed.block.stop), copy=copy)
 
     def kept(self, oldest: range, now: Now) -> Frames:
         return self.memory.kept(oldest, now)
 
-    def stores(self, level: int, steps: int) -> bool:
-        return self.context == "next"
+    def stores(self, fed: Fed) -> bool:
+        return self.context == "next" and (fed.level == fed.steps or fed.block.start >= self.ahead)
 
     def copy(self, fed: Fed) -> int:
         return fed.level - fed.stores

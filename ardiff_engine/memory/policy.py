@@ -43,7 +43,7 @@ class MemoryPolicy(Protocol):
         Besides them, what the views of the blocks that are fed show stays until the next pass.
         """
 
-    def stores(self, level: int, steps: int) -> bool:
+    def stores(self, fed: Fed) -> bool:
         """Whether a block that has come to this level is fed again for its K/V, with the next tick."""
 
     def copy(self, fed: Fed) -> int:
@@ -59,8 +59,8 @@ class StoresClean:
     __slots__ = ()
     by_level = False
 
-    def stores(self, level: int, steps: int) -> bool:
-        return level == steps
+    def stores(self, fed: Fed) -> bool:
+        return fed.level == fed.steps
 
     def copy(self, fed: Fed) -> int:
         return 0

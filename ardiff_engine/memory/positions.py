@@ -72,8 +72,8 @@ class Placed:
     def kept(self, oldest: range, now: Now) -> Frames:
         return self.memory.kept(oldest, now)
 
-    def stores(self, level: int, steps: int) -> bool:
-        return self.memory.stores(level, steps)
+    def stores(self, fed: Fed) -> bool:
+        return self.memory.stores(fed)
 
     def copy(self, fed: Fed) -> int:
         return self.memory.copy(fed)

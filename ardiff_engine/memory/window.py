@@ -25,16 +25,19 @@ class Window(StoresClean):
         (Rolling Forcing).
     clean: K/V of a finished block are computed again from its clean frames; without, those of its last step
         stay (Diagonal Distillation).
+    stored: frames that a block sees when it is stored, without the sink; 0: the same as when it moves.
     """
 
     size: int
     sink: int = 0
     joint: bool = False
     clean: bool = True
+    stored: int = 0
 
     def __post_init__(self) -> None:
         require_size("memory.Window", "size", self.size, 1)
         require_size("memory.Window", "sink", self.sink, 0)
+        require_size("memory.Window", "stored", self.stored, 0)
 
     @property
     def chunk(self) -> int:
@@ -50,21 +53,25 @@ class Window(StoresClean):
 
     def most_frames(self, plan: Plan) -> int:
         # The oldest block that a tick feeds may be one that is only stored, before the oldest unfinished one.
-        frames = self.sink + self.size - 1 + max(plan.max_live + plan.longest_block, self.size)
+        size = max(self.size, self.stored)
+        frames = self.sink + size - 1 + max(plan.max_live + plan.longest_block, size)
         return frames if plan.num_frames is None else min(frames, plan.num_frames)
 
     def view(self, fed: Fed, now: Now) -> View:
+        if self.stored and fed.stores:
+            first = min(fed.block.stop - self.stored, fed.block.start)
+            return view_of(within(now.started, first, fed.block.stop))
         stop = now.newest + 1 if self.joint and not fed.stores else fed.block.stop
-        return view_of(self._seen(range(fed.block.start, stop), within(now.started, 0, stop)))
+        return view_of(self._seen(range(fed.block.start, stop), within(now.started, 0, stop), self.size))
 
     def kept(self, oldest: range, now: Now) -> Frames:
-        return self._seen(oldest, now.started)
+        return self._seen(oldest, now.started, max(self.size, self.stored))
 
-    def stores(self, level: int, steps: int) -> bool:
-        return self.clean and level == steps
+    def stores(self, fed: Fed) -> bool:
+        return self.clean and fed.level == fed.steps
 
-    def _seen(self, block: range, frames: Frames) -> Frames:
-        first = min(block.stop - self.size, block.start)
+    def _seen(self, block: range, frames: Frames, size: int) -> Frames:
+        first = min(block.stop - size, block.start)
         if first <= self.sink:
             return frames
         recent = within(frames, first, frames[-1].stop)

@@ -46,10 +46,17 @@ def staged(window: int, block: int = 1, first: int | None = None) -> Rule:
     return WindowRule(window, Cut(block, first or 0))
 
 
-def stage_major(block: int = 1, first: int | None = None, pipelined: bool = False) -> Rule:
-    """HiAR: all blocks take a step before any takes the next; pipelined: one diagonal of them per tick."""
+def stage_major(block: int = 1, first: int | None = None, pipelined: bool = False, ahead: int = 0) -> Rule:
+    """HiAR: all blocks take a step before any takes the next; pipelined: one diagonal of them per tick.
+
+    ahead: blocks that take all of their steps before the others start; not with `pipelined`.
+    """
     cut = Cut(block, first or 0)
-    return LagRule(1, cut) if pipelined else StageMajorRule(cut)
+    if not pipelined:
+        return StageMajorRule(cut, whole("blocks ahead", ahead))
+    if ahead:
+        raise PlanError("stage_major: no block runs ahead of a pipeline; leave out pipelined or ahead")
+    return LagRule(1, cut)
 
 
 def sets(groups: Iterable[Iterable[int]]) -> Rule:

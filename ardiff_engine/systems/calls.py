@@ -2,13 +2,14 @@
 """The calls of a network that serve one stream: which cells each of them feeds.
 
 The engine stores K/V in passes that move other blocks, since in every layer they are written before anyone
-reads them. Most published code spends a call of its own on that. So a system says how its code cuts the
-passes of the engine into calls.
+reads them. Most published code spends a call of its own on that, as soon as a block has moved. So a system
+says how its code makes calls of the engine's passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, groupby, pairwise
 from typing import NamedTuple
 
 from ardiff_engine.engine.feeder import Feeder
@@ -26,6 +27,7 @@ class Cell(NamedTuple):
     """A frame as a call feeds it, on a track and at a level: to move it (`updates`), or for its K/V alone.
 
     copy: the version of its K/V that the call computes. written: whether they stay in the cache.
+    estimate: it is fed as the estimate of its clean frame, which its last step made.
     """
 
     frame: int
@@ -35,11 +37,12 @@ class Cell(NamedTuple):
     level: int
     view: View
     written: bool = True
+    estimate: bool = False
 
 
 Call = list[Cell]
-CallsOf = Callable[[Plan, Call], list[Call]]
-"""How a pass of the engine is cut into calls."""
+CallsOf = Callable[[Plan, Iterable[Call]], Iterable[Call]]
+"""The calls that the passes of a plan are made of."""
 
 
 def passes(
@@ -64,23 +67,36 @@ def passes(
             yield last
 
 
-def by_pass(plan: Plan, cells: Call) -> list[Call]:
-    """A pass is a call."""
-    return [cells]
+def by_pass(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+    """A pass is a call; K/V stay of what is fed for them alone."""
+    return ([cell._replace(written=not cell.updates) for cell in cells] for cells in walk)
 
 
-def by_kind(plan: Plan, cells: Call) -> list[Call]:
-    """First the blocks that are stored, then those that move. Where none moves, each block has a call."""
-    return _cut(plan, cells, not any(cell.updates for cell in cells))
+def by_kind(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+    """A pass is two calls: for what it stores, then for what it moves. Where nothing moves, each block has
+    one."""
+    for cells in walk:
+        moved = [cell for cell in cells if cell.updates]
+        stored = [cell for cell in cells if not cell.updates]
+        if stored and moved:
+            yield stored
+        elif stored:
+            yield from blocks_of(plan, stored)
+        if moved:
+            yield moved
 
 
-def by_block(plan: Plan, cells: Call) -> list[Call]:
-    """Every block has a call; those that are stored come first."""
-    return _cut(plan, cells, True)
+def by_block(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+    """Every block has a call, the newest first, and each one that is stored after its step has the next."""
+    for before, after in pairwise(chain([[]], walk, [[]])):
+        stored = {cells[0].frame: cells for cells in blocks_of(plan, [c for c in after if not c.updates])}
+        for moved in reversed(blocks_of(plan, [c for c in before if c.updates])):
+            yield moved
+            if moved[0].frame in stored:
+                yield stored.pop(moved[0].frame)
+        yield from stored.values()
 
 
-def _cut(plan: Plan, cells: Call, each: bool) -> list[Call]:
-    calls: dict[tuple[bool, range | None], Call] = {}
-    for cell in sorted(cells, key=lambda cell: cell.updates):
-        calls.setdefault((cell.updates, plan.block(cell.frame) if each else None), []).append(cell)
-    return list(calls.values())
+def blocks_of(plan: Plan, cells: Call) -> list[Call]:
+    """The cells of each block, which follow each other."""
+    return [list(own) for _, own in groupby(cells, lambda cell: plan.block(cell.frame).start)]

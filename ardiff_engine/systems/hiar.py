@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from ardiff_engine.diffusion.solvers import Euler
 from ardiff_engine.memory import Full, PerLevel
-from ardiff_engine.plan import stage_major
-from ardiff_engine.systems.calls import by_block
+from ardiff_engine.plan import Plan, stage_major
+from ardiff_engine.systems.calls import Call, by_block, by_kind
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import FOUR_STEPS, Entry, frames, renoise
+from ardiff_engine.systems.wan_family import FOUR_STEPS, SCHEDULE, Entry, frames, renoise
 
 SYSTEM = System(
     name="hiar",
@@ -30,11 +32,41 @@ PIPELINED = replace(
 VARIANTS = (PIPELINED,)
 
 
+def estimates(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+    """The ablation that stores estimates of the clean frames, instead of the frames at the next level."""
+    for cells in by_kind(plan, walk):
+        if not cells[0].updates:
+            cells = [cell._replace(level=plan.num_steps, estimate=True) for cell in cells]
+        yield cells
+
+
+def clean_again(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+    """Each stage begins with a pass over the block that runs ahead, although its K/V are stored."""
+    clean: Call = []
+    for cells in by_kind(plan, walk):
+        first = cells[0]
+        if first.frame == 0 and not first.updates:
+            clean = cells
+        if first.frame == plan.block(0).stop and first.updates:
+            yield clean
+        yield cells
+
+
 def from_spec(entry: Entry) -> System:
-    pipelined = entry["variant"] == "pipelined"
-    return replace(
-        PIPELINED if pipelined else SYSTEM,
-        plan=stage_major(entry["block"], pipelined=pipelined),
+    variant, size = entry["variant"], entry["block"]
+    base = PIPELINED if variant == "pipelined" else SYSTEM
+    system = replace(
+        base,
+        plan=stage_major(size, pipelined=variant == "pipelined"),
         solver=renoise(entry),
         num_frames=frames(entry),
     )
+    if variant == "stage_major_ode":
+        return replace(system, solver=Euler(SCHEDULE, steps=entry["timesteps"]))
+    if variant == "clean_context":
+        return replace(system, calls_of=estimates)
+    if variant == "hybrid_block0":
+        return replace(
+            system, plan=stage_major(size, ahead=1), memory=PerLevel(Full(), ahead=size), calls_of=clean_again
+        )
+    return system

@@ -1,17 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MAGI-1: chunks in a staircase of stages; the noisier a chunk is, the further back it sees."""
+"""MAGI-1: chunks in a staircase of stages; the noisier a chunk is, the further back it sees. Frames are its
+chunks of six latents, and the K/V of a finished one are stored in a pass that moves others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from ardiff_engine.diffusion import FlowSchedule
-from ardiff_engine.diffusion.solvers import Euler
-from ardiff_engine.memory import Ranges
+import numpy as np
+
+from ardiff_engine.diffusion.solvers import RisingEuler
+from ardiff_engine.memory import Full, Ranges
 from ardiff_engine.plan import staged
 from ardiff_engine.systems.calls import by_pass
 from ardiff_engine.systems.system import System
+from ardiff_engine.systems.trace import Trace
 from ardiff_engine.systems.wan_family import Entry
+
+SHORTCUT = (0, 0.5, 0.75)
+"""Of a quarter of the steps: where the three steps lie that are taken of it."""
+
+
+def times(steps: int, shift: float, shortcut: bool = False) -> tuple[float, ...]:
+    """linspace(0, 1)² shifted towards noise; shortcut: 12 steps, nearer to the start of each quarter."""
+    places = (
+        [(q + s) / 4 for q in range(4) for s in SHORTCUT] if shortcut else [i / steps for i in range(steps)]
+    )
+    return tuple(u**2 / (shift + (1 - shift) * u**2) for u in (*places, 1.0))
+
+
+def recorded(chunk: int) -> Callable[[Trace], Trace]:
+    """Places are those of a chunk's first latent, and on record for chunks that are fed."""
+
+    def of(trace: Trace) -> Trace:
+        return replace(trace, position=np.where(trace.fed, trace.position * chunk, np.nan))
+
+    return of
+
 
 SYSTEM = System(
     name="magi-1",
@@ -19,20 +44,23 @@ SYSTEM = System(
     paper="2505.13211",
     repository="SandAI-org/MAGI-1",
     plan=staged(4),
-    solver=Euler(FlowSchedule(3.0), 64),
+    solver=RisingEuler(times(64, 3.0), commit=0.9999),
     memory=Ranges((5, 4, 3, 2), clean=1),
     calls_of=by_pass,
     stores_last=False,
+    recorded=recorded(6),
     fps=24,
 )
 
 
 def from_spec(entry: Entry) -> System:
-    window = entry["window"]
+    window, chunk = entry["window"], entry["chunk_frames"]
     return replace(
         SYSTEM,
         plan=staged(window),
-        solver=Euler(FlowSchedule(entry["shift"]), entry["steps"]),
-        memory=Ranges((5, 4, 3, 2)[:window], clean=1),
+        solver=RisingEuler(times(entry["steps"], entry["shift"], entry["shortcut"]), commit=0.9999),
+        memory=Full() if entry["all_history"] else Ranges((5, 4, 3, 2)[:window], clean=1),
         num_frames=entry["chunks"],
+        given_frames=entry["given_pixel_frames"] // chunk,
+        recorded=recorded(chunk),
     )

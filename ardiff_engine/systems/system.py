@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Literal
@@ -22,6 +23,10 @@ from ardiff_engine.systems.toy import run_toy
 from ardiff_engine.systems.trace import Trace, trace_of
 
 
+def as_traced(trace: Trace) -> Trace:
+    return trace
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
     """plan × solver × memory × guidance, and what its own code does with them.
@@ -32,8 +37,8 @@ class System:
         `Stream.set_condition`). fps: pictures per second of its videos.
     num_frames, given_frames: of the video, where a system was made for one; the given ones are included.
     network: what the trace takes for granted of the network.
-    calls_of, stores_last: how its code cuts the engine's passes into calls (see `systems.calls`), and whether
-        it stores the K/V of the last block.
+    calls_of, stores_last: how its code makes calls of the engine's passes (see `systems.calls`), and whether
+        it stores the K/V of the last block. recorded: how its numbers are kept, if not as a `Trace` says.
     exact: what was compared with its own code; left_out: what of it is not expressed here, and why.
     """
 
@@ -52,6 +57,7 @@ class System:
     network: ModelSpec = ANY_NETWORK
     calls_of: CallsOf = by_kind
     stores_last: bool = True
+    recorded: Callable[[Trace], Trace] = as_traced
     exact: str = ""
     left_out: str = ""
 
@@ -79,7 +85,7 @@ class System:
         """What its code does for a video of that many frames, given ones included."""
         plan = self.plan_of(num_frames)
         walk = passes(plan, self.memory, self.network, None, self.stores_last)
-        return [call for cells in walk for call in self.calls_of(plan, cells)]
+        return list(self.calls_of(plan, walk))
 
     def trace(
         self,
@@ -101,7 +107,7 @@ class System:
             raise PlanError(f"{self.name} is endless: say how many frames to trace, num_frames=21")
         calls = self.calls(frames)
         timesteps = [(*own.timesteps.tolist(), own.waiting_timestep) for own in self.tracks]
-        made = trace_of(calls, frames, timesteps)
+        made = self.recorded(trace_of(calls, frames, timesteps))
         if noise is None:
             return made
         x_in, final = run_toy(calls, self.tracks, noise, step_noise)

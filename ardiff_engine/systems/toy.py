@@ -40,7 +40,7 @@ def run_toy(
     x_in = np.full((len(calls), len(x)), np.nan)
     for call, cells in enumerate(calls):
         for cell in cells:
-            x_in[call, cell.frame] = x[cell.frame]
+            x_in[call, cell.frame] = seen[cell.frame][0] if cell.estimate else x[cell.frame]
         for cell in [cell for cell in cells if cell.updates]:
             p, q, a, b, e, *weights, limit = rows[cell.track][cell.level]
             own = x[cell.frame]

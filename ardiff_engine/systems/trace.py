@@ -71,15 +71,14 @@ def trace(
 
     timesteps: of each track, the one that is fed at each level, then that of a finished frame; and, for a
         network that is fed frames that have not started, theirs.
-    calls_of: what has a call of its own: `calls.by_kind`, `by_block` or `by_pass`.
+    calls_of: how passes become calls: `calls.by_kind`, `by_block` or `by_pass`.
     stores_last: what the plan leaves unstored at its end is stored, for nobody.
 
     Raises PlanError for an endless plan without `num_ticks`, for timesteps that do not fit its tracks, and
     for a view of K/V that no call has computed.
     """
     walk = passes(plan, memory, spec, num_ticks, stores_last)
-    calls = [call for cells in walk for call in calls_of(plan, cells)]
-    return trace_of(calls, plan.shape(num_ticks)[1], timesteps)
+    return trace_of(calls_of(plan, walk), plan.shape(num_ticks)[1], timesteps)
 
 
 def trace_of(calls: Iterable[Call], frames: int, timesteps: Timesteps) -> Trace:

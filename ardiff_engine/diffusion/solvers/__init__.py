@@ -6,6 +6,7 @@ from ardiff_engine.diffusion.solvers.ddpm import DDPM
 from ardiff_engine.diffusion.solvers.dpm_solver import DPMSolver
 from ardiff_engine.diffusion.solvers.euler import Euler
 from ardiff_engine.diffusion.solvers.renoise import Renoise
+from ardiff_engine.diffusion.solvers.rising_euler import RisingEuler
 from ardiff_engine.diffusion.solvers.solver import Solver, SpacedSteps, look_back, spaced_steps
 from ardiff_engine.diffusion.solvers.unipc import UniPC
 
@@ -15,6 +16,7 @@ __all__ = [
     "DPMSolver",
     "Euler",
     "Renoise",
+    "RisingEuler",
     "Solver",
     "SpacedSteps",
     "UniPC",

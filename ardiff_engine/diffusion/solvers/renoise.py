@@ -4,7 +4,6 @@ Huang et al. 2025, Self-Forcing): x' = (1 − σ')·x̂0 + σ'·ε, and x̂0 its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,9 +11,7 @@ import torch
 
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.diffusion.prediction import STRAIGHT, check_prediction, x0_weights
-from ardiff_engine.diffusion.real import is_real
-from ardiff_engine.diffusion.solvers.solver import coefficient_table, told_timesteps
-from ardiff_engine.errors import ConfigError
+from ardiff_engine.diffusion.solvers.solver import coefficient_table, listed_steps, told_timesteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +33,8 @@ class Renoise:
 
     def __post_init__(self) -> None:
         check_prediction(self.prediction, STRAIGHT)
-        values = list(self.steps)
-        total = self.schedule.num_timesteps
-        good = bool(values) and all(is_real(t) and math.isfinite(t) and 0 <= t <= total for t in values)
-        if not good or any(after >= before for before, after in zip(values, values[1:], strict=False)):
-            raise ConfigError(
-                f"Renoise: steps {values}; expected falling timesteps in 0..{total}, at least one."
-            )
-        values = [float(t) for t in values]
-        object.__setattr__(self, "steps", tuple(values))
-        told = torch.tensor(values, dtype=torch.float64, device="cpu")
+        told = listed_steps("Renoise", self.steps, self.schedule)
+        object.__setattr__(self, "steps", tuple(told.tolist()))
         sigmas = self.schedule.sigma(told)
         after = torch.cat([sigmas[1:], sigmas.new_zeros(1)])
         x0 = x0_weights(1 - sigmas, sigmas, self.prediction)

@@ -13,6 +13,7 @@ arithmetic itself is `ardiff_engine.ops.solver_step`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Protocol, runtime_checkable
@@ -142,6 +143,17 @@ def told_timesteps(steps: torch.Tensor, commit: float, schedule: FlowSchedule) -
             f"commit is {commit!r}; expected a timestep in 0..{schedule.num_timesteps}, 0 for clean frames."
         )
     return torch.cat([steps, steps.new_tensor([commit])])
+
+
+def listed_steps(solver: str, steps: Sequence[float], schedule: FlowSchedule) -> torch.Tensor:
+    """float64 [S]: the steps of a solver that takes a list. ConfigError unless they fall within 0..T."""
+    values, total = list(steps), schedule.num_timesteps
+    good = bool(values) and all(is_real(t) and math.isfinite(t) and 0 <= t <= total for t in values)
+    if not good or any(after >= before for before, after in zip(values, values[1:], strict=False)):
+        raise ConfigError(
+            f"{solver}: steps {values}; expected falling timesteps in 0..{total}, at least one."
+        )
+    return torch.tensor([float(t) for t in values], dtype=torch.float64, device="cpu")
 
 
 def check_order(solver: str, name: str, value: int, known: tuple[int, ...]) -> None:
