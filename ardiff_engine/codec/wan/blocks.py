@@ -30,9 +30,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         layers = self.residual
-        h = layers["2"](F.silu(layers["0"](x)), past)
-        h = layers["6"](F.silu(layers["3"](h)), past)
-        return h + (x if self.shortcut is None else self.shortcut(x, past))
+        h = layers["2"](F.silu(layers["0"](x), inplace=True), past)
+        h = layers["6"](F.silu(layers["3"](h), inplace=True), past)
+        h += x if self.shortcut is None else self.shortcut(x, past)
+        return h
 
 
 class FrameAttention(nn.Module):
@@ -76,4 +77,4 @@ class Head(nn.ModuleDict):
         )
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        return self["2"](F.silu(self["0"](x)), past)
+        return self["2"](F.silu(self["0"](x), inplace=True), past)
