@@ -315,8 +315,8 @@ class OfSomebodyElse:
     def __getattr__(self, name: str) -> object:
         return getattr(Full(), name)
 
-    def stores(self, level: int, steps: int) -> bool:
-        return level == steps
+    def stores(self, fed: Fed) -> bool:
+        return fed.level == fed.steps
 
 
 def only_the_last_sees_the_first(fed: Fed, now: Now) -> View:
