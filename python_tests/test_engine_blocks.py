@@ -295,9 +295,9 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Request]]] = {
         ConfigError,
         lambda: Request(8, plan=plan.staged(2), memory=Ranges((3, 2, 1), 1)),
     ),
-    "keys that move": (
-        ConfigError,
-        lambda: Request(9, plan=plan.blocks(3), memory=Placed(Window(6), "window")),
+    "one frame at two places": (
+        PlanError,
+        lambda: Request(9, lag=1, memory=Placed(Window(6), "window")),
     ),
     "no plan": (ConfigError, lambda: Request(4, plan="blocks")),
     "no solver": (ConfigError, lambda: Request(4, solver=(S4, 3))),

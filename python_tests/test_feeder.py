@@ -13,11 +13,19 @@ from test_ar_diffusion import tiny
 
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.feeder import Feeder
-from ardiff_engine.memory import Full, MemoryPolicy, RecomputedWindow, Window
+from ardiff_engine.memory import Full, MemoryPolicy, Placed, RecomputedWindow, Window
 from ardiff_engine.plan import Plan, explicit, lag
 
 SPEC = tiny("separate_norm", "temporal_causal", "rope").spec
-POLICIES = (RecomputedWindow(6), Window(3), Window(2, sink=2), Window(5, sink=1), Full())
+POLICIES = (
+    RecomputedWindow(6),
+    Window(3),
+    Window(2, sink=2),
+    Window(5, sink=1),
+    Full(),
+    Placed(Window(3), "window"),
+    Placed(Window(2, sink=2), "anchored"),
+)
 
 
 def described(feed: Feed) -> dict[str, object]:

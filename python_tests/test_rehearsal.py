@@ -15,8 +15,8 @@ from ardiff_engine import plan
 from ardiff_engine.engine import rehearsal
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.rehearsal import rehearse
-from ardiff_engine.errors import ConfigError
-from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Ranges, RecomputedWindow, Window
+from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Placed, Ranges, RecomputedWindow, Window
 from ardiff_engine.plan import Plan
 
 SPEC = replace(tiny("separate_norm", "temporal_causal", "rope").spec, longest=None)
@@ -30,7 +30,8 @@ def memories(draw: st.DrawFn) -> MemoryPolicy:
     plain = [window, Full(), Full(joint=True)]
     context = draw(st.sampled_from(["next", "same"]))
     levels = [PerLevel(memory, context) for memory in plain if not memory.joint]
-    return draw(st.sampled_from([*plain, *levels, RecomputedWindow(size), Ranges(ranges, size)]))
+    given = draw(st.sampled_from([*plain, *levels, RecomputedWindow(size), Ranges(ranges, size)]))
+    return Placed(given, draw(st.sampled_from(["window", "anchored"]))) if draw(st.booleans()) else given
 
 
 def served(ours: Plan, memory: MemoryPolicy) -> bool:
@@ -38,6 +39,12 @@ def served(ours: Plan, memory: MemoryPolicy) -> bool:
         memory.check(ours, SPEC)
     except ConfigError:
         return False
+    if isinstance(memory, Placed):
+        try:
+            rehearse(ours, memory, SPEC)
+        except PlanError as error:
+            assert "two places" in str(error)
+            return False
     return True
 
 

@@ -12,7 +12,7 @@ from test_wan_transformer import FOLDER, error, official
 
 import ardiff_engine as ade
 from ardiff_engine import ops
-from ardiff_engine.memory import Full, Window
+from ardiff_engine.memory import Full, Placed, Window
 from ardiff_engine.plan import blocks
 
 CASES = [
@@ -22,6 +22,7 @@ CASES = [
     "rolling_sf_W4_S1_c1",
     "rolling_sf_W6_S1_c3",
     "rolling_longlive_W9_S3_c3",
+    "x_rolling_longlive_relative_W9_S3_c3",
     "x_sampling_sf_c3_F21",
 ]
 
@@ -30,7 +31,8 @@ CASES = [
 def case(request: pytest.FixtureRequest):
     model, golden, config = official(request.param)
     stored = np.load(FOLDER / f"{request.param}.npz")
-    return model, golden, config | json.loads(str(stored["config"]))
+    relative = {"relative": "relative" in request.param}
+    return model, golden, config | json.loads(str(stored["config"])) | relative
 
 
 def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +65,8 @@ def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
     # The official window counts its sink.
     sink, window = config["sink_size"], config["local_attn_size"]
     memory = Full() if window < 0 else Window(window - sink, sink=sink)
+    if config["relative"]:
+        memory = Placed(memory, "window")
     rule = blocks(size, first=first)
     engine = ade.Engine(model, solver=solver, memory=memory, plan=rule, max_pages=100)
     streams = [

@@ -14,6 +14,7 @@ import torch
 
 from ardiff_engine.engine.condition_store import ConditionStore
 from ardiff_engine.engine.layout import Layout, LayoutBuilder, Span, Work
+from ardiff_engine.engine.page_turns import PageTurns
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.memory.page_pool import PagePool
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
@@ -49,7 +50,7 @@ class Batch:
         float32 [B, U] its share (0 where a stream has fewer branches), `coefficients` int64 [U] rows of the
         coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any, `history` float32
         [P, Y, C] the predictions of the P steps before, the latest first, None if no solver looks back.
-    moves: what the next pass differs in; None over static buffers.
+    moves: what the next pass differs in; None over static buffers. turns: what the pass begins with.
     """
 
     cells: CellBatch
@@ -62,6 +63,7 @@ class Batch:
     keys: torch.Tensor | None
     history: torch.Tensor | None = None
     moves: Moves | None = None
+    turns: PageTurns | None = None
 
     def following(self, x: torch.Tensor, history: torch.Tensor | None) -> Batch:
         """The same cells one pass later, each one that moves at its next level."""
@@ -81,6 +83,7 @@ class Batch:
             keys=keys,
             history=history,
             moves=moves,
+            turns=None,
         )
 
 
@@ -93,6 +96,7 @@ class Packer:
 
     def __init__(self, model: VideoModel, pool: PagePool, schedules: Schedules) -> None:
         self._pool = pool
+        self._spec = model.spec
         self._schedules = schedules
         self._builder = LayoutBuilder(model, pool.page_rows)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
@@ -130,6 +134,7 @@ class Packer:
             keys=None if keys is None else torch.from_numpy(keys),
             history=history,
             moves=moves,
+            turns=PageTurns.of(work),
         )
 
     def _layout(self, work: Work) -> Layout:
@@ -162,6 +167,11 @@ class Packer:
                 latents += [state.latents[frame] for frame in roster.frames]
         x = torch.cat(latents)
         return x, torch.cat(conditions) if conditions else None, _history(work, x)
+
+    def turn_pages(self, batch: Batch) -> None:
+        """What the batch begins with, on the device."""
+        if batch.turns is not None:
+            batch.turns.run(self._pool, self._spec)
 
     def forget(self) -> None:
         """Drop kept layouts: workspace that can be built again."""

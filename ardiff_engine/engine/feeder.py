@@ -14,7 +14,18 @@ from itertools import compress
 from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.errors import PlanError
 from ardiff_engine.memory.policy import MemoryPolicy
-from ardiff_engine.memory.view import Fed, Run, View, contains, forget, frames_in, union, within, without
+from ardiff_engine.memory.view import (
+    Fed,
+    Run,
+    View,
+    agree,
+    contains,
+    forget,
+    frames_in,
+    union,
+    within,
+    without,
+)
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Frames, Now, Plan
 
@@ -97,6 +108,9 @@ class Feeder:
         steady, tick = self._steady, self.tick
         if steady is None or steady.plan is not self.plan or not steady.begin <= tick < steady.end:
             feed = self._planned()
+            if not feed.roster.updated:
+                self._steady = None
+                return feed
             stores = self._forgets and (feed.roster.feeds_context or not all(feed.roster.updates))
             end = tick + 1 if self._policy.by_level else self.plan.steady_until(tick)
             self._steady = _Steady(self.plan, tick, end, feed.roster, stores)
@@ -136,6 +150,8 @@ class Feeder:
         self._take_up(feed.roster)
         if self._prefill:
             self._prefill.pop(0)
+            return
+        if not feed.roster.updated:
             return
         self.moved = feed
         self.tick += passes
@@ -223,15 +239,21 @@ class Feeder:
     # --- private
 
     def _planned(self) -> Feed:
-        """What the plan's tick moves, and before it what is to be stored."""
+        """What the plan's tick moves, and before it what is to be stored: in a pass before, where that is seen
+        at other places."""
         tick, now = self.plan.tick(self.tick), self.plan.now(self.tick)
         levels = dict(zip(tick.frames, tick.levels, strict=True))
         if not self._forgets:
             return self._everything(levels, now)
         kept = self._kept_by_policy(now)
-        stored = [self._fed(block, stores=True) for block in self._to_store(now, kept)]
-        moved = [self._fed(block, level=levels[block.start]) for block in self._blocks(tick.frames)]
-        return self._feed(stored + moved, now, union(kept, now.unfinished))
+        stores = [self._fed(block, stores=True) for block in self._to_store(now, kept)]
+        moves = [self._fed(block, level=levels[block.start]) for block in self._blocks(tick.frames)]
+        seen = [(fed, self._view(fed, now)) for fed in stores + moves]
+        if stores and not agree([view for _, view in seen]):
+            del seen[len(stores) :]
+            while not agree([view for _, view in seen]):
+                seen.pop()
+        return self._feed(seen, union(kept, now.unfinished))
 
     def _without_stores(self, roster: Roster, passed: int) -> Feed:
         """As planned anew, once what the roster stores is stored: no frame has started or finished since."""
@@ -257,11 +279,11 @@ class Feeder:
         own = self.levels.get(block.start, 0) if level is None else level
         return Fed(block, own, self.plan.steps(block.start), stores)
 
-    def _feed(self, feds: list[Fed], now: Now, kept: Frames) -> Feed:
+    def _feed(self, seen: list[tuple[Fed, View]], kept: Frames) -> Feed:
         frames: list[int] = []
         cells: list[tuple[bool, int, int, int, View, int, int]] = []
-        for fed in feds:
-            view, copy = self._view(fed, now), self._policy.copy(fed)
+        for fed, view in seen:
+            copy = self._policy.copy(fed)
             shift = _own_run(view, fed.block, copy).shift
             track = self.plan.track(fed.block.start)
             for frame in fed.block:
@@ -289,9 +311,9 @@ class Feeder:
         finished = (range(chunk.start),) if chunk.start else ()
         now = Now(started, (chunk,), finished)
         kept = self._kept_by_policy(now)
-        blocks = self._blocks(f for f in chunk if self._remembered(f))
+        feds = [self._fed(b, stores=True) for b in self._blocks(f for f in chunk if self._remembered(f))]
         waiting = (range(chunk.stop, self.plan.prefix),) if chunk.stop < self.plan.prefix else ()
-        return self._feed([self._fed(block, stores=True) for block in blocks], now, union(kept, waiting))
+        return self._feed([(fed, self._view(fed, now)) for fed in feds], union(kept, waiting))
 
     def _everything(self, moved: dict[int, int], now: Now) -> Feed:
         """All frames of the window, waiting ones included: in such a network each one changes the others."""
@@ -325,10 +347,14 @@ class Feeder:
         )
 
     def _view(self, fed: Fed, now: Now) -> View:
-        view = forget(self._policy.view(fed, now), self._forgotten)
-        if not self._base:
+        gone = self._forgotten
+        if gone:
+            now = Now(without(now.started, gone), now.unfinished, without(now.finished, gone))
+        view = forget(self._policy.view(fed, now), gone)
+        back = self._base + view[-1].shift
+        if not self._base or back <= 0:
             return view
-        return tuple([run._replace(shift=min(run.shift, -self._base)) for run in view])
+        return tuple([run._replace(shift=run.shift - back) for run in view])
 
     def _kept_by_policy(self, now: Now, plan: Plan | None = None) -> Frames:
         plan = self.plan if plan is None else plan

@@ -8,9 +8,9 @@ were promised, would otherwise come up in the middle of a video.
 from __future__ import annotations
 
 from ardiff_engine.engine.feeder import Feeder
-from ardiff_engine.errors import PlanError
+from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.memory import MemoryPolicy
-from ardiff_engine.memory.view import contains
+from ardiff_engine.memory.view import agree, contains
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
 
@@ -20,24 +20,37 @@ MOST_TICKS = 1000
 def rehearse(plan: Plan, memory: MemoryPolicy, spec: ModelSpec) -> None:
     """Raise PlanError if a view shows what is not there, or pages run out. Endless plans: the first ticks."""
     feeder, most = Feeder(plan, memory, spec), memory.most_frames(plan)
-    held: set[tuple[int, int]] = set()
+    held: dict[tuple[int, int], int] = {}
     ticks = MOST_TICKS if plan.num_ticks is None else min(plan.num_ticks, MOST_TICKS)
     while feeder.tick < ticks:
         feed = feeder.next()
         roster = feed.roster
-        held = {cell for cell in held if contains(roster.kept, cell[0])}
-        held.update(zip(roster.frames, roster.copies, strict=True))
+        held = {cell: shift for cell, shift in held.items() if contains(roster.kept, cell[0])}
+        for frame, copy, position in zip(roster.frames, roster.copies, roster.positions, strict=True):
+            held[frame, copy] = position - frame
+        placed: set[tuple[int, int]] = set()
         for frame, view in zip(roster.frames, roster.views, strict=True):
-            shown = ((seen, run.copy) for run in view for seen in range(run.first, run.stop))
-            lost = next((cell for cell in shown if cell not in held), None)
+            shown = [((seen, run.copy), run.shift) for run in view for seen in range(run.first, run.stop)]
+            lost = next((cell for cell, _ in shown if cell not in held), None)
             if lost is not None:
                 raise PlanError(
                     f"{memory!r} shows frame {frame} copy {lost[1]} of frame {lost[0]} in tick "
                     f"{feeder.tick}, which has never been written or is no longer kept"
                 )
-        if len(held) > most:
+            placed.update([cell for cell, shift in shown if held[cell] != shift])
+        if not agree(roster.views):
             raise PlanError(
-                f"{memory!r} keeps {len(held)} frames in tick {feeder.tick} and promised {most}: correct its "
-                "most_frames"
+                f"{memory!r} shows a frame at two places in tick {feeder.tick}, and a pass sees it at one: let "
+                "blocks that move together share a view (joint), or move one block after the other"
+            )
+        if placed and spec.frame_angles is None:
+            raise ConfigError(
+                f"{memory!r} shows frames elsewhere than they were written, and the spec of the model has no "
+                "frame_angles to turn their keys by"
+            )
+        if len(held) + len(placed) > most:
+            raise PlanError(
+                f"{memory!r} keeps {len(held) + len(placed)} frames in tick {feeder.tick} and promised {most}: "
+                "correct its most_frames"
             )
         feeder.advance(feed)

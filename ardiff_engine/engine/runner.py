@@ -265,6 +265,7 @@ class Runner:
         packed = time.perf_counter()
         try:
             with own_words(self.error_words):
+                self.packer.turn_pages(batch)
                 computed = self.ticks.run(batch)
         finally:
             ended = time.perf_counter()

@@ -139,6 +139,7 @@ class StreamState:
         clean: list[tuple[int, torch.Tensor]],
     ) -> None:
         """`passes` have run, the last one over `feed`; latents, history [P, ...]: of the frames it moved."""
+        self.pages.turned()
         self.latents.update(zip(feed.roster.updated, latents.unbind(0), strict=True))
         if history is not None and self.schedule.looks_back:
             own = history[: self.schedule.looks_back].unbind(1)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of one stream: of its contexts and frames, for each guidance branch."""
+"""The pages of one stream: of its contexts and frames, for each guidance branch.
+
+Frames that a pass sees elsewhere than where their K/V were written have second pages for that. They follow
+from the first ones: forks, suspension and edits know nothing of them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ardiff_engine.engine.feed import Roster
-from ardiff_engine.errors import PageTableError, explain
+from ardiff_engine.errors import PageTableError, PlanError, explain
 from ardiff_engine.memory.page_manager import Lease
 from ardiff_engine.memory.page_pool import PagePool
 from ardiff_engine.memory.view import contains
@@ -28,18 +32,23 @@ class StreamPages:
     lease.
 
     most: pages that the stream can ever hold. context: page ids per branch; frames: per branch and
-        (frame, copy).
+        (frame, copy), as written; placed: those seen elsewhere. turns: (page, page for its rotation, places)
+        that the next pass begins with.
     """
 
     __slots__ = (
         "_own_frames",
         "_per_context",
         "_per_frame",
+        "_places",
         "_prepared",
+        "_shifts",
         "context",
         "frames",
         "lease",
         "most",
+        "placed",
+        "turns",
         "version",
     )
 
@@ -50,7 +59,12 @@ class StreamPages:
         self.lease: Lease | None = None
         self.context: list[list[int]] = [[] for _ in range(branches)]
         self.frames: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(branches)]
+        self.placed: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(branches)]
+        self.turns: list[tuple[int, int, int]] = []
         self.version = 0
+        # The shift of each (frame, copy) as it was written, and as it is placed.
+        self._shifts: dict[tuple[int, int], int] = {}
+        self._places: dict[tuple[int, int], int] = {}
         self._prepared: Roster | None = None
         # Frames whose pages nobody else can hold by now: sharing empties it.
         self._own_frames: frozenset[tuple[int, int, int]] = frozenset()
@@ -61,7 +75,7 @@ class StreamPages:
 
     @property
     def ids(self) -> list[int]:
-        """All pages, in a fixed order."""
+        """All pages that hold what was written, in a fixed order."""
         contexts = [page for pages in self.context for page in pages]
         return contexts + [page for frames in self.frames for pages in frames.values() for page in pages]
 
@@ -79,6 +93,9 @@ class StreamPages:
         self._unprepare()
         self.version += 1
         lease = self._open()
+        places = self._seen_elsewhere(roster)
+        # Those that no pass has begun with are not there.
+        self._drop_placed([c for c, place in self._places.items() if self.turns or places.get(c) != place])
         for frames, branch in zip(self.frames, rosters, strict=True):
             for gone in [cell for cell in frames if not contains(branch.kept, cell[0])]:
                 lease.give_back(frames.pop(gone))
@@ -89,20 +106,31 @@ class StreamPages:
             for cell in cells:
                 if (number, *cell) not in own or cell not in frames:
                     frames[cell] = self._own(frames.get(cell, []), self._per_frame)
+        self._place(places)
         self._prepared = roster
         self._own_frames = frozenset((number, *cell) for number, cells in enumerate(fed) for cell in cells)
 
     def shown(self, branch: int, source: int, cells: Sequence[tuple[int, int]]) -> Iterator[int]:
         """The pages of (frame, copy), of `source` where the branch has none of its own."""
         own, others = self.frames[branch], self.frames[source]
+        if not self._places:
+            for cell in cells:
+                yield from own[cell] if cell in own else others[cell]
+            return
         for cell in cells:
-            yield from own[cell] if cell in own else others[cell]
+            holder = branch if cell in own else source
+            yield from self.placed[holder].get(cell) or self.frames[holder][cell]
+
+    def turned(self) -> None:
+        """A pass has begun with `turns`."""
+        self.turns = []
 
     def drop_from(self, frame: int) -> None:
         """Give back the pages of `frame` and of all later ones."""
         self._unprepare()
         self.version += 1
         lease = self._open()
+        self._drop_placed(list(self._places))
         for frames in self.frames:
             for later in [cell for cell in frames if cell[0] >= frame]:
                 lease.give_back(frames.pop(later))
@@ -115,6 +143,7 @@ class StreamPages:
         other.lease = lease
         other.context = [list(pages) for pages in self.context]
         other.frames = [{cell: list(pages) for cell, pages in frames.items()} for frames in self.frames]
+        other._shifts = dict(self._shifts)
         return other
 
     def save(self, pool: PagePool) -> SavedPages:
@@ -139,14 +168,53 @@ class StreamPages:
         self.version += 1
 
     def close(self) -> None:
-        """Return everything. The maps stay, for `restore`."""
+        """Return everything. The maps of what was written stay, for `restore`."""
         self._unprepare()
         if self.lease is not None:
             self.lease.close()
             self.lease = None
+            self.placed, self._places, self.turns = [{} for _ in self.frames], {}, []
 
     def _unprepare(self) -> None:
         self._prepared, self._own_frames = None, frozenset()
+
+    def _seen_elsewhere(self, roster: Roster) -> dict[tuple[int, int], int]:
+        """The shifts of what the roster sees elsewhere than where it was written. Notes those of what it
+        feeds."""
+        shifts = self._shifts
+        for cell in [cell for cell in shifts if not contains(roster.kept, cell[0])]:
+            del shifts[cell]
+        for frame, copy, position in zip(roster.frames, roster.copies, roster.positions, strict=True):
+            shifts[frame, copy] = position - frame
+        runs = {run for view in dict.fromkeys(roster.views) for run in view}
+        if len({run.shift for run in runs} | set(shifts.values())) == 1:
+            return {}
+        seen: dict[tuple[int, int], int] = {}
+        for run in runs:
+            for frame in range(run.first, run.stop):
+                if seen.setdefault((frame, run.copy), run.shift) != run.shift:
+                    raise PlanError(f"frame {frame} is seen at two places in one pass")
+        return {cell: shift for cell, shift in seen.items() if shift != shifts[cell]}
+
+    def _place(self, places: dict[tuple[int, int], int]) -> None:
+        """Pages for what is seen elsewhere, and what turns their K."""
+        lease = self._open()
+        for cell, place in places.items():
+            if cell in self._places:
+                continue
+            self._places[cell], turn = place, place - self._shifts[cell]
+            for frames, placed in zip(self.frames, self.placed, strict=True):
+                if cell in frames:
+                    pages = placed[cell] = lease.take(self._per_frame)
+                    self.turns += [(page, to, turn) for page, to in zip(frames[cell], pages, strict=True)]
+
+    def _drop_placed(self, cells: list[tuple[int, int]]) -> None:
+        lease = self._open()
+        for cell in cells:
+            del self._places[cell]
+            for placed in self.placed:
+                lease.give_back(placed.pop(cell, []))
+        self.turns = []
 
     def _own(self, pages: list[int], count: int) -> list[int]:
         """`count` pages that no other stream holds: those given, where they are."""

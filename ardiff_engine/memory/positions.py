@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.memory.policy import Event, MemoryPolicy, require_rope
+from ardiff_engine.memory.policy import Event, MemoryPolicy
 from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Frames, Now, Plan
@@ -34,7 +34,10 @@ def place(view: View, positions: Positions) -> View:
 class Placed:
     """memory: what is seen and kept; positions: where, as in `place`.
 
-    For traces. The engine refuses it: a stored key would have to be turned whenever its place changes.
+    A frame that is seen elsewhere than where its K/V were written has pages for both: K is turned from how it
+    was written, so that nothing adds up. A pass sees every frame at one place. So blocks that see each other
+    and move in one tick need a view that they share (`joint`), and a block whose own view has other places
+    than theirs is stored in a pass of its own.
     """
 
     memory: MemoryPolicy
@@ -49,22 +52,22 @@ class Placed:
 
     @property
     def chunk(self) -> int:
-        return self.memory.chunk
+        return min(self.memory.chunk, 1)
 
     @property
     def by_level(self) -> bool:
         return self.memory.by_level
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
-        require_rope("memory.Placed", spec)
         self.memory.check(plan, spec)
-        raise ConfigError(
-            f"memory.Placed({self.memory!r}): keys that are stored at one place and seen at another cannot "
-            "be served yet; trace() shows what it does"
-        )
+        if spec.frame_angles is None:
+            raise ConfigError(
+                f"memory.Placed({self.memory!r}) with a model whose spec has no frame_angles: its keys stay "
+                "where they were written"
+            )
 
     def most_frames(self, plan: Plan) -> int:
-        return self.memory.most_frames(plan)
+        return 2 * self.memory.most_frames(plan)
 
     def view(self, fed: Fed, now: Now) -> View:
         return place(self.memory.view(fed, now), self.positions)

@@ -92,6 +92,20 @@ def frames_in(views: Iterable[View]) -> Frames:
     return union(*[(range(*span),) for span in sorted(spans)])
 
 
+def agree(views: Iterable[View]) -> bool:
+    """Whether no copy of a frame is seen at two places."""
+    runs = {(run.copy, run.first, run.stop, run.shift) for view in views for run in view}
+    if len({shift for *_, shift in runs}) == 1:
+        return True
+    reached: dict[tuple[int, int], int] = {}
+    for copy, first, stop, shift in sorted(runs):
+        for (same, other), end in reached.items():
+            if same == copy and other != shift and end > first:
+                return False
+        reached[copy, shift] = max(stop, reached.get((copy, shift), 0))
+    return True
+
+
 def forget(view: View, gone: Frames) -> View:
     """The view without the frames in `gone`."""
     if not gone or gone[0].start >= view[-1].stop or gone[-1].stop <= view[0].first:

@@ -32,6 +32,11 @@ def check_spec(spec: ModelSpec) -> None:
         raise ConfigError(
             f"ModelSpec: got {spec.heads} heads, expected a multiple of kv_heads {spec.kv_heads}."
         )
+    if spec.frame_angles is not None and 2 * len(spec.frame_angles) != spec.head_dim:
+        raise ConfigError(
+            f"ModelSpec.frame_angles: got {len(spec.frame_angles)}, expected {spec.head_dim / 2:g}, one for each "
+            "pair of a head."
+        )
     condition = spec.condition
     known = condition.kind in ("joint", "cross", "none")
     if not known or (condition.tokens < 1) != (condition.kind == "none"):

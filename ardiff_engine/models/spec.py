@@ -42,6 +42,8 @@ class ModelSpec:
         that make one token; and `size`: of the frames it was trained on, and of requests that name none.
     layers, heads, kv_heads, head_dim: of the pages.
     movable: whether keys stay valid while the video grows beyond `num_frames` (rotary positions).
+    frame_angles: radians by which each of the head_dim / 2 pairs of a key turns for a frame that is seen one
+        place later; None: keys stay where they were written.
     longest: frames after which positions end; None: never.
     forgets: K/V of a finished frame depend on itself and on earlier frames only. Otherwise every visible
         frame must be fed in every pass.
@@ -60,6 +62,7 @@ class ModelSpec:
     size: Size | None = None
     condition: ConditionSpec = NO_CONDITION
     movable: bool = True
+    frame_angles: tuple[float, ...] | None = None
     longest: int | None = None
     forgets: bool = True
     frames_see_later: bool = False

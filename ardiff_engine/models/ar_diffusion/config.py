@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from ardiff_engine.arguments import integer
 from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.models.dit.positions import rope_frequencies
 from ardiff_engine.models.spec import ConditionSpec, ModelSpec
 from ardiff_engine.settings import MAX_LAYERS, MAX_SIZE
 
@@ -150,6 +151,12 @@ class ARDiffusionConfig:
             head_dim=self.head_dim,
             condition=context,
             movable=rotary,
+            # A token is one place, so a frame is as many as it has tokens.
+            frame_angles=tuple(
+                self.tokens_per_frame * rate for rate in rope_frequencies(self.head_dim).tolist()
+            )
+            if rotary
+            else None,
             longest=None if rotary else self.num_frames,
             # With the other masks the context carries later frames back to earlier ones, and two merge modes
             # use the first frame's timestep for other tokens.
