@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ardiff_engine import ops
+from ardiff_engine.device import upload
 from ardiff_engine.engine.condition_store import ConditionStore
 from ardiff_engine.engine.layout import Layout, LayoutBuilder, Span, Work
-from ardiff_engine.engine.page_turns import PageTurns
 from ardiff_engine.engine.schedules import Schedules
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.page_pool import PagePool
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.models.spec import ModelSpec
 
 LAYOUTS_KEPT = 16
 
@@ -39,6 +42,33 @@ class Moves:
 
     def following(self) -> Moves:
         return replace(self, weight_rows=self.weight_rows + 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageTurns:
+    """What a pass begins with, where frames are seen elsewhere than they were written: page pages[i] becomes
+    page sources[i] with its K turned by places[i]. int64 [n] each, in host memory.
+
+    The pass itself writes neither, so it may be run twice."""
+
+    sources: torch.Tensor
+    pages: torch.Tensor
+    places: torch.Tensor
+
+    @classmethod
+    def of(cls, work: Work) -> PageTurns | None:
+        """What the streams of a pass need; None: nothing is turned."""
+        turns = [turn for state, _ in work for turn in state.pages.turns]
+        return cls(*torch.tensor(turns, dtype=torch.int64).unbind(1)) if turns else None
+
+    def run(self, pool: PagePool, spec: ModelSpec) -> None:
+        if spec.frame_angles is None:
+            raise ConfigError("frames seen elsewhere than they were written, by a model without frame_angles")
+        device = pool.k.device
+        sources, pages, places = (upload(t, device) for t in (self.sources, self.pages, self.places))
+        angles = upload(torch.tensor(spec.frame_angles, dtype=torch.float64), device)
+        ops.copy_pages_(pool.k, pool.v, sources, pages)
+        ops.rotate_pages_(pool.k, pages, places, angles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import compress
-from typing import Any
 
 from ardiff_engine.diffusion.guidance import Branch
 from ardiff_engine.engine.feed import Roster
@@ -26,8 +24,6 @@ from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.view import View
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
-
-PER_CELL = ("frames", "updates", "levels", "steps", "tracks", "views", "copies", "positions")
 
 
 def source_of(branches: Sequence[Branch]) -> int:
@@ -77,9 +73,8 @@ def _of_branch(branch: Branch, roster: Roster, plan: Plan, tick: int) -> Roster:
         own = replace(own, views=tuple(seen))
     if branch.writes and _sees_past(branch):
         return own
-    moved: dict[str, Any] = {name: tuple(compress(getattr(own, name), own.updates)) for name in PER_CELL}
     kept = plan.now(tick).unfinished if _sees_past(branch) else ()
-    return replace(own, **moved, kept=kept)
+    return replace(own, **own.moving(), kept=kept)
 
 
 def _sees_past(branch: Branch) -> bool:

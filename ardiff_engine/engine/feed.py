@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import compress
+from typing import Any
 
 from ardiff_engine.memory.view import View
-from ardiff_engine.plan import Frames
+from ardiff_engine.plan import Frames, Plan
+
+PER_CELL = ("frames", "updates", "levels", "steps", "tracks", "views", "copies", "positions")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +48,10 @@ class Roster:
         left = [steps - level for steps, level in zip(self.steps, self.levels, strict=True)]
         object.__setattr__(self, "passes_left", min(compress(left, self.updates), default=1))
 
+    def moving(self) -> dict[str, Any]:
+        """What is said per cell, of those that the solver moves alone."""
+        return {name: tuple(compress(getattr(self, name), self.updates)) for name in PER_CELL}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Feed:
@@ -66,3 +73,17 @@ class Feed:
         """Of the frames that the solver moves, before it does."""
         roster, passed = self.roster, self.passed
         return tuple([level + passed for level in compress(roster.levels, roster.updates)])
+
+
+def given_chunks(plan: Plan, most: int) -> list[range]:
+    """Given frames to store before the first tick: whole blocks, of at most that many frames or one alone."""
+    chunks: list[range] = []
+    frame = 0
+    while most and frame < plan.prefix:
+        block = plan.block(frame)
+        if chunks and block.stop - chunks[-1].start <= most:
+            chunks[-1] = range(chunks[-1].start, block.stop)
+        else:
+            chunks.append(block)
+        frame = block.stop
+    return chunks

@@ -8,11 +8,9 @@ be stored again; where a network does not forget, frames that change nothing are
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import compress
+from dataclasses import dataclass, replace
 
-from ardiff_engine.engine.feed import Feed, Roster
-from ardiff_engine.errors import PlanError
+from ardiff_engine.engine.feed import Feed, Roster, given_chunks
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.view import (
     Fed,
@@ -22,6 +20,7 @@ from ardiff_engine.memory.view import (
     contains,
     forget,
     frames_in,
+    own_run,
     union,
     within,
     without,
@@ -60,7 +59,7 @@ class Feeder:
         self._forgets = spec.forgets
         self._sees_later = spec.frames_see_later
         self._has_context = spec.context_tokens > 0
-        self._prefill = self._chunks(plan)
+        self._prefill = given_chunks(plan, self._policy.chunk if self._forgets else 0)
         self._stored: set[int] = set()
         self._forgotten: Frames = ()
         self._base = 0
@@ -234,13 +233,13 @@ class Feeder:
         if from_scratch:
             self._levels = {frame: plan.steps(frame) for frame in range(plan.prefix)}
             self._stored.clear()
-            self._prefill = self._still_seen(self._chunks(plan))
+            self._prefill = self._still_seen(given_chunks(plan, self._policy.chunk if self._forgets else 0))
 
     # --- private
 
     def _planned(self) -> Feed:
-        """What the plan's tick moves, and before it what is to be stored: in a pass before, where that is seen
-        at other places."""
+        """What the plan's tick moves, and before it what is to be stored: in a pass before, where their views
+        do not agree."""
         tick, now = self.plan.tick(self.tick), self.plan.now(self.tick)
         levels = dict(zip(tick.frames, tick.levels, strict=True))
         if not self._forgets:
@@ -257,23 +256,11 @@ class Feeder:
 
     def _without_stores(self, roster: Roster, passed: int) -> Feed:
         """As planned anew, once what the roster stores is stored: no frame has started or finished since."""
-        now, moves = self.plan.now(self.tick), roster.updates
-        views = tuple(compress(roster.views, moves))
-        kept = union(self._kept_by_policy(now), now.unfinished, frames_in(dict.fromkeys(views)))
-        return Feed(
-            Roster(
-                frames=roster.updated,
-                updates=(True,) * len(views),
-                levels=tuple([level + passed for level in compress(roster.levels, moves)]),
-                steps=tuple(compress(roster.steps, moves)),
-                tracks=tuple(compress(roster.tracks, moves)),
-                views=views,
-                copies=tuple(compress(roster.copies, moves)),
-                positions=tuple(compress(roster.positions, moves)),
-                kept=kept,
-                feeds_context=False,
-            )
-        )
+        now = self.plan.now(self.tick)
+        cells = roster.moving()
+        cells["levels"] = tuple([level + passed for level in cells["levels"]])
+        kept = union(self._kept_by_policy(now), now.unfinished, frames_in(dict.fromkeys(cells["views"])))
+        return Feed(replace(roster, **cells, kept=kept, feeds_context=False))
 
     def _fed(self, block: range, *, level: int | None = None, stores: bool = False) -> Fed:
         own = self.levels.get(block.start, 0) if level is None else level
@@ -284,7 +271,7 @@ class Feeder:
         cells: list[tuple[bool, int, int, int, View, int, int]] = []
         for fed, view in seen:
             copy = self._policy.copy(fed)
-            shift = _own_run(view, fed.block, copy).shift
+            shift = own_run(view, fed.block, copy).shift
             track = self.plan.track(fed.block.start)
             for frame in fed.block:
                 frames.append(frame)
@@ -390,32 +377,9 @@ class Feeder:
     def _remembered(self, frame: int) -> bool:
         return not contains(self._forgotten, frame)
 
-    def _chunks(self, plan: Plan) -> list[range]:
-        """Given frames to store before the first tick, some blocks at a time."""
-        most = self._policy.chunk if self._forgets else 0
-        chunks: list[range] = []
-        frame = 0
-        while most and frame < plan.prefix:
-            block = plan.block(frame)
-            if chunks and block.stop - chunks[-1].start <= most:
-                chunks[-1] = range(chunks[-1].start, block.stop)
-            else:
-                chunks.append(block)
-            frame = block.stop
-        return chunks
-
     def _still_seen(self, chunks: list[range]) -> list[range]:
         return [chunk for chunk in chunks if any(self._remembered(f) for f in chunk)]
 
 
 def _frames(frames: Frames) -> list[int]:
     return [frame for run in frames for frame in run]
-
-
-def _own_run(view: View, block: range, copy: int) -> Run:
-    for run in view:
-        if run.copy == copy and run.first <= block.start and block.stop <= run.stop:
-            return run
-    raise PlanError(
-        f"the view of frame {block[-1]} does not show copy {copy} of itself, as it is fed: {view}"
-    )

@@ -40,8 +40,8 @@ def rehearse(plan: Plan, memory: MemoryPolicy, spec: ModelSpec) -> None:
             placed.update([cell for cell, shift in shown if held[cell] != shift])
         if not agree(roster.views):
             raise PlanError(
-                f"{memory!r} shows a frame at two places in tick {feeder.tick}, and a pass sees it at one: let "
-                "blocks that move together share a view (joint), or move one block after the other"
+                f"{memory!r} shows a frame at two places in tick {feeder.tick}, and a pass sees it at one: "
+                "let blocks that move together share a view (joint), or move one after the other"
             )
         if placed and spec.frame_angles is None:
             raise ConfigError(
@@ -50,7 +50,7 @@ def rehearse(plan: Plan, memory: MemoryPolicy, spec: ModelSpec) -> None:
             )
         if len(held) + len(placed) > most:
             raise PlanError(
-                f"{memory!r} keeps {len(held) + len(placed)} frames in tick {feeder.tick} and promised {most}: "
-                "correct its most_frames"
+                f"{memory!r} keeps {len(held) + len(placed)} frames in tick {feeder.tick} and promised "
+                f"{most}: correct its most_frames"
             )
         feeder.advance(feed)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ardiff_engine.errors import PlanError
 from ardiff_engine.plan.now import Frames
 
 
@@ -114,4 +115,14 @@ def forget(view: View, gone: Frames) -> View:
         run._replace(first=part.start, stop=part.stop)
         for run in view
         for part in without((range(run.first, run.stop),), gone)
+    )
+
+
+def own_run(view: View, block: range, copy: int) -> Run:
+    """The run that shows a block to itself, in the copy that it writes; PlanError if there is none."""
+    for run in view:
+        if run.copy == copy and run.first <= block.start and block.stop <= run.stop:
+            return run
+    raise PlanError(
+        f"the view of frame {block[-1]} does not show copy {copy} of itself, as it is fed: {view}"
     )

@@ -34,8 +34,8 @@ def check_spec(spec: ModelSpec) -> None:
         )
     if spec.frame_angles is not None and 2 * len(spec.frame_angles) != spec.head_dim:
         raise ConfigError(
-            f"ModelSpec.frame_angles: got {len(spec.frame_angles)}, expected {spec.head_dim / 2:g}, one for each "
-            "pair of a head."
+            f"ModelSpec.frame_angles: got {len(spec.frame_angles)}, expected {spec.head_dim / 2:g}, one for "
+            "each pair of a head."
         )
     condition = spec.condition
     known = condition.kind in ("joint", "cross", "none")
