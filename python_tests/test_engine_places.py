@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers.raw_keys import RawARDiffusion, RawWan, sampled
+from helpers.small_wan import prompt, small_wan
 from inside import inside
 from test_ar_diffusion import tiny
 
@@ -19,8 +20,7 @@ from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.memory import Full, MemoryPolicy, Placed, Run, Window
 from ardiff_engine.memory.view import agree
-from ardiff_engine.models import WanVideo
-from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.models.wan.positions import rotated, rotation
 
 SOLVER = solvers.DDIM(NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000), num_inference_steps=3)
@@ -95,35 +95,29 @@ def test_paged_is_the_plain_algorithm(merge, guidance, size, sink, positions) ->
 
 
 @pytest.fixture(scope="module")
-def wan() -> WanVideo:
-    torch.manual_seed(0)
-    config = WanConfig(48, 2, 2, 64, channels=3, out_channels=3, text_dim=10, text_tokens=7)
-    model = WanTransformer(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3 if parameter.ndim == 1 else 0.7 * parameter[0].numel() ** -0.5)
-    return WanVideo(model, (4, 6))
+def wan() -> WanTransformer:
+    return small_wan()
 
 
 @pytest.mark.parametrize("positions", WHERE)
 @pytest.mark.parametrize(("size", "sink"), ROLLING)
-def test_paged_wan_is_the_plain_algorithm(wan: WanVideo, size: int, sink: int, positions: str) -> None:
+def test_paged_wan_is_the_plain_algorithm(wan: WanTransformer, size: int, sink: int, positions: str) -> None:
     generator = torch.Generator().manual_seed(size)
-    noise, text = torch.randn(12, 3, 4, 6, generator=generator), torch.randn(7, 10, generator=generator)
+    noise, text = torch.randn(12, 3, 4, 6, generator=generator), prompt(size)
     solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), 2)
-    plain = RawWan(wan.model, text)
+    plain = RawWan(wan, text)
     expected = list(sampled(plain.call, noise, solver, BLOCK, size, sink, WHERE[positions]))
-    options = {"num_frames": len(noise), "plan": plan.blocks(BLOCK), "condition": text}
+    options = {"num_frames": len(noise), "plan": plan.blocks(BLOCK), "condition": text, "size": (4, 6)}
     agrees_at_every_tick(
         wan,
         Placed(Window(size, sink), positions),
-        options | {"latents": wan.to_tokens(noise)},
-        [wan.to_tokens(x) for x in expected],
+        options | {"latents": noise},
+        expected,
         solver=solver,
     )
 
 
-def test_frame_angles_turn_a_key_by_one_frame(wan: WanVideo) -> None:
+def test_frame_angles_turn_a_key_by_one_frame(wan: WanTransformer) -> None:
     for model in (network(), wan):
         spec = model.spec
         assert spec.frame_angles is not None and len(spec.frame_angles) == spec.head_dim / 2
