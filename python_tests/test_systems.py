@@ -17,15 +17,11 @@ INDEX = json.loads((GOLDEN / "index.json").read_text())
 ARRAYS = ("fed", "updated", "timestep", "written", "visible", "position", "key_call")
 
 NOT_EXPRESSED: dict[str, str] = {
-    "infinity_rope_cut_F21": "cuts",
     "krea_ctx3_F15": "not written yet",
     "krea_keepfirst_ctx3_F15": "not written yet",
     "liveact_trace": "not written yet",
     "longlive1_switch15_global_sink_F24": "prompts that change",
     "longlive1_switch15_local_sink_F24": "prompts that change",
-    "longlive2_cut1_3_F12_block2_W8_S2": "cuts",
-    "longlive2_cut2_F16_block2_W8_S2": "cuts",
-    "longlive2_i2v_F8_block4_W8_S4": "a given frame within a block",
     "streamdiffusionv2_S2_K6_sink3": "not written yet",
     "streamdiffusionv2_S4_K6_sink0_refresh9": "not written yet",
     "diffusion_forcing_pyramid_u05_F6_S5": "not written yet; see test_trace",

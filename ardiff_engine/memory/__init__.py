@@ -9,6 +9,7 @@ from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.positions import Placed
 from ardiff_engine.memory.ranges import Ranges
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
+from ardiff_engine.memory.shots import Shots
 from ardiff_engine.memory.view import Fed, Run, View
 from ardiff_engine.memory.window import Window
 
@@ -24,6 +25,7 @@ __all__ = [
     "Ranges",
     "RecomputedWindow",
     "Run",
+    "Shots",
     "View",
     "Window",
     "choose_page_rows",

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
-from ardiff_engine.memory import MemoryPolicy, Placed, Window
-from ardiff_engine.plan import blocks
+from ardiff_engine.memory import Shots, Window
+from ardiff_engine.plan import Plan, blocks
+from ardiff_engine.systems.calls import Call, CallsOf, by_kind
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, frames, rolling
+from ardiff_engine.systems.wan_family import Entry, frames
 
 SYSTEM = System(
     name="longlive2",
@@ -24,13 +26,33 @@ SYSTEM = System(
 )
 
 
+def clean_within(given: int) -> CallsOf:
+    """Given frames are fed clean within the first block, whose other frames move."""
+
+    def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+        for cells in by_kind(plan, walk):
+            yield [
+                cell._replace(updates=False, level=plan.num_steps) if cell.frame < given else cell
+                for cell in cells
+            ]
+
+    return calls_of
+
+
 def from_spec(entry: Entry) -> System:
-    memory: MemoryPolicy = rolling(entry)
+    size, cuts = entry["block"], entry["cut_blocks"]
+    memory = Shots(
+        Window(entry["window"] - entry["sink"], entry["sink"]),
+        starts=tuple(cut * size for cut in cuts),
+        pin=size if entry["multi_shot_sink"] else 0,
+        offset=int(entry["rope_offset"]),
+        positions="window" if entry["relative_rope"] else None,
+    )
     return replace(
         SYSTEM,
-        plan=blocks(entry["block"]),
+        plan=blocks(size),
         solver=UniPC(FlowSchedule(entry["shift"]), entry["steps"]),
-        memory=Placed(memory, "window") if entry["relative_rope"] else memory,
+        memory=memory,
         num_frames=frames(entry),
-        given_frames=entry["given_frames"],
+        calls_of=clean_within(entry["given_frames"]),
     )
