@@ -20,8 +20,6 @@ NOT_EXPRESSED: dict[str, str] = {
     "krea_ctx3_F15": "not written yet",
     "krea_keepfirst_ctx3_F15": "not written yet",
     "liveact_trace": "not written yet",
-    "longlive1_switch15_global_sink_F24": "prompts that change",
-    "longlive1_switch15_local_sink_F24": "prompts that change",
     "streamdiffusionv2_S2_K6_sink3": "not written yet",
     "streamdiffusionv2_S4_K6_sink0_refresh9": "not written yet",
     "diffusion_forcing_pyramid_u05_F6_S5": "not written yet; see test_trace",

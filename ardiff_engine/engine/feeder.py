@@ -61,6 +61,7 @@ class Feeder:
         self._has_context = spec.context_tokens > 0
         self._prefill = given_chunks(plan, self._policy.chunk if self._forgets else 0)
         self._stored: set[int] = set()
+        self._renewed = -1
         self._forgotten: Frames = ()
         self._base = 0
         self._kept: Frames = ()
@@ -227,7 +228,7 @@ class Feeder:
         from_scratch: nothing that is stored can be used; store the given frames as those of a new video.
         """
         self._steady = None
-        self.plan, self.tick = plan, 0
+        self.plan, self.tick, self._renewed = plan, 0, -1
         self._levels = {f: k for f, k in self.levels.items() if f < plan.prefix}
         self._stored = {f for f in self._stored if f < plan.prefix}
         if from_scratch:
@@ -244,6 +245,10 @@ class Feeder:
         levels = dict(zip(tick.frames, tick.levels, strict=True))
         if not self._forgets:
             return self._everything(levels, now)
+        if tick.index != self._renewed:
+            for block in self._blocks(f for f, level in levels.items() if level == 0):
+                self._stored.difference_update(_frames(self._policy.renewed(block)))
+            self._renewed = tick.index
         kept = self._kept_by_policy(now)
         stores = [self._fed(block, stores=True) for block in self._to_store(now, kept)]
         moves = [self._fed(block, level=levels[block.start]) for block in self._blocks(tick.frames)]

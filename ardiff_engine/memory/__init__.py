@@ -8,6 +8,7 @@ from ardiff_engine.memory.per_level import PerLevel
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.positions import Placed
 from ardiff_engine.memory.ranges import Ranges
+from ardiff_engine.memory.recached import Recached
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
 from ardiff_engine.memory.shots import Shots
 from ardiff_engine.memory.view import Fed, Run, View
@@ -23,6 +24,7 @@ __all__ = [
     "PerLevel",
     "Placed",
     "Ranges",
+    "Recached",
     "RecomputedWindow",
     "Run",
     "Shots",

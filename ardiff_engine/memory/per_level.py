@@ -82,3 +82,6 @@ class PerLevel:
     def stale(self, event: Event, kept: Frames) -> Frames:
         # Levels that are over cannot be stored again.
         return ()
+
+    def renewed(self, block: range) -> Frames:
+        return ()

@@ -52,6 +52,9 @@ class MemoryPolicy(Protocol):
     def stale(self, event: Event, kept: Frames) -> Frames:
         """Finished frames among those kept whose K/V are no longer right, and are computed again."""
 
+    def renewed(self, block: range) -> Frames:
+        """Finished frames whose K/V are computed again when this block starts."""
+
 
 class StoresClean:
     """What most memories do: one copy, stored again once a block is finished, and good for ever."""
@@ -67,6 +70,9 @@ class StoresClean:
 
     def stale(self, event: Event, kept: Frames) -> Frames:
         return kept if event == "prompt" else ()
+
+    def renewed(self, block: range) -> Frames:
+        return ()
 
 
 def require_rope(policy: str, spec: ModelSpec) -> None:

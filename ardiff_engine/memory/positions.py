@@ -83,3 +83,6 @@ class Placed:
 
     def stale(self, event: Event, kept: Frames) -> Frames:
         return self.memory.stale(event, kept)
+
+    def renewed(self, block: range) -> Frames:
+        return self.memory.renewed(block)
