@@ -49,9 +49,7 @@ class Recached(StoresClean):
         for at in self.prompts:
             beyond = plan.num_frames is not None and at >= plan.num_frames
             if at <= plan.prefix or not (beyond or plan.block(at).start == at):
-                raise ConfigError(
-                    f"memory.Recached: a prompt begins at frame {at}, not with a generated block ({plan.rule})"
-                )
+                raise ConfigError(f"memory.Recached: frame {at} starts no generated block ({plan.rule})")
 
     def most_frames(self, plan: Plan) -> int:
         frames = self.window.most_frames(plan) + 2 * self.window.sink
