@@ -42,6 +42,7 @@ def plans(draw: st.DrawFn) -> Plan:
                 (plan.stage_major(size, first), (steps,)),
                 (plan.stage_major(size, first, pipelined=True), (steps,)),
                 (plan.stage_major(size, first, ahead=1), (steps,)),
+                (plan.stage_major(size, first, pipelined=True, ahead=2), (steps,)),
                 (plan.sets(groups), (steps,)),
                 (plan.pyramid(draw(st.floats(0, 7)), size, first), (steps,)),
             ]
@@ -154,7 +155,6 @@ def test_blocks_that_do_not_divide_the_video_name_the_nearest_lengths() -> None:
         lambda: plan.pyramid(float("nan")).plan(9, (4,)),
         lambda: plan.pyramid(1).plan(None, (4,)),
         lambda: plan.stage_major().plan(None, (4,)),
-        lambda: plan.stage_major(pipelined=True, ahead=1),
         lambda: plan.sets([[0, 1], [1, 2]]).plan(3, (4,)),
         lambda: plan.sets([[0, 1]]).plan(3, (4,)),
     ],

@@ -10,6 +10,7 @@ from ardiff_engine.memory.positions import Placed
 from ardiff_engine.memory.ranges import Ranges
 from ardiff_engine.memory.recached import Recached
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
+from ardiff_engine.memory.restarted import Restarted
 from ardiff_engine.memory.shots import Shots
 from ardiff_engine.memory.view import Fed, Run, View
 from ardiff_engine.memory.window import Window
@@ -26,6 +27,7 @@ __all__ = [
     "Ranges",
     "Recached",
     "RecomputedWindow",
+    "Restarted",
     "Run",
     "Shots",
     "View",

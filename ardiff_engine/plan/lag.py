@@ -18,7 +18,11 @@ from ardiff_engine.plan.staircase import Staircase
 
 @dataclass(frozen=True, slots=True)
 class LagPlan(Staircase):
-    """Each block starts `lag` ticks after the one before. All answers are closed forms."""
+    """Each block starts `lag` ticks after the one before. All answers are closed forms.
+
+    ahead: the first blocks of the video take all of their steps, one block after the other, before the next
+        ones start.
+    """
 
     num_frames: int | None
     num_steps: int
@@ -26,6 +30,7 @@ class LagPlan(Staircase):
     prefix: int = 0
     ordered: bool = True
     cut: Cut = Cut()
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lag", whole("lag", self.lag))
@@ -43,7 +48,8 @@ class LagPlan(Staircase):
 
     @property
     def rule(self) -> str:
-        return f"lag {self.lag}" if self.cut == Cut() else f"lag {self.lag}, {self.cut}"
+        rule = f"lag {self.lag}" if self.cut == Cut() else f"lag {self.lag}, {self.cut}"
+        return f"{rule}, {self.ahead} ahead" if self.ahead else rule
 
     def block(self, frame: int) -> range:
         if self.cut.size == self.cut.first == 1:
@@ -75,12 +81,25 @@ class LagPlan(Staircase):
             f"frames in flight{' and a given one' * beside}. Use {advice}."
         )
 
+    @property
+    def _ahead(self) -> int:
+        """Generated blocks that run ahead."""
+        return max(0, self.ahead - self.cut.number(self.prefix))
+
+    @property
+    def _alike_from(self) -> int:
+        return self._ahead + 1
+
     def _start(self, number: int) -> int:
-        return number * self.lag
+        ahead = min(number, self._ahead)
+        return ahead * self.num_steps + (number - ahead) * self.lag
 
     def _starts_until(self, n: int) -> int:
+        left = n - self._ahead * self.num_steps
+        if left < 0:
+            return n // self.num_steps + 1
         if self.lag:
-            return n // self.lag + 1
+            return self._ahead + left // self.lag + 1
         count = self._count
         assert count is not None, "endless plans have a lag"
         return count
@@ -95,12 +114,13 @@ class LagRule:
 
     lag: int | None
     cut: Cut = Cut()
+    ahead: int = 0
 
     def plan(self, num_frames: int | None, steps: tuple[int, ...], prefix: int = 0) -> LagPlan:
         if len(steps) != 1:
             raise PlanError(f"a lag moves all blocks over one list of steps, not {len(steps)}")
         lag = steps[0] if self.lag is None else self.lag
-        return LagPlan(num_frames, steps[0], lag, prefix, cut=self.cut)
+        return LagPlan(num_frames, steps[0], lag, prefix, cut=self.cut, ahead=self.ahead)
 
 
 @dataclass(frozen=True, slots=True)

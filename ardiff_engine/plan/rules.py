@@ -49,14 +49,10 @@ def staged(window: int, block: int = 1, first: int | None = None) -> Rule:
 def stage_major(block: int = 1, first: int | None = None, pipelined: bool = False, ahead: int = 0) -> Rule:
     """HiAR: all blocks take a step before any takes the next; pipelined: one diagonal of them per tick.
 
-    ahead: blocks that take all of their steps before the others start; not with `pipelined`.
+    ahead: first blocks of the video that take all of their steps before the others start.
     """
-    cut = Cut(block, first or 0)
-    if not pipelined:
-        return StageMajorRule(cut, whole("blocks ahead", ahead))
-    if ahead:
-        raise PlanError("stage_major: no block runs ahead of a pipeline; leave out pipelined or ahead")
-    return LagRule(1, cut)
+    cut, ahead = Cut(block, first or 0), whole("blocks ahead", ahead)
+    return LagRule(1, cut, ahead) if pipelined else StageMajorRule(cut, ahead)
 
 
 def sets(groups: Iterable[Iterable[int]]) -> Rule:

@@ -26,9 +26,10 @@ class StageMajorRule:
         self.cut.check("given frames", prefix)
         self.cut.check("the video", num_frames)
         blocks = tuple(self.cut.block(number) for number in range(self.cut.number(num_frames)))
-        made = blocks[self.cut.number(prefix) :]
-        order = [(level, block) for block in made[: self.ahead] for level in range(steps[0])]
-        order += [(level, block) for level in range(steps[0]) for block in made[self.ahead :]]
+        given = self.cut.number(prefix)
+        ahead, others = blocks[given : max(given, self.ahead)], blocks[max(given, self.ahead) :]
+        order = [(level, block) for block in ahead for level in range(steps[0])]
+        order += [(level, block) for level in range(steps[0]) for block in others]
         ticks = [Tick(n, tuple(block), (level,) * len(block)) for n, (level, block) in enumerate(order)]
         return ExplicitPlan(num_frames, steps[0], tuple(ticks), prefix, blocks=blocks, maker=self)
 

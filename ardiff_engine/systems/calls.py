@@ -27,7 +27,8 @@ class Cell(NamedTuple):
     """A frame as a call feeds it, on a track and at a level: to move it (`updates`), or for its K/V alone.
 
     copy: the version of its K/V that the call computes. written: whether they stay in the cache.
-    estimate: it is fed as the estimate of its clean frame, which its last step made.
+    estimate: it is fed as the estimate of its clean frame, which its last step made. frame: −1 for a row of a
+    batch that holds no frame, and reads its view for nobody.
     """
 
     frame: int

@@ -39,7 +39,7 @@ def run_toy(
     seen: dict[int, list[float]] = {}
     x_in = np.full((len(calls), len(x)), np.nan)
     for call, cells in enumerate(calls):
-        for cell in cells:
+        for cell in [cell for cell in cells if cell.frame >= 0]:
             x_in[call, cell.frame] = seen[cell.frame][0] if cell.estimate else x[cell.frame]
         for cell in [cell for cell in cells if cell.updates]:
             p, q, a, b, e, *weights, limit = rows[cell.track][cell.level]

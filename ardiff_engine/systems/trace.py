@@ -87,7 +87,7 @@ def trace_of(calls: Iterable[Call], frames: int, timesteps: Timesteps) -> Trace:
     made = Trace.empty(len(calls), frames)
     writer: dict[tuple[int, int], int] = {}
     for call, cells in enumerate(calls):
-        for cell in cells:
+        for cell in [cell for cell in cells if cell.frame >= 0]:
             writer[cell.frame, cell.copy] = call
             made.fed[call, cell.frame] = True
             made.updated[call, cell.frame] |= cell.updates
@@ -101,7 +101,7 @@ def trace_of(calls: Iterable[Call], frames: int, timesteps: Timesteps) -> Trace:
                             f"call {call}: frame {cell.frame} sees copy {run.copy} of frame {frame}, "
                             "which no call has written"
                         )
-                    made.visible[call, cell.frame, frame] = True
+                    made.visible[call, cell.frame, frame] |= cell.frame >= 0
                     made.position[call, frame] = frame + run.shift
                     made.key_call[call, frame] = writer[frame, run.copy]
     return made
