@@ -72,7 +72,7 @@ def drawn(official: dict[str, np.ndarray], steps: int) -> tuple[np.ndarray, np.n
 
 
 SOLVED_OTHERWISE = {
-    "krea_ctx3_F15": "the first frame of a context is encoded anew from pictures, of which the record has none",
+    "krea_ctx3_F15": "a first frame is encoded anew from pictures, which are not on record",
     "streamdiffusionv2_S2_K6_sink3": "the noise of its steps is not on record",
     "streamdiffusionv2_S4_K6_sink0_refresh9": "the noise of its steps is not on record",
     "magi1_C5_S8_W4_prefix9frames": "the first latent of a chunk is given, and recorded for the others",
