@@ -149,6 +149,29 @@ def test_alone_and_together_are_the_same_bits() -> None:
         assert stats.pages_held == stats.pages_promised == 0
 
 
+def test_a_branch_reads_moved_frames_of_another_one() -> None:
+    """Of the same condition, so that both together are the video of one branch."""
+    one, memory = torch.randn(5, 12), Placed(Window(4, 2), "window")
+    options = {"num_frames": 14, "plan": plan.blocks(2), "seed": 3}
+    branches = [ade.Branch(one, 3.0, writes=False), ade.Branch(one, -2.0)]
+    got = engine_of(network(num_frames=16), memory).submit(Request(branches=branches, **options)).result()
+    want = engine_of(network(num_frames=16), memory).submit(Request(condition=one, **options)).result()
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_wan_frames_of_two_sizes_move_in_one_pass(wan: WanTransformer) -> None:
+    solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), 2)
+    requests = [
+        Request(8, plan=plan.blocks(2), size=size, seed=seed, condition=prompt(seed))
+        for seed, size in enumerate([(4, 6), (8, 6), (2, 4)])
+    ]
+    memory = Placed(Window(4), "window")
+    alone = [engine_of(wan, memory, solver=solver).submit(own).result() for own in requests]
+    engine = engine_of(wan, memory, solver=solver)
+    for stream, expected in zip([engine.submit(own) for own in requests], alone, strict=True):
+        assert torch.equal(stream.result(), expected)
+
+
 MEMORIES = [Placed(Window(4, 2), "window"), Placed(Window(4), "window"), Placed(Window(4, 2), "anchored")]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.memory.policy import Event, MemoryPolicy
+from ardiff_engine.memory.policy import Event, MemoryPolicy, require_cacheable
 from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Frames, Now, Plan
@@ -60,6 +60,7 @@ class Placed:
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         self.memory.check(plan, spec)
+        require_cacheable("memory.Placed", spec)
         if spec.frame_angles is None:
             raise ConfigError(
                 f"memory.Placed({self.memory!r}) with a model whose spec has no frame_angles: its keys stay "
