@@ -18,7 +18,7 @@ from ardiff_engine import ops, plan
 from ardiff_engine.diffusion import NoiseSchedule, solvers
 from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.errors import ConfigError, PlanError
-from ardiff_engine.memory import Full, MemoryPolicy, Placed, Run, Window
+from ardiff_engine.memory import Fed, Full, MemoryPolicy, Placed, Run, Window
 from ardiff_engine.memory.view import agree
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.models.wan.positions import rotated, rotation
@@ -300,10 +300,10 @@ class Elsewhere:
     def most_frames(self, ours: plan.Plan) -> int:
         return 2 * (ours.num_frames or 0)
 
-    def stores(self, level: int, steps: int) -> bool:
-        return level == steps
+    def stores(self, fed: Fed) -> bool:
+        return fed.level == fed.steps
 
-    def view(self, fed, now):
+    def view(self, fed: Fed, now: plan.Now) -> tuple[Run, ...]:
         start = fed.block.start
         past = (Run(0, start, shift=1),) if start else ()
         return (*past, Run(start, fed.block.stop))

@@ -117,6 +117,34 @@ class Batch:
         )
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its index tensors on the model's device."""
+    cells = batch.cells
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return upload(tensor, device)
+
+    tables = {id(table): table.to(device) for table in (cells.table, *cells.layers)}
+    cells = replace(
+        cells,
+        slots=moved(cells.slots),
+        positions=moved(cells.positions),
+        frame_ids=moved(cells.frame_ids),
+        wanted=None if cells.wanted is None else moved(cells.wanted),
+        table=tables[id(cells.table)],
+        layers=tuple([tables[id(table)] for table in cells.layers]),
+        conditions=cells.conditions and replace(cells.conditions, table=cells.conditions.table.to(device)),
+    )
+    return replace(
+        batch,
+        cells=cells,
+        branch_cells=moved(batch.branch_cells),
+        weights=moved(batch.weights),
+        coefficients=moved(batch.coefficients),
+        keys=None if batch.keys is None else moved(batch.keys),
+    )
+
+
 class Packer:
     """Packs feeds. Holds what stays the same from pass to pass.
 
@@ -151,6 +179,7 @@ class Packer:
             k_pages=self._pool.k,
             v_pages=self._pool.v,
             wanted=layout.wanted,
+            layers=layout.layers,
             conditions=self._condition_pages(work),
         )
         return Batch(

@@ -70,7 +70,11 @@ def _of_branch(branch: Branch, roster: Roster, plan: Plan, tick: int) -> Roster:
             _recent(view, plan.block(frame), frames)
             for frame, view in zip(roster.frames, roster.views, strict=True)
         ]
-        own = replace(own, views=tuple(seen))
+        layers = [
+            tuple([_recent(view, plan.block(frame), frames) for view in views])
+            for frame, views in zip(roster.frames, roster.layers, strict=bool(roster.layers))
+        ]
+        own = replace(own, views=tuple(seen), layers=tuple(layers))
     if branch.writes and _sees_past(branch):
         return own
     kept = plan.now(tick).unfinished if _sees_past(branch) else ()

@@ -10,7 +10,7 @@ from typing import Any
 from ardiff_engine.memory.view import View
 from ardiff_engine.plan import Frames, Plan
 
-PER_CELL = ("frames", "updates", "levels", "steps", "tracks", "views", "copies", "positions")
+PER_CELL = ("frames", "updates", "levels", "steps", "tracks", "views", "copies", "positions", "layers")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +26,7 @@ class Roster:
     views: what each cell sees, its own frame included. copies: which copy of its K/V it writes. positions:
         where it stands. kept: frames whose pages and latents stay.
     feeds_context: whether the context is part of the pass.
+    layers: where layers see differently, what each cell sees in each of them: parts of `views`.
     """
 
     frames: tuple[int, ...]
@@ -38,6 +39,7 @@ class Roster:
     positions: tuple[int, ...]
     kept: Frames
     feeds_context: bool
+    layers: tuple[tuple[View, ...], ...] = ()
     updated: tuple[int, ...] = field(init=False)
     """The frames that the solver moves."""
     passes_left: int = field(init=False)

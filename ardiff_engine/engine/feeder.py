@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ardiff_engine.engine.feed import Feed, Roster, given_chunks
+from ardiff_engine.memory.per_layer import PerLayer
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.view import (
     Fed,
@@ -107,9 +108,8 @@ class Feeder:
             return self._prefill_feed(self._prefill[0])
         steady, tick = self._steady, self.tick
         if steady is None or steady.plan is not self.plan or not steady.begin <= tick < steady.end:
-            feed = self._planned()
+            self._steady, feed = None, self._planned()
             if not feed.roster.updated:
-                self._steady = None
                 return feed
             stores = self._forgets and (feed.roster.feeds_context or not all(feed.roster.updates))
             end = tick + 1 if self._policy.by_level else self.plan.steady_until(tick)
@@ -257,7 +257,7 @@ class Feeder:
             del seen[len(stores) :]
             while not agree([view for _, view in seen]):
                 seen.pop()
-        return self._feed(seen, union(kept, now.unfinished))
+        return self._feed(seen, now, union(kept, now.unfinished))
 
     def _without_stores(self, roster: Roster, passed: int) -> Feed:
         """As planned anew, once what the roster stores is stored: no frame has started or finished since."""
@@ -271,7 +271,7 @@ class Feeder:
         own = self.levels.get(block.start, 0) if level is None else level
         return Fed(block, own, self.plan.steps(block.start), stores)
 
-    def _feed(self, seen: list[tuple[Fed, View]], kept: Frames) -> Feed:
+    def _feed(self, seen: list[tuple[Fed, View]], now: Now, kept: Frames) -> Feed:
         frames: list[int] = []
         cells: list[tuple[bool, int, int, int, View, int, int]] = []
         for fed, view in seen:
@@ -295,17 +295,28 @@ class Feeder:
                 positions=positions,
                 kept=union(kept, shown),
                 feeds_context=self._has_context and not self._context_done,
+                layers=self._layers([fed for fed, _ in seen], now),
             )
         )
+
+    def _layers(self, feds: list[Fed], now: Now) -> tuple[tuple[View, ...], ...]:
+        policy = self._policy
+        if not isinstance(policy, PerLayer):
+            return ()
+        now = self._remembered(now)
+        views = [[self._standing(view) for view in policy.views(fed, now)] for fed in feds]
+        layers = [tuple([own[n] for n in policy.of_layer]) for own in views]
+        return tuple([own for fed, own in zip(feds, layers, strict=True) for _ in fed.block])
 
     def _prefill_feed(self, chunk: range) -> Feed:
         started = (range(chunk.stop),)
         finished = (range(chunk.start),) if chunk.start else ()
         now = Now(started, (chunk,), finished)
         kept = self._kept_by_policy(now)
-        feds = [self._fed(b, stores=True) for b in self._blocks(f for f in chunk if self._remembered(f))]
+        remembered = _frames(without((chunk,), self._forgotten))
+        feds = [self._fed(block, stores=True) for block in self._blocks(remembered)]
         waiting = (range(chunk.stop, self.plan.prefix),) if chunk.stop < self.plan.prefix else ()
-        return self._feed([(fed, self._view(fed, now)) for fed in feds], union(kept, waiting))
+        return self._feed([(fed, self._view(fed, now)) for fed in feds], now, union(kept, waiting))
 
     def _everything(self, moved: dict[int, int], now: Now) -> Feed:
         """All frames of the window, waiting ones included: in such a network each one changes the others."""
@@ -339,10 +350,15 @@ class Feeder:
         )
 
     def _view(self, fed: Fed, now: Now) -> View:
+        return self._standing(self._policy.view(fed, self._remembered(now)))
+
+    def _remembered(self, now: Now) -> Now:
         gone = self._forgotten
-        if gone:
-            now = Now(without(now.started, gone), now.unfinished, without(now.finished, gone))
-        view = forget(self._policy.view(fed, now), gone)
+        return Now(without(now.started, gone), now.unfinished, without(now.finished, gone)) if gone else now
+
+    def _standing(self, view: View) -> View:
+        """What a memory shows, less what was forgotten, counted from where positions began anew."""
+        view = forget(view, self._forgotten)
         back = self._base + view[-1].shift
         if not self._base or back <= 0:
             return view
@@ -379,11 +395,8 @@ class Feeder:
                 block = self.plan.block(frame)
                 yield block
 
-    def _remembered(self, frame: int) -> bool:
-        return not contains(self._forgotten, frame)
-
     def _still_seen(self, chunks: list[range]) -> list[range]:
-        return [chunk for chunk in chunks if any(self._remembered(f) for f in chunk)]
+        return [chunk for chunk in chunks if without((chunk,), self._forgotten)]
 
 
 def _frames(frames: Frames) -> list[int]:

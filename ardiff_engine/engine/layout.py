@@ -17,7 +17,7 @@ import torch
 
 from ardiff_engine.engine.branch_rosters import source_of
 from ardiff_engine.engine.feed import Feed, Roster
-from ardiff_engine.engine.page_lists import PageLists, SequenceViews, page_lists, ranges, views_of
+from ardiff_engine.engine.page_lists import PageLists, SequenceViews, by_layer, page_lists, ranges, views_of
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.spec import Size
@@ -41,7 +41,7 @@ class Span:
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `wanted`, `slots`,
-    `positions`, `table`, `spans`, `branch_cells`.
+    `positions`, `table`, `layers`, `spans`, `branch_cells`.
 
     What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
     model's tables, `coefficients` int64 [U], `weight_rows` int64 [U] of `weights` [R, B] (guidance, of all
@@ -55,6 +55,7 @@ class Layout:
     slots: torch.Tensor
     positions: torch.Tensor
     table: FrameTable
+    layers: tuple[FrameTable, ...]
     spans: tuple[Span, ...]
     branch_cells: torch.Tensor
     weights: np.ndarray
@@ -109,9 +110,11 @@ class _Part:
 class _Shape:
     """What passes of the same parts have in common; as in Layout. slot_places, slot_rows: [T] where in the
     joined lists of pages a token's page is, and its row there. solver_rows, update_levels: [U].
+    lists: of views that differ; of_layer: which of them each layer has, if not all the first one.
     cell_tokens: [N]; places: int64 [X, 1 + axes], the positions of all tokens but for their frames'."""
 
-    lists: PageLists
+    lists: tuple[PageLists, ...]
+    of_layer: tuple[int, ...]
     wanted: torch.Tensor | None
     slot_places: np.ndarray
     slot_rows: np.ndarray
@@ -172,14 +175,18 @@ class LayoutBuilder:
         slots = ids[shape.slot_places] * self._page_rows + shape.slot_rows
         tokens = shape.places.copy()
         tokens[:, 0] = np.repeat(np.array(positions, np.int64), shape.cell_tokens)
-        listed = torch.from_numpy(ids[shape.lists.listed].astype(np.int32))
+        tables = [
+            lists.table.with_pages(torch.from_numpy(ids[lists.listed].astype(np.int32)))
+            for lists in shape.lists
+        ]
         weights, weight_bases = _weights(work)
         return Layout(
-            num_contexts=shape.lists.num_contexts,
+            num_contexts=shape.lists[0].num_contexts,
             wanted=shape.wanted,
             slots=torch.from_numpy(slots),
             positions=torch.from_numpy(tokens),
-            table=shape.lists.table.with_pages(listed),
+            table=tables[0],
+            layers=tuple([tables[number] for number in shape.of_layer]),
             spans=shape.spans,
             branch_cells=shape.branch_cells,
             weights=weights,
@@ -243,7 +250,9 @@ class LayoutBuilder:
                     start + offset for offset, updates in enumerate(own.updates) if updates
                 ]
 
-        lists = page_lists(sequences, spec, self._context_valid, frame_valid)
+        seen, of_layer = by_layer(sequences)
+        all_lists = [page_lists(own, spec, self._context_valid, frame_valid) for own in seen]
+        lists = all_lists[0]
         cells = np.array(branch_cells, np.int64)
         of_cells, of_contexts = np.array(owners, np.int64), np.array(contexts, np.int64).reshape(-1, 3)
         first, lead = np.array(levels, np.int64), np.array(leads, np.int64)
@@ -260,7 +269,8 @@ class LayoutBuilder:
         in_span = np.repeat(begins, [span.updates for span in spans])
         wanted = np.repeat(np.concatenate([np.zeros(len(contexts), bool), np.array(moves, bool)]), tokens)
         return _Shape(
-            lists=lists,
+            lists=tuple(all_lists),
+            of_layer=of_layer,
             wanted=None if wanted.all() else torch.from_numpy(wanted),
             slot_places=np.repeat(lists.fed_places, lists.fed_rows),
             slot_rows=ranges(np.zeros_like(tokens), tokens) % self._page_rows,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ardiff_engine.engine.feed import Roster
+from ardiff_engine.memory.view import View
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.frame_table import FrameTable
 
@@ -25,6 +26,8 @@ class SequenceViews:
     num_shown: length of that list. own: of each cell, the place of its own frame. counts: runs in its view;
     begins, lengths, biases: of all runs, cell by cell (no biases: all are 0).
     feeds_context: whether the context is fed as well.
+    layers: where layers see differently, their different views of the same list; of_layer: which of them each
+        one has.
     """
 
     num_shown: int
@@ -34,6 +37,8 @@ class SequenceViews:
     lengths: tuple[int, ...]
     biases: tuple[float, ...]
     feeds_context: bool
+    layers: tuple[SequenceViews, ...] = ()
+    of_layer: tuple[int, ...] = ()
 
 
 def views_of(roster: Roster) -> tuple[list[tuple[int, int]], SequenceViews]:
@@ -51,10 +56,11 @@ def views_of(roster: Roster) -> tuple[list[tuple[int, int]], SequenceViews]:
         shown += [(frame, copy) for frame in range(first, stop)]
         stretches.append((copy, begin, stop, offset))
 
+    # One number where there is one stretch: it is the same for all frames.
+    offsets: int | dict[tuple[int, int], int]
     if len(stretches) == 1:
-        offset = stretches[0][3]
+        offsets = offset = stretches[0][3]
         own = [frame - offset for frame in roster.frames]
-        begins = [run.first - offset for view in roster.views for run in view]
     else:
         offsets = {
             (own_copy, frame): offset
@@ -62,17 +68,28 @@ def views_of(roster: Roster) -> tuple[list[tuple[int, int]], SequenceViews]:
             for frame in range(begin, stop)
         }
         own = [f - offsets[copy, f] for f, copy in zip(roster.frames, roster.copies, strict=True)]
-        begins = [run.first - offsets[run.copy, run.first] for view in roster.views for run in view]
-    biased = any([run.bias for view in distinct for run in view])
-    return shown, SequenceViews(
-        num_shown=len(shown),
-        own=tuple(own),
-        counts=tuple(map(len, roster.views)),
-        begins=tuple(begins),
-        lengths=tuple([run.stop - run.first for view in roster.views for run in view]),
-        biases=tuple([run.bias for view in roster.views for run in view]) if biased else (),
-        feeds_context=roster.feeds_context,
-    )
+    by_layer = list(zip(*roster.layers, strict=True))
+    different = list(dict.fromkeys(by_layer))
+
+    def listed(views: tuple[View, ...], layers: tuple[SequenceViews, ...] = ()) -> SequenceViews:
+        if isinstance(offsets, int):
+            begins = [run.first - offsets for view in views for run in view]
+        else:
+            begins = [run.first - offsets[run.copy, run.first] for view in views for run in view]
+        biases = [run.bias for view in views for run in view]
+        return SequenceViews(
+            num_shown=len(shown),
+            own=tuple(own),
+            counts=tuple(map(len, views)),
+            begins=tuple(begins),
+            lengths=tuple([run.stop - run.first for view in views for run in view]),
+            biases=tuple(biases) if any(biases) else (),
+            feeds_context=roster.feeds_context,
+            layers=layers,
+            of_layer=tuple(map(different.index, by_layer)) if layers else (),
+        )
+
+    return shown, listed(roster.views, tuple(map(listed, different)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,6 +190,25 @@ def page_lists(
         fed_rows=valid[fed_places],
         num_contexts=len(fed),
     )
+
+
+def by_layer(sequences: list[SequenceViews]) -> tuple[list[list[SequenceViews]], tuple[int, ...]]:
+    """The different views that layers have of the same lists, and which of them each one has: empty where all
+    have one."""
+    depth = max(len(views.of_layer) for views in sequences)
+    columns = [
+        tuple([views.of_layer[layer] if views.of_layer else -1 for views in sequences])
+        for layer in range(depth)
+    ]
+    different = list(dict.fromkeys(columns))
+    seen = [
+        [
+            views if number < 0 else views.layers[number]
+            for views, number in zip(sequences, column, strict=True)
+        ]
+        for column in different
+    ]
+    return seen or [sequences], tuple(map(different.index, columns))
 
 
 def _joined(sequences: list[SequenceViews], name: str) -> np.ndarray:

@@ -4,6 +4,7 @@
 from ardiff_engine.memory.full import Full
 from ardiff_engine.memory.page_manager import Lease, PageManager
 from ardiff_engine.memory.page_pool import PagePool, choose_page_rows, rows_of_pages
+from ardiff_engine.memory.per_layer import PerLayer
 from ardiff_engine.memory.per_level import PerLevel
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.positions import Placed
@@ -22,6 +23,7 @@ __all__ = [
     "MemoryPolicy",
     "PageManager",
     "PagePool",
+    "PerLayer",
     "PerLevel",
     "Placed",
     "Ranges",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.memory.per_layer import PerLayer
 from ardiff_engine.memory.policy import Event, MemoryPolicy, require_cacheable
 from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
@@ -44,7 +45,8 @@ class Placed:
     positions: Positions
 
     def __post_init__(self) -> None:
-        if self.positions not in ("window", "anchored") or not isinstance(self.memory, MemoryPolicy):
+        one_view = isinstance(self.memory, MemoryPolicy) and not isinstance(self.memory, PerLayer)
+        if self.positions not in ("window", "anchored") or not one_view:
             raise ConfigError(
                 f"memory.Placed({self.memory!r}, {self.positions!r}): give a memory, and 'window' or "
                 "'anchored'"

@@ -32,6 +32,7 @@ class CellBatch:
         then its own in the frame, along the axes of `ModelSpec.grid`.
     frame_ids: int32 [T], row of the modulation table for each token.
     table: views in token order; every query frame is one context unit or one frame.
+    layers: the table of each layer, where they differ; `table_of` knows.
     k_pages, v_pages: [layers, pages, heads, page_rows, head_dim], written and read in place.
     wanted: bool [T], tokens whose output is wanted; that of others, which only store K/V, may be anything.
         None: all of them.
@@ -47,3 +48,8 @@ class CellBatch:
     v_pages: torch.Tensor
     wanted: torch.Tensor | None = None
     conditions: ConditionPages | None = None
+    layers: tuple[FrameTable, ...] = ()
+
+    def table_of(self, layer: int) -> FrameTable:
+        """The views of a layer."""
+        return self.layers[layer] if self.layers else self.table

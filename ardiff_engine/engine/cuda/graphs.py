@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 
 from ardiff_engine.device import DEVICE_WIDE_CALLS
-from ardiff_engine.engine.batch import Batch
+from ardiff_engine.engine.batch import Batch, on_device
 from ardiff_engine.engine.cuda.buffers import TickBuffers
 from ardiff_engine.engine.cuda.shapes import PaddedLayout, TickShape, pad_layout, with_pages_of
 from ardiff_engine.engine.schedules import Schedules
@@ -215,6 +215,8 @@ class TickGraphs:
 
     def run(self, batch: Batch) -> Computed:
         """The pass over this batch, whose index tensors are in host memory and whose latents are not."""
+        if batch.cells.layers:
+            return self._as_it_is(batch)
         self._drop_stale(batch)
         layout = self._padded(batch)
         entry = self._entry(layout, batch)
@@ -238,6 +240,13 @@ class TickGraphs:
         self._views.clear()
 
     # --- private
+
+    def _as_it_is(self, batch: Batch) -> Computed:
+        """A pass whose layers see by several tables, which no shape has room for."""
+        device = batch.cells.k_pages.device
+        latents, finite, history = self._tick(on_device(batch, device))
+        self._count(eager=1, reason="a view for each layer")
+        return Computed(latents, HostCopy(finite, error_bits(device).clone()), history)
 
     def _run(self, entry: _Entry) -> None:
         if entry.replay is None and self._recorder is not None and hasattr(entry.warm, "done"):

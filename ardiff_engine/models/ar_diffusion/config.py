@@ -151,6 +151,7 @@ class ARDiffusionConfig:
             head_dim=self.head_dim,
             condition=context,
             movable=rotary,
+            views_per_layer=True,
             # A token is one place, so a frame is as many as it has tokens.
             frame_angles=tuple(
                 self.tokens_per_frame * rate for rate in rope_frequencies(self.head_dim).tolist()

@@ -57,7 +57,7 @@ def _run(
         eps=heads.eps,
         frequencies=frequencies,
     )
-    seen = ops.frame_attention(q, k_pages, v_pages, cells.table).flatten(1)
+    seen = ops.frame_attention(q, k_pages, v_pages, cells.table_of(layer)).flatten(1)
     h = _added(h, own.out(seen), own.branch, rows, ids)
     if spec.cross_attention is not None:
         cross, held = spec.cross_attention, needed(cells.conditions)

@@ -79,31 +79,51 @@ class NativeBlocks:
         floats = kernels().dit_block_floats(self._native, len(h), self._width)
         # One for all blocks: half a dozen buffers per layer would be allocated and freed again.
         workspace = h.new_empty(floats)
+        batches = [
+            (stretch, self._pass(h, modulation, cells, positions, rates, workspace, stretch))
+            for stretch in _stretches(cells, len(self._native))
+        ]
+        try:
+            for stretch, batch in batches:
+                kernels().dit_blocks(self._native[stretch.start : stretch.stop], batch)
+        except IndexError as error:
+            raise PageTableError(f"batch: {error}. Pack it anew for this pool.") from error
+
+    def _pass(
+        self,
+        h: torch.Tensor,
+        modulation: torch.Tensor,
+        cells: CellBatch,
+        positions: torch.Tensor,
+        rates: torch.Tensor | None,
+        workspace: torch.Tensor,
+        layers: range,
+    ) -> Any:
+        """For layers that see by one table."""
+        first = layers.start
         batch = kernels().PassSpec(
             h=h.data_ptr(),
-            modulation=modulation.data_ptr(),
+            modulation=modulation[first:].data_ptr(),
             frame_ids=cells.frame_ids.data_ptr(),
             slots=cells.slots.data_ptr(),
             positions=positions.data_ptr(),
             frequencies=_address(rates),
-            wanted=_address(cells.wanted),
+            # Layers after these read the K/V of all tokens.
+            wanted=_address(cells.wanted if layers.stop == len(self._native) else None),
             tokens=len(h),
             width=self._width,
             rows=modulation.shape[1],
             values=modulation.shape[2],
             modulation_stride=modulation.stride(0),
             axes=1 if positions.ndim == 1 else positions.shape[1],
-            pages=_pages(cells.k_pages, cells.v_pages, cells.table),
+            pages=_pages(cells.k_pages[first:], cells.v_pages[first:], cells.table_of(first)),
             workspace=workspace.data_ptr(),
-            workspace_floats=floats,
+            workspace_floats=len(workspace),
         )
         if any(spec.cross_attention is not None for spec in self._specs):
             held = self._conditions(cells)
-            batch.condition = _pages(held.k, held.v, held.table)
-        try:
-            kernels().dit_blocks(self._native, batch)
-        except IndexError as error:
-            raise PageTableError(f"batch: {error}. Pack it anew for this pool.") from error
+            batch.condition = _pages(held.k[first:], held.v[first:], held.table)
+        return batch
 
     def _conditions(self, cells: CellBatch) -> ConditionPages:
         held = needed(cells.conditions)
@@ -204,6 +224,12 @@ class NativeBlocks:
         own = vector.detach().to(torch.float32).contiguous().clone()
         self._held.append(own)
         return own.data_ptr()
+
+
+def _stretches(cells: CellBatch, layers: int) -> list[range]:
+    """Neighbouring layers that see by the same table."""
+    starts = [n for n in range(layers) if n == 0 or cells.table_of(n) is not cells.table_of(n - 1)]
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], layers], strict=True)]
 
 
 def is_hooked(part: nn.Module) -> bool:

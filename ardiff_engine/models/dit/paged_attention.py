@@ -53,4 +53,4 @@ class PagedAttention:
             eps=QK_NORM_EPS,
             frequencies=self.frequencies,
         )
-        return ops.frame_attention(q, k_pages, v_pages, self.batch.table).flatten(1)
+        return ops.frame_attention(q, k_pages, v_pages, self.batch.table_of(self.layer)).flatten(1)

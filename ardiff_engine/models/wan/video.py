@@ -63,6 +63,7 @@ class PagedWan(nn.Module, VideoModel):
             heads=config.heads,
             kv_heads=config.heads,
             head_dim=config.head_dim,
+            views_per_layer=True,
             frame_angles=tuple(axis_frequencies(config.head_dim)[0].tolist()),
             condition=ConditionSpec("cross", config.text_tokens, (config.text_tokens, config.text_dim)),
         )

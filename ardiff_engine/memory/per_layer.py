@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that see more, and layers that see less: local layers with a short window between global ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.memory.full import Full
+from ardiff_engine.memory.policy import StoresClean, require_cacheable
+from ardiff_engine.memory.view import Fed, View
+from ardiff_engine.memory.window import Window
+from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.plan import Frames, Now, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class PerLayer(StoresClean):
+    """memories: Full or Window, alike in joint and clean. of_layer: which of them each layer sees by.
+
+    A page serves all layers, so frames stay for as long as the memory that sees most keeps them.
+    """
+
+    memories: tuple[Full | Window, ...]
+    of_layer: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        plain = all(type(memory) in (Full, Window) for memory in self.memories)
+        alike = (
+            plain and len({(own.joint, own.stores(Fed(range(1), 1, 1, True))) for own in self.memories}) == 1
+        )
+        if not alike or set(self.of_layer) != set(range(len(self.memories))):
+            raise ConfigError(
+                f"memory.PerLayer({self.memories!r}, {self.of_layer!r}): give memories, Full or Window, "
+                "alike in joint and clean, and the index of one of them for each layer; all must be used"
+            )
+
+    @property
+    def widest(self) -> Full | Window:
+        """What sees all that any of them sees."""
+        first = self.memories[0]
+        windows = [memory for memory in self.memories if isinstance(memory, Window)]
+        if len(windows) < len(self.memories):
+            return Full(first.joint)
+        size, sink = max(own.size for own in windows), max(own.sink for own in windows)
+        return Window(size, sink, first.joint, windows[0].clean)
+
+    @property
+    def chunk(self) -> int:
+        return min(memory.chunk for memory in self.memories)
+
+    def check(self, plan: Plan, spec: ModelSpec) -> None:
+        require_cacheable("memory.PerLayer", spec)
+        for memory in self.memories:
+            memory.check(plan, spec)
+        if len(self.of_layer) != spec.layers or not spec.views_per_layer:
+            raise ConfigError(
+                f"memory.PerLayer of {len(self.of_layer)} layers with a model of {spec.layers}"
+                + ("" if spec.views_per_layer else ", which has one view for all of them")
+            )
+
+    def most_frames(self, plan: Plan) -> int:
+        return self.widest.most_frames(plan)
+
+    def view(self, fed: Fed, now: Now) -> View:
+        return self.widest.view(fed, now)
+
+    def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
+        """What each of the memories shows."""
+        return tuple([memory.view(fed, now) for memory in self.memories])
+
+    def kept(self, oldest: range, now: Now) -> Frames:
+        return self.widest.kept(oldest, now)
+
+    def stores(self, fed: Fed) -> bool:
+        return self.widest.stores(fed)
