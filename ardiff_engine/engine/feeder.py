@@ -21,6 +21,7 @@ from ardiff_engine.memory.view import (
     contains,
     forget,
     frames_in,
+    numbers,
     own_run,
     union,
     within,
@@ -188,7 +189,7 @@ class Feeder:
         self._steady = None
         now = self.plan.now(self.tick)
         kept = self._kept_by_policy(now)
-        self._stored.difference_update(_frames(self._policy.stale("prompt", kept)))
+        self._stored.difference_update(numbers(self._policy.stale("prompt", kept)))
         blocks = list(self._to_store(now, kept)) if self._forgets else []
         anew = union(kept, *[(block,) for block in blocks])
         carried = without(frames_in([self._view(self._fed(b, stores=True), now) for b in blocks]), anew)
@@ -212,14 +213,14 @@ class Feeder:
         """Given frames of `plan` whose K/V or clean latents going on with it would need anew."""
         now = plan.now(0)
         kept = self._kept_by_policy(now, plan)
-        needed = _frames(within(kept, 0, plan.prefix))
+        needed = numbers(within(kept, 0, plan.prefix))
         gone = [f for f in needed if self.levels.get(f) != plan.steps(f)]
         if gone or not self._forgets:
             return gone
         clean = {f: Fed(plan.block(f), plan.steps(f), plan.steps(f), True) for f in needed}
         unstored = [f for f in needed if f not in self._stored and self._policy.stores(clean[f])]
         feds = [clean[f] for f in unstored]
-        seen = _frames(frames_in([self._view(fed, now) for fed in feds]))
+        seen = numbers(frames_in([self._view(fed, now) for fed in feds]))
         return [f for f in seen if f not in self._stored and f not in unstored]
 
     def restart(self, plan: Plan, *, from_scratch: bool) -> None:
@@ -247,7 +248,7 @@ class Feeder:
             return self._everything(levels, now)
         if tick.index != self._renewed:
             for block in self._blocks(f for f, level in levels.items() if level == 0):
-                self._stored.difference_update(_frames(self._policy.renewed(block)))
+                self._stored.difference_update(numbers(self._policy.renewed(block)))
             self._renewed = tick.index
         kept = self._kept_by_policy(now)
         stores = [self._fed(block, stores=True) for block in self._to_store(now, kept)]
@@ -304,16 +305,15 @@ class Feeder:
         if not isinstance(policy, PerLayer):
             return ()
         now = self._remembered(now)
-        views = [[self._standing(view) for view in policy.views(fed, now)] for fed in feds]
-        layers = [tuple([own[n] for n in policy.of_layer]) for own in views]
-        return tuple([own for fed, own in zip(feds, layers, strict=True) for _ in fed.block])
+        views = [tuple(map(self._standing, policy.views(fed, now))) for fed in feds]
+        return tuple([own for fed, own in zip(feds, views, strict=True) for _ in fed.block])
 
     def _prefill_feed(self, chunk: range) -> Feed:
         started = (range(chunk.stop),)
         finished = (range(chunk.start),) if chunk.start else ()
         now = Now(started, (chunk,), finished)
         kept = self._kept_by_policy(now)
-        remembered = _frames(without((chunk,), self._forgotten))
+        remembered = numbers(without((chunk,), self._forgotten))
         feds = [self._fed(block, stores=True) for block in self._blocks(remembered)]
         waiting = (range(chunk.stop, self.plan.prefix),) if chunk.stop < self.plan.prefix else ()
         return self._feed([(fed, self._view(fed, now)) for fed in feds], now, union(kept, waiting))
@@ -375,7 +375,7 @@ class Feeder:
         """Frames whose K/V are no longer right because a frame left that they may carry."""
         if kept == self._kept or not without(self._kept, kept):
             return []
-        return _frames(self._policy.stale("slide", kept))
+        return numbers(self._policy.stale("slide", kept))
 
     def _to_store(self, now: Now, kept: Frames) -> Iterator[range]:
         """Blocks whose K/V later ones read, in this or a later pass, and are not stored as they now are."""
@@ -397,7 +397,3 @@ class Feeder:
 
     def _still_seen(self, chunks: list[range]) -> list[range]:
         return [chunk for chunk in chunks if without((chunk,), self._forgotten)]
-
-
-def _frames(frames: Frames) -> list[int]:
-    return [frame for run in frames for frame in run]

@@ -66,8 +66,9 @@ class PerLayer(StoresClean):
         return self.widest.view(fed, now)
 
     def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
-        """What each of the memories shows."""
-        return tuple([memory.view(fed, now) for memory in self.memories])
+        """What each layer sees."""
+        views = [memory.view(fed, now) for memory in self.memories]
+        return tuple([views[number] for number in self.of_layer])
 
     def kept(self, oldest: range, now: Now) -> Frames:
         return self.widest.kept(oldest, now)

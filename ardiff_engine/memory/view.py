@@ -80,6 +80,11 @@ def without(frames: Frames, gone: Frames) -> Frames:
     return frames
 
 
+def numbers(frames: Frames) -> list[int]:
+    """Each of them."""
+    return [frame for run in frames for frame in run]
+
+
 def contains(frames: Frames, frame: int) -> bool:
     for run in frames:
         if run.start <= frame < run.stop:
