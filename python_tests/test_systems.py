@@ -17,7 +17,6 @@ INDEX = json.loads((GOLDEN / "index.json").read_text())
 ARRAYS = ("fed", "updated", "timestep", "written", "visible", "position", "key_call")
 
 NOT_EXPRESSED: dict[str, str] = {
-    "liveact_trace": "not written yet",
     "diffusion_forcing_pyramid_u05_F6_S5": "not written yet; see test_trace",
     "diffusion_forcing_pyramid_u1_F6_S5": "not written yet; see test_trace",
     "skyreels_v2_F5_S4_ar2": "not written yet; see test_trace",
