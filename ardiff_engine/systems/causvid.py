@@ -21,6 +21,7 @@ SYSTEM = System(
     plan=blocks(3),
     solver=Renoise(FlowSchedule(8.0), [1000, 757, 522]),
     memory=Full(),
+    num_frames=21,
 )
 
 

@@ -21,6 +21,7 @@ SYSTEM = System(
     plan=stage_major(3),
     solver=FOUR_STEPS,
     memory=PerLevel(Full()),
+    num_frames=21,
 )
 PIPELINED = replace(
     SYSTEM,

@@ -35,7 +35,8 @@ class System:
     plan: who is fed when. solver: of all blocks, or of each track. memory: who sees what, and where.
     guidance: scale of the release; 1: none. on_prompt: what a new prompt does to stored K/V (see
         `Stream.set_condition`). fps: pictures per second of its videos.
-    num_frames, given_frames: of the video, where a system was made for one; the given ones are included.
+    num_frames, given_frames: of the video, for systems that need a length and those that were made for one;
+        the given ones are included.
     network: what the trace takes for granted of the network.
     calls_of, stores_last: how its code makes calls of the engine's passes (see `systems.calls`), and whether
         it stores the K/V of the last block. recorded: how its numbers are kept, if not as a `Trace` says.

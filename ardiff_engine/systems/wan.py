@@ -9,7 +9,7 @@ from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
 from ardiff_engine.memory import Full
 from ardiff_engine.plan import pyramid
-from ardiff_engine.systems.calls import ANY_NETWORK, by_pass
+from ardiff_engine.systems.calls import by_pass
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry
 
@@ -20,9 +20,9 @@ SYSTEM = System(
     repository="Wan-Video/Wan2.1",
     plan=pyramid(0.0),
     solver=UniPC(FlowSchedule(5.0), 50),
-    memory=Full(),
+    memory=Full(joint=True),
     guidance=5.0,
-    network=replace(ANY_NETWORK, forgets=False, frames_see_later=True),
+    num_frames=21,
     calls_of=by_pass,
     stores_last=False,
 )
