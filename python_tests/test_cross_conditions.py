@@ -3,38 +3,30 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers.small_wan import CONFIG, prompt, small_wan
 
 import ardiff_engine as ade
 from ardiff_engine.engine.condition_store import ConditionStore
-from ardiff_engine.errors import ArdiffError, TensorError
+from ardiff_engine.errors import ArdiffError, OutOfPagesError, TensorError
 from ardiff_engine.memory import Full
-from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.memory.page_manager import PageManager
+from ardiff_engine.models.wan import WanTransformer
 
-CONFIG = WanConfig(48, 2, 2, 64, channels=3, out_channels=3, text_dim=10, text_tokens=20)
 STEPS, SIZE = 3, (4, 6)
 
 
 @pytest.fixture(scope="module")
 def video() -> WanTransformer:
-    torch.manual_seed(0)
-    model = WanTransformer(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3 if parameter.ndim == 1 else 0.7 * parameter[0].numel() ** -0.5)
-    return model
+    return small_wan()
 
 
 def engine_of(video: WanTransformer, **options) -> ade.Engine:
     solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
     return ade.Engine(video, solver=solver, memory=Full(), max_pages=200, **options)
-
-
-def prompt(seed: int) -> torch.Tensor:
-    return torch.randn(7 + seed, 10, generator=torch.Generator().manual_seed(seed))
 
 
 def request(seed: int, **options) -> ade.Request:
@@ -99,35 +91,70 @@ def test_a_prompt_is_written_once(video: WanTransformer, monkeypatch: pytest.Mon
         assert torch.equal(pair[0].result(), expected)
 
 
-def test_a_condition_goes_with_the_last_tensor_that_has_it(video: WanTransformer) -> None:
-    store = ConditionStore(video)
-    one, same, other = (torch.stack([video.condition(prompt(seed))]) for seed in (1, 1, 2))
-    both = torch.stack([other[0], one[0]])
-    pages = store.of_pass([(one, [2], 6), (other, [1], 4), (same, [3], 6), (both, [1, 1], 9)])
-    assert store.stored == 2
-    lists = [pages.table.pages[a:b].tolist() for a, b in pairwise(pages.table.page_ptr.tolist())]
-    assert lists[0] == lists[2] == lists[4] != lists[1] and lists[1] == lists[3]
-    assert pages.table.num_tokens == 2 * 6 + 4 + 3 * 6 + 2 * 9
-    del one, same
-    assert store.stored == 2  # `both` has it too
-    del both
-    assert store.stored == 1
-    kept = [t[:, lists[1]].clone() for t in (pages.k, pages.v)]
-    # What is new takes the free place, and then room that the pool gains; what is held stays as it was.
-    more = [torch.stack([video.condition(prompt(seed))]) for seed in range(3, 9)]
-    pages = store.of_pass([(each, [1], 6) for each in (*more, other)])
-    assert store.stored == 7
-    assert all(torch.equal(t[:, lists[1]], k) for t, k in zip((pages.k, pages.v), kept, strict=True))
+def test_a_condition_stays_as_long_as_a_lease_holds_it() -> None:
+    manager, store = PageManager(6), ConditionStore(2)
+    first, second = manager.lease(4), manager.lease(2)
+    one, other = (b"one", b"other")
+    held = store.exchanged([], (one, other, one), first)
+    assert held[0] is held[2] and first.held == 4 and held[0].pages != held[1].pages
+    shared = store.exchanged([], (one,), second)
+    assert shared == held[:1] and manager.held == 4 and second.held == 2
+    held = store.exchanged(held, (other,), first)
+    assert first.held == 2 and manager.held == 4 and store.stored == 2
+    # Whoever holds what is given on has promised pages for it: another one may write these now.
+    assert store.exchanged(shared, (b"new",), second)[0].pages != shared[0].pages
+    assert store.exchanged(held, (one, other), first)[0] is not shared[0]
+    first.close()
+    assert store.stored == 1 and manager.held == 2
 
 
 def test_a_memory_plan_counts_prompts(video: WanTransformer) -> None:
-    solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
+    """In pages, two of 112 rows for each prompt of 130; a stream with the same one holds them as well."""
+    config = replace(CONFIG, text_tokens=130)
+    model, solver = WanTransformer(config), ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
     guided = request(1, guidance_scale=2.0)
-    plan = ade.Engine.memory_plan(video, solver=solver, memory=Full(), request=guided, streams=3)
-    store = ConditionStore(video)
-    pages = store.of_pass([(torch.stack([video.condition(prompt(seed))]), [1], 6) for seed in (1, 2)])
-    assert plan.conditions_bytes == 3 * 2 * (pages.k.nbytes + pages.v.nbytes) // 2  # a pool of two
-    assert plan.total_bytes > plan.conditions_bytes and "conditions" in str(plan)
+    plan = ade.Engine.memory_plan(model, solver=solver, memory=Full(), request=guided, streams=3)
+    assert plan.pages_per_stream == 2 * (2 + 4)
+    engine = ade.Engine(model, solver=solver, memory=Full(), max_pages=2 * plan.pages_per_stream)
+    streams = [engine.submit(guided) for _ in range(2)]
+    engine.step(1)
+    assert engine.stats().pages_promised == 24 and engine.stats().pages_held == 2 * 2 + 2 * 2 * 1
+    with pytest.raises(OutOfPagesError):
+        engine.submit(guided)
+    del streams
+
+
+def test_prompts_are_written_again_where_that_failed(
+    video: WanTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [engine_of(video).submit(request(seed)).result() for seed in (1, 2)]
+    write, failures = WanTransformer.write_condition, [True, True]
+
+    def sometimes(self, *given):
+        if failures and failures.pop():
+            raise RuntimeError("no")
+        write(self, *given)
+
+    monkeypatch.setattr(WanTransformer, "write_condition", sometimes)
+    engine = engine_of(video)
+    bad, same, other = (engine.submit(request(seed)) for seed in (1, 1, 2))
+    with pytest.raises(ArdiffError):
+        bad.result()
+    assert torch.equal(same.result(), expected[0]) and torch.equal(other.result(), expected[1])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_suspended_streams_find_their_prompts_again(video: WanTransformer, padded: bool) -> None:
+    expected = [engine_of(video).submit(request(seed, guidance_scale=2.0)).result() for seed in (1, 2, 3)]
+    engine = engine_of(video, cuda_graphs=padded)
+    first, second = (engine.submit(request(seed, guidance_scale=2.0)) for seed in (1, 2))
+    engine.step(2)
+    first.suspend()
+    third = engine.submit(request(3, guidance_scale=2.0))
+    engine.step(2)
+    first.resume()
+    for stream, video_alone in zip((first, second, third), expected, strict=True):
+        assert torch.equal(stream.result(), video_alone)
 
 
 def test_another_prompt_on_the_way(video: WanTransformer) -> None:

@@ -108,7 +108,7 @@ def test_a_padded_tick_on_emulated_kernels(cuda_kernels: None) -> None:
     graphs = recording(engine, WatchedGraphs())
     assert torch.equal(video(engine), padded)
     assert engine.stats().graph_replays > 0
-    assert all(shape.schedule[0] == "cuda" for shape in graphs._entries)
+    assert all(shape.table.schedule[0] == "cuda" for shape in graphs._entries)
 
 
 @pytest.mark.parametrize(

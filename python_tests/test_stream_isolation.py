@@ -152,7 +152,6 @@ def test_no_frame_is_lost_between_two_threads():
     ("options", "error"),
     [
         ({"lag": 2.5}, ConfigError),
-        ({"lag": None}, ConfigError),
         ({"num_frames": "6"}, ConfigError),
         ({"guidance_scale": "2"}, ConfigError),
         ({"guidance_scale": float("nan")}, ConfigError),

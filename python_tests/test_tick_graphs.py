@@ -127,7 +127,7 @@ def test_padding_changes_no_bit(model, poisoned):
     padded = videos(engine, MIXED)
     assert all(torch.equal(a, b) for a, b in zip(plain, padded, strict=True))
     shapes = {buffers.shape for buffers in poisoned}
-    assert len(shapes) > 1 and all(shape.groups >= 3 for shape in shapes)
+    assert len(shapes) > 1 and all(shape.table.groups >= 3 for shape in shapes)
 
 
 @pytest.mark.parametrize("memory", [Full(), Window(4, sink=1)], ids=lambda policy: type(policy).__name__)
@@ -198,7 +198,9 @@ def test_an_endless_stream_comes_to_repeat_all_its_ticks(memory, monkeypatch):
     assert after.graph_replays - before.graph_replays == after.passes - before.passes == 100
     assert after.graphs_captured == before.graphs_captured <= 6
     assert stream.frames_ready > 70
-    assert all(shape.schedule[0] == "cuda" and len(shape.schedule) == 8 for shape in graphs._entries)
+    assert all(
+        shape.table.schedule[0] == "cuda" and len(shape.table.schedule) == 8 for shape in graphs._entries
+    )
 
 
 def test_graphs_are_bounded_and_the_least_used_goes_first():

@@ -31,9 +31,9 @@ LAG = 5
 
 @dataclass(frozen=True, slots=True)
 class PageNeed:
-    """Pages of one guidance branch (context, one frame), and the most that the whole stream can ever hold."""
+    """Pages of one branch (condition, one frame), and the most that the whole stream can ever hold."""
 
-    context: int
+    condition: int
     frame: int
     most: int
 
@@ -101,9 +101,9 @@ def page_need(
     page_rows: int,
 ) -> PageNeed:
     """size: of the frames, as in Request. page_rows: of the pool."""
-    context, frame = -(-spec.context_tokens // page_rows), -(-spec.tokens(size) // page_rows)
+    condition, frame = -(-spec.condition.tokens // page_rows), -(-spec.tokens(size) // page_rows)
     frames = sum(most_frames(branch, plan, memory) for branch in branches)
-    return PageNeed(context, frame, len(branches) * context + frames * frame)
+    return PageNeed(condition, frame, len(branches) * condition + frames * frame)
 
 
 def check_model(model: object) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from ardiff_engine import ops
 from ardiff_engine.device import upload
-from ardiff_engine.engine.condition_store import ConditionStore
 from ardiff_engine.engine.layout import Layout, LayoutBuilder, Span, Work
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.errors import ConfigError
@@ -158,11 +157,12 @@ class Packer:
         self._schedules = schedules
         self._builder = LayoutBuilder(model, pool.page_rows)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
-        self.conditions = ConditionStore(model) if model.spec.condition.kind == "cross" else None
+        self._model = model
 
     def pack(self, work: Work) -> Batch:
         x, condition, history = self._inputs(work)
-        layout = self._layout(work)
+        self._write_conditions(work)
+        layout, pool = self._layout(work), self._pool
         passed = np.array([feed.passed for _, feed in work], np.int32)
         risen = passed[layout.update_owners]
         moves = Moves(torch.from_numpy(layout.row_moves), layout.weights, layout.weight_rows + risen)
@@ -176,11 +176,13 @@ class Packer:
             positions=layout.positions,
             frame_ids=torch.from_numpy(layout.rows + layout.row_moves * passed[layout.token_owners]),
             table=layout.table,
-            k_pages=self._pool.k,
-            v_pages=self._pool.v,
+            k_pages=pool.k,
+            v_pages=pool.v,
             wanted=layout.wanted,
             layers=layout.layers,
-            conditions=self._condition_pages(work),
+            conditions=None
+            if layout.conditions is None
+            else ConditionPages(pool.k, pool.v, layout.conditions),
         )
         return Batch(
             cells=cells,
@@ -207,15 +209,17 @@ class Packer:
         self._layouts.move_to_end(key)
         return layout
 
-    def _condition_pages(self, work: Work) -> ConditionPages | None:
-        if self.conditions is None:
-            return None
-        return self.conditions.of_pass(
-            [
-                (state.conditions, [len(roster.frames) for roster in state.rosters(feed)], state.tokens)
-                for state, feed in work
-            ]
-        )
+    def _write_conditions(self, work: Work) -> None:
+        """K and V of cross conditions that nobody has written yet."""
+        rows, tokens = self._pool.page_rows, self._spec.condition.tokens
+        for state, _ in work:
+            for stored, condition in zip(state.pages.conditions, state.conditions, strict=False):
+                if not stored.written:
+                    pages = torch.tensor(stored.pages)
+                    slots = (pages[:, None] * rows + torch.arange(rows)).flatten()[:tokens]
+                    slots = upload(slots, condition.device)
+                    self._model.write_condition(condition, slots, self._pool.k, self._pool.v)
+                    stored.written = True
 
     def _inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """x, condition and history, as in Batch, as the streams have them."""

@@ -19,6 +19,7 @@ from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.arguments import instance
 from ardiff_engine.engine.admission import admit, check_memory, check_model, check_rule
 from ardiff_engine.engine.batch import Packer
+from ardiff_engine.engine.condition_store import ConditionStore, condition_keys
 from ardiff_engine.engine.cuda.graphs import ticks_for
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.inbox import Inbox
@@ -97,6 +98,7 @@ class Engine:
         self.pool = PagePool.allocate(model.spec, max_pages, rows, dtype=model.dtype, device=self.device)
         self.changes = Changes()
         self.inbox = Inbox(self.changes)
+        self._conditions = ConditionStore(self.pool.pages_for(model.spec.condition.tokens))
         self._schedules = Schedules(model, solver)
         forward = Forward(model, self._schedules)
         ticks = ticks_for(forward, self._schedules, model.spec, self.device, cuda_graphs)
@@ -140,7 +142,8 @@ class Engine:
         steps = tuple(own.num_steps for own in tracks_of(solver))
         admission = admit(request, spec, policy, steps, self.pool.page_rows, self.plan)
         need, branches = admission.need, admission.branches
-        conditions = [checked_condition(self.model, branch.condition) for branch in branches]
+        conditions = torch.stack([checked_condition(self.model, own.condition) for own in branches])
+        keys = condition_keys(spec, conditions)
         given: tuple[torch.Tensor, ...] = ()
         if request.prefix is not None:
             # Copied now: the caller may reuse the tensor.
@@ -158,10 +161,11 @@ class Engine:
                 feeder=Feeder(admission.plan, policy, spec),
                 policy=policy,
                 tokens=spec.tokens(request.size),
-                conditions=torch.stack(conditions),
+                conditions=conditions,
+                condition_keys=keys,
                 branches=branches,
                 weights=admission.weights,
-                pages=StreamPages(len(branches), need.context, need.frame, need.most),
+                pages=StreamPages(len(branches), need.condition, need.frame, need.most, self._conditions),
                 noise=noise,
                 latents=dict(enumerate(given)),
                 outbox=Outbox(None if request.num_frames is None else list(given)),

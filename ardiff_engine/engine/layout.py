@@ -41,7 +41,7 @@ class Span:
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `wanted`, `slots`,
-    `positions`, `table`, `layers`, `spans`, `branch_cells`.
+    `positions`, `table`, `layers`, `spans`, `branch_cells`. conditions: the table of cross conditions.
 
     What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
     model's tables, `coefficients` int64 [U], `weight_rows` int64 [U] of `weights` [R, B] (guidance, of all
@@ -56,6 +56,7 @@ class Layout:
     positions: torch.Tensor
     table: FrameTable
     layers: tuple[FrameTable, ...]
+    conditions: FrameTable | None
     spans: tuple[Span, ...]
     branch_cells: torch.Tensor
     weights: np.ndarray
@@ -111,10 +112,12 @@ class _Shape:
     """What passes of the same parts have in common; as in Layout. slot_places, slot_rows: [T] where in the
     joined lists of pages a token's page is, and its row there. solver_rows, update_levels: [U].
     lists: of views that differ; of_layer: which of them each layer has, if not all the first one.
-    cell_tokens: [N]; places: int64 [X, 1 + axes], the positions of all tokens but for their frames'."""
+    conditions: with any pages. cell_tokens: [N]; places: int64 [X, 1 + axes], the positions of all tokens but
+    for their frames'."""
 
     lists: tuple[PageLists, ...]
     of_layer: tuple[int, ...]
+    conditions: FrameTable | None
     wanted: torch.Tensor | None
     slot_places: np.ndarray
     slot_rows: np.ndarray
@@ -139,11 +142,14 @@ class LayoutBuilder:
         self._spec = spec
         self._page_rows = page_rows
         self._context_valid = _valid_rows(spec.context_tokens, page_rows)
+        self._crosses = spec.condition.kind == "cross"
+        self._condition_valid = _valid_rows(spec.condition.tokens, page_rows)
         self._shapes: dict[tuple[_Part, ...], _Shape] = {}
 
     def build(self, work: Work) -> Layout:
         parts: list[_Part] = []
         pages: list[int] = []
+        conditions: list[int] = []
         positions: list[int] = []
         for stream, feed in work:
             rosters, schedule = stream.rosters(feed), stream.schedule
@@ -155,6 +161,8 @@ class LayoutBuilder:
                 pages += stream.pages.context[branch]
                 pages += stream.pages.shown(branch, source, found[number][0])
                 positions += distinct[number].positions
+                if self._crosses and distinct[number].frames:
+                    conditions += stream.pages.conditions[branch].pages
             parts.append(
                 _Part(
                     stream.request.size,
@@ -187,6 +195,8 @@ class LayoutBuilder:
             positions=torch.from_numpy(tokens),
             table=tables[0],
             layers=tuple([tables[number] for number in shape.of_layer]),
+            conditions=shape.conditions
+            and shape.conditions.with_pages(torch.tensor(conditions, dtype=torch.int32)),
             spans=shape.spans,
             branch_cells=shape.branch_cells,
             weights=weights,
@@ -271,6 +281,7 @@ class LayoutBuilder:
         return _Shape(
             lists=tuple(all_lists),
             of_layer=of_layer,
+            conditions=self._condition_table(sequences, cell_tokens) if self._crosses else None,
             wanted=None if wanted.all() else torch.from_numpy(wanted),
             slot_places=np.repeat(lists.fed_places, lists.fed_rows),
             slot_rows=ranges(np.zeros_like(tokens), tokens) % self._page_rows,
@@ -286,6 +297,19 @@ class LayoutBuilder:
             update_levels=update_levels,
             token_owners=np.repeat(np.concatenate([of_contexts[:, 0], of_cells]), tokens),
             update_owners=update_owners,
+        )
+
+    def _condition_table(self, sequences: list[SequenceViews], cell_tokens: np.ndarray) -> FrameTable:
+        """All cells of a sequence see its condition, and nothing else."""
+        cells = [len(views.own) for views in sequences if views.own]
+        count = len(self._condition_valid)
+        return FrameTable.from_flat(
+            cell_tokens,
+            cells,
+            np.full(len(cells), count),
+            np.zeros(len(cells) * count, np.int32),
+            np.tile(self._condition_valid, len(cells)),
+            np.full(len(cell_tokens), count),
         )
 
     def _rows(

@@ -13,7 +13,7 @@ from ardiff_engine.engine.admission import admit, check_model
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Tracks, tracks_of
 from ardiff_engine.errors import ConfigError, explain
-from ardiff_engine.memory import MemoryPolicy, RecomputedWindow, choose_page_rows, rows_of_pages
+from ardiff_engine.memory import MemoryPolicy, RecomputedWindow, rows_of_pages
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Rule
@@ -26,8 +26,8 @@ class MemoryPlan:
     """Bytes for `streams` videos at a time.
 
     weights_bytes: on the CPU with the packed copies of the linear layers. workspace_bytes: of the largest
-        pass, estimated from above. conditions_bytes: K and V of cross conditions, one for each stream and
-        branch; streams with the same one share it.
+        pass, estimated from above. pages: also for K and V of conditions; streams with the same cross one
+        share it, and then hold fewer.
     """
 
     streams: int
@@ -36,7 +36,6 @@ class MemoryPlan:
     weights_bytes: int
     tables_bytes: int
     workspace_bytes: int
-    conditions_bytes: int = 0
 
     @property
     def pages(self) -> int:
@@ -48,8 +47,7 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        fixed = self.weights_bytes + self.tables_bytes + self.conditions_bytes
-        return fixed + self.pages_bytes + self.workspace_bytes
+        return self.weights_bytes + self.tables_bytes + self.pages_bytes + self.workspace_bytes
 
     def __str__(self) -> str:
         rows = [
@@ -59,8 +57,6 @@ class MemoryPlan:
             ("workspace", self.workspace_bytes, "largest pass, all streams together"),
             ("total", self.total_bytes, f"max_pages={self.pages}"),
         ]
-        if self.conditions_bytes:
-            rows.insert(3, ("conditions", self.conditions_bytes, "K and V of prompts, at most"))
         return "\n".join(f"{name:<18} {size / MIB:10.1f} MiB  {note}".rstrip() for name, size, note in rows)
 
 
@@ -99,16 +95,7 @@ def memory_plan(
         weights_bytes=footprint.weights,
         tables_bytes=footprint.tables,
         workspace_bytes=footprint.workspace,
-        conditions_bytes=streams * branches * condition_bytes(spec, model.dtype.itemsize),
     )
-
-
-def condition_bytes(spec: ModelSpec, item: int) -> int:
-    """K and V of one cross condition in all layers, in whole pages."""
-    if spec.condition.kind != "cross":
-        return 0
-    rows = choose_page_rows(spec.condition.tokens)
-    return 2 * spec.layers * spec.kv_heads * -(-spec.condition.tokens // rows) * rows * spec.head_dim * item
 
 
 def bytes_per_page(spec: ModelSpec, page_rows: int, item: int) -> int:

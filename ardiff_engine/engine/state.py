@@ -33,7 +33,8 @@ class StreamState:
     request: without its callback, which belongs to the handle: through it a stream would keep itself alive.
     watched: it has a callback, so passes are not run several at a time.
     tokens: of one frame.
-    branches: of guidance. conditions: theirs. weights: float32 [branches, levels of all tracks].
+    branches: of guidance. conditions: theirs; condition_keys: of cross ones. weights: float32 [branches,
+        levels of all tracks].
     latents: frame -> float32 [tokens, channels], of all frames that somebody may still need.
     history: frame -> float32 [steps, tokens, channels], the predictions of its last steps, the latest first,
         for solvers that look back.
@@ -51,6 +52,7 @@ class StreamState:
     policy: MemoryPolicy
     tokens: int
     conditions: torch.Tensor
+    condition_keys: tuple[bytes, ...]
     branches: tuple[Branch, ...]
     weights: np.ndarray
     pages: StreamPages
@@ -113,7 +115,7 @@ class StreamState:
         for frame in roster.frames:
             if frame not in self.latents:
                 self.latents[frame] = self.noise.of(frame)
-        self.pages.prepare(roster, rosters)
+        self.pages.prepare(roster, rosters, self.condition_keys)
 
     def rosters(self, feed: Feed) -> tuple[Roster, ...]:
         """What each guidance branch feeds in its part of this pass."""

@@ -15,6 +15,7 @@ import torch
 
 from ardiff_engine.diffusion.guidance import same_condition
 from ardiff_engine.engine.admission import page_need
+from ardiff_engine.engine.condition_store import condition_keys
 from ardiff_engine.engine.reader import Outbox
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.scheduler import Scheduler
@@ -84,6 +85,7 @@ class Editor:
         else:
             state.exact = state.exact and not self._model.spec.forgets
         state.conditions = torch.stack(conditions)
+        state.condition_keys = condition_keys(self._model.spec, state.conditions)
         return ConditionReceipt(effect, first, tuple(recommitted), forgotten)
 
     def fork(

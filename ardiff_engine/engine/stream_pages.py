@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of one stream: of its contexts and frames, for each guidance branch.
+"""The pages of one stream: of its conditions and frames, for each guidance branch.
 
 Frames that a pass sees elsewhere than where their K/V were written have second pages for that. They follow
 from the first ones: forks, suspension and edits know nothing of them.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ardiff_engine.engine.condition_store import ConditionStore, StoredCondition
 from ardiff_engine.engine.feed import Roster
 from ardiff_engine.errors import PageTableError, PlanError, explain
 from ardiff_engine.memory.page_manager import Lease
@@ -31,9 +32,9 @@ class StreamPages:
     """Which pages hold what. version rises whenever that changes. A stream that waits or is suspended has no
     lease.
 
-    most: pages that the stream can ever hold. context: page ids per branch; frames: per branch and
-        (frame, copy), as written; placed: those seen elsewhere. turns: (page, page for its rotation, places)
-        that the next pass begins with.
+    most: pages that the stream can ever hold. context: page ids per branch, of joint conditions; conditions:
+        cross ones, of each branch; frames: page ids per branch and (frame, copy), as written; placed: those
+        seen elsewhere. turns: (page, page for its rotation, places) that the next pass begins with.
     """
 
     __slots__ = (
@@ -43,6 +44,8 @@ class StreamPages:
         "_places",
         "_prepared",
         "_shifts",
+        "_store",
+        "conditions",
         "context",
         "frames",
         "lease",
@@ -52,12 +55,16 @@ class StreamPages:
         "version",
     )
 
-    def __init__(self, branches: int, per_context: int, per_frame: int, most: int) -> None:
+    def __init__(
+        self, branches: int, per_context: int, per_frame: int, most: int, store: ConditionStore
+    ) -> None:
         self._per_context = per_context
         self._per_frame = per_frame
+        self._store = store
         self.most = most
         self.lease: Lease | None = None
         self.context: list[list[int]] = [[] for _ in range(branches)]
+        self.conditions: list[StoredCondition] = []
         self.frames: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(branches)]
         self.placed: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(branches)]
         self.turns: list[tuple[int, int, int]] = []
@@ -75,7 +82,7 @@ class StreamPages:
 
     @property
     def ids(self) -> list[int]:
-        """All pages that hold what was written, in a fixed order."""
+        """All pages that hold what was written, but for cross conditions, in a fixed order."""
         contexts = [page for pages in self.context for page in pages]
         return contexts + [page for frames in self.frames for pages in frames.values() for page in pages]
 
@@ -83,16 +90,17 @@ class StreamPages:
         """Whether `prepare` has nothing to do: it was done for this roster, and no page was shared since."""
         return self._prepared is roster and self.lease is not None
 
-    def prepare(self, roster: Roster, rosters: Sequence[Roster]) -> None:
+    def prepare(self, roster: Roster, rosters: Sequence[Roster], keys: Sequence[bytes]) -> None:
         """Give back pages that nobody sees any more; make sure that what is fed has pages of its own.
 
-        rosters: what each branch makes of `roster`.
+        rosters: what each branch makes of `roster`. keys: of the branches' cross conditions.
         """
         own = self._own_frames
         fed = [list(zip(branch.frames, branch.copies, strict=True)) for branch in rosters]
         self._unprepare()
         self.version += 1
         lease = self._open()
+        self.conditions = self._store.exchanged(self.conditions, keys, lease)
         places = self._seen_elsewhere(roster)
         # Those that no pass has begun with are not there.
         self._drop_placed([c for c, place in self._places.items() if self.turns or places.get(c) != place])
@@ -138,8 +146,9 @@ class StreamPages:
     def fork(self, lease: Lease) -> StreamPages:
         """The same pages under another lease. Whoever feeds a shared page next takes a fresh one for it."""
         self._unprepare()
-        other = StreamPages(len(self.context), self._per_context, self._per_frame, self.most)
+        other = StreamPages(len(self.context), self._per_context, self._per_frame, self.most, self._store)
         lease.share(self._open(), self.ids)
+        other.conditions = self._store.exchanged([], [stored.key for stored in self.conditions], lease)
         other.lease = lease
         other.context = [list(pages) for pages in self.context]
         other.frames = [{cell: list(pages) for cell, pages in frames.items()} for frames in self.frames]
@@ -147,7 +156,8 @@ class StreamPages:
         return other
 
     def save(self, pool: PagePool) -> SavedPages:
-        """Copy all pages to the host and give them back, the promise included."""
+        """Copy all pages to the host and give them back, the promise included. Cross conditions are written
+        again."""
         ids = torch.tensor(self.ids, dtype=torch.int64, device=pool.k.device)
         saved = SavedPages(pool.k.index_select(1, ids).cpu(), pool.v.index_select(1, ids).cpu())
         self.close()
@@ -170,6 +180,7 @@ class StreamPages:
     def close(self) -> None:
         """Return everything. The maps of what was written stay, for `restore`."""
         self._unprepare()
+        self.conditions = []
         if self.lease is not None:
             self.lease.close()
             self.lease = None

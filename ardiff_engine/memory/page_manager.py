@@ -125,16 +125,21 @@ class Lease:
         return pages
 
     def share(self, other: Lease, pages: list[int]) -> None:
-        """Hold pages of `other` too. Neither may write them from now on: see `make_writable`."""
+        """`hold` pages of `other`."""
+        if other._open() is not self._open() or set(pages) - other._held.keys():
+            raise PageTableError(f"pages to share: got {pages}, expected some of {sorted(other._held)}.")
+        self.hold(pages)
+
+    def hold(self, pages: list[int]) -> None:
+        """Hold pages that other leases hold. Nobody may write them from now on: see `make_writable`."""
         manager = self._open()
         self._fits(len(pages))
-        wanted = set(pages)
-        if other._open() is not manager or wanted - other._held.keys() or wanted & self._held.keys():
+        if any(page in self._held or not manager._holders[page] for page in pages):
             raise PageTableError(
                 explain(
                     "pages to share",
                     got=pages,
-                    expected=f"pages among {sorted(other._held)} that this lease does not hold yet",
+                    expected="pages that other leases hold and this one does not",
                     fix="Share pages of a lease of the same pool, once.",
                 )
             )

@@ -12,7 +12,7 @@ from ardiff_engine.ops.frame_table import FrameTable
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConditionPages:
-    """K and V of cross conditions, [layers, pages, kv_heads, page_rows, dim], in pages of their own.
+    """K and V of cross conditions, [layers, pages, kv_heads, page_rows, dim], in pages that no frame has.
 
     table: which of them each token sees, in token order.
     """

@@ -15,11 +15,12 @@ from math import prod
 import torch
 
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.engine.cuda.shapes import PaddedLayout, TickShape
+from ardiff_engine.engine.cuda.shapes import PaddedLayout, PaddedTable, TickShape
 from ardiff_engine.host_copy import staging_for
-from ardiff_engine.models.cell_batch import CellBatch
+from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.attention_work import keep_recorded
+from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.ops.noise_keys import KEY_COLUMNS
 
 ALIGNMENT = 16  # of a tensor in its block: kernels read 16 bytes at a time
@@ -55,6 +56,7 @@ class Block:
 
 
 TABLE = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen", "bias")
+CONDITIONS = "condition_"  # before the names of what their table has
 
 
 class TickBuffers:
@@ -75,16 +77,21 @@ class TickBuffers:
         self.history = x.new_zeros(shape.planes, *self.latents.shape)
         self.finite = torch.empty(shape.updates, dtype=torch.bool, device=device)
         held, levels = self._layout.tensors, self._levels.tensors
-        names = [name for name in TABLE if name in held]
+        k_pages, v_pages = like.cells.k_pages, like.cells.v_pages
+        conditions = None
+        if layout.conditions is not None:
+            table = self._table(layout.conditions, CONDITIONS, like, spec)
+            conditions = ConditionPages(k_pages, v_pages, table)
         self.batch = Batch(
             cells=CellBatch(
                 num_contexts=shape.contexts,
                 slots=held["slots"],
                 positions=held["positions"],
                 frame_ids=levels["frame_ids"],
-                table=layout.table.over({name: held[name] for name in names}),
-                k_pages=like.cells.k_pages,
-                v_pages=like.cells.v_pages,
+                table=self._table(layout.table, "", like, spec),
+                k_pages=k_pages,
+                v_pages=v_pages,
+                conditions=conditions,
             ),
             x=x,
             condition=condition,
@@ -95,9 +102,6 @@ class TickBuffers:
             keys=levels["keys"] if shape.noisy else None,
             history=torch.zeros_like(self.history) if shape.planes else None,
         )
-        if layout.work is not None:
-            heads, kv_heads = spec.heads, like.cells.k_pages.shape[2]
-            keep_recorded(self.batch.cells.table.offsets, heads, kv_heads, held["work"], layout.work)
 
     def load(self, layout: PaddedLayout, batch: Batch) -> None:
         """Put a batch of this shape into the buffers; `layout` is its padded layout."""
@@ -120,6 +124,15 @@ class TickBuffers:
         if batch.condition is not None and self.batch.condition is not None:
             self.batch.condition[: len(batch.condition)].copy_(batch.condition)
 
+    def _table(self, padded: PaddedTable, prefix: str, like: Batch, spec: ModelSpec) -> FrameTable:
+        """The table over tensors of this memory, and its schedule if it has one."""
+        held = self._layout.tensors
+        table = padded.table.over({name: held[prefix + name] for name in TABLE if prefix + name in held})
+        if padded.work is not None:
+            kv_heads = like.cells.k_pages.shape[2]
+            keep_recorded(table.offsets, spec.heads, kv_heads, held[prefix + "work"], padded.work)
+        return table
+
     def store(self, latents: torch.Tensor, finite: torch.Tensor, history: torch.Tensor | None) -> None:
         """The last part of the tick: leave its results where the host finds them."""
         self.latents.copy_(latents)
@@ -129,14 +142,19 @@ class TickBuffers:
 
 
 def _layout_values(layout: PaddedLayout) -> dict[str, torch.Tensor]:
-    table = layout.table
     values = {
         "slots": layout.slots,
         "positions": layout.positions,
         "branch_cells": layout.branch_cells,
     }
-    values |= {name: getattr(table, name) for name in TABLE if getattr(table, name) is not None}
-    return values if layout.work is None else values | {"work": layout.work.words}
+    values |= _table_values(layout.table, "")
+    return values if layout.conditions is None else values | _table_values(layout.conditions, CONDITIONS)
+
+
+def _table_values(padded: PaddedTable, prefix: str) -> dict[str, torch.Tensor]:
+    found = {prefix + name: getattr(padded.table, name) for name in TABLE}
+    values = {name: value for name, value in found.items() if value is not None}
+    return values if padded.work is None else values | {prefix + "work": padded.work.words}
 
 
 def _fields_of(values: Mapping[str, torch.Tensor]) -> Fields:

@@ -295,6 +295,9 @@ class TickGraphs:
         planes = 0 if batch.history is None else len(batch.history)
         views = (*table.offsets, batch.branch_cells, noisy, planes)
         own = (*views, table.pages, cells.slots, cells.positions)
+        if cells.conditions is not None:
+            views = (*views, *cells.conditions.table.offsets)
+            own = (*own, cells.conditions.table.pages)
         layout = self._layouts.get(own)
         if layout is None:
             like = self._views.get(views)
@@ -326,6 +329,4 @@ def ticks_for(
             return TickGraphs(tick, schedules, spec, None, "turned off: cuda_graphs=False")
         return TickGraphs(tick, schedules, spec, CudaGraphs(device))
     reason = f"no CUDA graphs on {device.type}"
-    if spec.condition.kind == "cross":  # whose tables no shape has room for yet
-        return EagerTicks(tick, reason)
     return TickGraphs(tick, schedules, spec, None, reason) if cuda_graphs else EagerTicks(tick, reason)

@@ -45,23 +45,31 @@ def room_for_entries(count: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class TableShape:
+    """Of a table with padding. schedule: backend of frame_attention, then kernel and sizes of its schedule
+    where it has one."""
+
+    groups: int
+    entries: int
+    biased: bool
+    schedule: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TickShape:
     """Everything that a recorded tick fixes. Batches of equal shape can take each other's place.
 
-    contexts, spans, groups, entries: with padding; a span has no updates or as many as cells. schedule:
-        backend of frame_attention, then kernel and sizes of its schedule where it has one. planes: of the
-        history.
+    contexts, spans: with padding; a span has no updates or as many as cells. table, conditions: of the frames
+        and of cross conditions. planes: of the history.
     """
 
     contexts: int
     spans: tuple[Span, ...]
     branches: int
-    groups: int
-    entries: int
+    table: TableShape
+    conditions: TableShape | None
     noisy: bool
-    biased: bool
-    schedule: tuple[object, ...]
-    planes: int = 0
+    planes: int
 
     @property
     def tokens(self) -> int:
@@ -104,8 +112,20 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PaddedTable:
+    """work: None where attention needs no schedule."""
+
+    shape: TableShape
+    table: FrameTable
+    work: RecordedWork | None
+
+    def with_pages(self, pages: torch.Tensor) -> PaddedTable:
+        return replace(self, table=self.table.with_pages(_padded(pages, self.shape.entries)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PaddedLayout:
-    """The tensors of a Layout, padded, in host memory. work: None where attention needs no schedule.
+    """The tensors of a Layout, padded, in host memory.
 
     rows: of all tokens, contexts first; tokens: of those of the frames; updates, moved: of the updates and of
     their tokens.
@@ -119,13 +139,13 @@ class PaddedLayout:
     slots: torch.Tensor
     positions: torch.Tensor
     branch_cells: torch.Tensor
-    table: FrameTable
-    work: RecordedWork | None
+    table: PaddedTable
+    conditions: PaddedTable | None
 
 
 def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
     """What a batch has in common with the next ones of its layout."""
-    cells, table, spans = batch.cells, batch.cells.table, batch.spans
+    cells, spans = batch.cells, batch.spans
     contexts = cells.num_contexts
     moves = batch.branch_cells.numel() > 0
     rooms = [room_for(span.cells) for span in spans]
@@ -135,39 +155,17 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
     units = Room((contexts, *(span.cells for span in spans)), (room_for(contexts), *rooms))
     sizes = (spec.context_tokens, *(span.tokens for span in spans))
     updates = Room(tuple(span.updates for span in spans), tuple(span.updates for span in most))
-    entries = room_for_entries(table.pages.numel())
-    # A context is a group of its own; those of frames follow, and none of them crosses a span.
-    ends = np.searchsorted(table.group_ptr.numpy(), np.cumsum(units.counts))
-    # What is added to a part is one group more.
-    groups = room_for(table.num_groups + len(ends))
-
-    def per_group(values: np.ndarray, added: Sequence[int]) -> np.ndarray:
-        parts = np.split(values, ends[:-1])
-        own = np.concatenate([np.append(part, more) for part, more in zip(parts, added, strict=True)])
-        return np.concatenate([own, np.zeros(groups - len(own), own.dtype)])
-
-    added = [room - count for count, room in zip(units.counts, units.most, strict=True)]
-    padded = FrameTable(
-        frame_ptr=_offsets(np.repeat(sizes, units.most)),
-        group_ptr=_offsets(per_group(_sizes(table.group_ptr), added)),
-        page_ptr=_offsets(
-            per_group(_sizes(table.page_ptr), [0] * len(spans) + [entries - table.pages.numel()])
-        ),
-        pages=_padded(table.pages, entries),
-        valid=_padded(table.valid, entries),
-        seen=units.padded(table.seen, 0),
-        bias=None if table.bias is None else _padded(table.bias, entries),
-    )
-    work, schedule = _schedule(padded, batch, spec)
+    table = _pad_table(cells.table, units, sizes, batch, spec)
+    conditions = None
+    if cells.conditions is not None:
+        conditions = _pad_table(cells.conditions.table, units, sizes, batch, spec)
     shape = TickShape(
         contexts=units.most[0],
         spans=most,
         branches=len(batch.branch_cells),
-        groups=groups,
-        entries=entries,
+        table=table.shape,
+        conditions=None if conditions is None else conditions.shape,
         noisy=batch.keys is not None,
-        biased=table.bias is not None,
-        schedule=schedule,
         planes=0 if batch.history is None else len(batch.history),
     )
     rows = _times(units, sizes)
@@ -181,20 +179,53 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
         slots=rows.padded(cells.slots, -1),
         positions=tokens.padded(cells.positions, 0),
         branch_cells=updates.padded(batch.branch_cells.T, 0).T.contiguous(),
-        table=padded,
-        work=work,
+        table=table,
+        conditions=conditions,
     )
 
 
 def with_pages_of(layout: PaddedLayout, batch: Batch) -> PaddedLayout:
     """A padded layout with the pages and positions of a batch that differs in nothing else from its own."""
-    cells = batch.cells
+    cells, conditions = batch.cells, layout.conditions
+    if conditions is not None and cells.conditions is not None:
+        conditions = conditions.with_pages(cells.conditions.table.pages)
     return replace(
         layout,
         slots=layout.rows.padded(cells.slots, -1),
         positions=layout.tokens.padded(cells.positions, 0),
-        table=layout.table.with_pages(_padded(cells.table.pages, layout.shape.entries)),
+        table=layout.table.with_pages(cells.table.pages),
+        conditions=conditions,
     )
+
+
+def _pad_table(
+    table: FrameTable, units: Room, sizes: Sequence[int], batch: Batch, spec: ModelSpec
+) -> PaddedTable:
+    """units: contexts and frames of each span; sizes: tokens of one of each."""
+    entries = room_for_entries(table.pages.numel())
+    # A context is a group of its own; those of frames follow, and none of them crosses a span.
+    ends = np.searchsorted(table.group_ptr.numpy(), np.cumsum(units.counts))
+    # What is added to a part is one group more.
+    groups = room_for(table.num_groups + len(ends))
+
+    def per_group(values: np.ndarray, added: Sequence[int]) -> np.ndarray:
+        parts = np.split(values, ends[:-1])
+        own = np.concatenate([np.append(part, more) for part, more in zip(parts, added, strict=True)])
+        return np.concatenate([own, np.zeros(groups - len(own), own.dtype)])
+
+    more_units = [room - count for count, room in zip(units.counts, units.most, strict=True)]
+    more_entries = [0] * (len(ends) - 1) + [entries - table.pages.numel()]
+    padded = FrameTable(
+        frame_ptr=_offsets(np.repeat(sizes, units.most)),
+        group_ptr=_offsets(per_group(_sizes(table.group_ptr), more_units)),
+        page_ptr=_offsets(per_group(_sizes(table.page_ptr), more_entries)),
+        pages=_padded(table.pages, entries),
+        valid=_padded(table.valid, entries),
+        seen=units.padded(table.seen, 0),
+        bias=None if table.bias is None else _padded(table.bias, entries),
+    )
+    work, schedule = _schedule(padded, batch, spec)
+    return PaddedTable(TableShape(groups, entries, table.bias is not None, schedule), padded, work)
 
 
 def _times(room: Room, sizes: Sequence[int]) -> Room:
