@@ -113,3 +113,22 @@ def test_a_network_that_cannot_run_a_system_is_refused(model: WanTransformer, na
     system.check(model.spec)
     with pytest.raises(ConfigError):
         system.check(replace(model.spec, **facts))
+
+
+@torch.no_grad()
+def test_wan_is_the_plain_loop_over_whole_clips(model: WanTransformer) -> None:
+    noise = torch.randn(4, 3, 2, 4, generator=torch.Generator().manual_seed(1))
+    text = torch.randn(5, 10, generator=torch.Generator().manual_seed(2))
+    system = short(systems.get("wan"))
+    asked = ade.Request(num_frames=4, size=(2, 4), condition=text, latents=noise)
+    found = engine(model, 200).submit(system.request(asked)).result()
+    x, past = noise.double(), []
+    solver = system.solver
+    assert isinstance(solver, ade.solvers.UniPC)
+    for step, (p, q, a, b, _, *weights, _) in enumerate(solver.coefficients.tolist()):
+        t = torch.full((1, 4), float(solver.timesteps[step]))
+        out = model.forward_clip(x[None].float(), t, text[None], block=None)[0].double()
+        x0 = p * x + q * out
+        x = a * x + b * x0 + sum(c * h for c, h in zip(weights, past, strict=False))
+        past.insert(0, x0)
+    torch.testing.assert_close(found.double(), x, rtol=0, atol=2e-4)

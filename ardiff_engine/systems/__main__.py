@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ardiff_engine.errors import ArdiffError
+from ardiff_engine.systems.document import FRAMES, page
 from ardiff_engine.systems.picture import draw
 from ardiff_engine.systems.registry import get, names
-
-FRAMES = 24
-"""Of the picture of an endless system."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="every system")
     parser.add_argument("--out", type=Path, help="folder for the pictures")
     parser.add_argument("--frames", type=int, default=FRAMES, help="of systems that are endless")
+    parser.add_argument("--docs", type=Path, help="folder of the documents: the page of all systems")
     asked = parser.parse_args(arguments)
+    if asked.docs is not None:
+        (asked.docs / "systems.md").write_text(page(map(get, names())), encoding="utf-8")
+        asked.all, asked.out = True, asked.docs / "images" / "systems"
     try:
         for name in names() if asked.all or not asked.names else asked.names:
             system = get(name)

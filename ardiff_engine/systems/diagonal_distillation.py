@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diagonal Distillation: fewer steps from block to block; K/V of the last step, and no clean pass."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from ardiff_engine.diffusion.solvers import Renoise
@@ -14,7 +12,7 @@ from ardiff_engine.systems.wan_family import SCHEDULE, Entry, frames
 SYSTEM = System(
     name="diagonal-distillation",
     title="Diagonal Distillation",
-    paper="2603.09488",
+    paper="",
     repository="Sphere-AI-Lab/diagdistill",
     plan=blocks(3),
     solver=(
@@ -23,6 +21,7 @@ SYSTEM = System(
         Renoise(SCHEDULE, SCHEDULE.warp([1000, 100])),
     ),
     memory=Window(9, sink=3, clean=False),
+    exact="Calls and latents.",
 )
 
 

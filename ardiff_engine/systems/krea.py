@@ -55,6 +55,8 @@ SYSTEM = System(
     memory=RecomputedWindow(6),
     calls_of=recomputing(3, False),
     stores_last=False,
+    exact="Calls and latents.",
+    left_out="Frames encoded anew from pictures; a first frame that stays is traced, not served.",
 )
 
 

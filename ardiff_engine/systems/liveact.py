@@ -21,7 +21,9 @@ SYSTEM = System(
     plan=blocks(BLOCK, first=FIRST),
     solver=Renoise(SCHEDULE, SCHEDULE.warp([1000, 750, 500])),
     memory=PerLevel(Window(BLOCK + 2, sink=2), "same"),
+    num_frames=FIRST + 2 * BLOCK,
     stores_last=False,
+    exact="Calls; not what they see.",
     left_out="The two slots into which five frames at a time are merged, five neighbouring tokens into one.",
 )
 

@@ -7,20 +7,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ardiff_engine.memory import Recached, Window
-from ardiff_engine.plan import Plan, blocks
+from ardiff_engine.plan import Plan
+from ardiff_engine.systems import self_forcing
 from ardiff_engine.systems.calls import Call, CallsOf, by_kind
-from ardiff_engine.systems.self_forcing import SYSTEM as SELF_FORCING
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, frames, renoise
+from ardiff_engine.systems.wan_family import Entry, sized, window
 
 SYSTEM = replace(
-    SELF_FORCING,
+    self_forcing.SYSTEM,
     name="longlive",
     title="LongLive",
     paper="2509.22622",
     repository="NVlabs/LongLive (v1.0)",
     memory=Window(9, sink=3),
     on_prompt="recommit",
+    exact="Calls and latents; new prompts, with a sink that stays and one that moves.",
+    left_out="In the pass after a new prompt its frames see later ones; `Stream.set_condition` is causal.",
 )
 
 
@@ -46,14 +48,9 @@ def recaching(prompts: tuple[int, ...], reach: int) -> CallsOf:
 
 def from_spec(entry: Entry) -> System:
     size = entry["block"]
-    window = Window(entry["window"] - entry["sink"], entry["sink"])
     prompts = tuple(-(-frame // size) * size for frame in entry.get("switch_at", ()))
-    memory = Recached(window, prompts, entry["global_sink"]) if prompts else window
-    return replace(
-        SYSTEM,
-        plan=blocks(size),
-        solver=renoise(entry),
-        memory=memory,
-        num_frames=frames(entry),
-        calls_of=recaching(prompts, entry["window"]),
-    )
+    system = sized(SYSTEM, entry)
+    if not prompts:
+        return system
+    memory = Recached(window(entry), prompts, entry["global_sink"])
+    return replace(system, memory=memory, calls_of=recaching(prompts, memory.reach))

@@ -23,6 +23,8 @@ SYSTEM = System(
     solver=UniPC(FlowSchedule(5.0), 4),
     memory=Window(24, sink=8),
     fps=24,
+    exact="Calls and latents; cuts that pin a block, places that count from the window, a given frame.",
+    left_out="A given frame within a block is traced, not served; caches in four bits.",
 )
 
 

@@ -50,6 +50,8 @@ SYSTEM = System(
     stores_last=False,
     recorded=recorded(6),
     fps=24,
+    exact="Calls and latents; with a prefix, and the shortcut of twelve steps.",
+    left_out="A text for each chunk, chunks given in part, the mix with a prediction without history.",
 )
 
 

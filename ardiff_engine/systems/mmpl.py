@@ -35,6 +35,7 @@ SYSTEM = System(
     calls_of=calls_of,
     num_frames=21,
     given_frames=2,
+    exact="Calls and latents, from a picture and from a segment.",
 )
 
 

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
@@ -18,10 +19,10 @@ from ardiff_engine.systems.system import System
 @cache
 def _systems() -> dict[str, tuple[System, ModuleType]]:
     found: dict[str, tuple[System, ModuleType]] = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem.startswith("__"):
+    for _, name, _ in iter_modules(sys.modules[__package__].__path__):
+        if name == "__main__":
             continue
-        module = import_module(f"{__package__}.{path.stem}")
+        module = import_module(f"{__package__}.{name}")
         if hasattr(module, "SYSTEM"):
             found |= {own.name: (own, module) for own in (module.SYSTEM, *getattr(module, "VARIANTS", ()))}
     return found

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Self-Forcing: blocks of three, one after the other, four steps each, a rolling cache."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from ardiff_engine.memory import Window
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import FOUR_STEPS, Entry, frames, renoise, rolling
+from ardiff_engine.systems.wan_family import FOUR_STEPS, Entry, sized
 
 SYSTEM = System(
     name="self-forcing",
@@ -18,17 +16,10 @@ SYSTEM = System(
     plan=blocks(3),
     solver=FOUR_STEPS,
     memory=Window(21),
+    exact="Calls and latents; rolling windows with and without a sink, given frames, a first block of one.",
 )
 VARIANTS = (replace(SYSTEM, name="self-forcing-framewise", title="Self-Forcing, framewise", plan=blocks(1)),)
 
 
 def from_spec(entry: Entry) -> System:
-    given = int(entry.get("given_frames", 0))
-    return replace(
-        SYSTEM,
-        plan=blocks(entry["block"], first=entry.get("given_block")),
-        solver=renoise(entry),
-        memory=rolling(entry),
-        num_frames=frames(entry),
-        given_frames=given,
-    )
+    return sized(SYSTEM, entry)

@@ -47,6 +47,8 @@ SYSTEM = System(
     memory=memory_of(6, 3, 50),
     calls_of=calls_of,
     stores_last=False,
+    exact="Calls, two and four steps, with places that start anew.",
+    left_out="A sink that adapts; rows that are empty while the pipeline fills are traced, not run.",
 )
 
 

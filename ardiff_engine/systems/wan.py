@@ -23,6 +23,7 @@ SYSTEM = System(
     memory=Full(joint=True),
     guidance=5.0,
     num_frames=21,
+    exact="Latents, against the loop over whole clips.",
     calls_of=by_pass,
     stores_last=False,
 )

@@ -5,11 +5,14 @@ golden index names their sizes."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.memory import Full, Window
+from ardiff_engine.plan import blocks
+from ardiff_engine.systems.system import System
 
 SCHEDULE = FlowSchedule(5.0)
 FOUR_STEPS = Renoise(SCHEDULE, SCHEDULE.warp([1000, 750, 500, 250]))
@@ -27,9 +30,19 @@ def frames(entry: Entry) -> int:
     return int(entry["new_frames"]) + int(entry.get("given_frames", 0))
 
 
-def rolling(entry: Entry) -> Full | Window:
-    """Their cache of `window` frames, the sink among them; without one everything stays."""
-    if not entry.get("window"):
-        return Full()
+def window(entry: Entry) -> Window:
+    """Their rolling cache of `window` frames, the sink among them."""
     sink = int(entry.get("sink", 0))
-    return Window(entry["window"] - sink, sink)
+    return Window(int(entry["window"]) - sink, sink)
+
+
+def sized(system: System, entry: Entry) -> System:
+    """A system of one block after the other in the sizes of an entry; without a window everything stays."""
+    return replace(
+        system,
+        plan=blocks(entry["block"], first=entry.get("given_block")),
+        solver=renoise(entry),
+        memory=window(entry) if entry.get("window") else Full(),
+        num_frames=frames(entry),
+        given_frames=int(entry.get("given_frames", 0)),
+    )

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of all systems: what each chooses, what was compared with its own code, what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ardiff_engine.systems.system import System
+
+FRAMES = 24
+"""Of the picture of an endless system."""
+
+HEAD = """# Systems
+
+<!-- Written by `python -m ardiff_engine.systems --docs docs`; a test compares. -->
+
+Published systems as configuration of this engine, each a file in `ardiff_engine/systems`.
+`ade.systems.get(name)` is one of them; [add a system](add_a_system.md) says what it is made of. What they do
+is compared with numbers that their own code made, call by call and exactly: who is fed at which timestep, who
+moves, whose K/V are written, who sees whom, where, as computed by which call; and every latent of a toy
+network, to 1e-6 (`python_tests/test_systems.py`).
+
+| name | who | plan | steps | memory | compared | left out |
+|---|---|---|---|---|---|---|
+"""
+
+PICTURES = """
+## Pictures
+
+Frames across, calls down. The colour of a frame that moves is its timestep; orange ones are fed to be stored,
+blue ones are seen and not fed. A number says where a frame is seen, if not at its own.
+"""
+
+
+def page(systems: Iterable[System]) -> str:
+    """Markdown."""
+    systems = list(systems)
+    rows = [_row(system) for system in systems]
+    pictures = [f"\n### {own.title}\n\n![{own.name}](images/systems/{own.name}.png)\n" for own in systems]
+    return HEAD + "".join(rows) + PICTURES + "".join(pictures)
+
+
+def _shown(policy: Any) -> str:
+    """A memory policy with the fields that are not as usual."""
+    given = []
+    for own in fields(policy):
+        value = getattr(policy, own.name)
+        if value != own.default:
+            given.append(_shown(value) if is_dataclass(value) else f"{own.name}={value!r}")
+    return f"{type(policy).__name__}({', '.join(given)})"
+
+
+def _row(system: System) -> str:
+    paper = f", [arXiv {system.paper}](https://arxiv.org/abs/{system.paper})" if system.paper else ""
+    who = f"{system.title} (`{system.repository}`{paper})"
+    plan = system.plan_of(system.num_frames or FRAMES)
+    steps = "/".join(str(own.num_steps) for own in system.tracks)
+    choices = (plan.rule, steps, f"`{_shown(system.memory)}`")
+    return "| " + " | ".join([f"`{system.name}`", who, *choices, system.exact, system.left_out]) + " |
+"
