@@ -58,5 +58,4 @@ def _row(system: System) -> str:
     plan = system.plan_of(system.num_frames or FRAMES)
     steps = "/".join(str(own.num_steps) for own in system.tracks)
     choices = (plan.rule, steps, f"`{_shown(system.memory)}`")
-    return "| " + " | ".join([f"`{system.name}`", who, *choices, system.exact, system.left_out]) + " |
-"
+    return "| " + " | ".join([f"`{system.name}`", who, *choices, system.exact, system.left_out]) + " |\n"
