@@ -25,7 +25,7 @@ from ardiff_engine import plan
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.errors import ArdiffError, NumericalError, OutOfPagesError
-from ardiff_engine.memory import Full, PerLevel, Ranges, RecomputedWindow, Window
+from ardiff_engine.memory import Full, PerLayer, PerLevel, Placed, Ranges, RecomputedWindow, Window
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 
 POOL = 60
@@ -34,6 +34,9 @@ MEMORIES = (RecomputedWindow(4), Window(3), Window(2, sink=2), Full())
 OTHER_MEMORIES = (
     Full(joint=True),
     Window(4, joint=True),
+    Placed(Window(4), "window"),
+    Placed(Window(2, sink=2), "anchored"),
+    PerLayer((Window(2), Window(4, sink=1)), (0, 1, 0)),
     Window(4, clean=False),
     PerLevel(Full()),
     PerLevel(Window(4), "same"),
@@ -207,8 +210,10 @@ class EngineMachine(RuleBasedStateMachine):
             if stream.done or stream.state in ("waiting", "suspended"):
                 assert pages.lease is None
                 continue
-            assert len(set(pages.ids)) == len(pages.ids) == pages.lease.held <= pages.lease.most
-            holders.update(pages.ids)
+            placed = [page for frames in pages.placed for held in frames.values() for page in held]
+            ids = [*pages.ids, *placed]
+            assert len(set(ids)) == len(ids) == pages.lease.held <= pages.lease.most
+            holders.update(ids)
             promised += pages.lease.most
             state = inside(stream)
             started = min(

@@ -16,7 +16,16 @@ from ardiff_engine.engine import rehearsal
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.rehearsal import rehearse
 from ardiff_engine.errors import ConfigError, PlanError
-from ardiff_engine.memory import Full, MemoryPolicy, PerLevel, Placed, Ranges, RecomputedWindow, Window
+from ardiff_engine.memory import (
+    Full,
+    MemoryPolicy,
+    PerLayer,
+    PerLevel,
+    Placed,
+    Ranges,
+    RecomputedWindow,
+    Window,
+)
 from ardiff_engine.plan import Plan
 
 SPEC = replace(tiny("separate_norm", "temporal_causal", "rope").spec, longest=None)
@@ -31,6 +40,8 @@ def memories(draw: st.DrawFn) -> MemoryPolicy:
     context = draw(st.sampled_from(["next", "same"]))
     levels = [PerLevel(memory, context) for memory in plain if not memory.joint]
     given = draw(st.sampled_from([*plain, *levels, RecomputedWindow(size), Ranges(ranges, size)]))
+    if draw(st.integers(0, 9)) == 0:
+        return PerLayer((Window(size, sink), Window(size + 1)), (0, 1, 0))
     return Placed(given, draw(st.sampled_from(["window", "anchored"]))) if draw(st.booleans()) else given
 
 

@@ -18,7 +18,7 @@ from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.engine.layout import LayoutBuilder
 from ardiff_engine.errors import ArdiffError, NumericalError
-from ardiff_engine.memory import Full, RecomputedWindow, Window
+from ardiff_engine.memory import Full, Placed, RecomputedWindow, Window
 
 STEPS = 12
 NOISY = solvers.DDIM(SCHEDULE, num_inference_steps=9, eta=0.5)
@@ -29,6 +29,7 @@ KINDS = [
     {"num_frames": 4, "lag": 7, "solver": NOISY, "seed": 2},
     {"num_frames": 5, "lag": 4, "memory": Window(3, sink=1), "guidance_scale": 0.0},
     {"num_frames": 5, "lag": 6, "memory": Full(), "max_ahead": 3},
+    {"num_frames": 6, "lag": 12, "memory": Placed(Window(2, sink=1), "window"), "guidance_scale": 2.0},
 ]
 
 
