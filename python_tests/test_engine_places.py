@@ -277,10 +277,10 @@ def test_moves_that_fail_are_done_again(monkeypatch: pytest.MonkeyPatch) -> None
     rotate, calls = ops.rotate_pages_, []
 
     def fails_once(*arguments, **options) -> None:
-        rotate(*arguments, **options)
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("planted")
+        rotate(*arguments, **options)
 
     monkeypatch.setattr(ops, "rotate_pages_", fails_once)
     engine = engine_of(network(num_frames=16), Full())

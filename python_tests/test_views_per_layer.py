@@ -107,11 +107,11 @@ def test_alone_and_together_are_the_same_bits() -> None:
 
 
 def test_one_view_for_all_layers_is_that_memory() -> None:
-    model = network()
+    model, branches = network(), [ade.Branch(None, 2.0), ade.Branch(None, -1.0, ade.Past(1))]
     for memory in (Full(), Window(3, sink=1)):
         same = PerLayer((memory,), (0, 0, 0))
         a, b = (
-            Engine(model, solver=SOLVER, memory=own).submit(Request(8, lag=2)).result()
+            Engine(model, solver=SOLVER, memory=own).submit(Request(8, lag=2, branches=branches)).result()
             for own in (memory, same)
         )
         assert torch.equal(a, b)

@@ -138,7 +138,6 @@ class StreamPages:
         self._unprepare()
         self.version += 1
         lease = self._open()
-        self._drop_placed(list(self._places))
         for frames in self.frames:
             for later in [cell for cell in frames if cell[0] >= frame]:
                 lease.give_back(frames.pop(later))
