@@ -161,7 +161,7 @@ def test_tables_of_solvers_that_nobody_uses_are_dropped():
         and engine._schedules.coefficients.shape[0]
         for steps in (6, 7, 8, 9)
     ]
-    assert rows == [4 + 6, 4 + 7, 4 + 8, 4 + 9]
+    assert rows == [1 + 4 + 6, 1 + 4 + 7, 1 + 4 + 8, 1 + 4 + 9]
 
 
 def test_steady_ticks_use_their_layout_again(monkeypatch):

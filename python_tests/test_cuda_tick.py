@@ -15,6 +15,7 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers.small_wan import prompt, small_wan
 from inside import poison
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE
@@ -25,7 +26,7 @@ import ardiff_engine as ade
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.errors import NumericalError
-from ardiff_engine.memory import RecomputedWindow
+from ardiff_engine.memory import RecomputedWindow, Window
 from ardiff_engine.models.titok.codec import FrameDecoder
 from ardiff_engine.ops import attention_work, backend, cuda_launch, frame_attention_cuda
 from ardiff_engine.ops.backend import Choice
@@ -109,6 +110,32 @@ def test_a_padded_tick_on_emulated_kernels(cuda_kernels: None) -> None:
     assert torch.equal(video(engine), padded)
     assert engine.stats().graph_replays > 0
     assert all(shape.table.schedule[0] == "cuda" for shape in graphs._entries)
+
+
+def test_prompts_and_frame_sizes_in_a_tick_on_emulated_kernels(cuda_kernels: None) -> None:
+    """Wan: two tables per pass, and a solver call for each size."""
+    flow = ade.FlowSchedule(shift=3.0)
+
+    def engine_of(**options: Any) -> Engine:
+        model = small_wan().bfloat16()
+        solver = solvers.Renoise(flow, [1000, 500])
+        return Engine(model, solver=solver, memory=Window(3), max_pages=40, page_rows=16, **options)
+
+    def videos(engine: Engine) -> list[torch.Tensor]:
+        streams = [
+            engine.submit(Request(num_frames=12, lag=1, seed=seed, size=size, condition=prompt(seed)))
+            for seed, size in enumerate([(2, 6), (2, 4)])
+        ]
+        return [stream.result() for stream in streams]
+
+    plain, padded = videos(engine_of()), videos(engine_of(cuda_graphs=True))
+    for a, b in zip(padded, plain, strict=True):
+        assert float((a - b).norm() / b.norm()) < 3e-2
+    engine = engine_of()
+    graphs = recording(engine, WatchedGraphs())
+    assert all(torch.equal(a, b) for a, b in zip(videos(engine), padded, strict=True))
+    assert engine.stats().graph_replays > 0
+    assert all(shape.conditions.schedule[0] == "cuda" for shape in graphs._entries)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ class ScheduleRows:
 
 
 class Schedules:
-    """tables: of the model; coefficients: float32 [C, 9]. version rises when rows have moved."""
+    """tables: of the model; coefficients: float32 [C, 9], row 0 for padding, as it asks for no input.
+    version rises when rows have moved."""
 
     def __init__(self, model: VideoModel, default: Tracks) -> None:
         self._model = model
@@ -97,13 +98,15 @@ class Schedules:
         entries = {k: rows for k, rows in self._entries.items() if rows.users} | {key: added}
         blocks = {k: self._blocks[k] for k in entries if k != key} | {key: self._block(solver)}
         tables = Tables.joined([table for table, _ in blocks.values()])
-        coefficients = torch.cat([steps for _, steps in blocks.values()])
+        steps = [steps for _, steps in blocks.values()]
+        neutral = steps[0].new_tensor([[0.0] * 8 + [float("inf")]])
+        coefficients = torch.cat([neutral, *steps])
         # Memory may be short up to here. Nothing below can fail: rows and tables move together or not at all.
-        table_row = coefficient_row = 0
-        for rows, (table, steps) in zip(entries.values(), blocks.values(), strict=True):
+        table_row, coefficient_row = 0, len(neutral)
+        for rows, (table, own) in zip(entries.values(), blocks.values(), strict=True):
             rows.table_base, rows.coefficient_base = table_row, coefficient_row
             table_row += table.rows
-            coefficient_row += steps.shape[0]
+            coefficient_row += len(own)
         self._entries, self._blocks = entries, blocks
         self.tables, self.coefficients = tables, coefficients
         self.version += 1

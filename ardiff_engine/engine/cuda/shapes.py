@@ -7,7 +7,7 @@ Padding changes no result, because nobody can tell that it is there:
     contexts, frames     no slot (-1: K/V are written nowhere), an empty view (attention gives 0), row 0 of
                          the model's tables; their latents may hold anything
     groups, entries      groups of the added frames, and empty ones; entries of 0 rows that nobody sees
-    updates              cell 0 with weight 0: a row that nobody reads
+    updates              cell 0 with weight 0, row 0 of the coefficients: a row that nobody reads
     attention schedule   thread blocks without rows (ops.attention_work.roomy_words)
 
 What is added stands behind the contexts, and behind the frames of each size, as token order demands.
