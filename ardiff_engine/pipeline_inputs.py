@@ -14,7 +14,7 @@ from PIL import Image
 
 from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.media import Clip, as_frames, read_clip
-from ardiff_engine.media.square import square_pixels
+from ardiff_engine.media.square import Sides, square_pixels
 from ardiff_engine.models.spec import ModelSpec
 
 Video = torch.Tensor | np.ndarray | Sequence[Image.Image] | Clip | str | Path
@@ -86,13 +86,13 @@ def class_per_video(class_id: int | Sequence[int] | torch.Tensor | None, videos:
     return list(ids)
 
 
-def given_clip(video: Video, size: int) -> Clip:
-    """uint8 frames [frames, size, size, 3]: shorter side resized, centre crop."""
+def given_clip(video: Video, size: Sides) -> Clip:
+    """uint8 frames [frames, *size, 3]: resized to cover them, centre crop."""
     if isinstance(video, str | Path):
         return read_clip(video, size=size)
     frames, fps = (video.frames, video.fps) if isinstance(video, Clip) else (video, None)
     pixels = as_frames(frames)
-    if pixels.shape[1:3] != (size, size):
+    if pixels.shape[1:3] != ((size, size) if isinstance(size, int) else size):
         pixels = np.stack([square_pixels(frame, size) for frame in pixels])
     return Clip(pixels, fps)
 

@@ -18,7 +18,7 @@ from ardiff_engine.media.picture_folder import open_folder
 from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.rate import rate_of
 from ardiff_engine.media.source import head_of, mode_of, opened, undecodable
-from ardiff_engine.media.square import square_pixels
+from ardiff_engine.media.square import Sides, square_pixels
 from ardiff_engine.media.video import Clip, Video
 
 
@@ -65,12 +65,12 @@ def read_video(path: str | os.PathLike[str], max_frames: int | None = None) -> P
 
 
 def read_clip(
-    path: str | os.PathLike[str], max_frames: int | None = None, *, size: int | None = None
+    path: str | os.PathLike[str], max_frames: int | None = None, *, size: Sides | None = None
 ) -> Clip:
     """`read_video` with the frame rate: a continuation is written at the rate of what it continues.
 
-    size: frames become squares of this side while they are decoded (shorter side resized, centre crop), so
-        that memory does not depend on the size of the pictures.
+    size: frames become squares of this side, or pictures of this height and width, while they are decoded
+        (resized to cover them, centre crop), so that memory does not depend on the size of the pictures.
     """
     if max_frames is not None and (
         isinstance(max_frames, bool) or not isinstance(max_frames, SupportsIndex) or int(max_frames) < 1

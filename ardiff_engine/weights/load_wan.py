@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,26 @@ import torch
 from ardiff_engine import arguments
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.parsing import read_json
-from ardiff_engine.weights.fit import fill
+from ardiff_engine.weights.fit import check_fit, fill
 from ardiff_engine.weights.native_format import build_empty
 from ardiff_engine.weights.safetensors_file import SafetensorsFile
 from ardiff_engine.weights.wan_layout import read_wan_config, wan_names
 
 _HINTS = {"num_heads": "heads", "num_attention_heads": "heads", "text_len": "text_tokens", "eps": "eps"}
+
+
+@dataclass(frozen=True, slots=True)
+class WanFile:
+    """names: official name -> name in the file. shapes: by official name."""
+
+    file: SafetensorsFile
+    names: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    config: WanConfig
+
+    def empty(self) -> WanTransformer:
+        """The model without weights."""
+        return build_empty(WanTransformer, self.config)
 
 
 def load_wan(
@@ -43,6 +58,16 @@ def load_wan(
         CheckpointError: a damaged file; missing, unknown or misshapen tensors, with the nearest names.
         ConfigError: settings that contradict the file or each other.
     """
+    found = open_wan(path, config)
+    model = found.empty()
+    fill(model, found.file, found.names, shapes=found.shapes, device=device, dtype=dtype)
+    return model.eval()
+
+
+def open_wan(
+    path: str | os.PathLike[str], config: WanConfig | Mapping[str, Any] | None = None
+) -> WanFile:
+    """What `load_wan` would load: names, shapes and sizes, from headers alone. The same errors."""
     place = arguments.path("path", path)
     if (place / "transformer").is_dir():
         place = place / "transformer"
@@ -52,9 +77,9 @@ def load_wan(
     shapes = {name: file.shapes[stored] for name, stored in names.items()}
     if not isinstance(config, WanConfig):
         config = read_wan_config(shapes, {**_hints(place), **(config or {})}, origin)
-    model = build_empty(WanTransformer, config)
-    fill(model, file, names, shapes=shapes, device=device, dtype=dtype)
-    return model.eval()
+    found = WanFile(file, names, shapes, config)
+    check_fit({name: tuple(own.shape) for name, own in found.empty().state_dict().items()}, shapes, origin)
+    return found
 
 
 def _hints(place: Path) -> dict[str, Any]:
