@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from torch import nn
@@ -29,6 +29,9 @@ from ardiff_engine.pipeline_engine import KeptEngine
 from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
 from ardiff_engine.pipeline_inputs import Video
 from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput
+from ardiff_engine.pipeline_parts import PathName, holds_video_parts
+from ardiff_engine.pipeline_systems import SYSTEMS, VideoSystem
+from ardiff_engine.pipeline_video import TextToVideoPipeline
 from ardiff_engine.weights.scheduler_file import read_schedule
 
 
@@ -73,29 +76,72 @@ class Pipeline:
 
     # --- loading
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = ...,
+        dtype: torch.dtype | None = ...,
+        torch_dtype: torch.dtype | None = ...,
+    ) -> Pipeline: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        system: str | VideoSystem,
+        device: str | torch.device = ...,
+        dtype: torch.dtype | None = ...,
+        torch_dtype: torch.dtype | None = ...,
+        transformer: PathName | None = ...,
+        vae: PathName | None = ...,
+        text: PathName | None = ...,
+    ) -> TextToVideoPipeline: ...
+
     @classmethod
     @ordinary_mode()
     def from_pretrained(
         cls,
         name: str | Path,
         *,
+        system: str | VideoSystem | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
-    ) -> Pipeline:
+        transformer: PathName | None = None,
+        vae: PathName | None = None,
+        text: PathName | None = None,
+    ) -> Pipeline | TextToVideoPipeline:
         """Load a pipeline.
 
         Args:
-            name: a bundled model ("moving-digits"), or a folder that `save_pretrained` or training wrote.
-            device: of both models.
-            dtype: of the transformer, float32 if not given. The autoencoder stays float32.
+            name: a bundled model ("moving-digits"), or a folder that `save_pretrained` or training wrote. Of
+                a text-to-video model: a folder in diffusers' layout, or with files of official names.
+            system: how a text-to-video model is run, such as "wan" or "self-forcing"; the result is a
+                `TextToVideoPipeline` then.
+            device: of the models.
+            dtype: of transformer and text encoder, float32 if not given. The autoencoder stays float32.
             torch_dtype: another name of `dtype`.
+            transformer, vae, text: files or folders in place of those in the folder, for text-to-video
+                models: a distilled transformer is often one file.
 
         Raises:
             CheckpointError: no such model, damaged or missing files, models of another kind.
             ConfigError: an unknown device or dtype, both names of the dtype, parts that do not fit.
         """
         dtype = inputs.chosen_dtype(dtype, torch_dtype)
+        if system is not None:
+            return TextToVideoPipeline.from_pretrained(
+                name, system=system, device=device, dtype=dtype, transformer=transformer, vae=vae, text=text
+            )
+        if not (transformer is None and vae is None and text is None) or holds_video_parts(name):
+            raise ConfigError(
+                f"{name} holds a text-to-video model: say how it is run, system=… of {', '.join(SYSTEMS)}."
+            )
         folder = find_folder(name)
         schedule, prediction = read_schedule(folder / SCHEDULER_FILE)
         return cls(*load_models(folder, device, dtype), schedule, prediction)
@@ -297,7 +343,7 @@ class Pipeline:
             max_ahead=MOST_UNREAD,
         )
         engine, (stream,) = self._kept.submit(self.transformer, self.transformer, [request])
-        return stream_pictures(engine, stream, self.codec, prefix)
+        return stream_pictures(engine, stream, self.codec, prefix, 0 if prefix is None else len(prefix))
 
     # --- private
 

@@ -8,29 +8,39 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Protocol
 
 import torch
 from tqdm.auto import tqdm
 
+from ardiff_engine.codec.protocol import Decoder
 from ardiff_engine.codec.worker import DecodeWorker
 from ardiff_engine.engine import Engine, LatentFrame, Stream
-from ardiff_engine.models.pictures import PictureCodec
 from ardiff_engine.pipeline_output import VideoFrame
 
 MOST_UNREAD = 8
 """Pieces of video that may be decoded, or wait for it, before the engine does."""
 
 
+class Decodes(Protocol):
+    """A codec whose pictures are uint8 [m, H, W, 3] on the CPU."""
+
+    def decoder(self, given: torch.Tensor | None = None) -> Decoder:
+        """For a video that goes on after the latents `given`; see `codec.protocol.Codec`."""
+
+
 def batch_pictures(
-    engine: Engine, streams: Sequence[Stream], codec: PictureCodec, prefix: torch.Tensor | None, bar: tqdm
+    engine: Engine, streams: Sequence[Stream], codec: Decodes, prefix: torch.Tensor | None, bar: tqdm
 ) -> list[torch.Tensor]:
     """Run all streams to their ends: the new frames of each, uint8 [frames, H, W, 3].
 
-    prefix: latents of the frames that all of them continue. bar: shows the passes of the first.
+    prefix: latents that all of them continue. bar: shows the passes of the first, and its frames.
     Raises the error of the first stream that fails. Then, and by any other error, all of them end.
     """
     decoders = [codec.decoder(prefix) for _ in streams]
     pictures: list[list[torch.Tensor]] = [[] for _ in streams]
+    shown = 0
 
     def decode(piece: tuple[int, torch.Tensor]) -> tuple[int, torch.Tensor]:
         return piece[0], decoders[piece[0]].push(piece[1])
@@ -38,8 +48,12 @@ def batch_pictures(
     with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker, cancelled_at_last(streams):
 
         def keep() -> None:
+            nonlocal shown
             index, decoded = worker.take()
             pictures[index].append(decoded)
+            if index == 0:
+                shown += len(decoded)
+                bar.set_postfix(frames=shown, refresh=False)
 
         while not all(stream.done for stream in streams):
             engine.step()
@@ -66,24 +80,35 @@ def cancelled_at_last(streams: Sequence[Stream]) -> Iterator[None]:
 
 
 def stream_pictures(
-    engine: Engine, stream: Stream, codec: PictureCodec, prefix: torch.Tensor | None
+    engine: Engine,
+    stream: Stream,
+    codec: Decodes,
+    prefix: torch.Tensor | None,
+    first: int = 0,
+    ahead: int = MOST_UNREAD,
 ) -> Iterator[VideoFrame]:
-    """The frames of one stream as they become clean. Closing the iterator cancels the stream."""
+    """The frames of one stream as they become clean. Closing the iterator cancels the stream.
+
+    first: number of the first frame that comes, where those before are given. ahead: pieces that may be
+    decoded, or wait for it, before the engine does.
+    """
     decoder, started = codec.decoder(prefix), time.perf_counter()
     latents: deque[LatentFrame] = deque()
+    numbers = count(first)
 
-    def decode(frame: LatentFrame) -> VideoFrame:
+    def decode(frame: LatentFrame) -> list[VideoFrame]:
         # One at a time, also where several are there: a batch would round differently.
-        image, seconds = decoder.push(frame.latent[None])[0], time.perf_counter() - started
-        return VideoFrame(frame.index, image, frame.latent, seconds, stream.request.seed)
+        images, seconds = decoder.push(frame.latent[None]), time.perf_counter() - started
+        seed = stream.request.seed
+        return [VideoFrame(next(numbers), image, frame.latent, seconds, seed) for image in images]
 
-    with DecodeWorker(decode, MOST_UNREAD, engine.device) as worker, cancelled_at_last([stream]):
+    with DecodeWorker(decode, ahead, engine.device) as worker, cancelled_at_last([stream]):
         while True:
             latents.extend(stream.take_ready())
-            while latents and worker.unread < MOST_UNREAD:
+            while latents and worker.unread < ahead:
                 worker.submit(latents.popleft())
             if worker.ready or (worker.unread and (latents or stream.done)):
-                yield worker.take()
+                yield from worker.take()
             elif stream.done:
                 stream.raise_if_failed()
                 return

@@ -16,8 +16,10 @@ from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.media import Clip, as_frames, read_clip
 from ardiff_engine.media.square import Sides, square_pixels
 from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.pipeline_pixels import Size, frames_of, latents_of
 
 Video = torch.Tensor | np.ndarray | Sequence[Image.Image] | Clip | str | Path
+Picture = Image.Image | torch.Tensor | np.ndarray | str | Path
 
 
 def check_counts(num_frames: object, num_videos: object, first_video: object) -> None:
@@ -95,6 +97,28 @@ def given_clip(video: Video, size: Sides) -> Clip:
     if pixels.shape[1:3] != ((size, size) if isinstance(size, int) else size):
         pixels = np.stack([square_pixels(frame, size) for frame in pixels])
     return Clip(pixels, fps)
+
+
+def given_frames(image: Picture | None, video: Video | None, size: Size) -> Clip | None:
+    """What a video continues, uint8 [1 + 4k, *size, 3]; None: nothing."""
+    if image is None:
+        if video is None:
+            return None
+        clip = given_clip(video, size)
+        count = len(clip.frames)
+        if frames_of(latents_of(count)) != count:
+            raise ConfigError(
+                f"video: got {count} frames, expected 1 + 4k. Give the first {frames_of(latents_of(count))}."
+            )
+        return clip
+    if video is not None:
+        raise ConfigError("image and video: give one of them; the first frame of a video is an image.")
+    if isinstance(image, Image.Image):
+        return given_clip([image], size)
+    if isinstance(image, torch.Tensor | np.ndarray):
+        return given_clip(image[None], size)
+    clip = read_clip(image, 1, size=size)
+    return Clip(clip.frames, None)
 
 
 def clean_latents(latents: object, spec: ModelSpec) -> torch.Tensor:

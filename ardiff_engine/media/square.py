@@ -7,7 +7,6 @@ import torch
 
 from ardiff_engine.media.pixels import Pixels
 
-
 Sides = int | tuple[int, int]
 """Of a square, or height and width."""
 

@@ -64,9 +64,7 @@ def load_wan(
     return model.eval()
 
 
-def open_wan(
-    path: str | os.PathLike[str], config: WanConfig | Mapping[str, Any] | None = None
-) -> WanFile:
+def open_wan(path: str | os.PathLike[str], config: WanConfig | Mapping[str, Any] | None = None) -> WanFile:
     """What `load_wan` would load: names, shapes and sizes, from headers alone. The same errors."""
     place = arguments.path("path", path)
     if (place / "transformer").is_dir():

@@ -21,7 +21,7 @@ from ardiff_engine.codec.video import FRAMES_PER_LATENT, VideoDecoder, VideoEnco
 from ardiff_engine.codec.wan.causal import CausalConv3d
 from ardiff_engine.codec.wan.constants import MEAN_21, STD_21
 from ardiff_engine.codec.wan.folding import from_patches, to_patches
-from ardiff_engine.codec.wan.layout import open_vae
+from ardiff_engine.codec.wan.layout import VAEFile, open_vae
 from ardiff_engine.codec.wan.networks import Encoder, PixelDecoder
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.weights.fit import fill
@@ -94,8 +94,16 @@ class WanVAE(nn.Module):
         config.json. CheckpointError, before any weight is read: names or shapes of something else.
         """
         found = open_vae(arguments.path("path", path), mean, std)
+        vae = cls.empty(found)
+        fill(vae, found.file, found.names, shapes=found.shapes, device=device, dtype=dtype)
+        vae.mean, vae.std = vae.mean.to(dtype), vae.std.to(dtype)
+        return vae.eval().requires_grad_(False)
+
+    @classmethod
+    def empty(cls, found: VAEFile) -> WanVAE:
+        """The model of a file without its weights."""
         with torch.device("meta"):
-            vae = cls(
+            return cls(
                 found.width,
                 found.channels,
                 found.multipliers,
@@ -105,9 +113,6 @@ class WanVAE(nn.Module):
                 residual=found.residual,
                 decoder_width=found.decoder_width,
             )
-        fill(vae, found.file, found.names, shapes=found.shapes, device=device, dtype=dtype)
-        vae.mean, vae.std = vae.mean.to(dtype), vae.std.to(dtype)
-        return vae.eval().requires_grad_(False)
 
     @staticmethod
     def constants(mean: Values, std: Values, channels: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a folder of a text-to-video model holds, found and compared before any weight is read.
+
+Two layouts: diffusers' (`model_index.json`, transformer/, vae/, text_encoder/, tokenizer/, scheduler/), and
+official files side by side. Parts may lie elsewhere: a distilled transformer is often one file for the
+folder of the model that it was distilled from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from os import PathLike
+from pathlib import Path
+
+from ardiff_engine import arguments
+from ardiff_engine.codec import WanVAE
+from ardiff_engine.codec.wan.layout import VAEFile, open_vae
+from ardiff_engine.errors import CheckpointError, ConfigError
+from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.parsing import read_json, shown
+from ardiff_engine.weights.load_wan import WanFile, open_wan
+from ardiff_engine.weights.safetensors_file import INDEX_SUFFIX, NAMES, SafetensorsFile, unsafe
+
+PathName = str | PathLike[str]
+
+INDEX = "model_index.json"
+VAE_NAMES = ("Wan2.1_VAE", "Wan2.2_VAE", "vae")
+_KINDS = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class TextFiles:
+    """folder: with text_encoder/ and tokenizer/. width: of an embedding. weights: how many numbers."""
+
+    folder: Path
+    width: int
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoParts:
+    """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them."""
+
+    transformer: WanFile
+    vae: VAEFile
+    text: TextFiles | None
+    scheduler: dict[str, object]
+
+    def empty_transformer(self) -> WanTransformer:
+        return self.transformer.empty()
+
+    def empty_vae(self) -> WanVAE:
+        return WanVAE.empty(self.vae)
+
+
+def holds_video_parts(name: PathName) -> bool:
+    """Whether this is a folder in diffusers' layout, or one with files of official names."""
+    place = arguments.path("model", name)
+    if place.is_file():
+        return place.name.endswith((".safetensors", INDEX_SUFFIX))
+    return (place / INDEX).is_file() or any((place / f"{name}.safetensors").is_file() for name in VAE_NAMES)
+
+
+def find_parts(
+    name: PathName,
+    *,
+    transformer: PathName | None = None,
+    vae: PathName | None = None,
+    text: PathName | None = None,
+) -> VideoParts:
+    """What `name` holds; the other paths take the place of its parts.
+
+    CheckpointError: a part that is missing, damaged, in shards of different saves, or of another kind of
+    model. ConfigError: parts that do not fit each other.
+    """
+    place = arguments.path("model", name)
+    if not place.exists():
+        raise CheckpointError(f"model: there is no {shown(str(place))}. Check the path.")
+    if (place / INDEX).is_file():
+        _check_kind(place / INDEX)
+    found = VideoParts(
+        transformer=open_wan(_transformer(place) if transformer is None else transformer),
+        vae=open_vae(_vae(place) if vae is None else arguments.path("vae", vae)),
+        text=_text(place if text is None else arguments.path("text", text), wanted=text is not None),
+        scheduler=_scheduler(place),
+    )
+    config = found.transformer.config
+    if found.vae.channels != config.out_channels:
+        raise ConfigError(
+            f"{found.vae.file.path} has latents of {found.vae.channels} channels, and "
+            f"{found.transformer.file.path} makes {config.out_channels}: they belong to different models."
+        )
+    if found.text is not None and found.text.width != config.text_dim:
+        raise ConfigError(
+            f"the text encoder in {found.text.folder} is {found.text.width} wide, and "
+            f"{found.transformer.file.path} reads prompts of {config.text_dim}: give the encoder it was "
+            "trained with."
+        )
+    return found
+
+
+def _check_kind(index: Path) -> None:
+    values = read_json(index)
+    kind = values.get("_class_name") if isinstance(values, dict) else None
+    if kind not in _KINDS:
+        raise CheckpointError(
+            f"{index} is of a {shown(kind)}, expected one of {', '.join(_KINDS)}. Other models of "
+            "diffusers are not known here."
+        )
+
+
+def _transformer(place: Path) -> Path:
+    if place.is_file():
+        return place
+    inside = place / "transformer" if (place / "transformer").is_dir() else place
+    held = [inside / f"{name}{end}" for name in NAMES for end in (".safetensors", INDEX_SUFFIX)]
+    if not any(file.is_file() for file in held):
+        _refuse_pickles(inside)
+        raise CheckpointError(
+            f"{place} holds no transformer: expected transformer/ as diffusers write it, or "
+            f"{held[0].name} or {held[2].name}. Give its file by transformer=…, or check the path."
+        )
+    return inside
+
+
+def _vae(place: Path) -> Path:
+    root = place.parent if place.is_file() else place
+    if (root / "vae").is_dir():
+        return root / "vae"
+    for name in VAE_NAMES:
+        if (root / f"{name}.safetensors").is_file():
+            return root / f"{name}.safetensors"
+        if (root / f"{name}.pth").is_file():
+            raise unsafe(root / f"{name}.pth")
+    raise CheckpointError(
+        f"{root} holds no autoencoder: expected vae/ as diffusers write it, or "
+        f"{VAE_NAMES[0]}.safetensors. Give its file by vae=…."
+    )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    for suffix in (".pt", ".pth", ".bin"):
+        for name in NAMES:
+            if (folder / f"{name}{suffix}").is_file():
+                raise unsafe(folder / f"{name}{suffix}")
+
+
+def _text(place: Path, *, wanted: bool) -> TextFiles | None:
+    root = place.parent if place.is_file() else place
+    inside = root / "text_encoder" if (root / "text_encoder").is_dir() else root
+    config = inside / "config.json"
+    values = read_json(config) if config.is_file() else {}
+    width = values.get("d_model") if isinstance(values, dict) else None
+    if not isinstance(width, int):
+        if wanted or inside != root:
+            raise CheckpointError(
+                f"{inside} holds no umT5 text encoder: expected a config.json with d_model, as "
+                "transformers write it."
+            )
+        return None
+    return TextFiles(root, width, sum(prod(shape) for shape in SafetensorsFile(inside).shapes.values()))
+
+
+def _scheduler(place: Path) -> dict[str, object]:
+    file = place / "scheduler" / "scheduler_config.json"
+    values = read_json(file) if file.is_file() else {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between the pictures of a video and the latents that a transformer makes: sizes, counts, and both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ardiff_engine.ambient import ordinary_mode
+from ardiff_engine.arguments import integer
+from ardiff_engine.codec import WanVAE
+from ardiff_engine.codec.protocol import Decoder
+from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.host_copy import read_here
+from ardiff_engine.models.pictures import to_uint8
+from ardiff_engine.plan import Rule
+
+Size = tuple[int, int]
+FRAMES = 4
+"""Pictures of every latent but the first, which is one."""
+MOST_FRAMES = 10**6
+SEARCHED = 64
+
+
+class Layout(Protocol):
+    """The transformer's side: latents [..., C, h, w] as the tokens that the engine moves, and back."""
+
+    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor: ...
+
+    def from_tokens(self, tokens: torch.Tensor) -> torch.Tensor: ...
+
+
+def latents_of(frames: int) -> int:
+    """Latents of 1 + 4k pictures."""
+    return 1 + (frames - 1) // FRAMES
+
+
+def frames_of(latents: int) -> int:
+    """Pictures of the first latents of a video."""
+    return 1 + FRAMES * (latents - 1) if latents else 0
+
+
+def first_latent(frame: int) -> int:
+    """The first latent whose pictures begin at this one or later."""
+    return 0 if frame < 1 else 1 - (1 - frame) // FRAMES
+
+
+def checked_size(size: object, multiple: Size) -> Size:
+    """Height and width of a video. ConfigError, with the nearest size, where they are no multiples."""
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
+        raise ConfigError(f"size: got {size!r:.60}, expected height and width such as (480, 832).")
+    height, width = integer("height", size[0]), integer("width", size[1])
+    if height < 1 or width < 1 or height % multiple[0] or width % multiple[1]:
+        near = [max(1, round(own / step)) * step for own, step in zip((height, width), multiple, strict=True)]
+        steps = f"{multiple[0]}" if multiple[0] == multiple[1] else f"{multiple[0]} and {multiple[1]}"
+        raise ConfigError(
+            f"size: got {height} x {width}, expected multiples of {steps}; the nearest is "
+            f"{near[0]} x {near[1]}."
+        )
+    return height, width
+
+
+def checked_latents(num_frames: object, rule: Rule, steps: tuple[int, ...], given: int = 0) -> int:
+    """Latents of a video of that many pictures. given: latents that it continues.
+
+    ConfigError, with the nearest numbers: not 1 + 4k, or not whole blocks of the system.
+    """
+    frames = integer("num_frames", num_frames, low=1, high=MOST_FRAMES)
+
+    def why_not(frames: int) -> str | None:
+        if frames % FRAMES != 1:
+            return "a video has 1 + 4k frames"
+        if latents_of(frames) <= given:
+            return f"{frames_of(given)} of them are given"
+        try:
+            rule.plan(latents_of(frames), steps, given)
+        except PlanError as error:
+            return str(error)
+        return None
+
+    wrong = why_not(frames)
+    if wrong is None:
+        return latents_of(frames)
+    first = FRAMES * ((frames - 1) // FRAMES) + 1
+    below = next((n for n in range(first, max(0, first - SEARCHED), -FRAMES) if not why_not(n)), None)
+    above = next((n for n in range(first + FRAMES, first + SEARCHED, FRAMES) if not why_not(n)), None)
+    would = " or ".join(str(n) for n in (above, below) if n is not None)
+    raise ConfigError(f"num_frames: got {frames}; {wrong}. {would or 'Another number'} would do.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """A video autoencoder as a pipeline uses it: pictures uint8 [T, H, W, 3] on the CPU."""
+
+    vae: WanVAE
+    layout: Layout
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[1 + 4k, H, W, 3] -> clean latents, float32 [1 + k, tokens, channels]."""
+        clip = pixels.permute(3, 0, 1, 2)[None].to(self.vae.mean.device, self.vae.mean.dtype) / 127.5 - 1
+        return self.layout.to_tokens(self.vae.encode(clip)[0].transpose(0, 1)).float()
+
+    def decoder(self, given: torch.Tensor | None = None) -> PixelDecoder:
+        before = None if given is None else self.layout.from_tokens(given.to(self.vae.mean.device))
+        return PixelDecoder(self, self.vae.decoder(before))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PixelDecoder:
+    pixels: Pixels
+    decoder: Decoder
+
+    @ordinary_mode()
+    @torch.no_grad()
+    def push(self, latents: torch.Tensor) -> torch.Tensor:
+        """The next latents [n, tokens, channels] -> the pictures that they complete, uint8 [m, H, W, 3]."""
+        read_here(latents)
+        z = self.pixels.layout.from_tokens(latents.to(self.pixels.vae.mean.device))
+        # One at a time, so that there is one picture's worth of float32 beside the bytes.
+        return torch.cat([to_uint8((self.decoder.push(latent) + 1) / 2) for latent in z.split(1)])
+
+    def close(self) -> None:
+        self.decoder.close()

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to video: the models of the Wan family, under any of the systems that run them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from tqdm.auto import tqdm
+
+from ardiff_engine import pipeline_inputs as inputs
+from ardiff_engine import pipeline_output as outputs
+from ardiff_engine.ambient import ordinary_mode
+from ardiff_engine.codec import WanVAE
+from ardiff_engine.conditions import UMT5
+from ardiff_engine.device import usable_device
+from ardiff_engine.engine import Request, Stream
+from ardiff_engine.errors import ConfigError, TensorError
+from ardiff_engine.media import Clip
+from ardiff_engine.models.wan import WanTransformer, WanVideo
+from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
+from ardiff_engine.pipeline_engine import KeptEngine
+from ardiff_engine.pipeline_inputs import Picture, Video
+from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoOutput
+from ardiff_engine.pipeline_parts import PathName, VideoParts, find_parts
+from ardiff_engine.pipeline_pixels import Pixels, Size, checked_latents, checked_size, latents_of
+from ardiff_engine.pipeline_prompts import Prompt, Prompts, Timed, listed, timed
+from ardiff_engine.pipeline_stream import PromptSwitches, VideoStream
+from ardiff_engine.pipeline_systems import VideoSolver, VideoSystem, system_named, with_scheduler
+from ardiff_engine.plan import Rule
+from ardiff_engine.weights import load_wan
+
+SIZE = (480, 832)
+LATENTS_AHEAD = 2
+"""Of a stream's reader: each is four pictures, and a new prompt comes after them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """What the videos of a call have in common. clip: given frames; prefix: their latents, as tokens."""
+
+    network: WanVideo
+    pixels: Pixels
+    latents: int | None
+    rule: Rule
+    solver: VideoSolver
+    clip: Clip | None
+    prefix: torch.Tensor | None
+
+    @property
+    def given(self) -> int:
+        """Pictures that are given."""
+        return 0 if self.clip is None else len(self.clip.frames)
+
+
+class TextToVideoPipeline:
+    """Transformer, autoencoder, text encoder and a system: prompts to videos.
+
+    `Pipeline.from_pretrained(folder, system="self-forcing")` makes it. `pipe("a cat")` makes finished videos,
+    `pipe.stream("a cat")` gives frames as they become clean. All share one engine, which the pipeline keeps.
+
+    prompts: encodes texts, once each; its encoder is loaded for the first new one. `pipe.prompts.unload()`
+    takes it out of memory.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer,
+        vae: WanVAE,
+        system: str | VideoSystem,
+        text: UMT5 | Callable[[], UMT5] | None = None,
+    ) -> None:
+        """text: an encoder, or what loads it; None: prompts are given as embeddings.
+
+        ConfigError: an unknown system, an autoencoder of other latents, a model that takes pictures beside
+        its latents.
+        """
+        config = transformer.config
+        if vae.channels != config.out_channels:
+            raise ConfigError(
+                f"the autoencoder has latents of {vae.channels} channels, the transformer makes "
+                f"{config.out_channels}: they belong to different models."
+            )
+        self.transformer, self.vae = transformer.eval(), vae.eval()
+        self.system = system_named(system)
+        load = (lambda: text) if isinstance(text, UMT5) else text
+        self.prompts = Prompts(load, (config.text_tokens, config.text_dim))
+        self._kept = KeptEngine()
+        self._network = WanVideo(transformer, config.patch[1:])
+
+    def __repr__(self) -> str:
+        millions = sum(weight.numel() for weight in self.transformer.parameters()) / 1e6
+        facts = f"{self.system.name}, {millions:.1f} M weights, {self.dtype}, {self.device}"
+        return f"<TextToVideoPipeline: {facts}>"
+
+    # --- loading
+
+    @classmethod
+    @ordinary_mode()
+    def from_pretrained(
+        cls,
+        name: PathName,
+        *,
+        system: str | VideoSystem,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        transformer: PathName | None = None,
+        vae: PathName | None = None,
+        text: PathName | None = None,
+    ) -> TextToVideoPipeline:
+        """As `Pipeline.from_pretrained` with a system.
+
+        Everything is compared before weights are read. CheckpointError, ConfigError: see `find_parts`.
+        """
+        dtype = inputs.chosen_dtype(dtype, None)
+        parts = find_parts(name, transformer=transformer, vae=vae, text=text)
+        return cls.from_parts(parts, system, device=device, dtype=dtype)
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: VideoParts,
+        system: str | VideoSystem,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> TextToVideoPipeline:
+        """Loads what `find_parts` has found. The autoencoder is float32 whatever `dtype`."""
+        chosen = with_scheduler(system_named(system), parts.scheduler)
+        config, place = parts.transformer.config, usable_device(device)
+        WanVideo(parts.empty_transformer(), config.patch[1:])  # refuses other kinds now
+        text: Callable[[], UMT5] | None = None
+        if parts.text is not None:
+            folder, tokens = parts.text.folder, config.text_tokens
+            text = partial(UMT5.from_pretrained, folder, device=place, dtype=dtype, tokens=tokens)
+        vae = WanVAE.from_file(parts.vae.file.path, mean=parts.vae.mean, std=parts.vae.std, device=place)
+        transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
+        return cls(transformer, vae, chosen, text)
+
+    def to(
+        self,
+        *places: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> TextToVideoPipeline:
+        """Move transformer and autoencoder to a device, or the transformer to a dtype, or both; the text
+        encoder stays where it is. Returns the pipeline."""
+        device, dtype = inputs.device_and_dtype(places, device, dtype)
+        place = None if device is None else usable_device(device)
+        self._kept.forget()
+        self.transformer.to(device=place, dtype=dtype)
+        self.vae.to(device=place)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's weights."""
+        return self.transformer.dtype
+
+    @property
+    def size_multiple(self) -> Size:
+        """What divides height and width of a video."""
+        rows, columns = self.transformer.config.patch[1:]
+        return self.vae.scale * rows, self.vae.scale * columns
+
+    # --- generating
+
+    @ordinary_mode()
+    def __call__(
+        self,
+        prompt: Timed | Sequence[Timed],
+        num_frames: int = 81,
+        *,
+        size: Size = SIZE,
+        negative_prompt: Prompt | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        seed: int | None = None,
+        first_video: int = 0,
+        image: Picture | None = None,
+        video: Video | None = None,
+        given: Given = "pixels",
+        latents: torch.Tensor | None = None,
+        output_type: OutputType = "pt",
+        progress: bool = True,
+        callback_on_step_end: Callable[[StepInfo], None] | None = None,
+    ) -> VideoOutput:
+        """Make a video of each prompt, all in one batch.
+
+        Args:
+            prompt: a text, its embedding [at most text_tokens, text_dim], or {frame: prompt} for prompts that
+                change on the way; a list of them is a batch. A new prompt holds from the first block on that
+                begins at its frame or later; the system says what it does to the frames before.
+            num_frames: 1 + 4k, given frames included, whole blocks of the system.
+            size: height and width.
+            negative_prompt: what guidance leads away from, "" if not given.
+            guidance_scale: g in out_negative + g (out - out_negative); the system's own if not given. 1
+                switches guidance off.
+            num_inference_steps: where the system has no list of steps of its own.
+            seed: key of all noise, 64 bits; None draws one, which `out.seed` tells.
+            first_video: video k of a batch comes out again alone with `seed=out.seed, first_video=k` and its
+                prompt.
+            image: the first frame: a PIL picture, an array [H, W, 3], or a path.
+            video: what all videos continue, 1 + 4k frames: as for AR-Diffusion's pipeline. Both are resized
+                to cover `size`, and cropped.
+            given: "pixels" shows given frames as they are, "decoded" as the autoencoder gives them back.
+            latents: starting noise [videos, latents - given ones, channels, height / 8, width / 8].
+            output_type: form of `out.frames`: "pt", "np" or "pil". `out.latents`: [videos, latents, channels,
+                height / 8, width / 8].
+
+        Raises:
+            ConfigError, PlanError, TensorError, MediaError: arguments, before anything is computed.
+            NumericalError, ArdiffError: what goes wrong later.
+        """
+        started = time.perf_counter()
+        prompts, _ = listed(prompt)
+        inputs.check_counts(num_frames, len(prompts), first_video)
+        inputs.check_choice("output_type", output_type, OutputType)
+        inputs.check_choice("given", given, Given)
+        seed = inputs.chosen_seed(seed)
+        job = self._job(num_frames, size, num_inference_steps, image, video)
+        starts = self._starts(latents, len(prompts), job)
+        requests = [
+            self._request(
+                job,
+                own,
+                negative_prompt,
+                guidance_scale,
+                seed=seed,
+                noise_stream=first_video + i,
+                latents=None if starts is None else starts[i],
+                on_step=callback_on_step_end and partial(_report, callback_on_step_end, i),
+            )
+            for i, own in enumerate(prompts)
+        ]
+        engine, streams = self._kept.submit(job.network, self.transformer, requests)
+        before, passes = engine.stats(), streams[0].num_ticks
+        with tqdm(total=passes, desc="passes", unit="pass", disable=not progress) as bar:
+            videos = batch_pictures(engine, streams, job.pixels, job.prefix, bar)
+        if job.clip is not None and job.prefix is not None:
+            shown = torch.tensor(job.clip.frames)
+            if given == "decoded":
+                shown = job.pixels.decoder().push(job.prefix)
+            videos = [torch.cat([shown, video]) for video in videos]
+        made = torch.stack([stream.result() for stream in streams]).cpu()
+        return VideoOutput(
+            frames=outputs.in_form(torch.stack(videos), output_type),
+            latents=job.network.from_tokens(made),
+            seed=seed,
+            first_video=first_video,
+            fps=self.system.fps if job.clip is None or job.clip.fps is None else job.clip.fps,
+            stats=engine.stats().since(before),
+            seconds=time.perf_counter() - started,
+        )
+
+    @ordinary_mode()
+    def stream(
+        self,
+        prompt: Timed,
+        num_frames: int | None = None,
+        *,
+        size: Size = SIZE,
+        negative_prompt: Prompt | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        seed: int | None = None,
+        first_video: int = 0,
+        image: Picture | None = None,
+        video: Video | None = None,
+    ) -> VideoStream:
+        """Frames as they become clean, as `VideoFrame`s; a latent brings four at a time, the first one.
+
+        Arguments are those of a call, and checked now. num_frames: None never ends. `set_prompt` of the
+        stream changes the prompt on the way. Leaving the loop cancels it. While frames are decoded, the
+        passes of the next ones run; nothing runs while the caller is busy with a frame.
+        """
+        if len(listed(prompt)[0]) != 1:
+            raise ConfigError("prompt: a stream has one; open one stream for each prompt.")
+        job = self._job(num_frames, size, num_inference_steps, image, video)
+        request = self._request(
+            job,
+            prompt,
+            negative_prompt,
+            guidance_scale,
+            seed=inputs.chosen_seed(seed),
+            noise_stream=first_video,
+            max_ahead=LATENTS_AHEAD,
+        )
+        engine, (stream,) = self._kept.submit(job.network, self.transformer, [request])
+        frames = stream_pictures(engine, stream, job.pixels, job.prefix, job.given, LATENTS_AHEAD)
+        return VideoStream(frames, stream, self.prompts.encode, self.system.on_prompt)
+
+    # --- private
+
+    def _job(
+        self,
+        num_frames: int | None,
+        size: Size,
+        steps: int | None,
+        image: Picture | None,
+        video: Video | None,
+    ) -> _Job:
+        height, width = checked_size(size, self.size_multiple)
+        solver = self.system.with_steps(steps)
+        clip = inputs.given_frames(image, video, (height, width))
+        given = 0 if clip is None else latents_of(len(clip.frames))
+        rule, count = self.system.rule(given), None
+        if num_frames is None:
+            rule.plan(None, (solver.num_steps,), given)  # refuses systems that make whole videos
+        else:
+            count = checked_latents(num_frames, rule, (solver.num_steps,), given)
+        rows = (height // self.vae.scale, width // self.vae.scale)
+        if self._network.size != rows:
+            self._network = WanVideo(self.transformer, rows)
+        pixels = Pixels(self.vae, self._network)
+        prefix = None if clip is None else pixels.encode(torch.tensor(clip.frames))
+        return _Job(self._network, pixels, count, rule, solver, clip, prefix)
+
+    def _request(
+        self,
+        job: _Job,
+        prompt: Timed,
+        negative_prompt: Prompt | None,
+        guidance_scale: float | None,
+        *,
+        seed: int,
+        noise_stream: int,
+        latents: torch.Tensor | None = None,
+        on_step: Callable[[Stream], None] | None = None,
+        max_ahead: int | None = None,
+    ) -> Request:
+        scale = self.system.guidance_scale if guidance_scale is None else guidance_scale
+        negative = None
+        if scale != 1:
+            negative = self.prompts.encode("" if negative_prompt is None else negative_prompt)
+        (_, first), *later = timed(prompt)
+        request = Request(
+            num_frames=job.latents,
+            plan=job.rule,
+            condition=self.prompts.encode(first),
+            negative_condition=negative,
+            guidance_scale=scale,
+            seed=seed,
+            noise_stream=noise_stream,
+            latents=latents,
+            prefix=job.prefix,
+            solver=job.solver,
+            memory=self.system.memory,
+            on_step=on_step,
+            max_ahead=max_ahead,
+        )
+        if not later:
+            return request
+        given = 0 if job.prefix is None else len(job.prefix)
+        plan = job.rule.plan(job.latents, (job.solver.num_steps,), given)
+        changes = [(frame, self.prompts.encode(own)) for frame, own in later]
+        return replace(request, on_step=PromptSwitches(plan, changes, self.system.on_prompt, on_step))
+
+    def _starts(self, latents: torch.Tensor | None, videos: int, job: _Job) -> torch.Tensor | None:
+        """Starting noise as tokens."""
+        if latents is None:
+            return None
+        given = 0 if job.prefix is None else len(job.prefix)
+        assert job.latents is not None
+        expected = (videos, job.latents - given, self.transformer.config.channels, *job.network.size)
+        if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != expected:
+            got = list(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise TensorError(f"latents: got {got}, expected {list(expected)}.")
+        return job.network.to_tokens(latents)
+
+
+def _report(callback: Callable[[StepInfo], None], video: int, stream: Stream) -> None:
+    callback(StepInfo(video, stream.ticks_done, stream.num_ticks))

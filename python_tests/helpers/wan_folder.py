@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small text-to-video model with random weights, in a folder that diffusers and transformers write."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+WORDS = ["</s>", "<pad>", "<unk>", "a", "red", "cat", "walks", "on", "the", "beach", "blue", "dog", "swims"]
+TEXT_WIDTH = 16
+MULTIPLE = 16
+"""Of height and width of its videos."""
+
+
+def transformer(**changes: object):
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    settings = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": TEXT_WIDTH,
+        "freq_dim": 32,
+        "ffn_dim": 48,
+        "num_layers": 2,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "rope_max_seq_len": 64,
+    }
+    model = WanTransformer3DModel(**settings | changes).eval()
+    # As initialised, prompts and timesteps hardly show.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def vae():
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(1)
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.1, 2.0],
+    ).eval()
+
+
+def text_encoder(width: int = TEXT_WIDTH):
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(2)
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0
+        )
+    ).eval()
+
+
+def tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def scheduler():
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+    )
+
+
+def wan_pipeline():
+    """diffusers' own pipeline of these parts."""
+    from diffusers import WanPipeline
+
+    return WanPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=text_encoder(),
+        transformer=transformer(),
+        vae=vae(),
+        scheduler=scheduler(),
+    )
+
+
+def write_folder(folder: Path) -> Path:
+    """The transformer in shards."""
+    wan_pipeline().save_pretrained(folder)
+    shutil.rmtree(folder / "transformer")
+    transformer().save_pretrained(folder / "transformer", max_shard_size="40KB")
+    return folder

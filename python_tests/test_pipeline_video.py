@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to video from a folder that diffusers wrote: the whole path, and what it refuses before it loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import wan_folder
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import ardiff_engine as ade
+from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError, PlanError, TensorError
+from ardiff_engine.pipeline_video import TextToVideoPipeline
+
+SIZE = (32, 48)
+CALL = {"num_frames": 21, "size": SIZE, "seed": 0, "progress": False}
+PROMPTS = ["a red cat walks", "blue dog on the beach"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wan_folder.write_folder(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> TextToVideoPipeline:
+    return ade.Pipeline.from_pretrained(folder, system="self-forcing")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "model"))
+
+
+def clip(frames: int, height: int = SIZE[0], width: int = SIZE[1]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(frames)
+    return torch.randint(0, 256, (frames, height, width, 3), generator=generator).to(torch.uint8)
+
+
+def test_the_bidirectional_system_is_diffusers_own_pipeline(folder: Path) -> None:
+    """Same folder, prompts, starting noise, scheduler and steps."""
+    ours = ade.Pipeline.from_pretrained(folder, system="wan")
+    theirs = wan_folder.wan_pipeline()
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    got = ours(
+        PROMPTS,
+        num_frames=9,
+        size=SIZE,
+        negative_prompt="on the beach",
+        guidance_scale=4.0,
+        num_inference_steps=12,
+        latents=noise.transpose(1, 2),
+        progress=False,
+    )
+    options = {
+        "prompt": PROMPTS,
+        "negative_prompt": "on the beach",
+        "guidance_scale": 4.0,
+        "num_inference_steps": 12,
+        "height": SIZE[0],
+        "width": SIZE[1],
+        "num_frames": 9,
+    }
+    want = theirs(**options, latents=noise.clone(), output_type="latent").frames.transpose(1, 2)
+    assert float((got.latents - want).norm() / want.norm()) <= 1e-4
+    pictures = theirs(**options, latents=noise.clone(), output_type="np").frames
+    assert np.abs(got.frames.numpy() / 255 - pictures).max() <= 1 / 255
+
+
+def test_shapes_and_that_prompts_matter(pipe: TextToVideoPipeline) -> None:
+    out = pipe(PROMPTS, **CALL)
+    assert out.frames.shape == (2, 21, *SIZE, 3) and out.frames.dtype == torch.uint8
+    assert out.latents.shape == (2, 6, 4, 4, 6) and out.fps == 16
+    same_noise = [pipe(prompt, **CALL).latents for prompt in PROMPTS]
+    assert not torch.allclose(*same_noise)
+    assert "self-forcing" in repr(pipe)
+
+
+@pytest.mark.parametrize("system", ["self-forcing", "longlive", "wan"])
+def test_a_video_of_a_batch_comes_out_again_alone(folder: Path, system: str) -> None:
+    pipe = ade.Pipeline.from_pretrained(folder, system=system)
+    options = CALL | ({"num_inference_steps": 3} if system == "wan" else {})
+    batch = pipe(PROMPTS, **options | {"first_video": 3})
+    for k, prompt in enumerate(PROMPTS):
+        alone = pipe(prompt, **options | {"seed": batch.seed, "first_video": batch.first_video + k})
+        assert torch.equal(alone.latents[0], batch.latents[k])
+        assert torch.equal(alone.frames[0], batch.frames[k])
+
+
+def test_streams_of_two_prompts_and_two_sizes_are_the_calls(pipe: TextToVideoPipeline) -> None:
+    sizes = [SIZE, (64, 16)]
+    calls = [pipe(p, **CALL | {"size": size}) for p, size in zip(PROMPTS, sizes, strict=True)]
+    streams = [pipe.stream(p, 21, size=size, seed=0) for p, size in zip(PROMPTS, sizes, strict=True)]
+    read = [list(frames) for frames in zip(*streams, strict=True)]
+    for own, call in zip(zip(*read, strict=True), calls, strict=True):
+        assert [frame.index for frame in own] == list(range(21))
+        assert torch.equal(torch.stack([frame.image for frame in own]), call.frames[0])
+
+
+def test_embeddings_do_as_well_and_the_encoder_may_go(folder: Path, pipe: TextToVideoPipeline) -> None:
+    expected = pipe(PROMPTS, **CALL)
+    embedded = [pipe.prompts.encode(prompt) for prompt in PROMPTS]
+    bare = TextToVideoPipeline(pipe.transformer, pipe.vae, "self-forcing")
+    assert torch.equal(bare(embedded, **CALL).frames, expected.frames)
+    with pytest.raises(ConfigError, match="text encoder"):
+        bare("a red cat", **CALL)
+    pipe.prompts.unload()
+    assert torch.equal(pipe(PROMPTS, **CALL).frames, expected.frames)
+    pipe.prompts.unload()
+    other = pipe("swims", **CALL)
+    assert torch.equal(other.frames, pipe("swims", **CALL).frames)
+
+
+def test_an_endless_stream_takes_a_new_prompt_and_says_from_which_frame(folder: Path) -> None:
+    pipe = ade.Pipeline.from_pretrained(folder, system="longlive")
+    plain = pipe(PROMPTS[0], **CALL | {"num_frames": 129})
+    frames, receipt, stream = [], None, pipe.stream(PROMPTS[0], size=SIZE, seed=0)
+    for frame in stream:
+        frames.append(frame.image)
+        if frame.index == 5:
+            receipt = stream.set_prompt(PROMPTS[1])
+        if len(frames) == 129:
+            break
+    stream.close()
+    assert receipt is not None and receipt.effect == "recommit" and 5 < receipt.first_frame <= 33
+    assert receipt.first_frame % 4 == 1 and len(receipt.latents.recommitted)
+    made, first = torch.stack(frames), receipt.first_frame
+    assert torch.equal(made[:first], plain.frames[0, :first])
+    assert not torch.equal(made[first : first + 12], plain.frames[0, first : first + 12])
+
+
+def test_a_schedule_of_prompts(pipe: TextToVideoPipeline) -> None:
+    """Blocks are of 3 latents: 9 frames, then 12 each. The prompt of frame 8 begins with that of frame 9."""
+    plain = pipe(PROMPTS[0], **CALL | {"num_frames": 33}).frames[0]
+    for wanted in (1, 8, 9):
+        changed = pipe({0: PROMPTS[0], wanted: PROMPTS[1]}, **CALL | {"num_frames": 33}).frames[0]
+        assert torch.equal(changed[:9], plain[:9]) and not torch.equal(changed[9:21], plain[9:21])
+    late = pipe({0: PROMPTS[0], 10: PROMPTS[1]}, **CALL | {"num_frames": 33}).frames[0]
+    assert torch.equal(late[:21], plain[:21]) and not torch.equal(late[21:], plain[21:])
+    never = pipe({0: PROMPTS[0], 32: PROMPTS[1]}, **CALL | {"num_frames": 33}).frames[0]
+    assert torch.equal(never, plain)
+
+
+def test_continuation_and_first_frame(pipe: TextToVideoPipeline) -> None:
+    """A block begins behind the given frames, whatever their number."""
+    given = clip(5)
+    out = pipe(PROMPTS[0], video=given, **CALL | {"num_frames": 29})
+    assert torch.equal(out.frames[0, :5], given) and out.frames.shape[1] == 29
+    other = pipe(PROMPTS[0], video=255 - given, **CALL | {"num_frames": 29})
+    assert not torch.equal(out.frames[0, 5:], other.frames[0, 5:])
+    decoded = pipe(PROMPTS[0], video=given, given="decoded", **CALL | {"num_frames": 29})
+    assert torch.equal(decoded.frames[0, 5:], out.frames[0, 5:])
+    assert not torch.equal(decoded.frames[0, :5], given)
+    streamed = list(pipe.stream(PROMPTS[0], 29, video=given, size=SIZE, seed=0))
+    assert [frame.index for frame in streamed] == list(range(5, 29))
+    assert torch.equal(torch.stack([frame.image for frame in streamed]), out.frames[0, 5:])
+
+    first = pipe(PROMPTS[0], image=given[0], **CALL | {"num_frames": 25})
+    same = pipe(PROMPTS[0], image=Image.fromarray(given[0].numpy()), **CALL | {"num_frames": 25})
+    assert torch.equal(first.frames, same.frames) and torch.equal(first.frames[0, 0], given[0])
+    assert torch.equal(pipe(PROMPTS[0], video=given[:1], **CALL | {"num_frames": 25}).frames, first.frames)
+
+
+def test_given_pictures_of_another_shape_are_cropped(pipe: TextToVideoPipeline) -> None:
+    out = pipe(PROMPTS[0], image=clip(1, 100, 60)[0], **CALL | {"num_frames": 25})
+    assert out.frames.shape == (1, 25, *SIZE, 3)
+
+
+def test_a_distilled_transformer_is_one_file(folder: Path, pipe: TextToVideoPipeline, tmp_path: Path) -> None:
+    """Official names as training code saves them, next to the folder of the model it was made from."""
+    state = {f"generator_ema.model.{name}": value for name, value in pipe.transformer.state_dict().items()}
+    file = tmp_path / "self_forcing.safetensors"
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
+    (tmp_path / "config.json").write_text(json.dumps({"num_heads": 2}))
+    own = ade.Pipeline.from_pretrained(folder, system="self-forcing", transformer=file)
+    assert torch.equal(own(PROMPTS, **CALL).frames, pipe(PROMPTS, **CALL).frames)
+
+
+def test_official_files_side_by_side(folder: Path, pipe: TextToVideoPipeline, tmp_path: Path) -> None:
+    save_file(pipe.transformer.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"num_heads": 2}))
+    shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", tmp_path / "vae.safetensors")
+    with pytest.raises(CheckpointError, match="deviation"):  # a file of unknown sizes does not tell them
+        ade.Pipeline.from_pretrained(tmp_path, system="self-forcing")
+    own = ade.Pipeline.from_pretrained(tmp_path, system="self-forcing", vae=folder / "vae", text=folder)
+    assert torch.equal(own(PROMPTS, **CALL).frames, pipe(PROMPTS, **CALL).frames)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_half_precision_and_back(folder: Path, kept: bool) -> None:
+    loaded = ade.Pipeline.from_pretrained(folder, system="self-forcing", dtype=torch.bfloat16)
+    moved = ade.Pipeline.from_pretrained(folder, system="self-forcing")
+    if kept:
+        moved(PROMPTS, **CALL)
+    moved.to(torch.bfloat16)
+    embedded = [loaded.prompts.encode(prompt) for prompt in PROMPTS]
+    assert torch.equal(moved(embedded, **CALL).frames, loaded(embedded, **CALL).frames)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"num_frames": 80}, ConfigError, "81 or 69"),
+        ({"num_frames": 77}, ConfigError, "81 or 69"),
+        ({"num_frames": 0}, ConfigError, "num_frames"),
+        ({"num_frames": 5}, ConfigError, "9"),
+        ({"size": (480, 830)}, ConfigError, "480 x 832"),
+        ({"size": (0, 16)}, ConfigError, "16 x 16"),
+        ({"size": 480}, ConfigError, "size"),
+        ({"prompt": []}, ConfigError, "prompt"),
+        ({"prompt": 7}, ConfigError, "prompt"),
+        ({"prompt": {3: "a"}}, ConfigError, "frame 0"),
+        ({"prompt": torch.zeros(4, 5)}, TensorError, "embedding"),
+        ({"num_inference_steps": 4}, ConfigError, "steps"),
+        ({"guidance_scale": float("nan")}, ConfigError, "guidance"),
+        ({"video": clip(6)}, ConfigError, "first 5"),
+        ({"video": clip(21)}, ConfigError, "given"),
+        ({"video": clip(5), "image": clip(1)[0]}, ConfigError, "one of them"),
+        ({"latents": torch.zeros(1, 6, 4, 4, 4)}, TensorError, "latents"),
+        ({"output_type": "gif"}, ConfigError, "output_type"),
+        ({"first_video": -1}, ConfigError, "first_video"),
+    ],
+)
+def test_mistakes_are_typed_errors_before_anything_runs(
+    pipe: TextToVideoPipeline, monkeypatch: pytest.MonkeyPatch, options, error, says
+) -> None:
+    monkeypatch.setattr(ade.Engine, "step", lambda *_: pytest.fail("a pass ran"))
+    with pytest.raises(error, match=says):
+        pipe(**{"prompt": "a cat"} | CALL | options)
+
+
+def test_what_needs_a_causal_model(folder: Path) -> None:
+    pipe = ade.Pipeline.from_pretrained(folder, system="wan")
+    with pytest.raises(ConfigError, match="81 or 77"):
+        pipe("a cat", **CALL | {"num_frames": 80})
+    with pytest.raises(PlanError, match="causal"):
+        pipe.stream("a cat", None, size=SIZE)
+    with pytest.raises(ConfigError, match="causal"):
+        pipe("a cat", image=clip(1)[0], **CALL)
+
+
+def test_which_pipeline_a_folder_is(folder: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="system"):
+        ade.Pipeline.from_pretrained(folder)
+    with pytest.raises(ConfigError, match="self-forcing"):
+        ade.Pipeline.from_pretrained(folder, system="no such thing")
+    for place in (tiny_model, tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(CheckpointError):
+            ade.Pipeline.from_pretrained(place, system="wan")
+
+
+def another_kind(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def other_text(folder: Path) -> None:
+    wan_folder.text_encoder(24).save_pretrained(folder / "text_encoder")
+
+
+def other_latents(folder: Path) -> None:
+    wan_folder.transformer(in_channels=6, out_channels=6).save_pretrained(folder / "transformer")
+
+
+def no_autoencoder(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+
+
+def mixed_shards(folder: Path) -> None:
+    first, *_ = sorted((folder / "transformer").glob("*.safetensors"))
+    held = load_file(first)
+    save_file(held | {"blocks.9.attn1.to_q.bias": torch.zeros(24)}, first)
+
+
+def lost_shard(folder: Path) -> None:
+    sorted((folder / "transformer").glob("*.safetensors"))[0].unlink()
+
+
+def pickled(folder: Path) -> None:
+    shutil.rmtree(folder / "transformer")
+    (folder / "transformer").mkdir()
+    torch.save({}, folder / "transformer" / "diffusion_pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "says"),
+    [
+        (another_kind, CheckpointError, "StableDiffusion"),
+        (other_text, ConfigError, "24 wide"),
+        (other_latents, ConfigError, "channels"),
+        (no_autoencoder, CheckpointError, "autoencoder"),
+        (mixed_shards, CheckpointError, "different saves"),
+        (lost_shard, CheckpointError, "safetensors"),
+        (pickled, CheckpointError, "convert"),
+    ],
+)
+def test_folders_that_are_refused_before_weights_are_read(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, harm, error, says
+) -> None:
+    harm(copy)
+    monkeypatch.setattr(
+        "ardiff_engine.weights.safetensors_file.SafetensorsFile.read", lambda *_: pytest.fail("read weights")
+    )
+    with pytest.raises(error, match=says):
+        ade.Pipeline.from_pretrained(copy, system="self-forcing")
+
+
+def test_nan_in_one_tensor(copy: Path) -> None:
+    first, *_ = sorted((copy / "transformer").glob("*.safetensors"))
+    held = load_file(first)
+    next(iter(held.values())).flatten()[0] = float("nan")
+    save_file(held, first)
+    with pytest.raises(ArdiffError, match="NaN"):
+        ade.Pipeline.from_pretrained(copy, system="self-forcing")
