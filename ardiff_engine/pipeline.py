@@ -30,8 +30,8 @@ from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_model
 from ardiff_engine.pipeline_inputs import Video
 from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput
 from ardiff_engine.pipeline_parts import PathName, holds_video_parts
-from ardiff_engine.pipeline_systems import SYSTEMS, VideoSystem
 from ardiff_engine.pipeline_video import TextToVideoPipeline
+from ardiff_engine.systems import System, names
 from ardiff_engine.weights.scheduler_file import read_schedule
 
 
@@ -93,7 +93,7 @@ class Pipeline:
         cls,
         name: str | Path,
         *,
-        system: str | VideoSystem,
+        system: str | System,
         device: str | torch.device = ...,
         dtype: torch.dtype | None = ...,
         torch_dtype: torch.dtype | None = ...,
@@ -108,7 +108,7 @@ class Pipeline:
         cls,
         name: str | Path,
         *,
-        system: str | VideoSystem | None = None,
+        system: str | System | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
@@ -140,7 +140,7 @@ class Pipeline:
             )
         if not (transformer is None and vae is None and text is None) or holds_video_parts(name):
             raise ConfigError(
-                f"{name} holds a text-to-video model: say how it is run, system=… of {', '.join(SYSTEMS)}."
+                f"{name} holds a text-to-video model: say how it is run, system=… of {', '.join(names())}."
             )
         folder = find_folder(name)
         schedule, prediction = read_schedule(folder / SCHEDULER_FILE)

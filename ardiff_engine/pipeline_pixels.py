@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -16,21 +15,13 @@ from ardiff_engine.codec.protocol import Decoder
 from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.host_copy import read_here
 from ardiff_engine.models.pictures import to_uint8
-from ardiff_engine.plan import Rule
+from ardiff_engine.systems import System
 
 Size = tuple[int, int]
 FRAMES = 4
 """Pictures of every latent but the first, which is one."""
 MOST_FRAMES = 10**6
 SEARCHED = 64
-
-
-class Layout(Protocol):
-    """The transformer's side: latents [..., C, h, w] as the tokens that the engine moves, and back."""
-
-    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor: ...
-
-    def from_tokens(self, tokens: torch.Tensor) -> torch.Tensor: ...
 
 
 def latents_of(frames: int) -> int:
@@ -63,8 +54,8 @@ def checked_size(size: object, multiple: Size) -> Size:
     return height, width
 
 
-def checked_latents(num_frames: object, rule: Rule, steps: tuple[int, ...], given: int = 0) -> int:
-    """Latents of a video of that many pictures. given: latents that it continues.
+def checked_latents(num_frames: object, system: System) -> int:
+    """Latents of a video of that many pictures, given ones included.
 
     ConfigError, with the nearest numbers: not 1 + 4k, or not whole blocks of the system.
     """
@@ -73,10 +64,10 @@ def checked_latents(num_frames: object, rule: Rule, steps: tuple[int, ...], give
     def why_not(frames: int) -> str | None:
         if frames % FRAMES != 1:
             return "a video has 1 + 4k frames"
-        if latents_of(frames) <= given:
-            return f"{frames_of(given)} of them are given"
+        if latents_of(frames) <= system.given_frames:
+            return f"{frames_of(system.given_frames)} of them are given"
         try:
-            rule.plan(latents_of(frames), steps, given)
+            system.plan_of(latents_of(frames))
         except PlanError as error:
             return str(error)
         return None
@@ -96,30 +87,28 @@ class Pixels:
     """A video autoencoder as a pipeline uses it: pictures uint8 [T, H, W, 3] on the CPU."""
 
     vae: WanVAE
-    layout: Layout
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[1 + 4k, H, W, 3] -> clean latents, float32 [1 + k, tokens, channels]."""
+        """[1 + 4k, H, W, 3] -> clean latents, float32 [1 + k, C, h, w]."""
         clip = pixels.permute(3, 0, 1, 2)[None].to(self.vae.mean.device, self.vae.mean.dtype) / 127.5 - 1
-        return self.layout.to_tokens(self.vae.encode(clip)[0].transpose(0, 1)).float()
+        return self.vae.encode(clip)[0].transpose(0, 1).float()
 
     def decoder(self, given: torch.Tensor | None = None) -> PixelDecoder:
-        before = None if given is None else self.layout.from_tokens(given.to(self.vae.mean.device))
-        return PixelDecoder(self, self.vae.decoder(before))
+        return PixelDecoder(self.vae, self.vae.decoder(given))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PixelDecoder:
-    pixels: Pixels
+    vae: WanVAE
     decoder: Decoder
 
     @ordinary_mode()
     @torch.no_grad()
     def push(self, latents: torch.Tensor) -> torch.Tensor:
-        """The next latents [n, tokens, channels] -> the pictures that they complete, uint8 [m, H, W, 3]."""
+        """The next latents [n, C, h, w] -> the pictures that they complete, uint8 [m, H, W, 3]."""
         read_here(latents)
-        z = self.pixels.layout.from_tokens(latents.to(self.pixels.vae.mean.device))
+        z = latents.to(self.vae.mean.device)
         # One at a time, so that there is one picture's worth of float32 beside the bytes.
         return torch.cat([to_uint8((self.decoder.push(latent) + 1) / 2) for latent in z.split(1)])
 

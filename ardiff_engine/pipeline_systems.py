@@ -1,101 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The systems of a text-to-video pipeline: plan, memory, steps, guidance, and what a new prompt does."""
+"""Systems as a text-to-video pipeline runs them: with a folder's scheduler, other steps, given frames."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from ardiff_engine import systems
 from ardiff_engine.arguments import number
 from ardiff_engine.diffusion import FlowSchedule
-from ardiff_engine.diffusion.solvers import DPMSolver, Euler, Renoise, UniPC
-from ardiff_engine.engine.stream_edits import Effect
-from ardiff_engine.errors import ConfigError, PlanError
-from ardiff_engine.memory import Full, MemoryPolicy, Window
+from ardiff_engine.diffusion.solvers import DPMSolver, Euler, Solver, UniPC
+from ardiff_engine.engine.schedules import tracks_of
+from ardiff_engine.errors import ArdiffError, ConfigError
+from ardiff_engine.memory import Full
+from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.parsing import shown
-from ardiff_engine.plan import Plan, Rule, blocks
-from ardiff_engine.plan.blocks import BlocksRule
 from ardiff_engine.plan.cut import Cut
+from ardiff_engine.systems import System
 
-VideoSolver = Renoise | UniPC | Euler | DPMSolver
-
-
-@dataclass(frozen=True, slots=True)
-class WholeVideo:
-    """All frames in one block."""
-
-    def plan(self, num_frames: int | None, steps: tuple[int, ...], prefix: int = 0) -> Plan:
-        if num_frames is None or prefix:
-            what = "an endless video" if num_frames is None else "a video that continues given frames"
-            raise PlanError(f"{what} needs a causal model: this one makes all frames together.")
-        return BlocksRule(Cut(num_frames)).plan(num_frames, steps)
+FREE = (UniPC, DPMSolver, Euler)
+"""Solvers of models that were not distilled to steps of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class VideoSystem:
-    """on_prompt: what a new prompt does to the frames before, see `Stream.set_condition`.
-    fps: frames per second that the models were trained on."""
-
-    name: str
-    plan: Rule
-    memory: MemoryPolicy
-    solver: VideoSolver
-    guidance_scale: float = 1.0
-    on_prompt: Effect = "keep"
-    fps: float = 16.0
-
-    @property
-    def causal(self) -> bool:
-        return not isinstance(self.plan, WholeVideo)
-
-    def with_steps(self, steps: int | None) -> VideoSolver:
-        """ConfigError where a model was distilled to a list of its own."""
-        if steps is None:
-            return self.solver
-        if isinstance(self.solver, Renoise):
-            raise ConfigError(
-                f"num_inference_steps: got {steps!r}; {self.name} was distilled to the "
-                f"{self.solver.num_steps} steps of its list. Leave it out."
-            )
-        return replace(self.solver, num_inference_steps=steps)
-
-    def rule(self, given: int) -> Rule:
-        """The plan of a video after `given` latents: a block begins behind them."""
-        cut = getattr(self.plan, "cut", None)
-        if not given or cut is None:
-            return self.plan
-        return replace(self.plan, cut=Cut(cut.size, given % cut.size))  # type: ignore[type-var]
+def system_named(system: object) -> System:
+    """ConfigError for an unknown one."""
+    if isinstance(system, System):
+        return system
+    if not isinstance(system, str):
+        raise ConfigError(f"system: got {shown(system)}, expected one of {', '.join(systems.names())}.")
+    return systems.get(system)
 
 
-_SHIFT_5 = FlowSchedule(5.0)
-_FOUR_STEPS = Renoise(_SHIFT_5, _SHIFT_5.warp([1000, 750, 500, 250]))
-_SELF_FORCING = VideoSystem("self-forcing", blocks(3), Window(21), _FOUR_STEPS)
-
-SYSTEMS = {
-    system.name: system
-    for system in (
-        VideoSystem("wan", WholeVideo(), Full(), UniPC(_SHIFT_5, 50), guidance_scale=5.0),
-        _SELF_FORCING,
-        replace(_SELF_FORCING, name="self-forcing-framewise", plan=blocks(1)),
-        VideoSystem("causvid", blocks(3), Full(), Renoise(FlowSchedule(8.0), [1000, 757, 522])),
-        replace(_SELF_FORCING, name="longlive", memory=Window(9, sink=3), on_prompt="recommit"),
-        replace(_SELF_FORCING, name="causal-forcing"),
-    )
-}
+def fitting(model: VideoModel) -> list[str]:
+    """Names of the systems that can run a network."""
+    return [name for name in systems.names() if _why_not(systems.get(name), model) is None]
 
 
-def system_named(name: object) -> VideoSystem:
-    if isinstance(name, VideoSystem):
-        return name
-    if not isinstance(name, str) or name not in SYSTEMS:
-        raise ConfigError(f"system: got {name!r}, expected one of {', '.join(SYSTEMS)}.")
-    return SYSTEMS[name]
+def check_fits(system: System, model: VideoModel) -> None:
+    """ConfigError where the network cannot run the system, with the names of those that it can."""
+    why = _why_not(system, model)
+    if why is not None:
+        raise ConfigError(f"{system.name} cannot run this model: {why} It can: {', '.join(fitting(model))}.")
 
 
-def with_scheduler(system: VideoSystem, settings: Mapping[str, object]) -> VideoSystem:
-    """The system with the solver of a folder's scheduler_config.json, where it was not distilled to steps of
-    its own. ConfigError: a scheduler of diffusers that is not known here."""
-    if not settings or isinstance(system.solver, Renoise):
+def continuing(system: System, given: int) -> System:
+    """The system for a video after `given` latents: a block begins behind them.
+
+    ConfigError: one whose frames are all made together."""
+    if not given:
+        return system
+    if isinstance(system.memory, Full) and system.memory.joint:
+        raise ConfigError(f"{system.name} makes all frames together; given ones need a causal model.")
+    cut = getattr(system.plan, "cut", None)
+    plan = system.plan
+    if cut is not None:
+        plan = replace(plan, cut=Cut(cut.size, given % cut.size))  # type: ignore[type-var]
+    return replace(system, plan=plan, given_frames=given)
+
+
+def with_steps(system: System, steps: int | None) -> System:
+    """ConfigError where a model was distilled to a list of its own."""
+    if steps is None:
+        return system
+    if not isinstance(system.solver, FREE):
+        counts = "/".join(str(own.num_steps) for own in tracks_of(system.solver))
+        raise ConfigError(
+            f"num_inference_steps: got {steps!r}; {system.name} was distilled to the {counts} steps of its "
+            "list. Leave it out."
+        )
+    return replace(system, solver=replace(system.solver, num_inference_steps=steps))
+
+
+def with_scheduler(system: System, settings: Mapping[str, object]) -> System:
+    """The system with the solver of a folder's scheduler_config.json, where all frames are made together, as
+    diffusers do. ConfigError: a scheduler of diffusers that is not known here."""
+    if not settings or system.name != "wan":
         return system
     kind = settings.get("_class_name")
 
@@ -103,7 +82,7 @@ def with_scheduler(system: VideoSystem, settings: Mapping[str, object]) -> Video
         return number(f"{name} of the scheduler", settings.get(name) or usual)
 
     shift, order = value("flow_shift", 1.0), int(value("solver_order", 2))
-    solver: VideoSolver
+    solver: Solver
     if kind == "UniPCMultistepScheduler":
         bh = 1 if settings.get("solver_type") == "bh1" else 2
         solver = UniPC(FlowSchedule(shift), 50, order=order, bh=bh, grid="above_zero")
@@ -117,3 +96,11 @@ def with_scheduler(system: VideoSystem, settings: Mapping[str, object]) -> Video
             "DPMSolverMultistepScheduler or FlowMatchEulerDiscreteScheduler."
         )
     return replace(system, solver=solver)
+
+
+def _why_not(system: System, model: VideoModel) -> str | None:
+    try:
+        system.check(model.spec)
+    except ArdiffError as error:
+        return str(error)
+    return None

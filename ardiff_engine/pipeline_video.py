@@ -20,7 +20,7 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.engine import Request, Stream
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.media import Clip
-from ardiff_engine.models.wan import WanTransformer, WanVideo
+from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
 from ardiff_engine.pipeline_engine import KeptEngine
 from ardiff_engine.pipeline_inputs import Picture, Video
@@ -29,8 +29,9 @@ from ardiff_engine.pipeline_parts import PathName, VideoParts, find_parts
 from ardiff_engine.pipeline_pixels import Pixels, Size, checked_latents, checked_size, latents_of
 from ardiff_engine.pipeline_prompts import Prompt, Prompts, Timed, listed, timed
 from ardiff_engine.pipeline_stream import PromptSwitches, VideoStream
-from ardiff_engine.pipeline_systems import VideoSolver, VideoSystem, system_named, with_scheduler
-from ardiff_engine.plan import Rule
+from ardiff_engine.pipeline_systems import check_fits, continuing, system_named, with_scheduler, with_steps
+from ardiff_engine.plan import Plan
+from ardiff_engine.systems import System
 from ardiff_engine.weights import load_wan
 
 SIZE = (480, 832)
@@ -40,13 +41,12 @@ LATENTS_AHEAD = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """What the videos of a call have in common. clip: given frames; prefix: their latents, as tokens."""
+    """What the videos of a call have in common. latents: how many; size: of a latent frame. clip: given
+    frames; prefix: their latents."""
 
-    network: WanVideo
-    pixels: Pixels
     latents: int | None
-    rule: Rule
-    solver: VideoSolver
+    size: Size
+    system: System
     clip: Clip | None
     prefix: torch.Tensor | None
 
@@ -54,6 +54,10 @@ class _Job:
     def given(self) -> int:
         """Pictures that are given."""
         return 0 if self.clip is None else len(self.clip.frames)
+
+    @property
+    def plan(self) -> Plan:
+        return self.system.plan_of(self.latents)
 
 
 class TextToVideoPipeline:
@@ -70,13 +74,13 @@ class TextToVideoPipeline:
         self,
         transformer: WanTransformer,
         vae: WanVAE,
-        system: str | VideoSystem,
+        system: str | System,
         text: UMT5 | Callable[[], UMT5] | None = None,
     ) -> None:
         """text: an encoder, or what loads it; None: prompts are given as embeddings.
 
-        ConfigError: an unknown system, an autoencoder of other latents, a model that takes pictures beside
-        its latents.
+        ConfigError, PlanError: an unknown system, or one that this network cannot run; an autoencoder of
+        other latents.
         """
         config = transformer.config
         if vae.channels != config.out_channels:
@@ -86,10 +90,11 @@ class TextToVideoPipeline:
             )
         self.transformer, self.vae = transformer.eval(), vae.eval()
         self.system = system_named(system)
+        check_fits(self.system, transformer)
+        self.pixels = Pixels(vae)
         load = (lambda: text) if isinstance(text, UMT5) else text
         self.prompts = Prompts(load, (config.text_tokens, config.text_dim))
         self._kept = KeptEngine()
-        self._network = WanVideo(transformer, config.patch[1:])
 
     def __repr__(self) -> str:
         millions = sum(weight.numel() for weight in self.transformer.parameters()) / 1e6
@@ -104,7 +109,7 @@ class TextToVideoPipeline:
         cls,
         name: PathName,
         *,
-        system: str | VideoSystem,
+        system: str | System,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         transformer: PathName | None = None,
@@ -123,7 +128,7 @@ class TextToVideoPipeline:
     def from_parts(
         cls,
         parts: VideoParts,
-        system: str | VideoSystem,
+        system: str | System,
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -131,7 +136,7 @@ class TextToVideoPipeline:
         """Loads what `find_parts` has found. The autoencoder is float32 whatever `dtype`."""
         chosen = with_scheduler(system_named(system), parts.scheduler)
         config, place = parts.transformer.config, usable_device(device)
-        WanVideo(parts.empty_transformer(), config.patch[1:])  # refuses other kinds now
+        check_fits(chosen, parts.empty_transformer())
         text: Callable[[], UMT5] | None = None
         if parts.text is not None:
             folder, tokens = parts.text.folder, config.text_tokens
@@ -240,22 +245,21 @@ class TextToVideoPipeline:
             )
             for i, own in enumerate(prompts)
         ]
-        engine, streams = self._kept.submit(job.network, self.transformer, requests)
+        engine, streams = self._kept.submit(self.transformer, self.transformer, requests)
         before, passes = engine.stats(), streams[0].num_ticks
         with tqdm(total=passes, desc="passes", unit="pass", disable=not progress) as bar:
-            videos = batch_pictures(engine, streams, job.pixels, job.prefix, bar)
+            videos = batch_pictures(engine, streams, self.pixels, job.prefix, bar)
         if job.clip is not None and job.prefix is not None:
             shown = torch.tensor(job.clip.frames)
             if given == "decoded":
-                shown = job.pixels.decoder().push(job.prefix)
+                shown = self.pixels.decoder().push(job.prefix)
             videos = [torch.cat([shown, video]) for video in videos]
-        made = torch.stack([stream.result() for stream in streams]).cpu()
         return VideoOutput(
             frames=outputs.in_form(torch.stack(videos), output_type),
-            latents=job.network.from_tokens(made),
+            latents=torch.stack([stream.result() for stream in streams]).cpu(),
             seed=seed,
             first_video=first_video,
-            fps=self.system.fps if job.clip is None or job.clip.fps is None else job.clip.fps,
+            fps=float(self.system.fps if job.clip is None or job.clip.fps is None else job.clip.fps),
             stats=engine.stats().since(before),
             seconds=time.perf_counter() - started,
         )
@@ -293,8 +297,8 @@ class TextToVideoPipeline:
             noise_stream=first_video,
             max_ahead=LATENTS_AHEAD,
         )
-        engine, (stream,) = self._kept.submit(job.network, self.transformer, [request])
-        frames = stream_pictures(engine, stream, job.pixels, job.prefix, job.given, LATENTS_AHEAD)
+        engine, (stream,) = self._kept.submit(self.transformer, self.transformer, [request])
+        frames = stream_pictures(engine, stream, self.pixels, job.prefix, job.given, LATENTS_AHEAD)
         return VideoStream(frames, stream, self.prompts.encode, self.system.on_prompt)
 
     # --- private
@@ -308,20 +312,15 @@ class TextToVideoPipeline:
         video: Video | None,
     ) -> _Job:
         height, width = checked_size(size, self.size_multiple)
-        solver = self.system.with_steps(steps)
         clip = inputs.given_frames(image, video, (height, width))
         given = 0 if clip is None else latents_of(len(clip.frames))
-        rule, count = self.system.rule(given), None
+        system = continuing(with_steps(self.system, steps), given)
         if num_frames is None:
-            rule.plan(None, (solver.num_steps,), given)  # refuses systems that make whole videos
-        else:
-            count = checked_latents(num_frames, rule, (solver.num_steps,), given)
+            system.plan_of(None)  # refuses systems that make whole videos
+        latents = None if num_frames is None else checked_latents(num_frames, system)
         rows = (height // self.vae.scale, width // self.vae.scale)
-        if self._network.size != rows:
-            self._network = WanVideo(self.transformer, rows)
-        pixels = Pixels(self.vae, self._network)
-        prefix = None if clip is None else pixels.encode(torch.tensor(clip.frames))
-        return _Job(self._network, pixels, count, rule, solver, clip, prefix)
+        prefix = None if clip is None else self.pixels.encode(torch.tensor(clip.frames))
+        return _Job(latents, rows, system, clip, prefix)
 
     def _request(
         self,
@@ -336,14 +335,15 @@ class TextToVideoPipeline:
         on_step: Callable[[Stream], None] | None = None,
         max_ahead: int | None = None,
     ) -> Request:
-        scale = self.system.guidance_scale if guidance_scale is None else guidance_scale
+        scale = self.system.guidance if guidance_scale is None else guidance_scale
         negative = None
         if scale != 1:
             negative = self.prompts.encode("" if negative_prompt is None else negative_prompt)
         (_, first), *later = timed(prompt)
         request = Request(
             num_frames=job.latents,
-            plan=job.rule,
+            size=job.size,
+            plan=job.system.plan,
             condition=self.prompts.encode(first),
             negative_condition=negative,
             guidance_scale=scale,
@@ -351,29 +351,26 @@ class TextToVideoPipeline:
             noise_stream=noise_stream,
             latents=latents,
             prefix=job.prefix,
-            solver=job.solver,
-            memory=self.system.memory,
+            solver=job.system.solver,
+            memory=job.system.memory,
             on_step=on_step,
             max_ahead=max_ahead,
         )
         if not later:
             return request
-        given = 0 if job.prefix is None else len(job.prefix)
-        plan = job.rule.plan(job.latents, (job.solver.num_steps,), given)
         changes = [(frame, self.prompts.encode(own)) for frame, own in later]
-        return replace(request, on_step=PromptSwitches(plan, changes, self.system.on_prompt, on_step))
+        return replace(request, on_step=PromptSwitches(job.plan, changes, self.system.on_prompt, on_step))
 
     def _starts(self, latents: torch.Tensor | None, videos: int, job: _Job) -> torch.Tensor | None:
-        """Starting noise as tokens."""
         if latents is None:
             return None
         given = 0 if job.prefix is None else len(job.prefix)
         assert job.latents is not None
-        expected = (videos, job.latents - given, self.transformer.config.channels, *job.network.size)
+        expected = (videos, job.latents - given, self.vae.channels, *job.size)
         if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != expected:
             got = list(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
             raise TensorError(f"latents: got {got}, expected {list(expected)}.")
-        return job.network.to_tokens(latents)
+        return latents
 
 
 def _report(callback: Callable[[StepInfo], None], video: int, stream: Stream) -> None:
