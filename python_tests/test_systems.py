@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ardiff_engine import systems
+from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.systems.calls import ANY_NETWORK, by_kind
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
@@ -50,6 +53,8 @@ def test_systems_by_name() -> None:
         systems.get("hair")
     with pytest.raises(ConfigError, match="unknown system"):
         systems.from_spec({"frames": 3})
+    with pytest.raises(ConfigError, match="timesteps"):
+        systems.from_spec({"system": "self-forcing", "block": 3})
 
 
 def test_an_endless_system_needs_a_number_of_frames() -> None:
@@ -90,3 +95,59 @@ def test_every_latent_of_the_official_code(name: str) -> None:
         np.testing.assert_allclose(made.final, official["final"], rtol=1e-6, atol=1e-6)
     if name not in SOLVED_OTHERWISE:
         np.testing.assert_allclose(made.x_in, official["x_in"], rtol=1e-6, atol=1e-6)
+
+
+# Faults of the official code, which the traces show as they are.
+
+
+def test_longlive_recaches_frames_that_see_later_ones() -> None:
+    """It builds a causal mask for that pass, and the attention over its cache ignores it. What
+    `Stream.set_condition(effect="recommit")` stores is causal."""
+    official = golden("longlive1_switch15_local_sink_F24")
+    call = int(np.argmax(official["fed"].sum(axis=1)))
+    seen = official["visible"][call]
+    assert seen[3, 14] and not official["updated"][call].any()
+    system = systems.get("longlive")
+    feeder = Feeder(system.plan_of(24), system.memory, ANY_NETWORK)
+    while feeder.tick < 20:
+        feeder.advance(feeder.next())
+    feeder.recommit()
+    own = feeder.next().roster
+    stored = [view for view, moves in zip(own.views, own.updates, strict=True) if not moves]
+    frames = [frame for frame, moves in zip(own.frames, own.updates, strict=True) if not moves]
+    assert len(frames) >= 9
+    assert all(view[-1].stop <= frame - frame % 3 + 3 for frame, view in zip(frames, stored, strict=True))
+
+
+@pytest.mark.parametrize("name", ["rolling_forcing_F12_S4", "rolling_forcing_F21_S5"])
+def test_rolling_forcing_stores_estimates_that_nobody_reads(name: str) -> None:
+    official, system = golden(name), systems.from_spec(INDEX[name])
+    stores = ~official["updated"].any(axis=1)
+    read = set(official["key_call"][~stores].ravel().tolist())
+    wasted = [call for call in np.flatnonzero(stores).tolist() if call not in read]
+    # While the window fills, and the last block of all.
+    assert len(wasted) == system.tracks[0].num_steps
+    plain = replace(system, calls_of=by_kind).trace()
+    assert len(official["fed"]) - len(plain.fed) == len(wasted) - 1
+
+
+def test_streamdiffusion_v2_keeps_three_slots_without_a_sink() -> None:
+    """Its ring lets go of slots that were filled one by one; the third one is never on its list. And what the
+    first two frames wrote in their last step is read by every step, although all others read their own."""
+    name = "streamdiffusionv2_S4_K6_sink0_refresh9"
+    official = golden(name)
+    assert INDEX[name]["sink"] == 0
+    last = official["visible"][-1].any(axis=0)
+    assert last[:3].all() and not last[3:6].any()
+    later = official["tick"] > 0
+    assert set(official["key_call"][later, 0].tolist()) == {3}
+
+
+def test_hiar_passes_again_over_a_block_that_is_stored() -> None:
+    official = golden("hiar_hybrid_block0_F9_S4")
+    calls = np.flatnonzero(official["fed"][:, 0] & ~official["updated"][:, 0])
+    assert len(calls) == 5
+    np.testing.assert_array_equal(official["timestep"][calls, 0], 0)
+    system = systems.from_spec(INDEX["hiar_hybrid_block0_F9_S4"])
+    plain = replace(system, calls_of=by_kind).trace()
+    assert (plain.fed[:, 0] & ~plain.updated[:, 0]).sum() == 1

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """HiAR: all blocks take a step before any takes the next, and read earlier blocks at their own next level."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ardiff_engine.diffusion.solvers import Euler
 from ardiff_engine.memory import Full, PerLevel
-from ardiff_engine.plan import Plan, stage_major
-from ardiff_engine.systems.calls import Call, by_block, by_kind
+from ardiff_engine.plan import stage_major
+from ardiff_engine.systems.calls import by_block
+from ardiff_engine.systems.official_calls import clean_again, estimates
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import FOUR_STEPS, SCHEDULE, Entry, frames, renoise
 
@@ -33,26 +31,6 @@ PIPELINED = replace(
     calls_of=by_block,
 )
 VARIANTS = (PIPELINED,)
-
-
-def estimates(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-    """The ablation that stores estimates of the clean frames, instead of the frames at the next level."""
-    for cells in by_kind(plan, walk):
-        if not cells[0].updates:
-            cells = [cell._replace(level=plan.num_steps, estimate=True) for cell in cells]
-        yield cells
-
-
-def clean_again(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-    """Each stage begins with a pass over the block that runs ahead, although its K/V are stored."""
-    clean: Call = []
-    for cells in by_kind(plan, walk):
-        first = cells[0]
-        if first.frame == 0 and not first.updates:
-            clean = cells
-        if first.frame == plan.block(0).stop and first.updates:
-            yield clean
-        yield cells
 
 
 def from_spec(entry: Entry) -> System:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """SoulX-LiveAct: blocks of eight, three steps each with K/V of its own, and no clean pass."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from ardiff_engine.diffusion.solvers import Renoise

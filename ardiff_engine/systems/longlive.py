@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """LongLive 1.0: Self-Forcing with a sink of three frames; a new prompt computes the cache again."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ardiff_engine.memory import Recached, Window
-from ardiff_engine.plan import Plan
 from ardiff_engine.systems import self_forcing
-from ardiff_engine.systems.calls import Call, CallsOf, by_kind
+from ardiff_engine.systems.official_calls import recached
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry, sized, window
 
@@ -26,26 +22,6 @@ SYSTEM = replace(
 )
 
 
-def recaching(prompts: tuple[int, ...], reach: int) -> CallsOf:
-    """Before the cache is computed again its last block is stored, for nobody; and all frames that are within
-    reach are fed for it, also those that it has no room for beside a sink that stays."""
-
-    def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-        last: Call = []
-        for cells in walk:
-            stored, *moved = by_kind(plan, [cells])
-            start = moved[0][0].frame if moved else 0
-            if start in prompts and moved[0][0].level == 0:
-                yield [cell._replace(updates=False, level=cell.level + 1) for cell in last]
-                unused = range(max(0, start - reach), stored[0].frame)
-                stored = [stored[0]._replace(frame=frame, written=False) for frame in unused] + stored
-            yield stored
-            yield from moved
-            last = [cell for cell in cells if cell.updates]
-
-    return calls_of
-
-
 def from_spec(entry: Entry) -> System:
     size = entry["block"]
     prompts = tuple(-(-frame // size) * size for frame in entry.get("switch_at", ()))
@@ -53,4 +29,4 @@ def from_spec(entry: Entry) -> System:
     if not prompts:
         return system
     memory = Recached(window(entry), prompts, entry["global_sink"])
-    return replace(system, memory=memory, calls_of=recaching(prompts, memory.reach))
+    return replace(system, memory=memory, calls_of=recached(prompts, memory.reach))

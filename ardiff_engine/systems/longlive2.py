@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """LongLive 2.0: blocks of eight, UniPC anew for each of them, a window of 32 frames with a sink of 8."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
 from ardiff_engine.memory import Shots, Window
-from ardiff_engine.plan import Plan, blocks
-from ardiff_engine.systems.calls import Call, CallsOf, by_kind
+from ardiff_engine.plan import blocks
+from ardiff_engine.systems.official_calls import clean_within
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry, frames
 
@@ -26,19 +23,6 @@ SYSTEM = System(
     exact="Calls and latents; cuts that pin a block, places that count from the window, a given frame.",
     left_out="A given frame within a block is traced, not served; caches in four bits.",
 )
-
-
-def clean_within(given: int) -> CallsOf:
-    """Given frames are fed clean within the first block, whose other frames move."""
-
-    def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-        for cells in by_kind(plan, walk):
-            yield [
-                cell._replace(updates=False, level=plan.num_steps) if cell.frame < given else cell
-                for cell in cells
-            ]
-
-    return calls_of
 
 
 def from_spec(entry: Entry) -> System:

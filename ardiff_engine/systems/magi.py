@@ -2,8 +2,6 @@
 """MAGI-1: chunks in a staircase of stages; the noisier a chunk is, the further back it sees. Frames are its
 chunks of six latents, and the K/V of a finished one are stored in a pass that moves others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,26 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """MMPL: key frames of a segment first, jointly, then what lies between them."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
 from ardiff_engine.memory import Full
-from ardiff_engine.plan import Plan, sets
-from ardiff_engine.systems.calls import Call, by_kind
+from ardiff_engine.plan import sets
+from ardiff_engine.systems.official_calls import unwritten
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry
 
 GROUPS = ([0], [1], [2, 3, 10, 11, 12, 19, 20], [4, 5, 6, 7, 8, 9], [13, 14, 15, 16, 17, 18])
-
-
-def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-    """K/V of the last group are computed for its own calls alone: nobody comes after it."""
-    for cells in by_kind(plan, walk):
-        yield [cell._replace(written=cell.frame not in GROUPS[-1]) for cell in cells]
 
 
 SYSTEM = System(
@@ -32,7 +23,7 @@ SYSTEM = System(
     solver=UniPC(FlowSchedule(5.0), 50),
     memory=Full(joint=True),
     guidance=5.0,
-    calls_of=calls_of,
+    calls_of=unwritten(GROUPS[-1]),
     num_frames=21,
     given_frames=2,
     exact="Calls and latents, from a picture and from a segment.",

@@ -40,8 +40,13 @@ def get(name: str) -> System:
 
 def from_spec(entry: Mapping[str, Any]) -> System:
     """A system in the sizes of `entry`: frames, block, window, timesteps, … as in the index of the golden
-    numbers. What is left out is as released. ConfigError for an unknown system."""
-    system: System = _entry(str(entry.get("system")))[1].from_spec(entry)
+    numbers. ConfigError for an unknown system, or an entry that lacks something."""
+    name = str(entry.get("system"))
+    module = _entry(name)[1]
+    try:
+        system: System = module.from_spec(entry)
+    except KeyError as missing:
+        raise ConfigError(f"an entry of {name} needs {missing}, and has {', '.join(entry)}") from None
     return system
 
 

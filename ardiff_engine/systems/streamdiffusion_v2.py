@@ -1,33 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """StreamDiffusionV2: frame by frame, all steps in one pass, and a ring of K/V for every step."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.memory import PerLevel, Restarted, Window
-from ardiff_engine.plan import Plan, stage_major
-from ardiff_engine.systems.calls import Call, by_block
+from ardiff_engine.plan import stage_major
+from ardiff_engine.systems.official_calls import rows
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry
 
 PREPARED = 2
 """Frames that run ahead of the pipeline. What they wrote in their last step is copied to all rings."""
-
-
-def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-    """A row of the batch for every step, also while the pipeline fills. It stops without being drained."""
-    for cells in walk:
-        first = cells[0].frame
-        if first >= PREPARED and cells[-1].level > 0:
-            return
-        yield from by_block(plan, [cells])
-        if first >= PREPARED:
-            empty = cells[0]._replace(frame=-1, updates=False, view=cells[0].view[:1])
-            yield from [[empty]] * (plan.num_steps - len(cells))
 
 
 def memory_of(cache: int, sink: int, refresh: int) -> Restarted:
@@ -45,7 +30,7 @@ SYSTEM = System(
     plan=stage_major(1, first=PREPARED, pipelined=True, ahead=1),
     solver=Renoise(FlowSchedule(8.0), [700, 500]),
     memory=memory_of(6, 3, 50),
-    calls_of=calls_of,
+    calls_of=rows(PREPARED),
     stores_last=False,
     exact="Calls, two and four steps, with places that start anew.",
     left_out="A sink that adapts; rows that are empty while the pipeline fills are traced, not run.",

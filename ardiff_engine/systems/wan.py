@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wan 2.1: all frames together, and each sees all others."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from ardiff_engine.diffusion import FlowSchedule

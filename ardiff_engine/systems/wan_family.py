@@ -2,8 +2,6 @@
 """What the few-step students of Wan share: their schedule, their blocks of three, and how an entry of the
 golden index names their sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
