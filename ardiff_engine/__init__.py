@@ -14,7 +14,19 @@ from ardiff_engine.lazy import lazily
 from ardiff_engine.version import __version__
 
 if TYPE_CHECKING:
-    from ardiff_engine import codec, conditions, diffusion, media, memory, models, ops, plan, systems, weights
+    from ardiff_engine import (
+        codec,
+        conditions,
+        diffusion,
+        media,
+        memory,
+        models,
+        noise,
+        ops,
+        plan,
+        systems,
+        weights,
+    )
     from ardiff_engine.diffusion import Branch, FlowSchedule, NoiseSchedule, Past, solvers
     from ardiff_engine.engine import Engine, Request, Stream
     from ardiff_engine.media import export_video, read_video
@@ -40,6 +52,7 @@ _MODULES = (
     "media",
     "memory",
     "models",
+    "noise",
     "ops",
     "plan",
     "systems",
@@ -64,6 +77,7 @@ __all__ = [
     "media",
     "memory",
     "models",
+    "noise",
     "ops",
     "plan",
     "read_video",

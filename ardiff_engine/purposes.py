@@ -18,6 +18,7 @@ class Purpose(enum.IntEnum):
     DATA = 4
     TIMESTEPS = 5  # timesteps of a training clip; kernels hold this number as well
     HISTORY = 6  # noise on the clean frames of teacher forcing
+    WARP = 7  # fresh noise where warped noise is spread out
     FILE = 16  # which latent file, and where in it
     WINDOW = 17  # which window of an encoded clip
     KNOWN = 18  # how many first frames are given
