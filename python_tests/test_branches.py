@@ -5,7 +5,7 @@ for bit alone and together."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -83,7 +83,7 @@ class BranchedTransformer(DenseTransformer):
 
 
 def plain_branches(model, tracks, noise, contexts, tables, ours, sees: Sees, prefix=None) -> torch.Tensor:
-    """x [F, L, C] (float64) at the end of a plan. contexts: of each branch, by tick. tables: weights of each
+    """x [F, L, C] (float64) at the end of a plan. contexts: of each branch; tables: weights of each
     branch, of all levels of each track."""
     dense = BranchedTransformer(model)
     x = noise.double() if prefix is None else torch.cat([prefix, noise]).double()
@@ -100,7 +100,7 @@ def plain_branches(model, tracks, noise, contexts, tables, ours, sees: Sees, pre
         outs = dense(x, t, contexts(n), lambda p, a, q, b: sees(p, a, q, b, n))  # noqa: B023
         x = x.clone()
         for f in moves:
-            out = sum(table[ours.track(f)][level[f]] * o[f] for table, o in zip(tables, outs, strict=True))
+            out = sum(table[ours.track(f)][level[f]] * o[f] for table, o in zip(tables(n), outs, strict=True))
             p, q, a, b = own[f].coefficients[level[f], :4]
             x[f] = a * x[f] + b * (p * x[f] + q * out)
     return x
@@ -153,7 +153,7 @@ class Case:
         request, ours = self.request(), self.rule.plan(7, self.steps, self.given)
         tables, sees = as_tables(self.branches, self.steps), partial(self.sees, ours)
         return plain_branches(
-            model, self.tracks, request.latents, contexts, tables, ours, sees, request.prefix
+            model, self.tracks, request.latents, contexts, lambda n: tables, ours, sees, request.prefix
         )
 
     def sees(self, ours, p: int, q: int, r: int, k: int, n: int) -> bool:
@@ -315,6 +315,36 @@ def test_another_prompt_on_the_way(name: str, effect: str) -> None:
         return [new if n >= 6 and own.condition is TEXT else own.condition for own in case.branches]
 
     expected = case.expected(model, contexts)
+    assert float((stream.result() - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_other_scales_on_the_way() -> None:
+    case, model = CASES["magi"], network()
+    engine = engine_of(model)
+    stream = engine.submit(case.request())
+    for _ in range(6):
+        engine.step(1)
+    fork = stream.fork()
+    stronger = [replace(own, weight=[2 * w for w in own.weight]) for own in magi()]
+    receipt = stream.set_branches(stronger)
+    fork.set_branches(magi())  # the same ones: nothing changes
+    for wrong in (magi((1, 0, 2)), magi()[:2], [], [3], [replace(own, weight=[1.0]) for own in magi()]):
+        with pytest.raises(ConfigError):
+            stream.set_branches(wrong)
+    assert receipt.first_frame == inside(stream).feeder.oldest_unfinished and receipt.effect == "keep"
+    assert torch.equal(fork.result(), engine_of(model).submit(case.request()).result())
+    tables = as_tables(case.branches, case.steps)
+    doubled = as_tables(stronger, case.steps)
+    with torch.no_grad():
+        expected = plain_branches(
+            model,
+            case.tracks,
+            case.request().latents,
+            lambda n: [own.condition for own in stronger],
+            lambda n: doubled if n >= 6 else tables,
+            case.rule.plan(7, case.steps, 0),
+            partial(case.sees, case.rule.plan(7, case.steps, 0)),
+        )
     assert float((stream.result() - expected).norm() / expected.norm()) < 1e-5
 
 

@@ -92,7 +92,12 @@ class Request:
         for name in ("condition", "negative_condition"):
             object.__setattr__(self, name, _condition(f"Request.{name}", getattr(self, name)))
         if self.branches is not None:
-            object.__setattr__(self, "branches", self._checked_branches())
+            plain = self.condition is None and self.negative_condition is None and self.guidance_scale == 1.0
+            if not plain:
+                raise ConfigError(
+                    "Request.branches beside condition, negative_condition or guidance_scale: leave these out"
+                )
+            object.__setattr__(self, "branches", checked_branches("Request.branches", self.branches))
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise ConfigError(
                 explain(
@@ -129,17 +134,6 @@ class Request:
         if self.max_ahead is None and self.num_frames is None:
             return ENDLESS_MAX_AHEAD
         return self.max_ahead
-
-    def _checked_branches(self) -> tuple[Branch, ...]:
-        given = self.branches
-        if not isinstance(given, tuple | list) or not given or not all(isinstance(b, Branch) for b in given):
-            raise ConfigError(f"Request.branches={given!r:.80}: give one or more ade.Branch(...)")
-        plain = self.condition is None and self.negative_condition is None and self.guidance_scale == 1.0
-        if not plain:
-            raise ConfigError(
-                "Request.branches beside condition, negative_condition or guidance_scale: leave these out"
-            )
-        return tuple(replace(own, condition=_condition("Branch.condition", own.condition)) for own in given)
 
     def check(self, spec: ModelSpec) -> None:
         """Raise a typed error for anything that cannot be served, before anything is touched."""
@@ -183,6 +177,13 @@ class Request:
                     fix="Count videos from 0.",
                 )
             )
+
+
+def checked_branches(name: str, given: object) -> tuple[Branch, ...]:
+    """With conditions that are tensors, whole numbers, None or "null"; a typed error otherwise."""
+    if not isinstance(given, tuple | list) or not given or not all(isinstance(own, Branch) for own in given):
+        raise ConfigError(f"{name}={given!r:.80}: give one or more ade.Branch(...)")
+    return tuple(replace(own, condition=_condition("Branch.condition", own.condition)) for own in given)
 
 
 def _condition(name: str, value: Any) -> Any:

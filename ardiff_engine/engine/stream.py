@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import torch
 
+from ardiff_engine.diffusion.guidance import Branch
 from ardiff_engine.engine.inbox import Inbox
 from ardiff_engine.engine.reader import Changes, LatentFrame
 from ardiff_engine.engine.request import Request
@@ -197,6 +198,13 @@ class Stream:
         return self.engine.edit(
             lambda editor: editor.set_condition(self._state, condition, negative_condition, effect)
         )
+
+    def set_branches(self, branches: Sequence[Branch], *, effect: Effect = "keep") -> ConditionReceipt:
+        """Other conditions and weights of guidance from the next pass on, also for frames in flight.
+
+        branches: as many as the stream has, with the same views. effect: as in `set_condition`.
+        """
+        return self.engine.edit(lambda editor: editor.set_branches(self._state, branches, effect))
 
     def fork(
         self,

@@ -7,19 +7,20 @@ to a reader.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
-from ardiff_engine.diffusion.guidance import same_condition
+from ardiff_engine.diffusion.guidance import Branch, same_condition, weight_table
 from ardiff_engine.engine.admission import page_need
 from ardiff_engine.engine.condition_store import condition_keys
 from ardiff_engine.engine.reader import Outbox
-from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.request import Request, checked_branches
 from ardiff_engine.engine.scheduler import Scheduler
-from ardiff_engine.engine.schedules import Schedules
+from ardiff_engine.engine.schedules import Schedules, tracks_of
 from ardiff_engine.engine.starting_noise import StartingNoise
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError, StreamClosedError, explain
@@ -62,6 +63,32 @@ class Editor:
         effect: Effect,
     ) -> ConditionReceipt:
         _require_alive(state, "set_condition")
+        conditions = self._conditions(state, condition, negative_condition)
+        return self._renew(state, state.branches, state.weights, conditions, effect)
+
+    def set_branches(
+        self, state: StreamState, branches: Sequence[Branch], effect: Effect
+    ) -> ConditionReceipt:
+        _require_alive(state, "set_branches")
+        new, old = checked_branches("branches", branches), state.branches
+        if [(own.view, own.writes) for own in new] != [(own.view, own.writes) for own in old]:
+            raise ConfigError(
+                "set_branches: as many branches as the stream has, with the same view and writes each, take "
+                "the places of the old ones"
+            )
+        steps = [own.num_steps for own in tracks_of(state.schedule.solver)]
+        weights = weight_table(new, steps)
+        conditions = [checked_condition(self._model, own.condition) for own in new]
+        return self._renew(state, new, weights, conditions, effect)
+
+    def _renew(
+        self,
+        state: StreamState,
+        branches: tuple[Branch, ...],
+        weights: np.ndarray,
+        conditions: list[torch.Tensor],
+        effect: Effect,
+    ) -> ConditionReceipt:
         if effect not in get_args(Effect):
             raise ConfigError(
                 explain(
@@ -71,7 +98,6 @@ class Editor:
                     fix="Choose one of them.",
                 )
             )
-        conditions = self._conditions(state, condition, negative_condition)
         feeder = state.feeder
         first, floor = feeder.oldest_unfinished, feeder.floor
         recommitted: list[int] = []
@@ -84,7 +110,7 @@ class Editor:
             forgotten = range(floor, feeder.forget())
         else:
             state.exact = state.exact and not self._model.spec.forgets
-        state.conditions = torch.stack(conditions)
+        state.branches, state.weights, state.conditions = branches, weights, torch.stack(conditions)
         state.condition_keys = condition_keys(self._model.spec, state.conditions)
         return ConditionReceipt(effect, first, tuple(recommitted), forgotten)
 
