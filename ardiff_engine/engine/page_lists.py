@@ -76,14 +76,14 @@ def views_of(roster: Roster) -> tuple[list[tuple[int, int]], SequenceViews]:
             begins = [run.first - offsets for view in views for run in view]
         else:
             begins = [run.first - offsets[run.copy, run.first] for view in views for run in view]
-        biases = [run.bias for view in views for run in view]
+        biased = any([run.bias for view in dict.fromkeys(views) for run in view])
         return SequenceViews(
             num_shown=len(shown),
             own=tuple(own),
             counts=tuple(map(len, views)),
             begins=tuple(begins),
             lengths=tuple([run.stop - run.first for view in views for run in view]),
-            biases=tuple(biases) if any(biases) else (),
+            biases=tuple([run.bias for view in views for run in view]) if biased else (),
             feeds_context=roster.feeds_context,
             layers=layers,
             of_layer=tuple(map(different.index, by_layer)) if layers else (),

@@ -101,12 +101,14 @@ class StreamPages:
         self.version += 1
         lease = self._open()
         self.conditions = self._store.exchanged(self.conditions, keys, lease)
-        places = self._seen_elsewhere(roster)
-        # Those that no pass has begun with are not there.
-        self._drop_placed([c for c, place in self._places.items() if self.turns or places.get(c) != place])
         for frames, branch in zip(self.frames, rosters, strict=True):
             for gone in [cell for cell in frames if not contains(branch.kept, cell[0])]:
                 lease.give_back(frames.pop(gone))
+                if not contains(roster.kept, gone[0]):
+                    self._shifts.pop(gone, None)
+        places = self._seen_elsewhere(roster)
+        # Those that no pass has begun with are not there.
+        self._drop_placed([c for c, place in self._places.items() if self.turns or places.get(c) != place])
         if roster.feeds_context:
             for number, pages in enumerate(self.context):
                 self.context[number] = self._own(pages, self._per_context)
@@ -192,15 +194,13 @@ class StreamPages:
         """The shifts of what the roster sees elsewhere than where it was written. Notes those of what it
         feeds."""
         shifts = self._shifts
-        for cell in [cell for cell in shifts if not contains(roster.kept, cell[0])]:
-            del shifts[cell]
         for frame, copy, position in zip(roster.frames, roster.copies, roster.positions, strict=True):
             shifts[frame, copy] = position - frame
-        runs = {run for view in dict.fromkeys(roster.views) for run in view}
-        if len({run.shift for run in runs} | set(shifts.values())) == 1:
+        views = dict.fromkeys(roster.views)
+        if len({run.shift for view in views for run in view} | set(shifts.values())) == 1:
             return {}
         seen: dict[tuple[int, int], int] = {}
-        for run in runs:
+        for run in {run for view in views for run in view}:
             for frame in range(run.first, run.stop):
                 if seen.setdefault((frame, run.copy), run.shift) != run.shift:
                     raise PlanError(f"frame {frame} is seen at two places in one pass")

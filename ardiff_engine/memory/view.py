@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from ardiff_engine.errors import PlanError
@@ -98,11 +98,11 @@ def frames_in(views: Iterable[View]) -> Frames:
     return union(*[(range(*span),) for span in sorted(spans)])
 
 
-def agree(views: Iterable[View]) -> bool:
+def agree(views: Collection[View]) -> bool:
     """Whether no copy of a frame is seen at two places."""
-    runs = {(run.copy, run.first, run.stop, run.shift) for view in views for run in view}
-    if len({shift for *_, shift in runs}) == 1:
+    if len({run.shift for view in views for run in view}) == 1:
         return True
+    runs = {(run.copy, run.first, run.stop, run.shift) for view in views for run in view}
     reached: dict[tuple[int, int], int] = {}
     for copy, first, stop, shift in sorted(runs):
         for (same, other), end in reached.items():
