@@ -11,7 +11,8 @@ import torch
 from test_wan_transformer import FOLDER, error, official
 
 import ardiff_engine as ade
-from ardiff_engine import ops
+from ardiff_engine.diffusion.noise import initial_noise
+from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.memory import Full, Placed, Window
 from ardiff_engine.plan import blocks
 
@@ -35,32 +36,16 @@ def case(request: pytest.FixtureRequest):
     return model, golden, config | json.loads(str(stored["config"])) | relative
 
 
-def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_official_latents(case) -> None:
     model, golden, config = case
     noise, size = golden["noise"], config["block"]
     first = 1 if config["independent_first_frame"] else size
-    shape = tuple(noise.shape[2:])
     steps, frames = golden["denoising_steps"].tolist(), noise.shape[1]
-    chunks = [range(first), *(range(f, f + size) for f in range(first, frames, size))]
-    chunk_of = {
-        frame: (number, frame - chunk.start) for number, chunk in enumerate(chunks) for frame in chunk
-    }
-
-    def drawn(key: list[int]) -> torch.Tensor:
-        """Of an update: official order is chunk by chunk, one draw after every step but the last."""
-        _, clip, frame, _, step = key
-        number, inside = chunk_of[frame]
-        if step == len(steps) - 1:
-            return torch.zeros(model.spec.tokens(shape[1:]), model.spec.channels)
-        return model.to_tokens(golden[f"eps_{number * (len(steps) - 1) + step}"][clip, inside])
-
-    solve = ops.solver_step
-
-    def with_official_noise(x: torch.Tensor, outs: torch.Tensor, *given, keys: torch.Tensor, **options):
-        eps = torch.stack([drawn(key) for key in keys.tolist()]).reshape(x.shape)
-        return solve(x, outs, *given, noise=eps, **options)
-
-    monkeypatch.setattr(ops, "solver_step", with_official_noise)
+    chunks = [first] + [size] * ((frames - first) // size)
+    # Official order is chunk by chunk, one draw after every step but the last.
+    draws = [golden[f"eps_{n}"] for n in range(len(chunks) * (len(steps) - 1))]
+    of_chunks = [torch.stack(draws[n * (len(steps) - 1) :][: len(steps) - 1], 2) for n in range(len(chunks))]
+    eps = torch.cat(of_chunks, dim=1)
     solver = ade.solvers.Renoise(ade.FlowSchedule(shift=config["shift"]), steps)
     # The official window counts its sink.
     sink, window = config["sink_size"], config["local_attn_size"]
@@ -73,16 +58,66 @@ def test_official_latents(case, monkeypatch: pytest.MonkeyPatch) -> None:
         engine.submit(
             ade.Request(
                 num_frames=frames,
-                size=shape[1:],
+                size=tuple(noise.shape[3:]),
                 condition=golden["text"][clip],
-                latents=noise[clip],
-                noise_stream=clip,
+                noise=ade.noise.Given(noise[clip], eps[clip]),
             )
         )
         for clip in range(len(noise))
     ]
     got = torch.stack([stream.result() for stream in streams])
     assert error(got, golden["latents"]) <= 1e-5
+
+
+def test_given_noise_follows_its_stream_everywhere() -> None:
+    """In a pass with counted streams, through forks, going back and suspension: to the bit as alone."""
+    model, golden, config = official("sampling_sf_c3")
+    shape, frames = tuple(golden["noise"].shape[2:]), 6
+    solver = ade.solvers.Renoise(ade.FlowSchedule(shift=config["shift"]), [1000.0, 750.0, 500.0])
+    own = torch.Generator().manual_seed(3)
+    initial, eps = (torch.randn(size, generator=own) for size in ((frames, *shape), (frames, 2, *shape)))
+
+    def engine() -> ade.Engine:
+        return ade.Engine(model, solver=solver, memory=Full(), plan=blocks(3), max_pages=300)
+
+    def request(**noise) -> ade.Request:
+        return ade.Request(num_frames=frames, size=shape[1:], condition=golden["text"][0], seed=5, **noise)
+
+    given = request(noise=ade.noise.Given(initial, eps))
+    counted, starts = request(), request(latents=initial)
+    alone = [engine().submit(one).result() for one in (given, counted, starts)]
+    assert not alone[0].equal(alone[2])
+    together = engine()
+    streams = [together.submit(one) for one in (given, counted, starts)]
+    for _ in range(4):
+        together.step()
+    fork = streams[0].fork()
+    streams[0].suspend()
+    together.step()
+    streams[0].resume()
+    fork.rollback(3)
+    for found, expected in zip([*streams, fork], [*alone, alone[0]], strict=True):
+        assert found.result().equal(expected)
+    with pytest.raises(TensorError, match="steps"):
+        engine().submit(request(noise=ade.noise.Given(initial, eps[:, :1])))
+    with pytest.raises(ConfigError, match="noise"):
+        engine().submit(request(noise=ade.noise.Given(initial), latents=initial))
+    with pytest.raises(ConfigError, match="noise"):
+        request(noise=ade.noise.Given)
+
+
+@pytest.mark.parametrize("source", [ade.noise.Rescheduled(3, 1), ade.noise.Antiphase(0.8)])
+def test_sources_of_starting_noise(source) -> None:
+    model, golden, config = official("sampling_sf_c3")
+    shape = tuple(golden["noise"].shape[2:])
+    solver = ade.solvers.Euler(ade.FlowSchedule(shift=config["shift"]), 2)
+    engine = ade.Engine(model, solver=solver, memory=Full(), plan=blocks(3), max_pages=300)
+    asked = {"num_frames": 6, "size": shape[1:], "condition": golden["text"][0], "seed": 5}
+    first = engine.submit(ade.Request(**asked, noise=source)).result()
+    start = torch.stack(
+        [source.initial(f, lambda frame: initial_noise(5, 0, [frame], shape)[0]) for f in range(6)]
+    )
+    assert engine.submit(ade.Request(**asked, latents=start)).result().equal(first)
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -21,6 +21,7 @@ from ardiff_engine.memory.page_pool import PagePool
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.ops.philox_normal import philox_normal
 
 LAYOUTS_KEPT = 16
 
@@ -78,7 +79,8 @@ class Batch:
         in all: `branch_cells` int64 [B, U] the cell of each guidance branch, counted in its span, `weights`
         float32 [B, U] its share (0 where a stream has fewer branches), `coefficients` int64 [U] rows of the
         coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any, `history` float32
-        [P, Y, C] the predictions of the P steps before, the latest first, None if no solver looks back.
+        [P, Y, C] the predictions of the P steps before, the latest first, None if no solver looks back,
+        `noise` float32 [Y, C] in place of keys, where a stream brings that of its steps.
     moves: what the next pass differs in; None over static buffers. turns: what the pass begins with.
     """
 
@@ -91,6 +93,7 @@ class Batch:
     coefficients: torch.Tensor
     keys: torch.Tensor | None
     history: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
     moves: Moves | None = None
     turns: PageTurns | None = None
 
@@ -166,10 +169,11 @@ class Packer:
         passed = np.array([feed.passed for _, feed in work], np.int32)
         risen = passed[layout.update_owners]
         moves = Moves(torch.from_numpy(layout.row_moves), layout.weights, layout.weight_rows + risen)
-        keys = None
+        keys = noise = None
         if layout.keys is not None:
             keys = layout.keys.copy()
             keys[:, 4] += risen
+            noise = _noise(work, torch.from_numpy(keys), x)
         cells = CellBatch(
             num_contexts=layout.num_contexts,
             slots=layout.slots,
@@ -192,8 +196,9 @@ class Packer:
             branch_cells=layout.branch_cells,
             weights=moves.weights,
             coefficients=torch.from_numpy(layout.coefficients + risen),
-            keys=None if keys is None else torch.from_numpy(keys),
+            keys=None if keys is None or noise is not None else torch.from_numpy(keys),
             history=history,
+            noise=noise,
             moves=moves,
             turns=PageTurns.of(work),
         )
@@ -240,6 +245,21 @@ class Packer:
         """Drop kept layouts: workspace that can be built again."""
         self._layouts.clear()
         self._builder.forget()
+
+
+def _noise(work: Work, keys: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    """As in Batch. Rows of streams that bring none are counted by keys [U, 5], as in the solver."""
+    if not len(keys) or not any(state.noise.gives_updates for state, _ in work):
+        return None
+    rows: list[torch.Tensor] = []
+    counts = [len(feed.roster.updated) for _, feed in work]
+    for (state, feed), own in zip(work, keys.split(counts), strict=True):
+        if state.noise.gives_updates:
+            rows += map(state.noise.update, feed.roster.updated, feed.updated_levels)
+        else:
+            drawn = philox_normal(upload(own, x.device), state.tokens * x.shape[1])
+            rows.append(drawn.reshape(-1, x.shape[1]))
+    return torch.cat(rows)
 
 
 def _history(work: Work, x: torch.Tensor) -> torch.Tensor | None:

@@ -30,7 +30,7 @@ from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.results import Results
 from ardiff_engine.engine.runner import Forward, Runner
 from ardiff_engine.engine.scheduler import Scheduler
-from ardiff_engine.engine.schedules import Schedules, Tracks, tracks_of
+from ardiff_engine.engine.schedules import Schedules, Tracks, drawn_levels, tracks_of
 from ardiff_engine.engine.starting_noise import StartingNoise
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.engine.stream import Stream
@@ -150,6 +150,9 @@ class Engine:
             prefix = request.prefix.detach().to(self.device, torch.float32, copy=True)
             given = self.model.to_tokens(prefix).unbind(0)
         plain = replace(request, on_step=None)
+        if request.noise is not None:
+            frames = None if request.num_frames is None else request.num_frames - request.prefix_frames
+            request.noise.check(frames, spec.frame_shape(request.size), drawn_levels(solver))
         noise = StartingNoise(plain, self.model)
 
         def add() -> Stream:

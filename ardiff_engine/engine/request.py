@@ -18,6 +18,7 @@ from ardiff_engine.engine.schedules import tracks_of
 from ardiff_engine.errors import ConfigError, NumericalError, TensorError, explain
 from ardiff_engine.memory import MemoryPolicy
 from ardiff_engine.models.spec import ModelSpec, Size
+from ardiff_engine.noise import NoiseSource
 from ardiff_engine.plan import Plan, Rule
 
 ENDLESS_MAX_AHEAD = 64
@@ -43,6 +44,8 @@ class Request:
     generator: torch.Generator that the starting noise is drawn from, frame by frame, instead of the seeded
         one.
         It draws the starting noise only: the noise that eta > 0 adds at every step stays keyed by `seed`.
+    noise: a source of noise (`ade.noise`), of the starting noise and of what steps add, in place of latents
+        and generator.
     prefix: clean latents [P, ...] of given frames that the video continues, in the same layout.
     solver: another solver than the engine's (steps, eta, parametrisation, clamp); a tuple of solvers is one
         for each track of the plan.
@@ -69,6 +72,7 @@ class Request:
     plan: Rule | Plan | None = None
     branches: tuple[Branch, ...] | None = None
     size: Size | None = None
+    noise: NoiseSource | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "lag", "seed", "noise_stream", "max_ahead"):
@@ -108,6 +112,10 @@ class Request:
                 )
             )
 
+        if self.noise is not None and (
+            isinstance(self.noise, type) or not isinstance(self.noise, NoiseSource)
+        ):
+            raise ConfigError(f"Request.noise={self.noise!r:.80}: give one of ade.noise, such as noise.Given")
         if self.solver is not None and not all(isinstance(own, Solver) for own in tracks_of(self.solver)):
             raise ConfigError(
                 f"Request.solver={self.solver!r}: give a solver such as solvers.DDIM(...), a tuple of them, "
@@ -160,6 +168,8 @@ class Request:
                     )
                 )
             _check_frames("latents", self.latents, self.num_frames - self.prefix_frames, shape)
+        if self.noise is not None and (self.latents is not None or self.generator is not None):
+            raise ConfigError("Request.noise beside latents or a generator: one source of noise is enough.")
         if self.max_ahead is not None and self.max_ahead < 1:
             raise ConfigError(
                 explain("Request.max_ahead", got=self.max_ahead, expected=">= 1 or None", fix="Use None.")

@@ -107,6 +107,7 @@ class Forward:
                 history2=past[1],
                 history3=past[2],
                 keys=None if batch.keys is None else batch.keys[own],
+                noise=None if batch.noise is None else batch.noise[moves].reshape(span.updates, -1),
             )
             latents.append(new.x.reshape(-1, batch.x.shape[1]))
             predicted.append(new.x0.reshape(-1, batch.x.shape[1]))

@@ -29,6 +29,12 @@ def tracks_of(steps: Tracks) -> tuple[Solver, ...]:
     return tracks
 
 
+def drawn_levels(steps: Tracks) -> int:
+    """Updates at levels below this may add noise."""
+    rows = [(own.coefficients[:, 4] != 0).nonzero() for own in tracks_of(steps)]
+    return max((int(found.max()) + 1 for found in rows if found.numel()), default=0)
+
+
 class ScheduleRows:
     """Where the rows of one solver, or of the solvers of several tracks, begin. The bases move when tables of
     solvers that nobody uses are dropped.

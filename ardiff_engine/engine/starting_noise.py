@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise that the frames of one stream start from: given latents, a generator, or the seed's."""
+"""The noise of one stream: from a source of the request, given latents, a generator, or the seed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from math import prod
 import torch
 
 from ardiff_engine.device import upload
-from ardiff_engine.diffusion.noise import initial_noise
+from ardiff_engine.diffusion.noise import initial_noise, noise_keys
 from ardiff_engine.engine.request import Request
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.noise import Given, NoiseSource
+from ardiff_engine.ops.philox_normal import philox_normal
+from ardiff_engine.purposes import Purpose
 
 # What is drawn at a time, at most: a draw of a small frame is nearly all call, and what is not used is not
 # missed.
@@ -21,27 +24,29 @@ NUMBERS_DRAWN = 16384
 class StartingNoise:
     """Drawn in the layout that the model gives to frames, returned as tokens.
 
-    given: latents [frames, tokens, channels] for the first generated frames, None: none.
+    source: None: counted, or from the generator. It is shared by forks.
     """
 
-    def __init__(self, request: Request, model: VideoModel) -> None:
+    def __init__(self, request: Request, model: VideoModel, source: NoiseSource | None = None) -> None:
         self._request = request
         self._model = model
         self._shape = model.spec.frame_shape(request.size)
         self._device = model.device
         self._drawn: dict[int, torch.Tensor] = {}
-        # Copied now: the caller may reuse the tensor while the stream still has frames to start from it.
-        self.given: torch.Tensor | None = None
-        if request.latents is not None:
-            self.given = model.to_tokens(request.latents.detach().to(self._device, torch.float32, copy=True))
+        self.source = source or request.noise
+        if self.source is None and request.latents is not None:
+            self.source = Given(request.latents.to(self._device))
+
+    @property
+    def gives_updates(self) -> bool:
+        """Whether `update` differs from what the solver draws by its keys."""
+        return self.source is not None and self.source.gives_updates
 
     def of(self, frame: int) -> torch.Tensor:
         """float32 [tokens, channels]. From a generator it is another one at every call."""
         request = self._request
-        index = frame - request.prefix_frames
-        # Frames that an extension adds have no given noise.
-        if self.given is not None and index < len(self.given):
-            return self.given[index]
+        if self.source is not None:
+            return self._tokens(self.source.initial(frame - request.prefix_frames, self._counted))
         if request.generator is not None:
             drawn = torch.randn(
                 self._shape,
@@ -49,7 +54,7 @@ class StartingNoise:
                 dtype=torch.float32,
                 device=request.generator.device,
             )
-            return self._model.to_tokens(upload(drawn, self._device))
+            return self._tokens(drawn)
         if frame not in self._drawn:
             numbers = prod(self._shape)
             frames = range(frame, frame + max(1, min(FRAMES_DRAWN, NUMBERS_DRAWN // numbers)))
@@ -59,7 +64,22 @@ class StartingNoise:
             self._drawn = dict(zip(frames, self._model.to_tokens(noise).unbind(0), strict=True))
         return self._drawn.pop(frame)
 
+    def update(self, frame: int, level: int) -> torch.Tensor:
+        """float32 [tokens, channels]: eps of the update of a frame at this level."""
+        assert self.source is not None, "gives_updates"
+        return self._tokens(self.source.update(frame - self._request.prefix_frames, level, self._counted))
+
     def clear(self) -> None:
         """Let go of all tensors."""
         self._drawn.clear()
-        self.given = None
+        self.source = None
+
+    def _counted(self, frame: int, purpose: Purpose = Purpose.INITIAL, step: int = 0) -> torch.Tensor:
+        request = self._request
+        keys = noise_keys(
+            request.seed, request.noise_stream, frame + request.prefix_frames, int(purpose), step
+        )
+        return philox_normal(upload(keys, self._device), prod(self._shape)).reshape(self._shape)
+
+    def _tokens(self, drawn: torch.Tensor) -> torch.Tensor:
+        return self._model.to_tokens(upload(drawn.to(torch.float32), self._device))

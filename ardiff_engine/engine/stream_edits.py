@@ -142,8 +142,7 @@ class Editor:
         request.check(self._model.spec)
         kept = state.outbox.kept
         plain = replace(request, on_step=None)
-        noise = StartingNoise(plain, self._model)
-        noise.given = state.noise.given
+        noise = StartingNoise(plain, self._model, state.noise.source)
         lease = self._pool.manager.lease(state.pages.most)
         try:
             other = replace(

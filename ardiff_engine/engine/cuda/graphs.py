@@ -216,7 +216,9 @@ class TickGraphs:
     def run(self, batch: Batch) -> Computed:
         """The pass over this batch, whose index tensors are in host memory and whose latents are not."""
         if batch.cells.layers:
-            return self._as_it_is(batch)
+            return self._as_it_is(batch, "a view for each layer")
+        if batch.noise is not None:
+            return self._as_it_is(batch, "noise that is given for each step")
         self._drop_stale(batch)
         layout = self._padded(batch)
         entry = self._entry(layout, batch)
@@ -241,11 +243,11 @@ class TickGraphs:
 
     # --- private
 
-    def _as_it_is(self, batch: Batch) -> Computed:
-        """A pass whose layers see by several tables, which no shape has room for."""
+    def _as_it_is(self, batch: Batch, reason: str) -> Computed:
+        """A pass with tensors that no shape has room for."""
         device = batch.cells.k_pages.device
         latents, finite, history = self._tick(on_device(batch, device))
-        self._count(eager=1, reason="a view for each layer")
+        self._count(eager=1, reason=reason)
         return Computed(latents, HostCopy(finite, error_bits(device).clone()), history)
 
     def _run(self, entry: _Entry) -> None:
