@@ -33,6 +33,10 @@ class OutOfPagesError(ArdiffError, MemoryError):
     """The page pool cannot hold what was asked for. Raised before anything is changed."""
 
 
+class OutOfMemoryError(ArdiffError, MemoryError):
+    """Memory that something would need is not there; said before any of it is taken."""
+
+
 class CheckpointError(ArdiffError, ValueError):
     """A weights file that is damaged, incomplete or does not fit the model."""
 

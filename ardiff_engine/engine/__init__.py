@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams, and the engine that runs them in one batch."""
 
+from ardiff_engine.engine.decoding import Picture
 from ardiff_engine.engine.engine import PASSES, Engine
 from ardiff_engine.engine.memory_plan import MemoryPlan
 from ardiff_engine.engine.reader import LatentFrame
@@ -16,6 +17,7 @@ __all__ = [
     "EngineStats",
     "LatentFrame",
     "MemoryPlan",
+    "Picture",
     "Request",
     "Stream",
 ]

@@ -17,10 +17,12 @@ import torch
 
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.arguments import instance
+from ardiff_engine.codec.protocol import Codec
 from ardiff_engine.engine.admission import admit, check_memory, check_model, check_rule
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.condition_store import ConditionStore, condition_keys
 from ardiff_engine.engine.cuda.graphs import ticks_for
+from ardiff_engine.engine.decoding import check_codec, decoder_for
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.inbox import Inbox
 from ardiff_engine.engine.memory_plan import memory_plan, pages_for_share
@@ -31,7 +33,7 @@ from ardiff_engine.engine.results import Results
 from ardiff_engine.engine.runner import Forward, Runner
 from ardiff_engine.engine.scheduler import Scheduler
 from ardiff_engine.engine.schedules import Schedules, Tracks, drawn_levels, tracks_of
-from ardiff_engine.engine.starting_noise import StartingNoise
+from ardiff_engine.engine.starting_noise import StartingNoise, check_noise, given_frames
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.engine.stream import Stream
 from ardiff_engine.engine.stream_edits import Editor
@@ -57,6 +59,7 @@ class Engine:
     solver: one, or a tuple with one for each track of the plans.
     memory: RecomputedWindow(model's num_frames) if not given.
     plan: a rule such as plan.blocks(3), for requests that name neither plan nor lag.
+    codec: makes pictures of clean frames as they come, for `Stream.pictures`; its state is counted at submit.
     max_pages: size of the page pool, allocated here: max_pages * layers * 2 * heads * page_rows * head_dim
         numbers; a fraction is a share of the memory that is free now.
     page_rows: of K/V in a page; by default those that pad a frame of the trained size least. Frames of other
@@ -77,6 +80,7 @@ class Engine:
         solver: Tracks,
         memory: MemoryPolicy | None = None,
         plan: Rule | None = None,
+        codec: Codec | None = None,
         max_pages: int | float = 1024,
         page_rows: int | None = None,
         max_batch_tokens: int | None = None,
@@ -91,6 +95,7 @@ class Engine:
         check_memory(self.memory)
         check_rule(plan)
         self.plan = plan
+        self.codec = check_codec(codec, model)
         self.device = model.device
         rows = rows_of_pages(model.spec, page_rows)
         if isinstance(max_pages, float):
@@ -144,15 +149,9 @@ class Engine:
         need, branches = admission.need, admission.branches
         conditions = torch.stack([checked_condition(self.model, own.condition) for own in branches])
         keys = condition_keys(spec, conditions)
-        given: tuple[torch.Tensor, ...] = ()
-        if request.prefix is not None:
-            # Copied now: the caller may reuse the tensor.
-            prefix = request.prefix.detach().to(self.device, torch.float32, copy=True)
-            given = self.model.to_tokens(prefix).unbind(0)
+        given = given_frames(request, self.model)
         plain = replace(request, on_step=None)
-        if request.noise is not None:
-            frames = None if request.num_frames is None else request.num_frames - request.prefix_frames
-            request.noise.check(frames, spec.frame_shape(request.size), drawn_levels(solver))
+        check_noise(request, spec, drawn_levels(solver))
         noise = StartingNoise(plain, self.model)
 
         def add() -> Stream:
@@ -172,6 +171,7 @@ class Engine:
                 noise=noise,
                 latents=dict(enumerate(given)),
                 outbox=Outbox(None if request.num_frames is None else list(given)),
+                decoder=decoder_for(self.codec, self.model, request.size, given, self._scheduler.decoders),
                 schedule=self._schedules.use(solver),
             )
             stream = self.adopt(state, request)

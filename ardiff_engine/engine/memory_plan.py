@@ -9,7 +9,9 @@ import torch
 
 from ardiff_engine import arguments
 from ardiff_engine.available_memory import available_memory
+from ardiff_engine.codec.protocol import Codec
 from ardiff_engine.engine.admission import admit, check_model
+from ardiff_engine.engine.decoding import check_codec, decoder_bytes
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Tracks, tracks_of
 from ardiff_engine.errors import ConfigError, explain
@@ -27,7 +29,7 @@ class MemoryPlan:
 
     weights_bytes: on the CPU with the packed copies of the linear layers. workspace_bytes: of the largest
         pass, estimated from above. pages: also for K and V of conditions; streams with the same cross one
-        share it, and then hold fewer.
+        share it, and then hold fewer. decoders_bytes: state of the codec's decoders.
     """
 
     streams: int
@@ -36,6 +38,7 @@ class MemoryPlan:
     weights_bytes: int
     tables_bytes: int
     workspace_bytes: int
+    decoders_bytes: int = 0
 
     @property
     def pages(self) -> int:
@@ -47,7 +50,8 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.tables_bytes + self.pages_bytes + self.workspace_bytes
+        fixed = self.weights_bytes + self.tables_bytes + self.decoders_bytes
+        return fixed + self.pages_bytes + self.workspace_bytes
 
     def __str__(self) -> str:
         rows = [
@@ -57,6 +61,8 @@ class MemoryPlan:
             ("workspace", self.workspace_bytes, "largest pass, all streams together"),
             ("total", self.total_bytes, f"max_pages={self.pages}"),
         ]
+        if self.decoders_bytes:
+            rows.insert(-1, ("decoders", self.decoders_bytes, "state of the codec's decoders"))
         return "\n".join(f"{name:<18} {size / MIB:10.1f} MiB  {note}".rstrip() for name, size, note in rows)
 
 
@@ -69,6 +75,7 @@ def memory_plan(
     streams: int = 1,
     page_rows: int | None = None,
     plan: Rule | None = None,
+    codec: Codec | None = None,
 ) -> MemoryPlan:
     """Weights, pages and workspace for `streams` videos like `request` at a time; print it.
 
@@ -95,6 +102,7 @@ def memory_plan(
         weights_bytes=footprint.weights,
         tables_bytes=footprint.tables,
         workspace_bytes=footprint.workspace,
+        decoders_bytes=streams * decoder_bytes(check_codec(codec, model), model, request.size),
     )
 
 

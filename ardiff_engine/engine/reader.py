@@ -13,16 +13,20 @@ from dataclasses import dataclass
 
 import torch
 
+from ardiff_engine.engine.decoding import Picture
+
 STALL_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentFrame:
-    """A frame that has become clean. latent: in the layout of the model. seconds: since its submission."""
+    """A frame that has become clean. latent: in the layout of the model. seconds: since its submission.
+    pictures: what an engine with a codec made of it."""
 
     index: int
     latent: torch.Tensor
     seconds: float
+    pictures: tuple[Picture, ...] = ()
 
 
 class Outbox:
@@ -52,13 +56,18 @@ class Outbox:
         """Frames that wait to be read, or will soon."""
         return len(self._ready) + self.frames_under_way
 
-    def deliver(self, clean: list[tuple[int, torch.Tensor, torch.Tensor]]) -> None:
-        """Frames, in order: number, the stream's copy, the reader's."""
+    def deliver(
+        self, clean: list[tuple[int, torch.Tensor, torch.Tensor]], pictures: list[tuple[Picture, ...]]
+    ) -> None:
+        """Frames, in order: number, the stream's copy, the reader's; and the pictures of each."""
         seconds = time.perf_counter() - self._started
         if clean and self.first_frame_seconds is None:
             self.first_frame_seconds = seconds
         with self._lock:
-            self._ready.extend(LatentFrame(index, latent, seconds) for index, _, latent in clean)
+            self._ready.extend(
+                LatentFrame(index, latent, seconds, own)
+                for (index, _, latent), own in zip(clean, pictures, strict=True)
+            )
             self.frames_under_way -= len(clean)
         if self.kept is not None:
             self.kept += [own for _, own, _ in clean]

@@ -17,8 +17,9 @@ from itertools import compress
 
 import torch
 
+from ardiff_engine.engine.decoding import Picture
 from ardiff_engine.engine.runner import Outcome, Run, Runner, good
-from ardiff_engine.engine.scheduler import Scheduler
+from ardiff_engine.engine.scheduler import Scheduler, broken_off
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import ArdiffError, NumericalError, explain, wrapped
 from ardiff_engine.ops.cuda_launch import check_device, own_words
@@ -32,7 +33,7 @@ class _Step:
     """What one step computed. ticks: of each stream of an outcome, how many it had done before it."""
 
     outcomes: list[tuple[Outcome, list[int]]]
-    deliveries: list[tuple[StreamState, Clean]]
+    deliveries: deque[tuple[StreamState, Clean]]
 
 
 class Results:
@@ -63,7 +64,7 @@ class Results:
         """
         for state, error in run.failed:
             self._fail(state, wrapped(error))
-        step = _Step([(o, [s.feeder.ticks_total for s, _ in o.work]) for o in run.outcomes], [])
+        step = _Step([(o, [s.feeder.ticks_total for s, _ in o.work]) for o in run.outcomes], deque())
         if not self.delay:
             self._fail_struck(step)
         moved: list[StreamState] = []
@@ -92,18 +93,35 @@ class Results:
     def deliver(self, on_their_way: int = 0) -> None:
         """Hand frames to their readers, of all steps but the last `on_their_way`; waits for those steps."""
         while len(self._steps) > on_their_way:
-            step = self._steps.popleft()
+            step = self._steps[0]
             if self.delay:
                 self._fail_struck(step)
-            for state, clean in step.deliveries:
-                state.under_way -= 1
-                if state.over:
-                    continue
-                state.outbox.deliver(clean)
-                self._delivered = True
-                self.frames += len(clean)
-                if clean and self.first_frame_seconds is None:
-                    self.first_frame_seconds = state.outbox.first_frame_seconds
+            # One by one: what breaks off a decoder must not lose the others' frames.
+            while step.deliveries:
+                self._deliver(*step.deliveries.popleft())
+            self._steps.popleft()
+
+    def _deliver(self, state: StreamState, clean: Clean) -> None:
+        state.under_way -= 1
+        if state.over:
+            return
+        pictures: list[tuple[Picture, ...]] = [()] * len(clean)
+        if state.decoder is not None and clean:
+            seen = state.latents if state.outbox.kept is None else None
+            frames = [(frame, own) for frame, own, _ in clean]
+            try:
+                pictures = self._runner.tried_again(partial(state.decoder.decode, frames, seen))
+            except Exception as error:
+                self._fail(state, wrapped(error))
+                return
+            except BaseException as error:
+                self._fail(state, broken_off(error))
+                raise
+        state.outbox.deliver(clean, pictures)
+        self._delivered = True
+        self.frames += len(clean)
+        if clean and self.first_frame_seconds is None:
+            self.first_frame_seconds = state.outbox.first_frame_seconds
 
     def finish(self) -> bool:
         """End videos whose last frames were delivered; whether anything was delivered at all."""

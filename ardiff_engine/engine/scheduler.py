@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ardiff_engine import arguments
+from ardiff_engine.engine.decoding import StreamDecoder
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.reader import STALL_SECONDS
@@ -67,6 +68,11 @@ class Scheduler:
         self._waiting: deque[StreamState] = deque()
         self._turns = 0
 
+    @property
+    def decoders(self) -> list[StreamDecoder | None]:
+        """Of all streams, in their order."""
+        return [state.decoder for state in self.streams.values()]
+
     def next(self, passes: int) -> Turn:
         """What the streams of the next pass feed, their pages taken. One that cannot say so fails alone."""
         with annotate("ardiff.plan"):
@@ -121,6 +127,8 @@ class Scheduler:
         state.history.clear()
         state.noise.clear()
         state.saved = None
+        if state.decoder is not None:
+            state.decoder.close()
 
     def cancel(self, state: StreamState) -> None:
         self.end(state, "cancelled")
@@ -131,12 +139,7 @@ class Scheduler:
             if state.leaving:
                 self.cancel(state)
                 continue
-            error = StreamInterruptedError(
-                f"a pass that served this stream was broken off by {type(cause).__name__}: submit the "
-                "request again. In `with engine.running():` Ctrl-C does not reach the passes"
-            )
-            error.__cause__ = cause
-            self.end(state, "failed", error)
+            self.end(state, "failed", broken_off(cause))
         leases = [state.pages.lease for state in self.streams.values()]
         self._manager.recount([lease for lease in leases if lease is not None])
 
@@ -230,6 +233,15 @@ class Scheduler:
 
 def _tokens_of(part: tuple[StreamState, Feed]) -> int:
     return part[0].tokens
+
+
+def broken_off(cause: BaseException) -> StreamInterruptedError:
+    error = StreamInterruptedError(
+        f"a pass that served this stream was broken off by {type(cause).__name__}: submit the request again. "
+        "In `with engine.running():` Ctrl-C does not reach the passes"
+    )
+    error.__cause__ = cause
+    return error
 
 
 def within_budget(costs: Sequence[int], budget: int) -> list[int]:

@@ -11,6 +11,7 @@ from ardiff_engine.device import upload
 from ardiff_engine.diffusion.noise import initial_noise, noise_keys
 from ardiff_engine.engine.request import Request
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.noise import Given, NoiseSource
 from ardiff_engine.ops.philox_normal import philox_normal
 from ardiff_engine.purposes import Purpose
@@ -83,3 +84,18 @@ class StartingNoise:
 
     def _tokens(self, drawn: torch.Tensor) -> torch.Tensor:
         return self._model.to_tokens(upload(drawn.to(torch.float32), self._device))
+
+
+def check_noise(request: Request, spec: ModelSpec, levels: int) -> None:
+    """A typed error where `request.noise` is not of this video. levels: that the solver draws noise for."""
+    if request.noise is not None:
+        frames = None if request.num_frames is None else request.num_frames - request.prefix_frames
+        request.noise.check(frames, spec.frame_shape(request.size), levels)
+
+
+def given_frames(request: Request, model: VideoModel) -> tuple[torch.Tensor, ...]:
+    """The latents of `request.prefix` as solver and engine have them. Copied: the caller may reuse his."""
+    if request.prefix is None:
+        return ()
+    prefix = request.prefix.detach().to(model.device, torch.float32, copy=True)
+    return model.to_tokens(prefix).unbind(0)

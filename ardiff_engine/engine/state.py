@@ -11,6 +11,7 @@ import torch
 
 from ardiff_engine.diffusion.guidance import Branch
 from ardiff_engine.engine.branch_rosters import branch_rosters
+from ardiff_engine.engine.decoding import StreamDecoder
 from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.reader import Outbox
@@ -42,6 +43,7 @@ class StreamState:
     turn: place in the queue for passes that have no room for all.
     collecting: `result()` takes all frames, so max_ahead does not hold.
     leaving: it was cancelled; this takes effect before the next pass.
+    decoder: where the engine has a codec.
     under_way: steps that have moved the stream and whose frames have not been delivered.
     """
 
@@ -61,6 +63,7 @@ class StreamState:
     outbox: Outbox
     schedule: ScheduleRows
     history: dict[int, torch.Tensor] = field(default_factory=dict)
+    decoder: StreamDecoder | None = None
     then: Plan | None = None
     exact: bool = True
     turn: int = 0

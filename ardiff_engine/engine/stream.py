@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol, TypeVar
@@ -13,12 +14,13 @@ from typing import Protocol, TypeVar
 import torch
 
 from ardiff_engine.diffusion.guidance import Branch
+from ardiff_engine.engine.decoding import Picture
 from ardiff_engine.engine.inbox import Inbox
 from ardiff_engine.engine.reader import Changes, LatentFrame
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.state import Status, StreamState
 from ardiff_engine.engine.stream_edits import ConditionReceipt, Editor, Effect
-from ardiff_engine.errors import EngineBusyError, StreamClosedError, explain
+from ardiff_engine.errors import ConfigError, EngineBusyError, StreamClosedError, explain
 from ardiff_engine.models.protocol import VideoModel
 
 T = TypeVar("T")
@@ -111,6 +113,19 @@ class Stream:
         look, for callbacks; not to be written."""
         return MappingProxyType({frame: self._shown(x) for frame, x in self._state.latents.items()})
 
+    def pictures(self) -> Iterator[Picture]:
+        """The pictures of an engine with a codec, in order, as they come; otherwise as iterating the stream,
+        which gives the same ones with their latent frames. ConfigError: an engine without a codec."""
+        if self._state.decoder is None:
+            raise ConfigError("pictures() of an engine without a codec: give one to it, Engine(codec=...)")
+
+        def read() -> Iterator[Picture]:
+            with contextlib.closing(iter(self)) as frames:
+                for frame in frames:
+                    yield from frame.pictures
+
+        return read()
+
     def take_ready(self) -> list[LatentFrame]:
         """The frames that are ready now, without running anything."""
         frames = [self._in_layout(frame) for frame in self._state.outbox.take_all()]
@@ -163,7 +178,7 @@ class Stream:
         if self._state.error is not None:
             raise self._state.error
 
-    def __iter__(self) -> Iterator[LatentFrame]:
+    def __iter__(self) -> Generator[LatentFrame, None, None]:
         state = self._state
         try:
             while True:
@@ -231,7 +246,8 @@ class Stream:
 
         Frames after it that were not read are dropped; those that were read will come again. K/V that have
         left the window are computed anew from the clean frames, so endless streams, which do not keep those,
-        can only go back as far as their window reaches.
+        can only go back as far as their window reaches. A decoder is made again from the clean latents before
+        `frame`, those that the codec's `history` names.
         """
         self.engine.edit(lambda editor: editor.rollback(self._state, frame))
 

@@ -7,7 +7,7 @@ to a reader.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -17,6 +17,7 @@ import torch
 from ardiff_engine.diffusion.guidance import Branch, same_condition, weight_table
 from ardiff_engine.engine.admission import page_need
 from ardiff_engine.engine.condition_store import condition_keys
+from ardiff_engine.engine.decoding import StreamDecoder
 from ardiff_engine.engine.reader import Outbox
 from ardiff_engine.engine.request import Request, checked_branches
 from ardiff_engine.engine.scheduler import Scheduler
@@ -143,6 +144,7 @@ class Editor:
         kept = state.outbox.kept
         plain = replace(request, on_step=None)
         noise = StartingNoise(plain, self._model, state.noise.source)
+        self._check_decoder(state, self._scheduler.decoders)
         lease = self._pool.manager.lease(state.pages.most)
         try:
             other = replace(
@@ -156,6 +158,7 @@ class Editor:
                 latents=dict(state.latents),
                 history=dict(state.history),
                 outbox=Outbox(None if kept is None else list(kept)),
+                decoder=None if state.decoder is None else state.decoder.fork(),
                 schedule=self._schedules.use(state.schedule.solver),
                 collecting=False,
             )
@@ -191,9 +194,13 @@ class Editor:
                     fix="Go back less far, or submit a new request with the frames as prefix.",
                 )
             )
+        if state.decoder is not None:
+            state.decoder.check_back(frame)
         self._make_room(state, new)
         state.restart(new, from_scratch=bool(missing))
         state.then = None
+        if state.decoder is not None:
+            state.decoder.rollback(frame)
         state.outbox.forget_from(frame)
 
     def extend(self, state: StreamState, frames: int) -> None:
@@ -225,8 +232,11 @@ class Editor:
             return
         latents = {frame: latent.to("cpu", copy=True) for frame, latent in state.latents.items()}
         history = {frame: planes.to("cpu", copy=True) for frame, planes in state.history.items()}
+        decoder = None if state.decoder is None else state.decoder.moved("cpu")
         if state.status == "running":
             state.saved = state.pages.save(self._pool)
+        if state.decoder is not None:
+            state.decoder.replace(decoder)
         state.latents, state.history, state.status = latents, history, "suspended"
 
     def resume(self, state: StreamState) -> None:
@@ -234,8 +244,10 @@ class Editor:
         if state.status != "suspended":
             return
         device = self._pool.k.device
+        self._check_decoder(state, [d for d in self._scheduler.decoders if d is not state.decoder])
         lease = self._pool.manager.lease(state.pages.most)
         try:
+            decoder = None if state.decoder is None else state.decoder.moved(None)
             latents = {frame: latent.to(device) for frame, latent in state.latents.items()}
             history = {frame: planes.to(device) for frame, planes in state.history.items()}
             if state.saved is None:
@@ -246,6 +258,8 @@ class Editor:
             # Out of memory, say: the stream stays suspended and can be resumed later.
             lease.close()
             raise
+        if state.decoder is not None:
+            state.decoder.replace(decoder)
         state.saved, state.latents, state.history, state.status = None, latents, history, "running"
         self._scheduler.queue_up(state)
 
@@ -268,6 +282,11 @@ class Editor:
         if negative_condition is not None and len(conditions) > 1:
             conditions[1] = checked_condition(self._model, negative_condition)
         return conditions
+
+    def _check_decoder(self, state: StreamState, beside: Iterable[StreamDecoder | None]) -> None:
+        """OutOfMemoryError unless there is room for such a decoder as the stream's beside the others."""
+        if state.decoder is not None:
+            state.decoder.check_memory(beside)
 
     def _make_room(self, state: StreamState, plan: Plan) -> None:
         """Check the plan against the memory policy and raise the promise of pages to what it can need."""
