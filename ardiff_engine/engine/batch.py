@@ -118,6 +118,31 @@ class Batch:
             turns=None,
         )
 
+    def by_span(self, out: torch.Tensor) -> list[tuple[Batch, torch.Tensor]]:
+        """What the solver needs of each span, as a batch, and its part of the network's output [X, C]."""
+        if len(self.spans) == 1:
+            return [(self, out)]
+        parts = []
+        token = update = moved = 0
+        for span in self.spans:
+            tokens = slice(token, token + span.cells * span.tokens)
+            updates = slice(update, update + span.updates)
+            moves = slice(moved, moved + span.updates * span.tokens)
+            token, update, moved = tokens.stop, updates.stop, moves.stop
+            part = replace(
+                self,
+                x=self.x[tokens],
+                spans=(span,),
+                branch_cells=self.branch_cells[:, updates],
+                weights=self.weights[:, updates],
+                coefficients=self.coefficients[updates],
+                keys=None if self.keys is None else self.keys[updates],
+                history=None if self.history is None else self.history[:, moves],
+                noise=None if self.noise is None else self.noise[moves],
+            )
+            parts.append((part, out[tokens]))
+        return parts
+
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its index tensors on the model's device."""

@@ -37,6 +37,8 @@ from ardiff_engine.ops.cuda_launch import ErrorWords, own_words
 from ardiff_engine.ranges import annotate
 
 T = TypeVar("T")
+Solved = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Latents, whether those of a frame are finite, and the history of the next step."""
 
 
 class Forward:
@@ -59,7 +61,7 @@ class Forward:
         self.model_seconds = self.solver_seconds = 0.0
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def __call__(self, batch: Batch) -> Solved:
         """Latents float32 [Y, C] at their next level, as in Batch; bool [U]: whether all numbers of a frame
         are finite; the history of the next step, as in Batch."""
         started = time.perf_counter()
@@ -75,48 +77,41 @@ class Forward:
         self.solver_seconds += time.perf_counter() - computed
         return latents, finite, history
 
-    def _solve(
-        self, batch: Batch, out: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _solve(self, batch: Batch, out: torch.Tensor) -> Solved:
         """Frames of one size at a time, each of them a row of the solver."""
-        if not batch.branch_cells.numel():
-            return batch.x[:0], batch.weights.new_zeros(0, dtype=torch.bool), batch.history
-        latents: list[torch.Tensor] = []
-        finite: list[torch.Tensor] = []
-        predicted: list[torch.Tensor] = []
-        cell = update = moved = 0
-        for span in batch.spans:
-            rows = slice(cell, cell + span.cells * span.tokens)
-            own, moves = (
-                slice(update, update + span.updates),
-                slice(moved, moved + span.updates * span.tokens),
-            )
-            cell, update, moved = rows.stop, own.stop, moves.stop
-            if not span.updates:
-                continue
-            cells, past = batch.branch_cells[:, own], [None] * 3
-            if batch.history is not None:
-                planes = batch.history[:, moves].reshape(len(batch.history), span.updates, -1)
-                past = [*planes, None, None][:3]
-            new = ops.solver_step(
-                batch.x[rows].reshape(span.cells, -1)[cells[0]],
-                out[rows].reshape(span.cells, -1)[cells.reshape(-1)].reshape(*cells.shape, -1),
-                batch.weights[:, own],
-                self._schedules.coefficients[batch.coefficients[own]],
-                history1=past[0],
-                history2=past[1],
-                history3=past[2],
-                keys=None if batch.keys is None else batch.keys[own],
-                noise=None if batch.noise is None else batch.noise[moves].reshape(span.updates, -1),
-            )
-            latents.append(new.x.reshape(-1, batch.x.shape[1]))
-            predicted.append(new.x0.reshape(-1, batch.x.shape[1]))
-            # NaN and infinity survive a sum of absolute values, and nothing else makes one of them.
-            finite.append(torch.isfinite(new.x.abs().sum(dim=1, dtype=torch.float64)))
-        history = batch.history
+        solved = [self._solve_span(part, own) for part, own in batch.by_span(out)]
+        if len(solved) == 1:
+            return solved[0]
+        latents, finite, histories = zip(*solved, strict=True)
+        history = None if batch.history is None else torch.cat(histories, dim=1)
+        return torch.cat(latents), torch.cat(finite), history
+
+    def _solve_span(self, batch: Batch, out: torch.Tensor) -> Solved:
+        cells, history = batch.branch_cells, batch.history
+        branches, updates = cells.shape
+        if not updates:
+            return batch.x[:0], batch.weights.new_zeros(0, dtype=torch.bool), history
+        (span,) = batch.spans
+        past = [None] * 3
         if history is not None:
-            history = torch.cat([_joined(predicted)[None], history[:-1]])
-        return _joined(latents), _joined(finite), history
+            past = [*history.reshape(len(history), updates, -1), None, None][:3]
+        new = ops.solver_step(
+            batch.x.reshape(span.cells, -1)[cells[0]],
+            out.reshape(span.cells, -1)[cells.reshape(-1)].reshape(branches, updates, -1),
+            batch.weights,
+            self._schedules.coefficients[batch.coefficients],
+            history1=past[0],
+            history2=past[1],
+            history3=past[2],
+            keys=batch.keys,
+            noise=None if batch.noise is None else batch.noise.reshape(updates, -1),
+        )
+        channels = batch.x.shape[1]
+        if history is not None:
+            history = torch.cat([new.x0.reshape(1, -1, channels), history[:-1]])
+        # NaN and infinity survive a sum of absolute values, and nothing else makes one of them.
+        finite = torch.isfinite(new.x.abs().sum(dim=1, dtype=torch.float64))
+        return new.x.reshape(-1, channels), finite, history
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +303,3 @@ def _source(work: Work, device: torch.device) -> torch.Tensor | None:
             lengths += [state.tokens] * len(roster.frames)
         moved += len(feed.roster.updated) * state.tokens
     return upload(torch.from_numpy(ranges(np.array(begins), np.array(lengths))), device)
-
-
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

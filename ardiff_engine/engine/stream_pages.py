@@ -100,7 +100,8 @@ class StreamPages:
         self._unprepare()
         self.version += 1
         lease = self._open()
-        self.conditions = self._store.exchanged(self.conditions, keys, lease)
+        if keys:
+            self.conditions = self._store.exchanged(self.conditions, keys, lease)
         for frames, branch in zip(self.frames, rosters, strict=True):
             for gone in [cell for cell in frames if not contains(branch.kept, cell[0])]:
                 lease.give_back(frames.pop(gone))
