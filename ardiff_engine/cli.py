@@ -78,22 +78,23 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, help="a bundled model or a model folder (default: %(default)s)"
     )
     group.add_argument(
-        "--steps", type=int, default=50, metavar="S", help="denoising steps per frame (default: %(default)s)"
+        "--steps",
+        type=int,
+        metavar="S",
+        help=f"denoising steps per frame (default: {commands.STEPS}, or those of --system)",
     )
     group.add_argument(
         "--lag",
         type=int,
-        default=5,
         metavar="L",
         help="steps that a frame lags behind the one before it: 0 denoises all frames together, "
-        "S one after the other (default: %(default)s)",
+        f"S one after the other (default: {commands.LAG})",
     )
     group.add_argument(
         "--guidance",
         type=float,
-        default=1.0,
         metavar="G",
-        help="guidance scale; 1 switches guidance off (default: %(default)s)",
+        help="guidance scale; 1 switches guidance off (default: 1, or that of --system)",
     )
     group.add_argument(
         "--class",
@@ -110,6 +111,39 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--video-frames", type=int, metavar="N", help="use only the first N frames of --video")
     group.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    _add_parts(parser)
+    text = parser.add_argument_group("text to video")
+    text.add_argument("--prompt", metavar="TEXT", help="what the video shows")
+    text.add_argument(
+        "--prompts",
+        metavar="PATH",
+        help='a .json file with prompts by the frame they begin with: {"0": "a cat", "41": "a dog"}',
+    )
+    text.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    text.add_argument("--image", metavar="PATH", help="the first frame of the video")
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    """How a text-to-video model is run, and parts that do not lie in its folder."""
+    group = parser.add_argument_group("text-to-video model")
+    group.add_argument("--system", metavar="NAME", help="how it is run: self-forcing, longlive, wan, …")
+    group.add_argument("--size", type=_size, metavar="HxW", help="of the pictures (default: 480x832)")
+    group.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the weights (default: %(default)s)",
+    )
+    for part, what in (("transformer", "a distilled one, say"), ("vae", "of the autoencoder"),
+                       ("text", "with text_encoder/ and tokenizer/")):  # fmt: skip
+        group.add_argument(f"--{part}", metavar="PATH", help=f"in place of the folder's own: {what}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected height x width such as 480x832")
+    return int(height), int(width)
 
 
 def _add_output(parser: argparse.ArgumentParser, default: str, kinds: str) -> None:
@@ -134,14 +168,14 @@ def _add_generate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
             "ardiff generate --frames 64 --seed 1 --out digits.mp4 --scale 8",
             "ardiff generate --video clip.mp4 --video-frames 8 --frames 64 --out longer.webp",
             "ardiff generate --frames 32 --lag 10 --plan-picture plan.png --out frames/",
+            'ardiff generate --model FOLDER --system longlive --prompt "a cat walks" --out cat.mp4',
         ],
     )
     parser.add_argument(
         "--frames",
         type=int,
-        default=16,
         metavar="N",
-        help="frames of the result, those of --video included (default: %(default)s)",
+        help=f"frames of the result, those of --video included (default: {commands.FRAMES}; of text: 81)",
     )
     _add_sampling(parser)
     parser.add_argument(
@@ -266,11 +300,15 @@ def _add_info(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = _command(
         subparsers,
         "info",
-        "show versions, backends and why each was chosen",
+        "show versions, backends and why each was chosen; or what the folder of a model holds",
         commands.info,
-        ["ardiff info", "ardiff info --json"],
+        ["ardiff info", "ardiff info --json", "ardiff info FOLDER --streams 8 --size 480x832"],
     )
+    parser.add_argument("model", nargs="?", metavar="FOLDER", help="of a text-to-video model")
     parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--frames", type=int, metavar="N", help="of a video (default: about 81)")
+    parser.add_argument("--streams", type=int, default=1, metavar="N", help="videos at a time (default: 1)")
+    _add_parts(parser)
 
 
 def _version() -> str:

@@ -19,9 +19,18 @@ if TYPE_CHECKING:
     from ardiff_engine.pipeline import Pipeline
 
 
+STEPS, LAG, GUIDANCE, FRAMES = 50, 5, 1.0, 16
+"""Of the frame models."""
+
+
 def generate(options: argparse.Namespace) -> int:
+    from ardiff_engine import commands_video
     from ardiff_engine.media import export_video
 
+    if commands_video.wanted(options):
+        return commands_video.generate(options)
+    _set_usual(options)
+    options.frames = FRAMES if options.frames is None else options.frames
     _check_out(options)
     if options.plan_picture is not None:
         _check_picture(options.plan_picture)
@@ -54,9 +63,13 @@ def generate(options: argparse.Namespace) -> int:
 def stream(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from ardiff_engine import commands_video
     from ardiff_engine.media import open_writer
     from ardiff_engine.pipeline_inputs import chosen_seed
 
+    if commands_video.wanted(options):
+        return commands_video.stream(options)
+    _set_usual(options)
     _check_out(options, growing=True)
     pipe = _pipeline(options)
     clip = _given_clip(options, pipe)
@@ -143,14 +156,28 @@ def bench(options: argparse.Namespace) -> int:
 def info(options: argparse.Namespace) -> int:
     from ardiff_engine import info
 
+    if options.model is not None:
+        from ardiff_engine import commands_video
+
+        return commands_video.info(options)
     info.main(as_json=options.json)
     return 0
 
 
+def _set_usual(options: argparse.Namespace) -> None:
+    """What a frame model takes where nothing was said; a text-to-video model asks its system."""
+    for name, usual in (("steps", STEPS), ("lag", LAG), ("guidance", GUIDANCE)):
+        if getattr(options, name) is None:
+            setattr(options, name, usual)
+
+
 def _pipeline(options: argparse.Namespace) -> Pipeline:
+    import torch
+
     from ardiff_engine.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(options.model, device=options.device)
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return Pipeline.from_pretrained(options.model, device=options.device, dtype=dtypes[options.dtype])
 
 
 def _check_out(

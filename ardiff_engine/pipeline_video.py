@@ -137,13 +137,22 @@ class TextToVideoPipeline:
         chosen = with_scheduler(system_named(system), parts.scheduler)
         config, place = parts.transformer.config, usable_device(device)
         check_fits(chosen, parts.empty_transformer())
-        text: Callable[[], UMT5] | None = None
-        if parts.text is not None:
-            folder, tokens = parts.text.folder, config.text_tokens
-            text = partial(UMT5.from_pretrained, folder, device=place, dtype=dtype, tokens=tokens)
         vae = WanVAE.from_file(parts.vae.file.path, mean=parts.vae.mean, std=parts.vae.std, device=place)
         transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
-        return cls(transformer, vae, chosen, text)
+        pipe = cls(transformer, vae, chosen)
+        pipe.prompts = cls.prompts_of(parts, device=place, dtype=dtype)
+        return pipe
+
+    @staticmethod
+    def prompts_of(
+        parts: VideoParts, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Prompts:
+        """The text side alone; the encoder is loaded for the first prompt."""
+        config, load = parts.transformer.config, None
+        if parts.text is not None:
+            folder, tokens = parts.text.folder, config.text_tokens
+            load = partial(UMT5.from_pretrained, folder, device=device, dtype=dtype, tokens=tokens)
+        return Prompts(load, (config.text_tokens, config.text_dim))
 
     def to(
         self,

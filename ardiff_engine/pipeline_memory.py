@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory a text-to-video model takes, from the headers of its files: before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ardiff_engine.available_memory import available_memory
+from ardiff_engine.engine import Engine, Request
+from ardiff_engine.engine.memory_plan import MIB, MemoryPlan
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.ops.backend import on_native_cpu
+from ardiff_engine.pipeline_parts import VideoParts
+from ardiff_engine.pipeline_pixels import FRAMES, Size, checked_latents, checked_size
+from ardiff_engine.systems import System
+
+FEATURE_MAPS = 4
+"""Of the largest kind that the autoencoder's decoder holds at a time: input, padded input, output, sum."""
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class VideoMemory:
+    """Bytes for `engine.streams` videos at a time.
+
+    engine: of the transformer and its streams. copies: of its weights, packed for the CPU. codec: weights of
+    the autoencoder; decoders: what it keeps of each video; decoding: at most, while a latent is decoded.
+    text: of the text encoder, which a command drops before it loads the rest.
+    """
+
+    engine: MemoryPlan
+    copies: int
+    codec: int
+    decoders: int
+    decoding: int
+    text: int
+
+    @property
+    def running(self) -> int:
+        return self.engine.total_bytes + self.copies + self.codec + self.decoders + self.decoding
+
+    @property
+    def peak(self) -> int:
+        """Where the text encoder is dropped before the rest is loaded."""
+        return max(self.running, self.text)
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        plan = self.engine
+        pages = f"{plan.streams} streams x {plan.pages_per_stream} pages"
+        return [
+            ("transformer", plan.weights_bytes + self.copies, "with packed copies" if self.copies else ""),
+            ("pages", plan.pages_bytes, pages),
+            ("passes", plan.tables_bytes + plan.workspace_bytes, "tables, and the largest pass, from above"),
+            ("autoencoder", self.codec, ""),
+            ("decoding", self.decoders + self.decoding, "state of each stream, and one latent at work"),
+            ("running", self.running, ""),
+            ("text encoder", self.text, "only while prompts are encoded"),
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{name:<14} {size / MIB:10.1f} MiB  {note}".rstrip() for name, size, note in self.rows()
+        )
+
+
+def size_multiple(parts: VideoParts) -> Size:
+    """What divides height and width of a video."""
+    rows, columns = parts.transformer.config.patch[1:]
+    scale = parts.empty_vae().scale
+    return scale * rows, scale * columns
+
+
+def video_memory(
+    parts: VideoParts,
+    system: System,
+    *,
+    size: Size,
+    frames: int | None,
+    streams: int = 1,
+    guidance_scale: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> VideoMemory:
+    """For videos of `size` and so many frames; None: endless. Nothing is allocated and no weight is read.
+
+    ConfigError, PlanError: what the system cannot make, as in a call.
+    """
+    height, width = checked_size(size, size_multiple(parts))
+    model, vae = parts.empty_transformer().to(dtype), parts.empty_vae()
+    rows = (height // vae.scale, width // vae.scale)
+    request = Request(
+        num_frames=None if frames is None else checked_latents(frames, system),
+        size=rows,
+        plan=system.plan,
+        guidance_scale=system.guidance if guidance_scale is None else guidance_scale,
+    )
+    plan = Engine.memory_plan(
+        model, solver=system.solver, memory=system.memory, request=request, streams=streams
+    )
+    on_cpu = device is None or device.type == "cpu"
+    packs = on_cpu and dtype == torch.float32 and on_native_cpu(torch.empty(0))
+    item = vae.mean.element_size()
+    return VideoMemory(
+        engine=plan,
+        copies=plan.weights_bytes if packs else 0,
+        codec=sum(weight.numel() for weight in vae.parameters()) * item,
+        decoders=streams * vae.bytes_per_stream(rows),
+        decoding=FEATURE_MAPS * FRAMES * height * width * vae.decoder_width // vae.patch**2 * item,
+        text=0 if parts.text is None else parts.text.weights * dtype.itemsize,
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken there."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def check_memory(needed: VideoMemory, device: torch.device) -> None:
+    """ConfigError, with the numbers, where it will not do."""
+    free = free_memory(device)
+    if needed.peak > free:
+        raise ConfigError(
+            f"memory: this takes {needed.peak / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free on {device}. "
+            f"Ask for fewer or smaller frames, or --dtype bfloat16.\n{needed}"
+        )

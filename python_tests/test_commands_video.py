@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line on a text-to-video folder: the pipeline's videos, and mistakes told before loading."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import wan_folder
+
+import ardiff_engine as ade
+from ardiff_engine import pipeline_memory
+from ardiff_engine.cli import main
+from ardiff_engine.pipeline_parts import find_parts
+from ardiff_engine.pipeline_systems import fitting, system_named
+
+SIZE = (32, 48)
+GENERATE = [
+    "generate",
+    "--system",
+    "self-forcing",
+    "--size",
+    "32x48",
+    "--frames",
+    "21",
+    "--seed",
+    "5",
+    "--quiet",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wan_folder.write_folder(tmp_path_factory.mktemp("wan"))
+
+
+def pictures(place: Path) -> torch.Tensor:
+    return torch.from_numpy(ade.read_video(place))
+
+
+def test_a_prompt_and_a_schedule(folder: Path, tmp_path: Path) -> None:
+    pipe = ade.Pipeline.from_pretrained(folder, system="self-forcing")
+    command = [*GENERATE, "--model", str(folder)]
+    assert main([*command, "--prompt", "a red cat", "--out", str(tmp_path / "one")]) == 0
+    plain = pipe("a red cat", num_frames=21, size=SIZE, seed=5, progress=False)
+    assert torch.equal(pictures(tmp_path / "one"), plain.frames[0])
+
+    schedule = tmp_path / "prompts.json"
+    schedule.write_text(json.dumps({"0": "a red cat", "5": "blue dog"}))
+    assert main([*command, "--prompts", str(schedule), "--out", str(tmp_path / "two")]) == 0
+    changed = pipe({0: "a red cat", 5: "blue dog"}, num_frames=21, size=SIZE, seed=5, progress=False)
+    assert torch.equal(pictures(tmp_path / "two"), changed.frames[0])
+    assert not torch.equal(changed.frames, plain.frames)
+
+
+def test_guidance_a_first_frame_and_a_continuation(folder: Path, tmp_path: Path) -> None:
+    command = ["generate", "--model", str(folder), "--size", "32x48", "--seed", "5", "--quiet"]
+    wan = [*command, "--system", "wan", "--steps", "3", "--frames", "9", "--negative-prompt", "the beach"]
+    assert main([*wan, "--prompt", "a cat", "--out", str(tmp_path / "wan")]) == 0
+    pipe = ade.Pipeline.from_pretrained(folder, system="wan")
+    out = pipe("a cat", num_frames=9, size=SIZE, seed=5, num_inference_steps=3, negative_prompt="the beach")
+    made = pictures(tmp_path / "wan")
+    assert torch.equal(made, out.frames[0])
+
+    first = ["--prompt", "a cat", "--image", str(sorted((tmp_path / "wan").iterdir())[2]), "--frames", "13"]
+    assert main([*command, "--system", "longlive", *first, "--out", str(tmp_path / "first")]) == 0
+    assert torch.equal(pictures(tmp_path / "first")[0], made[2])
+    more = ["--prompt", "a cat", "--video", str(tmp_path / "wan"), "--video-frames", "5", "--frames", "17"]
+    assert main([*command, "--system", "longlive", *more, "--out", str(tmp_path / "more")]) == 0
+    longer = pictures(tmp_path / "more")
+    assert len(longer) == 17 and torch.equal(longer[:5], made[:5])
+
+
+def test_a_stream_writes_the_same_frames(folder: Path, tmp_path: Path) -> None:
+    options = ["--prompt", "a cat", "--model", str(folder)]
+    assert main([*GENERATE, *options, "--out", str(tmp_path / "call")]) == 0
+    assert main(["stream", *GENERATE[1:], *options, "--out", str(tmp_path / "live")]) == 0
+    assert torch.equal(pictures(tmp_path / "live"), pictures(tmp_path / "call"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["--frames", "80"], "81 or 69"),
+        (["--size", "32x50"], "32 x 48"),
+        (["--size", "32"], "height x width"),
+        (["--system", "longlove"], "longlive"),
+        (["--lag", "3"], "--lag"),
+        (["--steps", "7"], "distilled"),
+        (["--image", "nowhere.png"], "nowhere.png"),
+        (["--video-frames", "5"], "--video"),
+        (["--prompts", "schedule.json"], "one of them"),
+        (["--vae", "nowhere"], "nowhere"),
+        (["--fps", "-1"], "fps"),
+        (["--device", "cuda:99"], "device"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, changed: list[str], says: str
+) -> None:
+    refuse_to_load(monkeypatch)
+    command = [
+        *GENERATE,
+        "--model",
+        str(folder),
+        "--prompt",
+        "a cat",
+        "--out",
+        str(tmp_path / "out"),
+        *changed,
+    ]
+    try:
+        code = main(command)
+    except SystemExit as error:  # argparse's own
+        code = int(str(error.code))
+    assert code == 2 and re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_memory_is_told_with_the_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    refuse_to_load(monkeypatch)
+    monkeypatch.setattr(pipeline_memory, "available_memory", lambda: 1 << 20)
+    assert main([*GENERATE, "--model", str(folder), "--prompt", "a cat", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"takes 0\.\d\d GiB, and 0\.00 GiB", said) and re.search(r"pages +\d+\.\d MiB", said)
+
+
+def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = "ardiff_engine.weights.safetensors_file.SafetensorsFile.read"
+    monkeypatch.setattr(reader, lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("ardiff_engine.conditions.UMT5.from_pretrained", lambda *_, **__: pytest.fail("text"))
+
+
+def test_what_a_folder_holds(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    refuse_to_load(monkeypatch)
+    facts = {}
+    for streams in (1, 5):
+        assert main(["info", str(folder), "--size", "32x48", "--streams", str(streams), "--json"]) == 0
+        facts[streams] = json.loads(capsys.readouterr().out)
+    weights = sum(p.numel() for p in wan_folder.transformer().parameters())
+    assert facts[1]["transformer"]["weights"] == weights
+    assert (
+        facts[1]["text_encoder"]["width"] == wan_folder.TEXT_WIDTH and facts[1]["autoencoder"]["scale"] == 8
+    )
+    one, five = (facts[streams]["memory_bytes"]["longlive"] for streams in (1, 5))
+    assert five["pages"] == 5 * one["pages"] and five["transformer"] == one["transformer"]
+    assert {"wan", "self-forcing", "longlive", "causvid"} <= facts[1]["memory_bytes"].keys()
+    assert main(["info", str(folder), "--size", "32x48"]) == 0
+    assert "self-forcing" in capsys.readouterr().out
+
+
+def test_the_memory_that_is_foretold_is_what_the_engine_takes(folder: Path) -> None:
+    """The pages, to the byte, and the state of the decoder."""
+    pipe = ade.Pipeline.from_pretrained(folder, system="longlive")
+    stream = pipe.stream("a cat", size=SIZE, seed=0)
+    for _ in range(30):
+        next(stream)
+    parts = find_parts(folder)
+    told = pipeline_memory.video_memory(parts, system_named("longlive"), size=SIZE, frames=None)
+    pool = stream._stream.engine.pool
+    assert told.engine.pages_bytes == pool.k.nbytes + pool.v.nbytes
+    decoder = pipe.vae.decoder()
+    for _ in range(2):
+        decoder.push(torch.zeros(1, 4, 4, 6))
+    assert told.decoders == decoder.nbytes
+    assert set(fitting(pipe.transformer)) == set(fitting(parts.empty_transformer()))
+    stream.close()
