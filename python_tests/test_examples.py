@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import wan_folder
 
 from ardiff_engine import demo, export_video, read_video
 
@@ -68,6 +69,15 @@ def test_continue_video(tiny_model: Path, tmp_path: Path) -> None:
     assert len(result) == 6
     np.testing.assert_array_equal(result[:3, ::8, ::8], clip[:3])
     assert "3 given frames and 3 generated" in output
+
+
+def test_wan_stream(tmp_path: Path) -> None:
+    model = wan_folder.write_folder(tmp_path / "model")
+    options = ["--size", 32, 48, "--frames", 20, "--out", "wan"]
+    output = run("wan_stream.py", model, "a cat", "blue dog", *options, folder=tmp_path)
+    found = re.search(r"new prompt from frame (\d+)", output)
+    assert found and 20 <= int(found[1]) <= 57
+    assert read_video(tmp_path / "wan").shape == (int(found[1]) + 20, 32, 48, 3)
 
 
 def test_train_on_videos(tmp_path: Path) -> None:
