@@ -13,7 +13,7 @@ from test_wan_transformer import FOLDER, error, official
 import ardiff_engine as ade
 from ardiff_engine.diffusion.noise import initial_noise
 from ardiff_engine.errors import ConfigError, TensorError
-from ardiff_engine.memory import Full, Placed, Window
+from ardiff_engine.memory import Full, Placed, Recached, Window
 from ardiff_engine.plan import blocks
 
 CASES = [
@@ -36,16 +36,20 @@ def case(request: pytest.FixtureRequest):
     return model, golden, config | json.loads(str(stored["config"])) | relative
 
 
+def official_noise(golden: dict[str, torch.Tensor], chunks: list[int]) -> torch.Tensor:
+    """[B, F, steps - 1, C, H, W]. Official order: chunk by chunk, one draw after every step but the last."""
+    count = len(golden["denoising_steps"]) - 1
+    draws = [golden[f"eps_{n}"] for n in range(len(chunks) * count)]
+    of_chunks = [torch.stack(draws[n * count :][:count], 2) for n in range(len(chunks))]
+    return torch.cat(of_chunks, dim=1)
+
+
 def test_official_latents(case) -> None:
     model, golden, config = case
     noise, size = golden["noise"], config["block"]
     first = 1 if config["independent_first_frame"] else size
     steps, frames = golden["denoising_steps"].tolist(), noise.shape[1]
-    chunks = [first] + [size] * ((frames - first) // size)
-    # Official order is chunk by chunk, one draw after every step but the last.
-    draws = [golden[f"eps_{n}"] for n in range(len(chunks) * (len(steps) - 1))]
-    of_chunks = [torch.stack(draws[n * (len(steps) - 1) :][: len(steps) - 1], 2) for n in range(len(chunks))]
-    eps = torch.cat(of_chunks, dim=1)
+    eps = official_noise(golden, [first] + [size] * ((frames - first) // size))
     solver = ade.solvers.Renoise(ade.FlowSchedule(shift=config["shift"]), steps)
     # The official window counts its sink.
     sink, window = config["sink_size"], config["local_attn_size"]
@@ -140,3 +144,31 @@ def test_guided_multistep_sampling(together: bool) -> None:
     streams = [engine.submit(request) for _ in range(2 if together else 1)]
     for stream in streams:
         assert error(stream.result(), golden["latents"][0]) <= 1e-5
+
+
+@pytest.mark.parametrize("sink", ["global", "local"])
+@pytest.mark.parametrize("neighbour", [False, True])
+def test_a_new_prompt_on_the_way(sink: str, neighbour: bool) -> None:
+    """LongLive's switch: from a frame on another prompt, under which the cache is computed again."""
+    model, golden, config = official(f"switch_longlive_{sink}_sink")
+    noise, size, shape = golden["noise"][0], config["block"], tuple(golden["noise"].shape[3:])
+    frames, at = len(noise), int(golden["switches"][0])
+    given = ade.noise.Given(noise, official_noise(golden, [size] * (frames // size))[0])
+    solver = ade.solvers.Renoise(ade.FlowSchedule(shift=config["shift"]), golden["denoising_steps"].tolist())
+    window = Window(config["local_attn_size"] - config["sink_size"], sink=config["sink_size"])
+    memory = Recached(window, keeps_sink=config["global_sink"])
+    engine = ade.Engine(model, solver=solver, memory=memory, plan=blocks(size), max_pages=100)
+    request = ade.Request(num_frames=frames, size=shape, condition=golden["text"][0], noise=given)
+    stream = engine.submit(request)
+    other = engine.submit(request) if neighbour else None
+    read = iter(stream)
+    for _ in range(at):
+        next(read)
+    receipt = stream.set_condition(golden["text_1"][0], effect="recommit")
+    first = at - (window.size if config["global_sink"] else memory.reach)
+    assert (receipt.first_frame, receipt.recommitted) == (at, tuple(range(first, at)))
+    assert error(stream.result(), golden["latents"][0]) <= 1e-5
+    if other is not None:
+        unchanged = other.result()
+        assert torch.equal(unchanged[:at], stream.result()[:at])
+        assert error(unchanged[at:], golden["latents"][0, at:]) > 1e-3

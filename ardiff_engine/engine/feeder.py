@@ -183,8 +183,7 @@ class Feeder:
     def recommit(self) -> list[int]:
         """Store again the clean frames that the policy calls stale when the condition changes.
 
-        Where K/V still carry frames before those that are kept (a rolling cache), these are not seen from now
-        on.
+        Where K/V still carry frames before those that are kept (a rolling cache), nobody sees these again.
         """
         self._steady = None
         now = self.plan.now(self.tick)
@@ -198,15 +197,17 @@ class Feeder:
         self._prefill = self._still_seen(self._prefill)
         return [frame for block in blocks for frame in block]
 
+    def go_on_with(self, policy: MemoryPolicy) -> None:
+        self._steady, self._policy = None, policy
+
     def forget(self) -> int:
         """Frames that are finished by now are seen by nobody any more; the first frame that still is.
 
-        Positions start anew: the context is as near as to the first frames of a video.
+        Positions start anew: the context is as near as to a video's first frames.
         """
-        self._steady = None
+        self._steady, self._prefill = None, []
         self._base = self.oldest_unfinished
         self._forgotten = (range(self._base),) if self._base else ()
-        self._prefill = []
         return self._base
 
     def missing(self, plan: Plan) -> list[int]:

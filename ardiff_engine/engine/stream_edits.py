@@ -18,6 +18,7 @@ from ardiff_engine.diffusion.guidance import Branch, same_condition, weight_tabl
 from ardiff_engine.engine.admission import page_need
 from ardiff_engine.engine.condition_store import condition_keys
 from ardiff_engine.engine.decoding import StreamDecoder
+from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.reader import Outbox
 from ardiff_engine.engine.request import Request, checked_branches
 from ardiff_engine.engine.scheduler import Scheduler
@@ -26,6 +27,7 @@ from ardiff_engine.engine.starting_noise import StartingNoise
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError, StreamClosedError, explain
 from ardiff_engine.memory import PagePool
+from ardiff_engine.memory.view import numbers
 from ardiff_engine.models.agreement import checked_condition
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.plan import Plan
@@ -105,7 +107,7 @@ class Editor:
         forgotten = range(0)
         feeder.renew_context()
         if effect == "recommit":
-            recommitted = feeder.recommit()
+            recommitted = self._recommit(state)
             state.exact = state.exact and feeder.floor == floor
         elif effect == "reset":
             forgotten = range(floor, feeder.forget())
@@ -114,6 +116,16 @@ class Editor:
         state.branches, state.weights, state.conditions = branches, weights, torch.stack(conditions)
         state.condition_keys = condition_keys(self._model.spec, state.conditions)
         return ConditionReceipt(effect, first, tuple(recommitted), forgotten)
+
+    def _recommit(self, state: StreamState) -> list[int]:
+        feeder, start = state.feeder, _next_start(state.feeder)
+        policy = state.policy.prompted(start) if feeder.tick else None
+        if policy is None:
+            return feeder.recommit()
+        policy.check(feeder.plan, self._model.spec)
+        state.policy = policy
+        feeder.go_on_with(policy)
+        return numbers(policy.renewed(range(start, start + 1)))
 
     def fork(
         self,
@@ -303,6 +315,15 @@ class Editor:
             if state.pages.lease is not None:
                 state.pages.lease.resize(need)
             state.pages.most = need
+
+
+def _next_start(feeder: Feeder) -> int:
+    """The first frame of the next block to start."""
+    plan, after = feeder.plan, feeder.plan.now(feeder.tick).newest + 1
+    if feeder.done:
+        return after
+    tick = plan.tick(feeder.tick)
+    return next((f for f, level in zip(tick.frames, tick.levels, strict=True) if level == 0), after)
 
 
 def _same_until(plan: Plan, longer: Plan, n: int) -> bool:

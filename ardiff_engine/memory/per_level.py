@@ -12,7 +12,7 @@ from typing import Literal
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.full import Full
-from ardiff_engine.memory.policy import Event
+from ardiff_engine.memory.policy import Event, MemoryPolicy
 from ardiff_engine.memory.view import Fed, View, view_of, within
 from ardiff_engine.memory.window import Window
 from ardiff_engine.models.spec import ModelSpec
@@ -85,3 +85,6 @@ class PerLevel:
 
     def renewed(self, block: range) -> Frames:
         return ()
+
+    def prompted(self, frame: int) -> MemoryPolicy | None:
+        return None

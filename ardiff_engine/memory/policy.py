@@ -55,6 +55,11 @@ class MemoryPolicy(Protocol):
     def renewed(self, block: range) -> Frames:
         """Finished frames whose K/V are computed again when this block starts."""
 
+    def prompted(self, frame: int) -> MemoryPolicy | None:
+        """The memory from now on; a new prompt holds from `frame`, the first of the next block to start.
+
+        None: it stays the same, and what it calls stale is stored again at once."""
+
 
 class StoresClean:
     """What most memories do: one copy, stored again once a block is finished, and good for ever."""
@@ -73,6 +78,9 @@ class StoresClean:
 
     def renewed(self, block: range) -> Frames:
         return ()
+
+    def prompted(self, frame: int) -> MemoryPolicy | None:
+        return None
 
 
 def require_rope(policy: str, spec: ModelSpec) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ardiff_engine.errors import ConfigError
@@ -89,3 +89,7 @@ class Placed:
 
     def renewed(self, block: range) -> Frames:
         return self.memory.renewed(block)
+
+    def prompted(self, frame: int) -> MemoryPolicy | None:
+        memory = self.memory.prompted(frame)
+        return None if memory is None else replace(self, memory=memory)

@@ -4,7 +4,7 @@ frames of the video."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.policy import StoresClean
@@ -16,7 +16,8 @@ from ardiff_engine.plan import Frames, Now, Plan
 
 @dataclass(frozen=True, slots=True)
 class Recached(StoresClean):
-    """window: what is seen. prompts: the first frames of those prompts that are new, each of them of a block.
+    """window: what is seen. prompts: the first frames of those prompts that are new, each of them of a block;
+    `Stream.set_condition(effect="recommit")` adds one.
 
     When such a block starts, the last `window.size + window.sink` frames are stored anew. They see each
     other, later ones too: the official code builds a causal mask for that pass, and its attention ignores it.
@@ -25,7 +26,7 @@ class Recached(StoresClean):
     """
 
     window: Window
-    prompts: tuple[int, ...]
+    prompts: tuple[int, ...] = ()
     keeps_sink: bool = True
 
     def __post_init__(self) -> None:
@@ -47,8 +48,8 @@ class Recached(StoresClean):
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         self.window.check(plan, spec)
         for at in self.prompts:
-            beyond = plan.num_frames is not None and at >= plan.num_frames
-            if at <= plan.prefix or not (beyond or plan.block(at).start == at):
+            over = at <= plan.prefix or (plan.num_frames is not None and at >= plan.num_frames)
+            if not (over or plan.block(at).start == at):
                 raise ConfigError(f"memory.Recached: frame {at} starts no generated block ({plan.rule})")
 
     def most_frames(self, plan: Plan) -> int:
@@ -75,6 +76,9 @@ class Recached(StoresClean):
         if block.start <= self.reach:
             return (range(block.start),)
         return (range(block.start - (self.window.size if self.keeps_sink else self.reach), block.start),)
+
+    def prompted(self, frame: int) -> Recached:
+        return replace(self, prompts=(*self.prompts, frame))
 
     def _prompt(self, frame: int) -> int:
         """The new prompt that a frame is made under; 0: the first one."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.policy import Event, MemoryPolicy
@@ -59,6 +59,10 @@ class Restarted:
 
     def renewed(self, block: range) -> Frames:
         return self.memory.renewed(block)
+
+    def prompted(self, frame: int) -> MemoryPolicy | None:
+        memory = self.memory.prompted(frame)
+        return None if memory is None else replace(self, memory=memory)
 
     def _placed(self, run: Run) -> list[Run]:
         """The run, cut where places start anew."""

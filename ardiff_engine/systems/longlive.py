@@ -15,7 +15,7 @@ SYSTEM = replace(
     title="LongLive",
     paper="2509.22622",
     repository="NVlabs/LongLive (v1.0)",
-    memory=Window(9, sink=3),
+    memory=Recached(Window(9, sink=3)),
     on_prompt="recommit",
     exact="Calls and latents; new prompts, with a sink that stays and one that moves.",
     left_out="In the pass after a new prompt its frames see later ones; `Stream.set_condition` is causal.",
