@@ -138,8 +138,8 @@ def test_what_does_not_fit() -> None:
     for size in ((4, 5), (3, 4), (0, 4)):
         with pytest.raises(ConfigError, match="size"):
             video.spec.tokens(size)
-    pictures = WanConfig(24, 1, 2, 32, channels=8, out_channels=4, text_dim=8, text_tokens=4)
-    with pytest.raises(ConfigError, match="pictures"):
+    pictures = WanConfig(24, 1, 2, 32, channels=4, out_channels=4, text_dim=8, text_tokens=4, image_dim=6)
+    with pytest.raises(ConfigError, match="picture"):
         WanTransformer(pictures).freeze()
     clips = Clips(video, torch.randn(1, 1, 4, 4, 4), torch.zeros(1, 1), torch.randn(1, 4, 8))
     clips.text_k = clips.text_k[:, :0]

@@ -209,6 +209,7 @@ class Packer:
             v_pages=pool.v,
             wanted=layout.wanted,
             layers=layout.layers,
+            inputs=self._frame_inputs(work),
             conditions=None
             if layout.conditions is None
             else ConditionPages(pool.k, pool.v, layout.conditions),
@@ -250,6 +251,19 @@ class Packer:
                     slots = upload(slots, condition.device)
                     self._model.write_condition(condition, slots, self._pool.k, self._pool.v)
                     stored.written = True
+
+    def _frame_inputs(self, work: Work) -> dict[str, torch.Tensor]:
+        """As in CellBatch."""
+        wanted = self._spec.frame_inputs
+        if not wanted:
+            return {}
+        cells = [
+            state.inputs.of(frame)
+            for state, feed in work
+            for roster in state.rosters(feed)
+            for frame in roster.frames
+        ]
+        return {own.name: torch.cat(rows) for own, rows in zip(wanted, zip(*cells, strict=True), strict=True)}
 
     def _inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """x, condition and history, as in Batch, as the streams have them."""

@@ -24,6 +24,7 @@ from ardiff_engine.engine.condition_store import ConditionStore, condition_keys
 from ardiff_engine.engine.cuda.graphs import ticks_for
 from ardiff_engine.engine.decoding import check_codec, decoder_for
 from ardiff_engine.engine.feeder import Feeder
+from ardiff_engine.engine.frame_inputs import FrameInputs
 from ardiff_engine.engine.inbox import Inbox
 from ardiff_engine.engine.memory_plan import memory_plan, pages_for_share
 from ardiff_engine.engine.reader import Changes, Outbox
@@ -107,8 +108,7 @@ class Engine:
         self._schedules = Schedules(model, solver)
         forward = Forward(model, self._schedules)
         ticks = ticks_for(forward, self._schedules, model.spec, self.device, cuda_graphs)
-        packer = Packer(model, self.pool, self._schedules)
-        self._runner = Runner(packer, forward, ticks, self.inbox.__bool__)
+        self._runner = Runner(Packer(model, self.pool, self._schedules), forward, ticks, self.inbox.__bool__)
         again = self._runner.tried_again
         self._scheduler = Scheduler(model.spec, self.pool.manager, again, max_waiting, max_batch_tokens)
         self._results = Results(self._scheduler, self._runner, self.device)
@@ -148,11 +148,10 @@ class Engine:
         admission = admit(request, spec, policy, steps, self.pool.page_rows, self.plan)
         need, branches = admission.need, admission.branches
         conditions = torch.stack([checked_condition(self.model, own.condition) for own in branches])
-        keys = condition_keys(spec, conditions)
         given = given_frames(request, self.model)
         plain = replace(request, on_step=None)
         check_noise(request, spec, drawn_levels(solver))
-        noise = StartingNoise(plain, self.model)
+        noise, inputs = StartingNoise(plain, self.model), FrameInputs.of_request(request, self.model)
 
         def add() -> Stream:
             self._scheduler.check_room(need.most)
@@ -164,11 +163,12 @@ class Engine:
                 policy=policy,
                 tokens=spec.tokens(request.size),
                 conditions=conditions,
-                condition_keys=keys,
+                condition_keys=condition_keys(spec, conditions),
                 branches=branches,
                 weights=admission.weights,
                 pages=StreamPages(len(branches), need.condition, need.frame, need.most, self._conditions),
                 noise=noise,
+                inputs=inputs,
                 latents=dict(enumerate(given)),
                 outbox=Outbox(None if request.num_frames is None else list(given)),
                 decoder=decoder_for(self.codec, self.model, request.size, given, self._scheduler.decoders),

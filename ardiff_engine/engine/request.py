@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,9 @@ class Request:
         context; the null context). The negative one is only used when guidance_scale != 1.
     guidance_scale: g in  out = out_neg + g (out_cond - out_neg).
     branches: any other guidance, in place of the three.
+    frame_inputs: what the network takes for every frame (ModelSpec.frame_inputs), by name: actions, cameras,
+        channels of given pictures. [num_frames, ...], given frames included, or a function of the frame's
+        number, which is called before the frame is first fed, and may be called again after going back.
     seed, noise_stream: key of the counter-based noise; two videos of one seed differ by noise_stream.
     latents: starting noise [num_frames - prefix frames, ...] instead of the seeded one. Frames are in the
         layout of the model: [channels, rows, columns] or [tokens, channels].
@@ -71,6 +74,7 @@ class Request:
     max_ahead: int | None = None
     plan: Rule | Plan | None = None
     branches: tuple[Branch, ...] | None = None
+    frame_inputs: Mapping[str, Any] | None = None
     size: Size | None = None
     noise: NoiseSource | None = None
 
@@ -116,6 +120,11 @@ class Request:
             isinstance(self.noise, type) or not isinstance(self.noise, NoiseSource)
         ):
             raise ConfigError(f"Request.noise={self.noise!r:.80}: give one of ade.noise, such as noise.Given")
+        if self.frame_inputs is not None and not isinstance(self.frame_inputs, Mapping):
+            raise ConfigError(
+                f"Request.frame_inputs={self.frame_inputs!r:.80}: give tensors or functions by name, "
+                'such as {"actions": actions}'
+            )
         if self.solver is not None and not all(isinstance(own, Solver) for own in tracks_of(self.solver)):
             raise ConfigError(
                 f"Request.solver={self.solver!r}: give a solver such as solvers.DDIM(...), a tuple of them, "

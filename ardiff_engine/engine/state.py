@@ -14,6 +14,7 @@ from ardiff_engine.engine.branch_rosters import branch_rosters
 from ardiff_engine.engine.decoding import StreamDecoder
 from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.engine.feeder import Feeder
+from ardiff_engine.engine.frame_inputs import FrameInputs
 from ardiff_engine.engine.reader import Outbox
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import ScheduleRows
@@ -36,6 +37,7 @@ class StreamState:
     tokens: of one frame.
     branches: of guidance. conditions: theirs; condition_keys: of cross ones. weights: float32 [branches,
         levels of all tracks].
+    inputs: of frames, beside the latents.
     latents: frame -> float32 [tokens, channels], of all frames that somebody may still need.
     history: frame -> float32 [steps, tokens, channels], the predictions of its last steps, the latest first,
         for solvers that look back.
@@ -59,6 +61,7 @@ class StreamState:
     weights: np.ndarray
     pages: StreamPages
     noise: StartingNoise
+    inputs: FrameInputs
     latents: dict[int, torch.Tensor]
     outbox: Outbox
     schedule: ScheduleRows
@@ -109,11 +112,13 @@ class StreamState:
     def prepare(self, feed: Feed) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
         roster = feed.roster
+        self.inputs.fetch(roster.frames)
         if self.pages.ready_for(roster):
             return
         rosters = self.rosters(feed)
         for frame in [f for f in self.latents if not contains(roster.kept, f)]:
             del self.latents[frame]
+            self.inputs.drop(frame)
             self.history.pop(frame, None)
         for frame in roster.frames:
             if frame not in self.latents:
@@ -157,6 +162,7 @@ class StreamState:
     def restart(self, plan: Plan, *, from_scratch: bool) -> None:
         """Go on with another plan, whose given frames are the finished ones; as in `Feeder.restart`."""
         self.history.clear()
+        self.inputs.drop_from(plan.prefix)
         if from_scratch:
             kept = self.outbox.kept
             assert kept is not None, "finite streams keep their clean frames"

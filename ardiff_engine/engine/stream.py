@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -220,6 +220,11 @@ class Stream:
         branches: as many as the stream has, with the same views. effect: as in `set_condition`.
         """
         return self.engine.edit(lambda editor: editor.set_branches(self._state, branches, effect))
+
+    def set_frame_inputs(self, inputs: Mapping[str, Any]) -> ConditionReceipt:
+        """Other inputs of frames (`Request.frame_inputs`) from the next pass on; the receipt says from which
+        frame they hold. Frames in flight go on with the new ones. What is not named stays as it is."""
+        return self.engine.edit(lambda editor: editor.set_frame_inputs(self._state, inputs))
 
     def fork(
         self,

@@ -7,7 +7,7 @@ to a reader.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -83,6 +83,12 @@ class Editor:
         weights = weight_table(new, steps)
         conditions = [checked_condition(self._model, own.condition) for own in new]
         return self._renew(state, new, weights, conditions, effect)
+
+    def set_frame_inputs(self, state: StreamState, inputs: Mapping[str, Any]) -> ConditionReceipt:
+        _require_alive(state, "set_frame_inputs")
+        first = state.feeder.oldest_unfinished
+        state.inputs = state.inputs.replaced(inputs, state.num_frames, first)
+        return ConditionReceipt("keep", first, (), range(0))
 
     def _renew(
         self,
@@ -167,6 +173,7 @@ class Editor:
                 feeder=state.feeder.copy(),
                 pages=state.pages.fork(lease),
                 noise=noise,
+                inputs=state.inputs.copy(),
                 latents=dict(state.latents),
                 history=dict(state.history),
                 outbox=Outbox(None if kept is None else list(kept)),
@@ -227,6 +234,7 @@ class Editor:
                     fix="Endless streams need no extension.",
                 )
             )
+        state.inputs.check_length(total + frames)
         plan, done = state.feeder.plan, state.feeder.tick
         longer = (state.then or plan).extended(frames)
         if state.then is None:

@@ -4,7 +4,7 @@
 from ardiff_engine.models.ar_diffusion import ARDiffusionConfig, ARDiffusionTransformer
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
-from ardiff_engine.models.spec import ConditionSpec, ModelSpec, Size
+from ardiff_engine.models.spec import ConditionSpec, FrameInput, ModelSpec, Size
 from ardiff_engine.models.titok import TiTok, TiTokConfig
 from ardiff_engine.models.titok.latents import check_cells, from_tokens, regroup, to_tokens
 from ardiff_engine.models.wan import WanConfig, WanTransformer
@@ -15,6 +15,7 @@ __all__ = [
     "CellBatch",
     "ConditionSpec",
     "Footprint",
+    "FrameInput",
     "ModelSpec",
     "Size",
     "Tables",

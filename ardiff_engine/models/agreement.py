@@ -37,6 +37,11 @@ def check_spec(spec: ModelSpec) -> None:
             f"ModelSpec.frame_angles: got {len(spec.frame_angles)}, expected {spec.head_dim / 2:g}, one for "
             "each pair of a head."
         )
+    inputs = [own.name for own in spec.frame_inputs]
+    if len(set(inputs)) < len(inputs):
+        raise ConfigError(f"ModelSpec.frame_inputs: got {inputs}, expected names that differ.")
+    for own in spec.frame_inputs:
+        _check_count(f"channels of ModelSpec.frame_inputs {own.name!r}", own.channels)
     condition = spec.condition
     known = condition.kind in ("joint", "cross", "none")
     if not known or (condition.tokens < 1) != (condition.kind == "none"):

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -37,6 +38,8 @@ class CellBatch:
     wanted: bool [T], tokens whose output is wanted; that of others, which only store K/V, may be anything.
         None: all of them.
     conditions: of networks with cross-attention.
+    inputs: by name, of networks with `ModelSpec.frame_inputs`: float32 [X, width], for each token of the
+        frames.
     """
 
     num_contexts: int
@@ -49,6 +52,7 @@ class CellBatch:
     wanted: torch.Tensor | None = None
     conditions: ConditionPages | None = None
     layers: tuple[FrameTable, ...] = ()
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def table_of(self, layer: int) -> FrameTable:
         """The views of a layer."""

@@ -29,6 +29,30 @@ class ConditionSpec:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class FrameInput:
+    """Numbers that a network takes for every frame beside its latents.
+
+    channels: of them. places: they are given for every place of a latent frame, in its layout ([channels,
+        rows, columns] or [tokens, channels]); otherwise [channels] for the whole frame.
+    """
+
+    name: str
+    channels: int
+    places: bool = False
+
+    def shape(self, spec: ModelSpec, size: Size | None = None) -> tuple[int, ...]:
+        """Of one frame's, as users give them."""
+        if not self.places:
+            return (self.channels,)
+        latents = spec.frame_shape(size)
+        return (*latents[:-1], self.channels) if spec.patch is None else (self.channels, *latents[1:])
+
+    def width(self, spec: ModelSpec) -> int:
+        """Of a token's row, as the network gets them."""
+        return self.channels * prod(spec.patch or ()) if self.places else self.channels
+
+
 NO_CONDITION = ConditionSpec("none", 0, (0,))
 
 
@@ -41,6 +65,7 @@ class ModelSpec:
     tokens_per_frame: of a network whose frames are all alike. Otherwise `patch`: rows and columns of latents
         that make one token; and `size`: of the frames it was trained on, and of requests that name none.
     layers, heads, kv_heads, head_dim: of the pages.
+    frame_inputs: what it takes for every frame beside the latents.
     movable: whether keys stay valid while the video grows beyond `num_frames` (rotary positions).
     frame_angles: radians by which each of the head_dim / 2 pairs of a key turns for a frame that is seen one
         place later; None: keys stay where they were written.
@@ -62,6 +87,7 @@ class ModelSpec:
     patch: Size | None = None
     size: Size | None = None
     condition: ConditionSpec = NO_CONDITION
+    frame_inputs: tuple[FrameInput, ...] = ()
     movable: bool = True
     frame_angles: tuple[float, ...] | None = None
     longest: int | None = None

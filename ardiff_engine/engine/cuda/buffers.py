@@ -92,6 +92,7 @@ class TickBuffers:
                 k_pages=k_pages,
                 v_pages=v_pages,
                 conditions=conditions,
+                inputs={own.name: x.new_zeros(len(x), own.width(spec)) for own in spec.frame_inputs},
             ),
             x=x,
             condition=condition,
@@ -118,6 +119,8 @@ class TickBuffers:
             levels["keys"] = layout.updates.padded(batch.keys, 0)
         self._levels.load(levels)
         layout.tokens.fill(self.batch.x, batch.x)
+        for name, rows in batch.cells.inputs.items():
+            layout.tokens.fill(self.batch.cells.inputs[name], rows)
         if batch.history is not None and self.batch.history is not None:
             for into, plane in zip(self.batch.history, batch.history, strict=True):
                 layout.moved.fill(into, plane)

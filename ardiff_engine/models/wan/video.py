@@ -22,7 +22,7 @@ from ardiff_engine.models.dit.block_spec import Attention, BlockSpec, Branch, He
 from ardiff_engine.models.dit.native_block import NativeBlocks
 from ardiff_engine.models.dit.row_linear import RowLinear
 from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
-from ardiff_engine.models.spec import ConditionSpec, ModelSpec, Size
+from ardiff_engine.models.spec import ConditionSpec, FrameInput, ModelSpec, Size
 from ardiff_engine.models.wan.config import WanConfig
 from ardiff_engine.models.wan.layers import Block, Head
 from ardiff_engine.models.wan.positions import axis_frequencies
@@ -30,6 +30,8 @@ from ardiff_engine.ops.backend import on_native_cpu
 
 NUM_FRAMES, SIZE = 21, (60, 104)
 """Latent frames of the 81 pictures that Wan was trained on, and their rows and columns (480 x 832 pixels)."""
+PICTURES = "pictures"
+"""Of image-to-video models: channels beside those of the latents, a mask and the given pictures' latents."""
 
 
 class PagedWan(nn.Module, VideoModel):
@@ -54,6 +56,7 @@ class PagedWan(nn.Module, VideoModel):
     def spec(self) -> ModelSpec:
         config = self.config
         rows, columns = config.patch[1:]
+        beside = config.channels - config.out_channels
         return ModelSpec(
             num_frames=NUM_FRAMES,
             channels=config.out_channels * rows * columns,
@@ -66,6 +69,7 @@ class PagedWan(nn.Module, VideoModel):
             views_per_layer=True,
             frame_angles=tuple(axis_frequencies(config.head_dim)[0].tolist()),
             condition=ConditionSpec("cross", config.text_tokens, (config.text_tokens, config.text_dim)),
+            frame_inputs=(FrameInput(PICTURES, beside, places=True),) if beside else (),
         )
 
     def to_tokens(self, latents: Tensor) -> Tensor:
@@ -88,9 +92,9 @@ class PagedWan(nn.Module, VideoModel):
     @torch.no_grad()
     def freeze(self) -> None:
         """Pack the weights as they are now, where the CPU computes in float32. ConfigError: models that take
-        pictures as conditions."""
-        if self.config.image_dim is not None or self.config.channels != self.config.out_channels:
-            raise ConfigError("image-to-video models take pictures beside the latents: use forward_clip.")
+        CLIP's tokens of a picture as conditions."""
+        if self.config.image_dim is not None:
+            raise ConfigError("models with attention to a picture's tokens (image_dim): use forward_clip.")
         self._frozen = self._ends()
         self._native = None
         if self.dtype == torch.float32 and on_native_cpu(self.patch_embedding.weight):
@@ -154,6 +158,8 @@ class PagedWan(nn.Module, VideoModel):
         """Tokens x [X, channels] over pages; see `VideoModel`."""
         embed, project, rates = self._frozen or self._ends()
         (modulation, head), positions = tables.parts, cells.positions
+        if cells.inputs:
+            x = torch.cat([x, cells.inputs[PICTURES].to(x.dtype)], dim=1)
         h = embed(x)
         if self._native is not None and self._native.takes(h, cells, positions):
             self._native.run(h, modulation, cells, positions, rates)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network takes for every frame beside its latents (`ModelSpec.frame_inputs`): actions, cameras,
+channels of given pictures. From the user, who gives all or says them frame by frame, to the cells of a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ardiff_engine.engine.request import Request
+from ardiff_engine.errors import ConfigError, NumericalError, TensorError
+from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.models.spec import Size
+
+Source = torch.Tensor | Callable[[int], Any]
+"""Of one input: [F, ...], or what frame -> [...] says."""
+
+
+class FrameInputs:
+    """Of one stream. A frame's are asked for when it is first fed, and kept while it may be fed again."""
+
+    def __init__(
+        self, model: VideoModel, size: Size | None, given: Mapping[str, Any] | None, frames: int | None
+    ) -> None:
+        """given: by name; frames: of the video.
+
+        ConfigError: names that the network does not have, or lacks. TensorError, NumericalError: another
+        shape, fewer frames than the video has, numbers that are not finite.
+        """
+        self._model, self._size = model, size
+        self._shapes = {own.name: own.shape(model.spec, size) for own in model.spec.frame_inputs}
+        names, wanted = set(given or ()), set(self._shapes)
+        if names != wanted:
+            raise ConfigError(
+                f"frame_inputs: got {sorted(names)}, expected {sorted(wanted)}, the inputs that this network "
+                "takes for every frame"
+            )
+        self._sources: dict[str, Source] = {}
+        for name, source in (given or {}).items():
+            self._sources[name] = source if callable(source) else self._tensor(name, source)
+        self.check_length(frames)
+        self._held: dict[int, tuple[torch.Tensor, ...]] = {}
+
+    @classmethod
+    def of_request(cls, request: Request, model: VideoModel) -> FrameInputs:
+        return cls(model, request.size, request.frame_inputs, request.num_frames)
+
+    def copy(self) -> FrameInputs:
+        other = FrameInputs.__new__(FrameInputs)
+        other.__dict__.update(self.__dict__)
+        other._held = dict(self._held)
+        return other
+
+    def replaced(self, given: Mapping[str, Any], frames: int | None, first: int) -> FrameInputs:
+        """With other sources for some of them, which hold from frame `first` on."""
+        merged = self._sources | dict(given)
+        other = FrameInputs(self._model, self._size, merged, frames)
+        other._held = {frame: rows for frame, rows in self._held.items() if frame < first}
+        return other
+
+    def check_length(self, frames: int | None) -> None:
+        """Raise TensorError if a tensor ends before a video of so many frames (None: endless) does."""
+        for name, source in self._sources.items():
+            if isinstance(source, torch.Tensor) and (frames is None or len(source) < frames):
+                length = "an endless video" if frames is None else f"{frames} frames"
+                raise TensorError(
+                    f"frame_inputs[{name!r}]: got {len(source)} frames for {length}; give one for each, "
+                    "or a function of the frame's number"
+                )
+
+    def fetch(self, frames: Iterable[int]) -> None:
+        """Have the rows of these frames. What a user's function raises comes through."""
+        for frame in frames:
+            if frame not in self._held:
+                self._held[frame] = tuple([self._rows(name, frame) for name in self._shapes])
+
+    def of(self, frame: int) -> tuple[torch.Tensor, ...]:
+        """float32 [tokens, channels] of each input, in the order of the spec."""
+        return self._held[frame]
+
+    def drop(self, frame: int) -> None:
+        self._held.pop(frame, None)
+
+    def drop_from(self, frame: int) -> None:
+        """Ask anew for `frame` and all later ones."""
+        self._held = {f: rows for f, rows in self._held.items() if f < frame}
+
+    # --- private
+
+    def _rows(self, name: str, frame: int) -> torch.Tensor:
+        source = self._sources[name]
+        value = (
+            source[frame] if isinstance(source, torch.Tensor) else self._tensor(name, source(frame), frame)
+        )
+        if len(self._shapes[name]) == 1:
+            return value.expand(self._model.spec.tokens(self._size), -1)
+        return self._model.to_tokens(value)
+
+    def _tensor(self, name: str, value: Any, frame: int | None = None) -> torch.Tensor:
+        """A copy on the device of the model: the caller may reuse the tensor. frame: of one alone."""
+        shape, what = self._shapes[name], f"frame_inputs[{name!r}]"
+        try:
+            tensor = torch.as_tensor(value).detach().to(self._model.device, torch.float32, copy=True)
+        except (TypeError, ValueError, RuntimeError):
+            raise TensorError(f"{what}: got {type(value).__name__}, expected numbers") from None
+        own = tuple(tensor.shape if frame is not None else tensor.shape[1:])
+        if own != shape or tensor.ndim != len(shape) + (frame is None):
+            expected = ", ".join(map(str, shape if frame is not None else ("frames", *shape)))
+            raise TensorError(f"{what}: got {list(tensor.shape)}, expected [{expected}]")
+        if not bool(torch.isfinite(tensor).all()):
+            raise NumericalError(f"{what}: got NaN or infinity, expected finite numbers")
+        return tensor
