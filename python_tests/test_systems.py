@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,7 @@ GOLDEN = Path(__file__).parent / "golden" / "systems"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
 ARRAYS = ("fed", "updated", "timestep", "written", "visible", "position", "key_call")
 
-NOT_EXPRESSED: dict[str, str] = {
-    "diffusion_forcing_pyramid_u05_F6_S5": "not written yet; see test_trace",
-    "diffusion_forcing_pyramid_u1_F6_S5": "not written yet; see test_trace",
-    "skyreels_v2_F5_S4_ar2": "not written yet; see test_trace",
-    "skyreels_v2_F6_S8_ar3_block2": "not written yet; see test_trace",
-}
+NOT_EXPRESSED: dict[str, str] = {}
 """Files of systems that are not expressed, and why."""
 
 
@@ -34,13 +30,22 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 
 def traced() -> list[str]:
-    return [name for name in INDEX if (GOLDEN / f"{name}.npz").exists() and name not in NOT_EXPRESSED]
+    """Those that are traces: others hold schedules, masks or losses."""
+    names = [name for name in INDEX if (GOLDEN / f"{name}.npz").exists() and name not in NOT_EXPRESSED]
+    return [name for name in names if "fed" in np.load(GOLDEN / f"{name}.npz").files]
+
+
+def built(name: str) -> systems.System:
+    """From its entry; sizes that only the name of the file says are added."""
+    said = re.findall("base([0-9]+)_overlap([0-9]+)", name)
+    more = dict(zip(("base", "overlap"), map(int, said[0]), strict=True)) if said else {}
+    return systems.from_spec(INDEX[name] | more)
 
 
 @pytest.mark.parametrize("name", traced())
 def test_every_call_of_the_official_code(name: str) -> None:
     official = golden(name)
-    ours = systems.from_spec(INDEX[name]).trace()
+    ours = built(name).trace()
     for key in ARRAYS:
         if key in official:
             np.testing.assert_allclose(getattr(ours, key), official[key], rtol=1e-6, atol=0, err_msg=key)
@@ -69,11 +74,27 @@ def drawn(official: dict[str, np.ndarray], steps: int) -> tuple[np.ndarray, np.n
     start, noise = np.empty(frames), np.zeros((frames, steps))
     for frame in range(frames):
         start[frame] = official["x_in"][official["fed"][:, frame].argmax(), frame]
-        if "renoise_eps" in official:
-            eps = official["renoise_eps"][official["updated"][:, frame], frame]
+        key = next((key for key in ("renoise_eps", "eps") if key in official), None)
+        if key is not None:
+            eps = official[key][official["updated"][:, frame], frame]
             noise[frame, : len(eps)] = np.nan_to_num(eps)
     return start, noise
 
+
+NO_LATENTS = {
+    "diffusion_forcing_ddpm_T10_F5": "a fault: 10 training timesteps make NaN of all latents",
+    "fvdm_i2v_frame0_F5_S4": "a fault: given frames become their estimate at timestep 0 in each call",
+    "fvdm_interpolation_F5_S4": "a fault: given frames become their estimate at timestep 0 in each call",
+    "fvdm_extend_F6_cond2_x3_S4": "a fault: given frames become their estimate at timestep 0 in each call",
+} | {
+    name: "its steps are not those of the UniPC of its own solver file from the second one on"
+    for name in INDEX
+    if name.startswith("skyreels_v2")
+}
+"""Files whose latents are not compared at all, and why."""
+
+ROUNDED = {"diffusion_forcing_pyramid_u1_eta1_x0_F5_S4": 1e-4}
+"""Where the official float32 loses digits: here x/√ᾱ − x0 at ᾱ = 3e-7."""
 
 SOLVED_OTHERWISE = {
     "krea_ctx3_F15": "a first frame is encoded anew from pictures, which are not on record",
@@ -86,15 +107,15 @@ SOLVED_OTHERWISE = {
 
 @pytest.mark.parametrize("name", traced())
 def test_every_latent_of_the_official_code(name: str) -> None:
-    official, ours = golden(name), systems.from_spec(INDEX[name])
-    if "x_in" not in official:
-        pytest.skip("no latents on record")
+    official, ours = golden(name), built(name)
+    if "x_in" not in official or name in NO_LATENTS:
+        pytest.skip(NO_LATENTS.get(name, "no latents on record"))
     start, noise = drawn(official, max(own.num_steps for own in ours.tracks))
     made = ours.trace(noise=start, step_noise=noise)
     if "final" in official:
         np.testing.assert_allclose(made.final, official["final"], rtol=1e-6, atol=1e-6)
     if name not in SOLVED_OTHERWISE:
-        np.testing.assert_allclose(made.x_in, official["x_in"], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(made.x_in, official["x_in"], rtol=1e-6, atol=ROUNDED.get(name, 1e-6))
 
 
 # Faults of the official code, which the traces show as they are.

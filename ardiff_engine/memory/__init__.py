@@ -15,6 +15,7 @@ from ardiff_engine.memory.restarted import Restarted
 from ardiff_engine.memory.shots import Shots
 from ardiff_engine.memory.view import Fed, Run, View
 from ardiff_engine.memory.window import Window
+from ardiff_engine.memory.windows import Windows
 
 __all__ = [
     "Fed",
@@ -34,6 +35,7 @@ __all__ = [
     "Shots",
     "View",
     "Window",
+    "Windows",
     "choose_page_rows",
     "rows_of_pages",
 ]

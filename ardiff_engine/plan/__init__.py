@@ -7,7 +7,18 @@ from ardiff_engine.plan.explicit import ExplicitPlan, explicit
 from ardiff_engine.plan.lag import LagPlan, autoregressive, lag, synchronous
 from ardiff_engine.plan.now import Frames, Now
 from ardiff_engine.plan.plan import Plan
-from ardiff_engine.plan.rules import Rule, blocks, pyramid, rolling, sets, stage_major, staged
+from ardiff_engine.plan.rules import (
+    Rule,
+    blocks,
+    parts,
+    pyramid,
+    rolling,
+    sets,
+    stage_major,
+    staged,
+    together,
+    trapezoid,
+)
 from ardiff_engine.plan.tick import Tick
 
 __all__ = [
@@ -23,11 +34,14 @@ __all__ = [
     "blocks",
     "explicit",
     "lag",
+    "parts",
     "pyramid",
     "rolling",
     "sets",
     "stage_major",
     "staged",
     "synchronous",
+    "together",
+    "trapezoid",
     "verify",
 ]

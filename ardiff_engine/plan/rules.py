@@ -10,11 +10,14 @@ from ardiff_engine.errors import PlanError, explain
 from ardiff_engine.plan.blocks import BlocksRule
 from ardiff_engine.plan.cut import Cut
 from ardiff_engine.plan.lag import LagRule, WindowRule
+from ardiff_engine.plan.parts import PartsRule
 from ardiff_engine.plan.plan import Plan
 from ardiff_engine.plan.pyramid import PyramidRule
 from ardiff_engine.plan.sets import SetsRule
 from ardiff_engine.plan.sizes import whole
 from ardiff_engine.plan.stage_major import StageMajorRule
+from ardiff_engine.plan.tracked import TrackedRule
+from ardiff_engine.plan.trapezoid import TrapezoidRule
 
 
 @runtime_checkable
@@ -69,3 +72,19 @@ def sets(groups: Iterable[Iterable[int]]) -> Rule:
 def pyramid(uncertainty: float, block: int = 1, first: int | None = None) -> Rule:
     """Diffusion Forcing: block g starts ⌊g·uncertainty⌋ ticks after the first one; a real number >= 0."""
     return PyramidRule(uncertainty, Cut(block, first or 0))
+
+
+def trapezoid(uncertainty: float, behind: int = 0) -> Rule:
+    """Diffusion Forcing's plan between two ends: a frame starts ⌊d·uncertainty⌋ ticks after the ends, d its
+    distance from the nearer one; behind: added to the distance from the last one."""
+    return TrapezoidRule(uncertainty, behind)
+
+
+def parts(rule: Rule, ends: Iterable[int]) -> Rule:
+    """A video made part by part: `rule` for each, with the frames before it given. ends: where they end."""
+    return PartsRule(rule, tuple(whole("end of a part", end) for end in ends))
+
+
+def together(tracks: Iterable[int]) -> Rule:
+    """All frames at once, frame f on track tracks[f]: PUSA's timesteps for each frame."""
+    return TrackedRule(tuple(whole("track", track) for track in tracks))
