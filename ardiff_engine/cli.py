@@ -137,6 +137,7 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
     for part, what in (("transformer", "a distilled one, say"), ("vae", "of the autoencoder"),
                        ("text", "with text_encoder/ and tokenizer/")):  # fmt: skip
         group.add_argument(f"--{part}", metavar="PATH", help=f"in place of the folder's own: {what}")
+    group.add_argument("--lora", metavar="PATH", help="merged into the transformer")
 
 
 def _size(text: str) -> tuple[int, int]:

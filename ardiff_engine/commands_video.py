@@ -172,7 +172,13 @@ def _usual(system: System) -> int:
 
 
 def _parts(options: argparse.Namespace) -> VideoParts:
-    return find_parts(options.model, transformer=options.transformer, vae=options.vae, text=options.text)
+    return find_parts(
+        options.model,
+        transformer=options.transformer,
+        vae=options.vae,
+        text=options.text,
+        lora=options.lora,
+    )
 
 
 def _job(options: argparse.Namespace, frames: int | None) -> _Job:

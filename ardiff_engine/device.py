@@ -7,6 +7,7 @@ import threading
 
 import torch
 
+from ardiff_engine.available_memory import available_memory
 from ardiff_engine.errors import ConfigError, explain
 
 # Held, by one thread at a time, around CUDA calls that concern a device as a whole: recording a graph, and
@@ -35,6 +36,11 @@ def usable_device(name: str | torch.device) -> torch.device:
             )
         ) from error
     return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on it."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def upload(host: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -29,7 +29,7 @@ from ardiff_engine.pipeline_engine import KeptEngine
 from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
 from ardiff_engine.pipeline_inputs import Video
 from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput
-from ardiff_engine.pipeline_parts import PathName, holds_video_parts
+from ardiff_engine.pipeline_parts import PathName, find_parts, holds_video_parts
 from ardiff_engine.pipeline_video import TextToVideoPipeline
 from ardiff_engine.systems import System, names
 from ardiff_engine.weights.scheduler_file import read_schedule
@@ -100,6 +100,7 @@ class Pipeline:
         transformer: PathName | None = ...,
         vae: PathName | None = ...,
         text: PathName | None = ...,
+        lora: PathName | None = ...,
     ) -> TextToVideoPipeline: ...
 
     @classmethod
@@ -115,6 +116,7 @@ class Pipeline:
         transformer: PathName | None = None,
         vae: PathName | None = None,
         text: PathName | None = None,
+        lora: PathName | None = None,
     ) -> Pipeline | TextToVideoPipeline:
         """Load a pipeline.
 
@@ -128,6 +130,7 @@ class Pipeline:
             torch_dtype: another name of `dtype`.
             transformer, vae, text: files or folders in place of those in the folder, for text-to-video
                 models: a distilled transformer is often one file.
+            lora: merged into the transformer, see `weights.load_lora`.
 
         Raises:
             CheckpointError: no such model, damaged or missing files, models of another kind.
@@ -135,10 +138,9 @@ class Pipeline:
         """
         dtype = inputs.chosen_dtype(dtype, torch_dtype)
         if system is not None:
-            return TextToVideoPipeline.from_pretrained(
-                name, system=system, device=device, dtype=dtype, transformer=transformer, vae=vae, text=text
-            )
-        if not (transformer is None and vae is None and text is None) or holds_video_parts(name):
+            parts = find_parts(name, transformer=transformer, vae=vae, text=text, lora=lora)
+            return TextToVideoPipeline.from_parts(parts, system, device=device, dtype=dtype)
+        if any(part is not None for part in (transformer, vae, text, lora)) or holds_video_parts(name):
             raise ConfigError(
                 f"{name} holds a text-to-video model: say how it is run, system=… of {', '.join(names())}."
             )

@@ -8,10 +8,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ardiff_engine.device import free_memory
 from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.engine.admission import admit
+from ardiff_engine.engine.memory_plan import bytes_per_page
 from ardiff_engine.engine.schedules import tracks_of
+from ardiff_engine.errors import OutOfPagesError
+from ardiff_engine.memory import rows_of_pages
 from ardiff_engine.models.protocol import VideoModel
+
+GIB = 1 << 30
 
 
 class KeptEngine:
@@ -59,10 +65,22 @@ class KeptEngine:
                 return self._engine
             pages = max(pages + stats.pages_promised, stats.pages_total)
         self._engine = None  # before another one takes memory
+        check_room(model, pages)
         assert first.solver is not None
         self._engine = Engine(model, solver=first.solver, memory=first.memory, max_pages=pages)
         self._state = state
         return self._engine
+
+
+def check_room(model: VideoModel, pages: int) -> None:
+    """OutOfPagesError, with the numbers, where the pages do not fit into the memory that is free."""
+    needed = pages * bytes_per_page(model.spec, rows_of_pages(model.spec), model.dtype.itemsize)
+    free = free_memory(model.device)
+    if needed > free:
+        raise OutOfPagesError(
+            f"pages: this takes {pages} pages, {needed / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free on "
+            f"{model.device}. Ask for fewer, shorter or smaller videos, or a memory that sees less."
+        )
 
 
 def pages_of(model: VideoModel, request: Request) -> int:

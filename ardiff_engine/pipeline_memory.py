@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ardiff_engine.available_memory import available_memory
+from ardiff_engine.device import free_memory
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.memory_plan import MIB, MemoryPlan
 from ardiff_engine.errors import ConfigError
@@ -110,11 +110,6 @@ def video_memory(
         decoding=FEATURE_MAPS * FRAMES * height * width * vae.decoder_width // vae.patch**2 * item,
         text=0 if parts.text is None else parts.text.weights * dtype.itemsize,
     )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken there."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
 def check_memory(needed: VideoMemory, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.parsing import read_json, shown
 from ardiff_engine.weights.load_wan import WanFile, open_wan
+from ardiff_engine.weights.lora import check_lora
 from ardiff_engine.weights.safetensors_file import INDEX_SUFFIX, NAMES, SafetensorsFile, unsafe
 
 PathName = str | PathLike[str]
@@ -40,12 +41,14 @@ class TextFiles:
 
 @dataclass(frozen=True, slots=True)
 class VideoParts:
-    """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them."""
+    """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them. lora: what
+    is merged into the transformer."""
 
     transformer: WanFile
     vae: VAEFile
     text: TextFiles | None
     scheduler: dict[str, object]
+    lora: Path | None = None
 
     def empty_transformer(self) -> WanTransformer:
         return self.transformer.empty()
@@ -68,11 +71,12 @@ def find_parts(
     transformer: PathName | None = None,
     vae: PathName | None = None,
     text: PathName | None = None,
+    lora: PathName | None = None,
 ) -> VideoParts:
-    """What `name` holds; the other paths take the place of its parts.
+    """What `name` holds; the other paths take the place of its parts. lora: see `weights.load_lora`.
 
     CheckpointError: a part that is missing, damaged, in shards of different saves, or of another kind of
-    model. ConfigError: parts that do not fit each other.
+    model; a LoRA for another one. ConfigError: parts that do not fit each other.
     """
     place = arguments.path("model", name)
     if not place.exists():
@@ -84,7 +88,10 @@ def find_parts(
         vae=open_vae(_vae(place) if vae is None else arguments.path("vae", vae)),
         text=_text(place if text is None else arguments.path("text", text), wanted=text is not None),
         scheduler=_scheduler(place),
+        lora=None if lora is None else arguments.path("lora", lora),
     )
+    if found.lora is not None:
+        check_lora(found.empty_transformer(), found.lora)
     config = found.transformer.config
     if found.vae.channels != config.out_channels:
         raise ConfigError(

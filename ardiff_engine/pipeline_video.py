@@ -25,14 +25,14 @@ from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
 from ardiff_engine.pipeline_engine import KeptEngine
 from ardiff_engine.pipeline_inputs import Picture, Video
 from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoOutput
-from ardiff_engine.pipeline_parts import PathName, VideoParts, find_parts
+from ardiff_engine.pipeline_parts import VideoParts
 from ardiff_engine.pipeline_pixels import Pixels, Size, checked_latents, checked_size, latents_of
 from ardiff_engine.pipeline_prompts import Prompt, Prompts, Timed, listed, timed
 from ardiff_engine.pipeline_stream import PromptSwitches, VideoStream
 from ardiff_engine.pipeline_systems import check_fits, continuing, system_named, with_scheduler, with_steps
 from ardiff_engine.plan import Plan
 from ardiff_engine.systems import System
-from ardiff_engine.weights import load_wan
+from ardiff_engine.weights import load_lora, load_wan
 
 SIZE = (480, 832)
 LATENTS_AHEAD = 2
@@ -105,26 +105,6 @@ class TextToVideoPipeline:
 
     @classmethod
     @ordinary_mode()
-    def from_pretrained(
-        cls,
-        name: PathName,
-        *,
-        system: str | System,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        transformer: PathName | None = None,
-        vae: PathName | None = None,
-        text: PathName | None = None,
-    ) -> TextToVideoPipeline:
-        """As `Pipeline.from_pretrained` with a system.
-
-        Everything is compared before weights are read. CheckpointError, ConfigError: see `find_parts`.
-        """
-        dtype = inputs.chosen_dtype(dtype, None)
-        parts = find_parts(name, transformer=transformer, vae=vae, text=text)
-        return cls.from_parts(parts, system, device=device, dtype=dtype)
-
-    @classmethod
     def from_parts(
         cls,
         parts: VideoParts,
@@ -139,6 +119,8 @@ class TextToVideoPipeline:
         check_fits(chosen, parts.empty_transformer())
         vae = WanVAE.from_file(parts.vae.file.path, mean=parts.vae.mean, std=parts.vae.std, device=place)
         transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
+        if parts.lora is not None:
+            load_lora(transformer, parts.lora)
         pipe = cls(transformer, vae, chosen)
         pipe.prompts = cls.prompts_of(parts, device=place, dtype=dtype)
         return pipe

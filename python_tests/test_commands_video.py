@@ -94,6 +94,7 @@ def test_a_stream_writes_the_same_frames(folder: Path, tmp_path: Path) -> None:
         (["--video-frames", "5"], "--video"),
         (["--prompts", "schedule.json"], "one of them"),
         (["--vae", "nowhere"], "nowhere"),
+        (["--lora", "nowhere"], "nowhere"),
         (["--fps", "-1"], "fps"),
         (["--device", "cuda:99"], "device"),
     ],
@@ -124,7 +125,7 @@ def test_too_little_memory_is_told_with_the_numbers(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     refuse_to_load(monkeypatch)
-    monkeypatch.setattr(pipeline_memory, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr("ardiff_engine.device.available_memory", lambda: 1 << 20)
     assert main([*GENERATE, "--model", str(folder), "--prompt", "a cat", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert re.search(r"takes 0\.\d\d GiB, and 0\.00 GiB", said) and re.search(r"pages +\d+\.\d MiB", said)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ardiff_engine as ade
-from ardiff_engine.errors import ArdiffError, ConfigError, EngineBusyError, TensorError
+from ardiff_engine.errors import ArdiffError, ConfigError, EngineBusyError, OutOfPagesError, TensorError
 
 OPTIONS = {"num_frames": 10, "num_inference_steps": 4, "lag": 2}
 CALL = OPTIONS | {"progress": False, "seed": 3}
@@ -145,6 +145,16 @@ def test_a_call_in_a_callback_is_refused_and_leaves_everything_right(pipe, built
     with pytest.raises(EngineBusyError):
         pipe(callback_on_step_end=lambda info: pipe(**CALL), **CALL)
     assert held(built[0]) == (0, 0)
+    assert torch.equal(pipe(**CALL).latents, expected)
+
+
+def test_pages_that_the_memory_has_not_are_refused_with_the_numbers(pipe, built, monkeypatch):
+    expected = pipe(**CALL).latents
+    monkeypatch.setattr("ardiff_engine.device.available_memory", lambda: 1000)
+    assert torch.equal(pipe(**CALL).latents, expected)
+    with pytest.raises(OutOfPagesError, match="GiB are free"):
+        pipe(num_videos=4, **CALL)
+    monkeypatch.undo()
     assert torch.equal(pipe(**CALL).latents, expected)
 
 

@@ -99,6 +99,10 @@ def test_streams_of_two_prompts_and_two_sizes_are_the_calls(pipe: TextToVideoPip
     calls = [pipe(p, **CALL | {"size": size}) for p, size in zip(PROMPTS, sizes, strict=True)]
     streams = [pipe.stream(p, 21, size=size, seed=0) for p, size in zip(PROMPTS, sizes, strict=True)]
     read = [list(frames) for frames in zip(*streams, strict=True)]
+    more = [pipe.stream(p, 21, size=size, seed=0) for p, size in zip(PROMPTS, sizes, strict=True)]
+    assert len({id(frames._stream.engine) for frames in more}) == 1
+    for frames in more:
+        frames.close()
     for own, call in zip(zip(*read, strict=True), calls, strict=True):
         assert [frame.index for frame in own] == list(range(21))
         assert torch.equal(torch.stack([frame.image for frame in own]), call.frames[0])
@@ -181,6 +185,27 @@ def test_a_distilled_transformer_is_one_file(folder: Path, pipe: TextToVideoPipe
     (tmp_path / "config.json").write_text(json.dumps({"num_heads": 2}))
     own = ade.Pipeline.from_pretrained(folder, system="self-forcing", transformer=file)
     assert torch.equal(own(PROMPTS, **CALL).frames, pipe(PROMPTS, **CALL).frames)
+
+
+def test_a_lora_is_merged_and_one_for_another_model_refused(folder: Path, tmp_path: Path) -> None:
+    pipe = ade.Pipeline.from_pretrained(folder, system="self-forcing")
+    torch.manual_seed(3)
+    name = "blocks.0.self_attn.q"
+    pair = {f"{name}.lora_A.weight": torch.randn(3, 24), f"{name}.lora_B.weight": torch.randn(24, 3)}
+    save_file(pair, tmp_path / "lora.safetensors")
+    before = pipe("a cat", **CALL)
+    with torch.no_grad():
+        pipe.transformer.get_submodule(name).weight += (
+            pair[f"{name}.lora_B.weight"] @ pair[f"{name}.lora_A.weight"]
+        )
+    merged = ade.Pipeline.from_pretrained(folder, system="self-forcing", lora=tmp_path / "lora.safetensors")
+    torch.testing.assert_close(merged("a cat", **CALL).latents, pipe("a cat", **CALL).latents)
+    assert not torch.allclose(before.latents, pipe("a cat", **CALL).latents)
+    save_file(
+        {key: value[..., :2].contiguous() for key, value in pair.items()}, tmp_path / "other.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="other.safetensors"):
+        ade.Pipeline.from_pretrained(folder, system="self-forcing", lora=tmp_path / "other.safetensors")
 
 
 def test_official_files_side_by_side(folder: Path, pipe: TextToVideoPipeline, tmp_path: Path) -> None:

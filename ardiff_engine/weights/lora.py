@@ -66,12 +66,10 @@ def load_lora(
     for name, value in (("scale", scale), ("alpha", alpha)):
         if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ConfigError(f"load_lora: {name} is {value!r}, expected a finite number.")
-    file = SafetensorsFile(path, _FILES)
-    updates = _updates(file, model)
+    file, updates = _checked(model, path)
     parameters = dict(model.named_parameters())
     told = _Alpha(alpha) if alpha is not None else _Alpha.beside(file)
-    for module, update in updates.items():
-        _check_shapes(file, module, update.parts, parameters)
+    for update in updates.values():
         for kind in update.parts:  # NaN and other dtypes
             file.read(update.parts[kind], torch.device("cpu"), torch.float32)
     changed = set()
@@ -83,6 +81,19 @@ def load_lora(
                 parameter.copy_((parameter.float() + delta.to(parameter.device)).to(parameter.dtype))
                 changed.add(target)
     return len(changed)
+
+
+def check_lora(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """What `load_lora` would refuse by names and shapes; only headers are read, and `model` may be empty."""
+    _checked(model, path)
+
+
+def _checked(model: nn.Module, path: str | os.PathLike[str]) -> tuple[SafetensorsFile, dict[str, _Update]]:
+    file = SafetensorsFile(path, _FILES)
+    updates, parameters = _updates(file, model), dict(model.named_parameters())
+    for module, update in updates.items():
+        _check_shapes(file, module, update.parts, parameters)
+    return file, updates
 
 
 @dataclass(frozen=True, slots=True)
