@@ -30,6 +30,7 @@ LENGTHS = {
     "rolling-forcing": 27,
     "soulx-liveact": 22,
     "streamdiffusion-v2": 8,
+    "streamdiffusion-v2, four steps": 10,
 }
 """Frames where nine are too few to leave a window, or not whole blocks."""
 
@@ -39,6 +40,10 @@ CASES: dict[str, System] = {name: systems.get(name) for name in systems.names()}
         LONGLIVE, memory=Recached(Window(3, sink=1), prompts=(6,), keeps_sink=False)
     ),
     "longlive2, a cut": replace(LONGLIVE, memory=Shots(Window(3, sink=1), starts=(6,), pin=3, offset=8)),
+    "streamdiffusion-v2, four steps": replace(
+        systems.get("streamdiffusion-v2"),
+        solver=ade.solvers.Renoise(ade.FlowSchedule(8.0), [700, 600, 500, 400]),
+    ),
     "infinity-rope, a cut": replace(
         systems.get("infinity-rope"), memory=Shots(Window(5, sink=1), (6,), positions="window", hard=(6,))
     ),

@@ -48,8 +48,13 @@ class Window(StoresClean):
         require_cacheable("memory.Window", spec)
         if not plan.ordered:
             raise PlanError(f"memory.Window with {plan.rule}: frames in any order need memory.Full")
-        # Each frame has a window of its own, so frames in flight together cannot push the given ones out.
-        plan.check_window(self.size, keep_given=self.size == 1 and not self.sink)
+        if self.joint or (self.size == 1 and not self.sink):
+            plan.check_window(self.size, keep_given=self.size == 1 and not self.sink)
+        elif self.size < plan.longest_block:
+            raise PlanError(
+                f"memory.Window size={self.size} with {plan.rule}: a block sees itself, so use "
+                f"{plan.longest_block} or more"
+            )
 
     def most_frames(self, plan: Plan) -> int:
         # The oldest block that a tick feeds may be one that is only stored, before the oldest unfinished one.
