@@ -22,13 +22,26 @@ class Past:
 
     def before(self, layer: nn.Module, x: Tensor, count: int) -> Tensor:
         """x [B, C, T, H, W] with the `count` frames before it in front, zeros at the start of a video."""
+        window = self.window(layer, x, count)
+        window[:, :, count:] = x
+        return self.keep(layer, window, count)
+
+    def window(self, layer: nn.Module, x: Tensor, count: int) -> Tensor:
+        """As `before`, but the places of x are yet to be written. Then comes `keep`."""
+        batch, channels, frames = x.shape[:3]
+        window = x.new_empty(batch, channels, count + frames, *x.shape[3:])
         past = self.frames.get(layer)
         if past is None:
-            past = x.new_zeros(*x.shape[:2], count, *x.shape[3:])
-        x = torch.cat([past, x], dim=2)
-        # A copy: a view would keep all of x alive.
-        self.frames[layer] = x[:, :, x.shape[2] - count :].clone()
-        return x
+            window[:, :, :count].zero_()
+        else:
+            window[:, :, :count] = past
+        return window
+
+    def keep(self, layer: nn.Module, window: Tensor, count: int) -> Tensor:
+        """Remember the last `count` frames of a window that is written; returns it."""
+        # A copy: a view would keep all of it alive.
+        self.frames[layer] = window[:, :, window.shape[2] - count :].clone()
+        return window
 
     def copy(self, device: torch.device | str | None = None) -> Past:
         return Past({layer: frames.to(device) for layer, frames in self.frames.items()})

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.codec.past import Past, per_frame
-from ardiff_engine.codec.wan.causal import CausalConv3d, ChannelNorm
+from ardiff_engine.codec.wan.causal import CausalConv3d, ChannelNorm, norm_silu_conv
 
 
 class ResidualBlock(nn.Module):
@@ -30,8 +30,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         layers = self.residual
-        h = layers["2"](F.silu(layers["0"](x), inplace=True), past)
-        h = layers["6"](F.silu(layers["3"](h), inplace=True), past)
+        h = norm_silu_conv(layers["0"], layers["2"], x, past)
+        h = norm_silu_conv(layers["3"], layers["6"], h, past)
         h += x if self.shortcut is None else self.shortcut(x, past)
         return h
 
@@ -77,4 +77,4 @@ class Head(nn.ModuleDict):
         )
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        return self["2"](F.silu(self["0"](x), inplace=True), past)
+        return norm_silu_conv(self["0"], self["2"], x, past)

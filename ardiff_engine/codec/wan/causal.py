@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.codec.past import Past
@@ -29,7 +30,10 @@ class CausalConv3d(nn.Conv3d):
         self.looks_back = kernel[0] - 1 if looks_back is None else looks_back
 
     def forward(self, x: Tensor, past: Past) -> Tensor:  # type: ignore[override]
-        x = past.before(self, x, self.looks_back) if self.looks_back else x
+        return self.convolved(past.before(self, x, self.looks_back) if self.looks_back else x)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """Of frames that have those before them in front."""
         if not (_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32):
             return super().forward(x)
         # conv3d takes another way for small pictures, by 27 copies of them: half as fast.
@@ -45,12 +49,26 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * (2 if images else 3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x / length(x).clamp_min_(1e-12)).mul_(self.gamma * x.shape[1] ** 0.5)
+        return self.into(torch.empty_like(x), x)
+
+    def into(self, out: Tensor, x: Tensor) -> Tensor:
+        """Writes the result to `out`."""
+        torch.div(x, length(x, out).clamp_min_(1e-12), out=out)
+        return out.mul_(self.gamma * x.shape[1] ** 0.5)
 
 
-def length(x: Tensor) -> Tensor:
-    """Of the vectors of channels: [B, C, ...] -> [B, 1, ...]."""
+def length(x: Tensor, scratch: Tensor) -> Tensor:
+    """Of the vectors of channels: [B, C, ...] -> [B, 1, ...]. scratch: of the shape of x, overwritten."""
     if x.dtype == torch.float32 and x.device.type == "cpu":
         # vector_norm takes five times as long on the CPU. Narrower types would overflow here.
-        return x.square().sum(dim=1, keepdim=True).sqrt_()
+        return torch.mul(x, x, out=scratch).sum(dim=1, keepdim=True).sqrt_()
     return torch.linalg.vector_norm(x, dim=1, keepdim=True)
+
+
+def norm_silu_conv(norm: nn.Module, conv: nn.Module, x: Tensor, past: Past) -> Tensor:
+    """conv(SiLU(norm(x))); the input of the convolution is computed where it is read, and not copied."""
+    assert isinstance(norm, ChannelNorm) and isinstance(conv, CausalConv3d)
+    count = conv.looks_back
+    window = past.window(conv, x, count)
+    F.silu(norm.into(window[:, :, count:], x), inplace=True)
+    return conv.convolved(past.keep(conv, window, count))

@@ -45,14 +45,18 @@ class Upsample(nn.Module):
         self.time_conv = CausalConv3d(channels_in, 2 * channels_in, (3, 1, 1)) if time else None
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        conv = self.time_conv
-        if conv is not None:
-            if conv not in past.frames:
-                past.frames[conv] = x.new_zeros(*x.shape[:2], conv.looks_back, *x.shape[3:])
+        time = self.time_conv
+        if time is not None:
+            if time not in past.frames:
+                past.frames[time] = x.new_zeros(*x.shape[:2], time.looks_back, *x.shape[3:])
             else:
                 # The first half of the channels is the earlier frame.
-                x = conv(x, past).unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
-        return per_frame(self._double, x)
-
-    def _double(self, images: Tensor) -> Tensor:
-        return self.resample["1"](F.interpolate(images, scale_factor=2.0, mode="nearest-exact"))
+                x = time(x, past).unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+        conv: nn.Conv2d = self.resample["1"]  # type: ignore[assignment]
+        batch, _, frames, height, width = x.shape
+        y = x.new_empty(batch, conv.out_channels, frames, 2 * height, 2 * width)
+        # Frame by frame: all of them enlarged are the largest tensor of a decoder.
+        for frame in range(frames):
+            image = F.interpolate(x[:, :, frame], scale_factor=2.0, mode="nearest-exact")
+            y[:, :, frame] = conv(image)
+        return y

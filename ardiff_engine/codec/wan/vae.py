@@ -168,6 +168,7 @@ class WanVAE(nn.Module):
     def pixel_decoder(self) -> nn.Module:
         return self._modules["decoder"]  # type: ignore[return-value]
 
+    @torch.no_grad()
     def bytes_per_stream(self, size: Size) -> int:
         """Of the features that a decoder of one video keeps; size: height and width of its latents."""
         height, width = latent_size(size)
