@@ -105,8 +105,8 @@ def test_batching(benchmark: BenchmarkFixture, mix: str, budget: str, threads: i
     info["gain"] = info["sequential_seconds"] / info["batched_seconds"]
     info["gain_of_each_round"] = [a / b for a, b in zip(seconds["alone"], seconds["together"], strict=True)]
     info["cells"] = cells
-    info["cells_per_tick_sequential"] = cells / ticks["alone"]
-    info["cells_per_tick_batched"] = cells / ticks["together"]
+    info["cells_per_pass_sequential"] = cells / ticks["alone"]
+    info["cells_per_pass_batched"] = cells / ticks["together"]
     info["cells_per_second_batched"] = cells / info["batched_seconds"]
     print("\n" + "\n".join(f"  {name}: {value}" for name, value in info.items()))
 
@@ -183,7 +183,7 @@ def test_planning(benchmark: BenchmarkFixture, lag: int, threads: int) -> None:
     total = sum(seconds)
     info = benchmark.extra_info
     info["steps"], info["lag"], info["threads"] = STEPS, scaled(lag), threads
-    info["cells_per_tick"] = (after.cells - before.cells) / (after.passes - before.passes)
+    info["cells_per_pass"] = (after.cells - before.cells) / (after.passes - before.passes)
     info["milliseconds_per_tick"] = 1e3 * total / (after.passes - before.passes)
     info["planning_share"] = (after.planning_seconds - before.planning_seconds) / total
     info["share_outside_the_model"] = 1 - clock.seconds / total

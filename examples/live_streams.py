@@ -39,7 +39,7 @@ async def serve(options: argparse.Namespace) -> None:
         readers.append(watch(f"stream {number}", stream, options.frames, switch))
     await asyncio.gather(*readers)
     stats = engine.stats()
-    print(f"{stats.frames} frames, {stats.cells_per_tick:.1f} cells per pass, {stats.pages_held} pages held")
+    print(f"{stats.frames} frames, {stats.cells_per_pass:.1f} cells per pass, {stats.pages_held} pages held")
 
 
 def main() -> None:

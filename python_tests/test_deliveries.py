@@ -19,7 +19,7 @@ from test_engine import SCHEDULE
 from ardiff_engine import host_copy
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
-from ardiff_engine.engine.cuda import graphs as tick_graphs
+from ardiff_engine.engine.cuda import graphs as pass_graphs
 from ardiff_engine.errors import NumericalError
 from ardiff_engine.memory import RecomputedWindow
 
@@ -53,7 +53,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
                 log.early.append(self.number)
             return super().wait()
 
-    monkeypatch.setattr(tick_graphs, "HostCopy", Watched)
+    monkeypatch.setattr(pass_graphs, "HostCopy", Watched)
     return log
 
 

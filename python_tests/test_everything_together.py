@@ -75,7 +75,7 @@ def test_alone_and_together_are_the_same_bits(
     engine = engine_of(model, cuda_graphs=padded)
     together = joined(engine, requests(), apart)
     assert [torch.equal(a, b) for a, b in zip(together, alone, strict=True)] == [True] * len(alone)
-    assert engine.stats().cells_per_tick > 3 and engine.stats().pages_held == 0
+    assert engine.stats().cells_per_pass > 3 and engine.stats().pages_held == 0
 
 
 def test_in_turns(model: WanTransformer, alone: list[torch.Tensor]) -> None:

@@ -62,9 +62,9 @@ def test_alone_and_together_are_the_same_bits(model: WanTransformer, padded: boo
 def test_passes_that_follow_each_other(model: WanTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight at a time: all branches of what moves find their next inputs, whatever their sizes."""
     spans: list[tuple[int, ...]] = []
-    run = graphs.EagerTicks.run
+    run = graphs.PassGraphs.run
     monkeypatch.setattr(
-        graphs.EagerTicks,
+        graphs.PassGraphs,
         "run",
         lambda self, batch: spans.append(tuple(span.tokens for span in batch.spans)) or run(self, batch),
     )

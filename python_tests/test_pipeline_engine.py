@@ -52,7 +52,7 @@ def test_calls_and_streams_of_any_solver_and_memory_share_one(pipe, built):
     # A call reports its own work, not that of the calls before.
     assert (first.stats.frames, again.stats.frames, other.stats.frames) == (20, 20, 10)
     assert again.stats.passes == first.stats.passes and again.stats.streams_finished == 2
-    assert again.stats.cells_per_tick == first.stats.cells_per_tick
+    assert again.stats.cells_per_pass == first.stats.cells_per_pass
 
 
 def test_it_grows_with_what_is_needed_and_does_not_shrink(pipe, built):

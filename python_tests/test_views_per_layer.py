@@ -140,8 +140,8 @@ def test_wan_sees_by_layers() -> None:
 def test_a_batch_on_its_device_is_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
     engine = Engine(network(), solver=SOLVER, memory=MIXED)
-    tick = engine._runner.ticks._tick
-    monkeypatch.setattr(engine._runner.ticks, "_tick", lambda batch: batches.append(batch) or tick(batch))
+    tick = engine._runner.graphs._forward
+    monkeypatch.setattr(engine._runner.graphs, "_forward", lambda batch: batches.append(batch) or tick(batch))
     engine.submit(Request(4, lag=2)).result()
     same = on_device(batches[-1], torch.device("cpu"))
     assert torch.equal(same.cells.slots, batches[-1].cells.slots) and len(same.cells.layers) == 3

@@ -98,7 +98,7 @@ STEPS = (
         needs="tests_sm90_first", hopper=True,
     ),
     speed("memory_bound", "memory_bound.py", 60, environment={"ARDIFF_BACKEND": "cuda"}),
-    tests("tests_engine", "test_cuda_tick.py", 90),
+    tests("tests_engine", "test_cuda_pass.py", 90),
     speed("engine_graphs", "engine.py", 90, "--variant", "graphs"),
     speed("engine_eager", "engine.py", 90, "--variant", "eager"),
     speed(

@@ -21,7 +21,7 @@ from ardiff_engine.codec.protocol import Codec
 from ardiff_engine.engine.admission import admit, check_memory, check_model, check_rule
 from ardiff_engine.engine.batch import Packer
 from ardiff_engine.engine.condition_store import ConditionStore, condition_keys
-from ardiff_engine.engine.cuda.graphs import ticks_for
+from ardiff_engine.engine.cuda.graphs import graphs_for
 from ardiff_engine.engine.decoding import check_codec, decoder_for
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.frame_inputs import FrameInputs
@@ -67,7 +67,7 @@ class Engine:
         sizes take whole pages too.
     max_batch_tokens: tokens of one pass; streams take turns, longest wait first; what needs more runs alone.
     max_waiting: videos that may wait for pages; beyond that, and by default, `submit` refuses.
-    cuda_graphs: record ticks of equal shape once and repeat them; None: on CUDA. True on the CPU runs over
+    cuda_graphs: record passes of equal shape once and repeat them; None: on CUDA. True on the CPU runs over
         the same padded buffers and records nothing, for tests.
 
     The engine freezes its model. After changing weights, hooks or layers, build a new engine.
@@ -107,8 +107,8 @@ class Engine:
         self._conditions = ConditionStore(self.pool.pages_for(model.spec.condition.tokens))
         self._schedules = Schedules(model, solver)
         forward = Forward(model, self._schedules)
-        ticks = ticks_for(forward, self._schedules, model.spec, self.device, cuda_graphs)
-        self._runner = Runner(Packer(model, self.pool, self._schedules), forward, ticks, self.inbox.__bool__)
+        graphs = graphs_for(forward, self._schedules, model.spec, self.device, cuda_graphs)
+        self._runner = Runner(Packer(model, self.pool, self._schedules), forward, graphs, self.inbox.__bool__)
         again = self._runner.tried_again
         self._scheduler = Scheduler(model.spec, self.pool.manager, again, max_waiting, max_batch_tokens)
         self._results = Results(self._scheduler, self._runner, self.device)

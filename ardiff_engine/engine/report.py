@@ -22,7 +22,7 @@ def engine_stats(
     planning_seconds: float,
 ) -> EngineStats:
     """As `Engine.stats`; seconds: in steps so far, and the part of them that went into planning."""
-    graphs, ended = runner.ticks.counts, scheduler.ended
+    graphs, ended = runner.graphs.counts, scheduler.ended
     states = list(scheduler.streams.values())
     count = {s: sum(state.status == s for state in states) for s in ("running", "waiting", "suspended")}
     return EngineStats(
@@ -43,13 +43,13 @@ def engine_stats(
         seconds=seconds,
         planning_seconds=planning_seconds,
         cells_per_second=results.cells / seconds if seconds else 0.0,
-        cells_per_tick=results.cells / results.passes if results.passes else 0.0,
+        cells_per_pass=results.cells / results.passes if results.passes else 0.0,
         first_frame_seconds=results.first_frame_seconds,
         passes_retried=runner.retried,
         exact=all(state.exact for state in states),
         graphs_captured=graphs.captured,
         graph_replays=graphs.replays,
-        eager_ticks=graphs.eager,
+        eager_passes=graphs.eager,
         eager_reason=graphs.reason,
     )
 

@@ -22,7 +22,7 @@ import torch
 from ardiff_engine import ops
 from ardiff_engine.device import DEVICE_WIDE_CALLS, upload
 from ardiff_engine.engine.batch import Batch, Packer
-from ardiff_engine.engine.cuda.graphs import Computed, EagerTicks, TickGraphs
+from ardiff_engine.engine.cuda.graphs import Computed, PassGraphs
 from ardiff_engine.engine.feed import Feed
 from ardiff_engine.engine.layout import Work
 from ardiff_engine.engine.page_lists import ranges
@@ -181,10 +181,10 @@ class Runner:
     error_words: what kernels of this engine find; those of another one do not reach its streams."""
 
     def __init__(
-        self, packer: Packer, forward: Forward, ticks: EagerTicks | TickGraphs, stop: Callable[[], bool]
+        self, packer: Packer, forward: Forward, graphs: PassGraphs, stop: Callable[[], bool]
     ) -> None:
         self.packer = packer
-        self.ticks = ticks
+        self.graphs = graphs
         self.retried = 0
         self.error_words: ErrorWords = {}
         self._forward = forward
@@ -197,7 +197,7 @@ class Runner:
 
     def free_workspace(self) -> None:
         self.packer.forget()
-        self.ticks.clear()
+        self.graphs.clear()
         gc.collect()
         if torch.cuda.is_available():
             with DEVICE_WIDE_CALLS:
@@ -262,7 +262,7 @@ class Runner:
         try:
             with own_words(self.error_words):
                 self.packer.turn_pages(batch)
-                computed = self.ticks.run(batch)
+                computed = self.graphs.run(batch)
         finally:
             ended = time.perf_counter()
             run.compute_seconds += ended - packed

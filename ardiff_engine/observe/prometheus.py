@@ -54,10 +54,10 @@ METRICS = {
     "passes_retried": _Metric("passes_retried", True, "Passes that raised and were run again."),
     "graphs_captured": _Metric("graphs_captured", True, "Passes recorded as CUDA graphs."),
     "graph_replays": _Metric("graph_replays", True, "Passes that repeated a CUDA graph."),
-    "eager_ticks": _Metric("eager_ticks", True, "Passes that ran kernel by kernel."),
+    "eager_passes": _Metric("eager_passes", True, "Passes that ran kernel by kernel."),
     "exact": _Metric("exact", False, "1 if outputs equal the plain algorithm of the memory policy."),
 }
-SKIPPED = frozenset({"cells_per_second", "cells_per_tick", "eager_reason"})
+SKIPPED = frozenset({"cells_per_second", "cells_per_pass", "eager_reason"})
 """Text, and averages since the start: rate(ardiff_cells_total[1m]) / rate(ardiff_step_seconds_total[1m])."""
 
 

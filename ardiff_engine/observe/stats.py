@@ -14,7 +14,7 @@ class EngineStats:
     pages, packing. streams_finished, _cancelled and _failed count since the engine was built; cancelled
     includes dropped handles.
     passes_retried: passes that raised and were run again stream by stream, or after freeing workspace.
-    graphs_captured, graph_replays, eager_ticks: passes recorded as CUDA graphs, passes that repeated one, and
+    graphs_captured, graph_replays, eager_passes: passes recorded as CUDA graphs, those that repeated one, and
         passes that ran kernel by kernel; eager_reason: why the last of those did, None if none has.
     """
 
@@ -35,13 +35,13 @@ class EngineStats:
     seconds: float
     planning_seconds: float
     cells_per_second: float
-    cells_per_tick: float
+    cells_per_pass: float
     first_frame_seconds: float | None
     passes_retried: int
     exact: bool
     graphs_captured: int
     graph_replays: int
-    eager_ticks: int
+    eager_passes: int
     eager_reason: str | None
 
     def since(self, before: EngineStats) -> EngineStats:
@@ -52,7 +52,7 @@ class EngineStats:
         return replace(
             self,
             cells_per_second=counts["cells"] / seconds if seconds else 0.0,
-            cells_per_tick=counts["cells"] / passes if passes else 0.0,
+            cells_per_pass=counts["cells"] / passes if passes else 0.0,
             **counts,
         )
 
@@ -65,5 +65,5 @@ class EngineStats:
 _COUNTS = (
     *("streams_finished", "streams_cancelled", "streams_failed"),
     *("passes", "cells", "updates", "frames", "seconds", "planning_seconds", "passes_retried"),
-    *("graphs_captured", "graph_replays", "eager_ticks"),
+    *("graphs_captured", "graph_replays", "eager_passes"),
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a recorded tick: every tensor that it reads or returns, at addresses that never change.
+"""The memory of a recorded pass: every tensor that it reads or returns, at addresses that never change.
 
-A batch comes in by one copy for what changes every tick (levels), one for what changes with the layout
+A batch comes in by one copy for what changes every pass (levels), one for what changes with the layout
 (pages, views, positions), and one on the device for the latents. Host values travel in one piece of
 page-locked memory each, without waiting.
 """
@@ -15,7 +15,7 @@ from math import prod
 import torch
 
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.engine.cuda.shapes import PaddedLayout, PaddedTable, TickShape
+from ardiff_engine.engine.cuda.shapes import PaddedLayout, PaddedTable, PassShape
 from ardiff_engine.host_copy import staging_for
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.spec import ModelSpec
@@ -59,8 +59,8 @@ TABLE = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen", "bias")
 CONDITIONS = "condition_"  # before the names of what their table has
 
 
-class TickBuffers:
-    """batch: what the tick reads. latents [moved, C], finite [updates], history [planes, moved, C]: what it
+class PassBuffers:
+    """batch: what the pass reads. latents [moved, C], finite [updates], history [planes, moved, C]: what it
     leaves."""
 
     def __init__(self, layout: PaddedLayout, like: Batch, spec: ModelSpec) -> None:
@@ -137,7 +137,7 @@ class TickBuffers:
         return table
 
     def store(self, latents: torch.Tensor, finite: torch.Tensor, history: torch.Tensor | None) -> None:
-        """The last part of the tick: leave its results where the host finds them."""
+        """The last part of the pass: leave its results where the host finds them."""
         self.latents.copy_(latents)
         self.finite.copy_(finite)
         if history is not None:
@@ -164,7 +164,7 @@ def _fields_of(values: Mapping[str, torch.Tensor]) -> Fields:
     return {name: (tuple(value.shape), value.dtype) for name, value in values.items()}
 
 
-def _level_fields(shape: TickShape, spec: ModelSpec) -> Fields:
+def _level_fields(shape: PassShape, spec: ModelSpec) -> Fields:
     tokens = shape.contexts * spec.context_tokens + shape.tokens
     fields = {
         "frame_ids": ((tokens,), torch.int32),

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ticks over static buffers, recorded once per shape and repeated: a few hundred kernels for one launch.
+"""Passes over static buffers, recorded once per shape and repeated: a few hundred kernels for one launch.
 
 A pass over a single frame is a millisecond of work in some four hundred kernels, and starting those one by
 one from Python takes longer than running them. A CUDA graph starts them all at once. What a graph holds is
 fixed: addresses, shapes, grids. So a batch is padded to one of few shapes (engine.cuda.shapes), copied to the
-buffers of that shape (engine.cuda.buffers), and the tick runs over those: the first time as it is, which
+buffers of that shape (engine.cuda.buffers), and the pass runs over those: the first time as it is, which
 loads kernels and allocates workspaces; the second time recorded, unless another thread runs it, where it is
-the first time again; from then on repeated. Without a recorder (on the CPU, or turned off) the same call runs
-over the same buffers.
+the first time again; from then on repeated. Without a recorder (on the CPU, or turned off) passes run as they
+are, over their own tensors.
 
 Graphs are dropped when memory that they hold the addresses of is replaced, the least used first when there
-are too many, and all of them for good when a recording fails: the tick then runs as it is, and the counts
+are too many, and all of them for good when a recording fails: passes then run as they are, and the counts
 say why.
 """
 
@@ -26,8 +26,8 @@ import torch
 
 from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.engine.batch import Batch, on_device
-from ardiff_engine.engine.cuda.buffers import TickBuffers
-from ardiff_engine.engine.cuda.shapes import PaddedLayout, TickShape, pad_layout, with_pages_of
+from ardiff_engine.engine.cuda.buffers import PassBuffers
+from ardiff_engine.engine.cuda.shapes import PaddedLayout, PassShape, pad_layout, with_pages_of
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.host_copy import HostCopy
 from ardiff_engine.models.spec import ModelSpec
@@ -35,7 +35,7 @@ from ardiff_engine.ops.cuda_launch import error_bits
 
 MOST_SHAPES = 16
 LAYOUTS_KEPT = 16
-FIRST_OF_ITS_SHAPE = "first tick of its shape in its thread"
+FIRST_OF_ITS_SHAPE = "first pass of its shape in its thread"
 
 Run = Callable[[], None]
 Forward = Callable[[Batch], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
@@ -43,7 +43,7 @@ Forward = Callable[[Batch], tuple[torch.Tensor, torch.Tensor, torch.Tensor | Non
 
 
 class GraphRecorder(Protocol):
-    """What can record a tick. `CudaGraphs` on a GPU."""
+    """What can record a pass: `CudaGraphs` on a GPU."""
 
     def warm_up(self, run: Run) -> None:
         """Run it where it will be recorded: nothing may be loaded for the first time while recording."""
@@ -53,6 +53,19 @@ class GraphRecorder(Protocol):
 
     def wait(self) -> None:
         """Return when nothing that was recorded is running."""
+
+
+class RunsAgain:
+    """Records nothing: what is repeated runs once more. For tests on a CPU."""
+
+    def warm_up(self, run: Run) -> None:
+        run()
+
+    def record(self, run: Run) -> Run:
+        return run
+
+    def wait(self) -> None:
+        return
 
 
 class CudaGraphs:
@@ -110,8 +123,8 @@ class CudaGraphs:
 
 @dataclass(frozen=True, slots=True)
 class GraphCounts:
-    """captured, replays, eager: graphs recorded, ticks that repeated one, ticks that ran as they are; reason:
-    why the last of those did."""
+    """captured, replays, eager: graphs recorded, passes that repeated one, passes that ran as they are;
+    reason: why the last of those did."""
 
     captured: int = 0
     replays: int = 0
@@ -131,33 +144,12 @@ class Computed:
     history: torch.Tensor | None = None
 
 
-class EagerTicks:
-    """Runs a tick as it is, over the tensors of the batch."""
-
-    def __init__(self, tick: Forward, reason: str) -> None:
-        self._tick = tick
-        self._reason = reason
-        self._runs = 0
-
-    def run(self, batch: Batch) -> Computed:
-        latents, finite, history = self._tick(batch)
-        self._runs += 1
-        return Computed(latents, HostCopy(finite), history)
-
-    @property
-    def counts(self) -> GraphCounts:
-        return GraphCounts(eager=self._runs, reason=self._reason if self._runs else None)
-
-    def clear(self) -> None:
-        """Nothing is kept."""
-
-
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """warm: has `done` in threads that have run this tick. Libraries keep handles and workspaces by thread,
+    """warm: has `done` in threads that have run this pass. Libraries keep handles and workspaces by thread,
     and none may be made while recording."""
 
-    buffers: TickBuffers
+    buffers: PassBuffers
     warm: threading.local = field(default_factory=threading.local)
     replay: Run | None = None
 
@@ -186,28 +178,28 @@ class _Kept:
         self._kept.clear()
 
 
-class TickGraphs:
-    """Runs a tick over the static buffers of its shape.
+class PassGraphs:
+    """Runs a pass over the static buffers of its shape, or, for the stated reason, as it is.
 
-    recorder: None: nothing is recorded, for the stated reason.
+    recorder: None: there are no graphs.
     """
 
     def __init__(
         self,
-        tick: Forward,
+        forward: Forward,
         schedules: Schedules,
         spec: ModelSpec,
         recorder: GraphRecorder | None,
         reason: str | None = None,
         most_shapes: int = MOST_SHAPES,
     ) -> None:
-        self._tick = tick
+        self._forward = forward
         self._schedules = schedules
         self._spec = spec
         self._recorder = recorder
         self._reason = reason
         self._most_shapes = most_shapes
-        self._entries: OrderedDict[TickShape, _Entry] = OrderedDict()
+        self._entries: OrderedDict[PassShape, _Entry] = OrderedDict()
         self._layouts = _Kept()
         self._views = _Kept()
         self._held: tuple[object, ...] = ()
@@ -215,6 +207,8 @@ class TickGraphs:
 
     def run(self, batch: Batch) -> Computed:
         """The pass over this batch, whose index tensors are in host memory and whose latents are not."""
+        if self._recorder is None:
+            return self._as_it_is(batch, self._reason)
         if batch.cells.layers:
             return self._as_it_is(batch, "a view for each layer")
         if batch.noise is not None:
@@ -224,8 +218,9 @@ class TickGraphs:
         entry = self._entry(layout, batch)
         buffers = entry.buffers
         buffers.load(layout, batch)
-        self._run(entry)
-        # Copied: the next tick of this shape writes over the buffers, whoever still needs what this one left.
+        if not self._run(entry, self._recorder):
+            return self._as_it_is(batch, self._reason)
+        # Copied: the next pass of this shape writes over the buffers, whoever still needs what this one left.
         found = error_bits(batch.cells.k_pages.device).clone()
         findings = HostCopy(layout.updates.taken(buffers.finite), found)
         history = None
@@ -243,38 +238,35 @@ class TickGraphs:
 
     # --- private
 
-    def _as_it_is(self, batch: Batch, reason: str) -> Computed:
-        """A pass with tensors that no shape has room for."""
+    def _as_it_is(self, batch: Batch, reason: str | None) -> Computed:
         device = batch.cells.k_pages.device
-        latents, finite, history = self._tick(on_device(batch, device))
+        latents, finite, history = self._forward(batch if device.type == "cpu" else on_device(batch, device))
         self._count(eager=1, reason=reason)
         return Computed(latents, HostCopy(finite, error_bits(device).clone()), history)
 
-    def _run(self, entry: _Entry) -> None:
-        if entry.replay is None and self._recorder is not None and hasattr(entry.warm, "done"):
+    def _run(self, entry: _Entry, recorder: GraphRecorder) -> bool:
+        """False if it cannot be recorded, and nothing was run."""
+        if entry.replay is None and not hasattr(entry.warm, "done"):
+            recorder.warm_up(lambda: self._run_over(entry.buffers))
+            entry.warm.done = True
+            self._count(eager=1, reason=FIRST_OF_ITS_SHAPE)
+            return True
+        if entry.replay is None:
             try:
-                entry.replay = self._recorder.record(lambda: self._tick_over(entry.buffers))
+                entry.replay = recorder.record(lambda: self._run_over(entry.buffers))
             except Exception as error:
                 # Not again: whatever cannot be recorded now cannot be recorded in the next shape either.
                 self._reason = f"recording failed: {type(error).__name__}: {error}"
-                self._recorder.wait()
+                self.clear()
                 self._recorder = None
-                self._entries = OrderedDict({entry.buffers.shape: entry})
-            else:
-                self._count(captured=1)
-        if entry.replay is not None:
-            entry.replay()
-            self._count(replays=1)
-        elif self._recorder is not None:
-            self._recorder.warm_up(lambda: self._tick_over(entry.buffers))
-            entry.warm.done = True
-            self._count(eager=1, reason=FIRST_OF_ITS_SHAPE)
-        else:
-            self._tick_over(entry.buffers)
-            self._count(eager=1, reason=self._reason)
+                return False
+            self._count(captured=1)
+        entry.replay()
+        self._count(replays=1)
+        return True
 
-    def _tick_over(self, buffers: TickBuffers) -> None:
-        buffers.store(*self._tick(buffers.batch))
+    def _run_over(self, buffers: PassBuffers) -> None:
+        buffers.store(*self._forward(buffers.batch))
 
     def _count(self, captured: int = 0, replays: int = 0, eager: int = 0, reason: str | None = None) -> None:
         now = self.counts
@@ -317,18 +309,16 @@ class TickGraphs:
                 if self._recorder is not None:
                     self._recorder.wait()
                 self._entries.popitem(last=False)
-            entry = self._entries[layout.shape] = _Entry(TickBuffers(layout, batch, self._spec))
+            entry = self._entries[layout.shape] = _Entry(PassBuffers(layout, batch, self._spec))
         self._entries.move_to_end(layout.shape)
         return entry
 
 
-def ticks_for(
-    tick: Forward, schedules: Schedules, spec: ModelSpec, device: torch.device, cuda_graphs: bool | None
-) -> EagerTicks | TickGraphs:
-    """How an engine on this device runs its ticks; cuda_graphs: as in Engine."""
-    if device.type == "cuda":
-        if cuda_graphs is False:
-            return TickGraphs(tick, schedules, spec, None, "turned off: cuda_graphs=False")
-        return TickGraphs(tick, schedules, spec, CudaGraphs(device))
-    reason = f"no CUDA graphs on {device.type}"
-    return TickGraphs(tick, schedules, spec, None, reason) if cuda_graphs else EagerTicks(tick, reason)
+def graphs_for(
+    forward: Forward, schedules: Schedules, spec: ModelSpec, device: torch.device, cuda_graphs: bool | None
+) -> PassGraphs:
+    """How an engine on this device runs its passes; cuda_graphs: as in Engine."""
+    if cuda_graphs is False or (cuda_graphs is None and device.type != "cuda"):
+        off = "turned off: cuda_graphs=False" if device.type == "cuda" else f"no CUDA graphs on {device.type}"
+        return PassGraphs(forward, schedules, spec, None, off)
+    return PassGraphs(forward, schedules, spec, CudaGraphs(device) if device.type == "cuda" else RunsAgain())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of similar size, padded to one shape, so that one recorded tick serves them all.
+"""Batches of similar size, padded to one shape, so that one recorded pass serves them all.
 
 Padding changes no result, because nobody can tell that it is there:
 
@@ -56,8 +56,8 @@ class TableShape:
 
 
 @dataclass(frozen=True, slots=True)
-class TickShape:
-    """Everything that a recorded tick fixes. Batches of equal shape can take each other's place.
+class PassShape:
+    """Everything that a recorded pass fixes. Batches of equal shape can take each other's place.
 
     contexts, spans: with padding; a span has no updates or as many as cells. table, conditions: of the frames
         and of cross conditions. planes: of the history.
@@ -131,7 +131,7 @@ class PaddedLayout:
     their tokens.
     """
 
-    shape: TickShape
+    shape: PassShape
     rows: Room
     tokens: Room
     updates: Room
@@ -159,7 +159,7 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
     conditions = None
     if cells.conditions is not None:
         conditions = _pad_table(cells.conditions.table, units, sizes, batch, spec)
-    shape = TickShape(
+    shape = PassShape(
         contexts=units.most[0],
         spans=most,
         branches=len(batch.branch_cells),

@@ -21,10 +21,10 @@ from test_engine import SCHEDULE
 
 from ardiff_engine.diffusion import solvers
 from ardiff_engine.engine import Engine, Request
-from ardiff_engine.engine.cuda import graphs as tick_graphs
+from ardiff_engine.engine.cuda import graphs as pass_graphs
 from ardiff_engine.engine.cuda import shapes as tick_shape
-from ardiff_engine.engine.cuda.buffers import TickBuffers
-from ardiff_engine.engine.cuda.graphs import FIRST_OF_ITS_SHAPE, CudaGraphs, TickGraphs
+from ardiff_engine.engine.cuda.buffers import PassBuffers
+from ardiff_engine.engine.cuda.graphs import FIRST_OF_ITS_SHAPE, CudaGraphs, GraphRecorder, PassGraphs
 from ardiff_engine.engine.cuda.shapes import room_for, room_for_entries
 from ardiff_engine.errors import NumericalError, PageTableError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
@@ -91,22 +91,22 @@ class FakeGraphs:
         self.calls.append("wait")
 
 
-def recording(engine: Engine, recorder: FakeGraphs, most_shapes: int = 16) -> TickGraphs:
-    """The engine, with its ticks through this recorder."""
+def recording(engine: Engine, recorder: GraphRecorder, most_shapes: int = 16) -> PassGraphs:
+    """The engine, with its passes through this recorder."""
     runner = engine._runner
-    graphs = TickGraphs(
+    graphs = PassGraphs(
         runner._forward, engine._schedules, engine.model.spec, recorder, most_shapes=most_shapes
     )
-    runner.ticks = graphs
+    runner.graphs = graphs
     return graphs
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[TickBuffers]:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[PassBuffers]:
     """The buffers of all shapes; what a batch need not fill is NaN before the first batch comes."""
-    made: list[TickBuffers] = []
+    made: list[PassBuffers] = []
 
-    class Poisoned(TickBuffers):
+    class Poisoned(PassBuffers):
         def __init__(self, *arguments) -> None:
             super().__init__(*arguments)
             made.append(self)
@@ -114,7 +114,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[TickBuffers]:
                 if tensor is not None:
                     tensor.fill_(torch.nan)
 
-    monkeypatch.setattr(tick_graphs, "TickBuffers", Poisoned)
+    monkeypatch.setattr(pass_graphs, "PassBuffers", Poisoned)
     return made
 
 
@@ -164,7 +164,7 @@ def test_a_tick_is_recorded_at_its_second_time_and_repeated_from_then_on():
     assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
     stats = engine.stats()
     shapes = len(graphs._entries)
-    assert stats.eager_ticks == recorder.calls.count("warm up") == shapes
+    assert stats.eager_passes == recorder.calls.count("warm up") == shapes
     assert stats.eager_reason == FIRST_OF_ITS_SHAPE
     assert stats.graphs_captured == recorder.calls.count("record") <= shapes
     assert stats.graph_replays == recorder.calls.count("replay") == stats.passes - shapes > 0
@@ -173,7 +173,7 @@ def test_a_tick_is_recorded_at_its_second_time_and_repeated_from_then_on():
     # The same videos again meet known shapes only.
     again = videos(engine, PLAIN)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
-    assert engine.stats().eager_ticks == shapes
+    assert engine.stats().eager_passes == shapes
 
 
 @pytest.mark.parametrize("memory", [RecomputedWindow(4), Window(4, sink=1)], ids=["recomputed", "rolling"])
@@ -183,8 +183,8 @@ def test_an_endless_stream_comes_to_repeat_all_its_ticks(memory, monkeypatch):
     monkeypatch.setattr(tick_shape, "choose", lambda op, *tensors: Choice("cuda", "for its schedule"))
     monkeypatch.setattr(attention_work, "_multiprocessors", lambda device: 132)
     padded = []
-    pad = tick_graphs.pad_layout
-    monkeypatch.setattr(tick_graphs, "pad_layout", lambda *given: padded.append(1) or pad(*given))
+    pad = pass_graphs.pad_layout
+    monkeypatch.setattr(pass_graphs, "pad_layout", lambda *given: padded.append(1) or pad(*given))
     engine = engine_for(memory=memory)
     graphs = recording(engine, FakeGraphs())
     stream = engine.submit(Request(num_frames=None, lag=2, max_ahead=10_000))
@@ -254,7 +254,7 @@ def test_a_recording_that_fails_is_tried_once_and_named():
     assert all(torch.equal(a, b) for a, b in zip(plain, eager, strict=True))
     stats = engine.stats()
     assert recorder.calls.count("record") == 1
-    assert stats.graphs_captured == stats.graph_replays == 0 and stats.eager_ticks == stats.passes
+    assert stats.graphs_captured == stats.graph_replays == 0 and stats.eager_passes == stats.passes
     assert stats.eager_reason == "recording failed: RuntimeError: operation not permitted"
     assert stats.passes_retried == 0 and stats.streams_failed == 0
 
@@ -328,10 +328,11 @@ def test_off_on_a_cpu_unless_asked_for():
     engine = engine_for()
     engine.submit(PLAIN[0]).result()
     stats = engine.stats()
-    assert stats.eager_ticks == stats.passes and stats.eager_reason == "no CUDA graphs on cpu"
+    assert stats.eager_passes == stats.passes and stats.eager_reason == "no CUDA graphs on cpu"
     assert engine_for().stats().eager_reason is None
-    assert not isinstance(engine._runner.ticks, TickGraphs)
-    assert isinstance(engine_for(cuda_graphs=True)._runner.ticks, TickGraphs)
+    padded = engine_for(cuda_graphs=True)
+    assert torch.equal(padded.submit(PLAIN[0]).result(), engine_for().submit(PLAIN[0]).result())
+    assert padded.stats().graph_replays > 0
 
 
 @pytest.fixture
