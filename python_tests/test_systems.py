@@ -14,6 +14,7 @@ import pytest
 from ardiff_engine import systems
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.memory import Window
 from ardiff_engine.systems.calls import ANY_NETWORK, by_kind
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
@@ -122,14 +123,14 @@ def test_every_latent_of_the_official_code(name: str) -> None:
 
 
 def test_longlive_recaches_frames_that_see_later_ones() -> None:
-    """It builds a causal mask for that pass, and the attention over its cache ignores it. What
-    `Stream.set_condition(effect="recommit")` stores is causal."""
+    """It builds a causal mask for that pass, and the attention over its cache ignores it: `memory.Recached`.
+    What `Stream.set_condition(effect="recommit")` stores under a plain window is causal."""
     official = golden("longlive1_switch15_local_sink_F24")
     call = int(np.argmax(official["fed"].sum(axis=1)))
     seen = official["visible"][call]
     assert seen[3, 14] and not official["updated"][call].any()
     system = systems.get("longlive")
-    feeder = Feeder(system.plan_of(24), system.memory, ANY_NETWORK)
+    feeder = Feeder(system.plan_of(24), Window(9, sink=3), ANY_NETWORK)
     while feeder.tick < 20:
         feeder.advance(feeder.next())
     feeder.recommit()

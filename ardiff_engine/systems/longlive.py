@@ -17,8 +17,8 @@ SYSTEM = replace(
     repository="NVlabs/LongLive (v1.0)",
     memory=Recached(Window(9, sink=3)),
     on_prompt="recommit",
-    exact="Calls and latents; new prompts, with a sink that stays and one that moves.",
-    left_out="In the pass after a new prompt its frames see later ones; `Stream.set_condition` is causal.",
+    exact="Calls and latents; new prompts, with a sink that stays and one that moves, in whose pass frames "
+    "see later ones, as in its code.",
 )
 
 
