@@ -52,7 +52,7 @@ class Sides:
         generator = torch.Generator().manual_seed(1)
         shape = (MOST_BLOCKS * BLOCK, config.channels, *size)
         self.noise = torch.randn(shape, generator=generator)
-        text = torch.randn(77, config.text_dim, generator=generator)
+        text = torch.randn(min(77, config.text_tokens), config.text_dim, generator=generator)
         solver = solvers.Euler(FlowSchedule(shift=5.0), STEPS)
         self.timesteps = solver.timesteps[:STEPS].tolist()
         self.sigmas = [t / 1000 for t in self.timesteps] + [0.0]

@@ -18,11 +18,12 @@ from ardiff_engine.ops.frame_attention import frame_attention
 from ardiff_engine.ops.frame_table import FrameTable
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu"
-MODULES = ("lines", "timing", "case", "memory_bound", "attention", "training")
+MODULES = ("lines", "timing", "case", "memory_bound", "attention", "training", "wan", "bench_wan")
 
 
 @pytest.fixture
 def benchmark_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
     monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module
     for name in MODULES:
@@ -76,7 +77,24 @@ def test_training_and_its_opponents(benchmark_of):
     assert set(case.opponents) == {"FlexAttention", "SDPA, boolean mask"}
 
 
-@pytest.mark.parametrize("script", ["timing", "memory_bound", "attention", "training", "engine"])
+@pytest.mark.parametrize("streams", [1, 3])
+def test_blocks_of_wan(benchmark_of, streams):
+    module, models = benchmark_of("wan"), benchmark_of("bench_wan")
+    model = models.random_wan(models.WanConfig(48, 1, 2, 64, text_dim=8, text_tokens=4))
+    found = module.run(model, module.Shape((4, 6), 6, streams), cuda_graphs=False)
+    assert found.seconds > 0 and found.replayed == 0
+    assert found.seconds_per_frame == pytest.approx(found.seconds / (3 * streams))
+
+
+def test_the_opponent_of_wan_computes_the_same(benchmark_of):
+    """As the benchmark asks before it times: block by block, also once the window is full."""
+    module = benchmark_of("bench_wan")
+    sides = module.Sides(module.WanConfig(48, 2, 2, 64, text_dim=8, text_tokens=4), (4, 6))
+    for _ in range(module.BLOCKS + 2):
+        torch.testing.assert_close(sides.ours(), sides.theirs(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("script", ["timing", "memory_bound", "attention", "training", "engine", "wan"])
 def test_every_benchmark_has_a_command_line(script):
     command = [sys.executable, str(FOLDER / f"{script}.py"), "--help"]
     ran = subprocess.run(command, capture_output=True, text=True)

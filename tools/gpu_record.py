@@ -105,6 +105,8 @@ STEPS = (
         "engine_graphs_sm90a", "engine.py", 90, "--variant", "graphs",
         environment=HOPPER, needs="tests_sm90", hopper=True,
     ),
+    speed("wan_graphs", "wan.py", 240, "--variant", "graphs", needs="tests_engine"),
+    speed("wan_eager", "wan.py", 240, "--variant", "eager", needs="tests_engine"),
     tests("tests_large", SM80, 120, "large"),
     tests("tests_sm90_large", SM90, 120, "large", needs="tests_sm90", hopper=True),
     tests("tests_triton_attention", "test_triton_frame_attention.py", 240),
