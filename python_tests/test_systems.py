@@ -21,7 +21,9 @@ GOLDEN = Path(__file__).parent / "golden" / "systems"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
 ARRAYS = ("fed", "updated", "timestep", "written", "visible", "position", "key_call")
 
-NOT_EXPRESSED: dict[str, str] = {}
+NOT_EXPRESSED: dict[str, str] = {
+    "far_long_win3_ctx2_new4": "an old frame is fed again as fewer tokens: frames of two token counts",
+}
 """Files of systems that are not expressed, and why."""
 
 
@@ -75,7 +77,7 @@ def drawn(official: dict[str, np.ndarray], steps: int) -> tuple[np.ndarray, np.n
     start, noise = np.empty(frames), np.zeros((frames, steps))
     for frame in range(frames):
         start[frame] = official["x_in"][official["fed"][:, frame].argmax(), frame]
-        key = next((key for key in ("renoise_eps", "eps") if key in official), None)
+        key = next((key for key in ("renoise_eps", "eps", "noise") if key in official), None)
         if key is not None:
             eps = official[key][official["updated"][:, frame], frame]
             noise[frame, : len(eps)] = np.nan_to_num(eps)
@@ -83,6 +85,7 @@ def drawn(official: dict[str, np.ndarray], steps: int) -> tuple[np.ndarray, np.n
 
 
 NO_LATENTS = {
+    "ca2_vdm_perturb300_g2_chunk3_cap8_S4": "finished frames get noise before they are stored",
     "diffusion_forcing_ddpm_T10_F5": "a fault: 10 training timesteps make NaN of all latents",
     "fvdm_i2v_frame0_F5_S4": "a fault: given frames become their estimate at timestep 0 in each call",
     "fvdm_interpolation_F5_S4": "a fault: given frames become their estimate at timestep 0 in each call",
@@ -94,8 +97,12 @@ NO_LATENTS = {
 }
 """Files whose latents are not compared at all, and why."""
 
-ROUNDED = {"diffusion_forcing_pyramid_u1_eta1_x0_F5_S4": 1e-4}
-"""Where the official float32 loses digits: here x/√ᾱ − x0 at ᾱ = 3e-7."""
+ROUNDED = {
+    "diffusion_forcing_pyramid_u1_eta1_x0_F5_S4": 1e-4,
+    "ca2_vdm_g1_chunk2_cap5_S2": 5e-2,
+    "ca2_vdm_rope_g1_chunk2_cap5_S2": 5e-2,
+}
+"""Where the official float32 loses digits: x/√ᾱ − x0 at ᾱ = 3e-7, and x/√ᾱ, of hundreds, at ᾱ = 4e-5."""
 
 SOLVED_OTHERWISE = {
     "krea_ctx3_F15": "a first frame is encoded anew from pictures, which are not on record",
@@ -114,7 +121,7 @@ def test_every_latent_of_the_official_code(name: str) -> None:
     start, noise = drawn(official, max(own.num_steps for own in ours.tracks))
     made = ours.trace(noise=start, step_noise=noise)
     if "final" in official:
-        np.testing.assert_allclose(made.final, official["final"], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(made.final, official["final"], rtol=1e-6, atol=ROUNDED.get(name, 1e-6))
     if name not in SOLVED_OTHERWISE:
         np.testing.assert_allclose(made.x_in, official["x_in"], rtol=1e-6, atol=ROUNDED.get(name, 1e-6))
 
