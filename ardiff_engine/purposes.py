@@ -17,7 +17,7 @@ class Purpose(enum.IntEnum):
     RENOISE = 3
     DATA = 4
     TIMESTEPS = 5  # timesteps of a training clip; kernels hold this number as well
-    HISTORY = 6  # noise on the clean frames of teacher forcing
+    HISTORY = 6  # noise on clean frames: teacher forcing, history guidance
     WARP = 7  # fresh noise where warped noise is spread out
     FILE = 16  # which latent file, and where in it
     WINDOW = 17  # which window of an encoded clip

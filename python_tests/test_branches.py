@@ -16,12 +16,13 @@ from inside import inside
 from test_ar_diffusion import tiny
 
 import ardiff_engine as ade
-from ardiff_engine import plan
-from ardiff_engine.diffusion import NoiseSchedule, solvers
+from ardiff_engine import ops, plan
+from ardiff_engine.diffusion import NoiseSchedule, noise_keys, solvers
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.memory import Full, MemoryPolicy, RecomputedWindow, Window
 from ardiff_engine.plan import Rule
+from ardiff_engine.purposes import Purpose
 
 Branch, Past = ade.Branch, ade.Past
 SCHEDULE = NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)
@@ -388,6 +389,27 @@ def test_history_guidance_of_a_network_in_which_all_frames_see_all() -> None:
             p, q, a, b = S4.coefficients[level, :4]
             x = a * x + b * (p * x + q * out)
     assert float((got - x).norm() / x.norm()) < 1e-5
+    noised = [Branch(TEXT, 2.5), Branch(TEXT, -1.5, view=Past(level=1))]
+    request = Request(4, plan=rule, latents=noise, prefix=given, branches=noised, seed=7)
+    got = engine.submit(request).result()[2:]
+    at = S4.timesteps[1].long()
+    signal, sigma = SCHEDULE.alphas_cumprod[at].sqrt(), (1 - SCHEDULE.alphas_cumprod[at]).sqrt()
+    x = noise.double()
+    with torch.no_grad():
+        for level in range(4):
+            keys = noise_keys(7, 0, [0, 1], Purpose.HISTORY, level)
+            history = signal * given.double() + sigma * ops.philox_normal(keys, 12).reshape(2, 3, 4)
+            out = 0.0
+            for weight, past, told in ((2.5, given.double(), 4), (-1.5, history, 1)):
+                t = torch.tensor([S4.timesteps[told]] * 2 + [S4.timesteps[level]] * 2)
+                out = out + weight * dense(torch.cat([past, x]), t, TEXT, everything)[2:]
+            p, q, a, b = S4.coefficients[level, :4]
+            x = a * x + b * (p * x + q * out)
+    assert float((got - x).norm() / x.norm()) < 1e-5
+    with pytest.raises(ConfigError, match="level"):
+        engine.submit(Request(4, plan=rule, branches=[Branch(view=Past(level=4))]))
+    with pytest.raises(ConfigError, match="fed again"):
+        engine_of(network()).submit(Request(4, plan=rule, branches=[Branch(view=Past(level=1))]))
     with pytest.raises(ConfigError, match="nothing is stored"):
         engine.submit(Request(4, plan=rule, branches=[Branch(), Branch(writes=False)]))
 

@@ -18,6 +18,7 @@ import torch
 
 from ardiff_engine.arguments import integer
 from ardiff_engine.diffusion.real import is_real
+from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.errors import ConfigError
 
 Condition = torch.Tensor | int | Literal["null"] | None
@@ -28,16 +29,23 @@ Weight = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What a branch sees of the frames before its own block. frames: the last so many of those that the
-    memory shows; 0: none, the block is alone. Later frames are not seen.
+    """What a branch sees of the past.
 
-    ConfigError: no whole number from 0 on.
+    frames: its own block and the last so many frames before it, of those that the memory shows; 0: the block
+        is alone. None: all that the memory shows.
+    level: finished frames are noised back to that level, with new noise in every tick; 0: all but lost. For
+        networks that are fed the whole window in every pass (`ModelSpec.forgets` is False).
+
+    ConfigError: no whole numbers from 0 on.
     """
 
-    frames: int
+    frames: int | None = None
+    level: int | None = None
 
     def __post_init__(self) -> None:
-        integer("Past.frames", self.frames, low=0)
+        for name in ("frames", "level"):
+            if getattr(self, name) is not None:
+                integer(f"Past.{name}", getattr(self, name), low=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +101,17 @@ def classifier_free(condition: Condition, negative: Condition, scale: float) -> 
 def weight_table(branches: Sequence[Branch], steps: Sequence[int]) -> np.ndarray:
     """float32 [branches, levels of all tracks]."""
     return np.array([branch.weights(steps) for branch in branches], np.float32)
+
+
+def noise_weights(solver: Solver, level: int) -> tuple[float, float]:
+    """(signal, sigma) of a frame at this level. ConfigError: a solver without schedule or such a level."""
+    schedule = getattr(solver, "schedule", None)
+    if schedule is None or level >= solver.num_steps:
+        raise ConfigError(
+            f"Past(level={level}) with {solver!r:.60}: it has no noise schedule, or no such level"
+        )
+    at = solver.timesteps[level]
+    return float(schedule.signal(at)), float(schedule.sigma(at))
 
 
 def same_condition(branches: Sequence[Branch]) -> list[bool]:

@@ -270,8 +270,8 @@ class Packer:
         conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]
         latents: list[torch.Tensor] = []
         for state, feed in work:
-            for roster in state.rosters(feed):
-                latents += [state.latents[frame] for frame in roster.frames]
+            for branch, roster in zip(state.branches, state.rosters(feed), strict=True):
+                latents += state.latents_of(branch, roster, feed.roster)
         x = torch.cat(latents)
         return x, torch.cat(conditions) if conditions else None, _history(work, x)
 

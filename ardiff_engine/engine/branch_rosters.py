@@ -5,6 +5,8 @@ stream's memory shows.
     branch                 feeds                     sees                            keeps pages of
     as the memory says     all                       all                             all
     view=Past(frames=n)    all                       its block, n frames before it   all
+    view=Past(level=k)     all; finished frames      all                             all
+                           noised to level k
     view=Past(frames=0)    what the solver moves     its block                       what it feeds
     writes=False           what the solver moves     as its view says; finished      frames in flight
                                                      frames in the K/V of `source`
@@ -31,8 +33,17 @@ def source_of(branches: Sequence[Branch]) -> int:
     return next((i for i, own in enumerate(branches) if own.writes and own.view is None), -1)
 
 
-def check_branches(branches: Sequence[Branch], spec: ModelSpec) -> None:
-    """ConfigError if a branch reads K/V that no branch, or no pass, stores."""
+def check_branches(branches: Sequence[Branch], spec: ModelSpec, steps: Sequence[int]) -> None:
+    """ConfigError if a branch reads K/V that no branch, or no pass, stores, or noises what is not fed, or
+    back to a level that there is not."""
+    for level in [own.view.level for own in branches if noises(own) and own.view is not None]:
+        if spec.forgets:
+            raise ConfigError(
+                f"Past(level={level}) and a model whose finished frames are not fed again: only what is fed "
+                "in every pass can be noised anew; Past(frames=0) leaves the past out"
+            )
+        if level is not None and level >= min(steps):
+            raise ConfigError(f"Past(level={level}): expected one of the levels 0..{min(steps) - 1}")
     if all(own.writes for own in branches):
         return
     if source_of(branches) < 0:
@@ -45,6 +56,18 @@ def check_branches(branches: Sequence[Branch], spec: ModelSpec) -> None:
             "branches with writes=False and a model in which later frames change the K/V of earlier ones: "
             "nothing is stored in it that another branch could read"
         )
+
+
+def noises(branch: Branch) -> bool:
+    return branch.view is not None and branch.view.level is not None
+
+
+def noised_cells(branch: Branch, own: Roster, fed: Roster) -> list[int]:
+    """Which cells of the branch's own roster are finished frames that it sees noised; fed: by the stream."""
+    if not noises(branch) or not _sees_past(branch):
+        return []
+    cells = zip(fed.updates, fed.levels, fed.steps, strict=True)
+    return [i for i, (updates, level, steps) in enumerate(cells) if not updates and level == steps]
 
 
 def most_frames(branch: Branch, plan: Plan, memory: MemoryPolicy) -> int:
@@ -64,8 +87,8 @@ def _of_branch(branch: Branch, roster: Roster, plan: Plan, tick: int) -> Roster:
     if branch.view is None and branch.writes:
         return roster
     own = roster
-    if branch.view is not None:
-        frames = branch.view.frames
+    frames = None if branch.view is None else branch.view.frames
+    if frames is not None:
         seen = [
             _recent(view, plan.block(frame), frames)
             for frame, view in zip(roster.frames, roster.views, strict=True)
@@ -75,6 +98,11 @@ def _of_branch(branch: Branch, roster: Roster, plan: Plan, tick: int) -> Roster:
             for frame, views in zip(roster.frames, roster.layers, strict=bool(roster.layers))
         ]
         own = replace(own, views=tuple(seen), layers=tuple(layers))
+    if noises(branch) and branch.view is not None:
+        levels = list(own.levels)
+        for cell in noised_cells(branch, own, roster):
+            levels[cell] = branch.view.level or 0
+        own = replace(own, levels=tuple(levels))
     if branch.writes and _sees_past(branch):
         return own
     kept = plan.now(tick).unfinished if _sees_past(branch) else ()
@@ -82,7 +110,7 @@ def _of_branch(branch: Branch, roster: Roster, plan: Plan, tick: int) -> Roster:
 
 
 def _sees_past(branch: Branch) -> bool:
-    return branch.view is None or branch.view.frames > 0
+    return branch.view is None or branch.view.frames != 0
 
 
 def _recent(view: View, block: range, frames: int) -> View:

@@ -33,7 +33,7 @@ from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.results import Results
 from ardiff_engine.engine.runner import Forward, Runner
 from ardiff_engine.engine.scheduler import Scheduler
-from ardiff_engine.engine.schedules import Schedules, Tracks, drawn_levels, tracks_of
+from ardiff_engine.engine.schedules import Schedules, Tracks, tracks_of
 from ardiff_engine.engine.starting_noise import StartingNoise, check_noise, given_frames
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.engine.stream import Stream
@@ -150,7 +150,7 @@ class Engine:
         conditions = torch.stack([checked_condition(self.model, own.condition) for own in branches])
         given = given_frames(request, self.model)
         plain = replace(request, on_step=None)
-        check_noise(request, spec, drawn_levels(solver))
+        check_noise(request, spec, solver)
         noise, inputs = StartingNoise(plain, self.model), FrameInputs.of_request(request, self.model)
 
         def add() -> Stream:

@@ -199,7 +199,7 @@ class Scheduler:
 
     def _passes_ahead(self, work: Work) -> int:
         """Passes that may follow each other with no look at anything between them."""
-        if any(state.watched or state.noise.gives_updates for state, _ in work):
+        if any(state.watched or state.repacked for state, _ in work):
             return 1
         # One that waits for its turn or its reader may run next.
         if sum(state.status == "running" for state in self.streams.values()) > len(work):

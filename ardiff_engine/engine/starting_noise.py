@@ -8,8 +8,10 @@ from math import prod
 import torch
 
 from ardiff_engine.device import upload
+from ardiff_engine.diffusion.guidance import noise_weights
 from ardiff_engine.diffusion.noise import initial_noise, noise_keys
 from ardiff_engine.engine.request import Request
+from ardiff_engine.engine.schedules import Tracks, drawn_levels, tracks_of
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.noise import Given, NoiseSource
@@ -70,6 +72,10 @@ class StartingNoise:
         assert self.source is not None, "gives_updates"
         return self._tokens(self.source.update(frame - self._request.prefix_frames, level, self._counted))
 
+    def over(self, frame: int, tick: int) -> torch.Tensor:
+        """float32 [tokens, channels]: noise on a clean frame that a branch sees noised in that tick."""
+        return self._tokens(self._counted(frame - self._request.prefix_frames, Purpose.HISTORY, tick))
+
     def clear(self) -> None:
         """Let go of all tensors."""
         self._drawn.clear()
@@ -86,11 +92,16 @@ class StartingNoise:
         return self._model.to_tokens(upload(drawn.to(torch.float32), self._device))
 
 
-def check_noise(request: Request, spec: ModelSpec, levels: int) -> None:
-    """A typed error where `request.noise` is not of this video. levels: that the solver draws noise for."""
+def check_noise(request: Request, spec: ModelSpec, solver: Tracks) -> None:
+    """A typed error where `request.noise` is not of this video, or a branch sees clean frames at a level that
+    the solver does not have."""
+    levels = {branch.view.level for branch in request.guidance if branch.view is not None} - {None}
+    for own in tracks_of(solver):
+        for level in levels:
+            noise_weights(own, level or 0)
     if request.noise is not None:
         frames = None if request.num_frames is None else request.num_frames - request.prefix_frames
-        request.noise.check(frames, spec.frame_shape(request.size), levels)
+        request.noise.check(frames, spec.frame_shape(request.size), drawn_levels(solver))
 
 
 def given_frames(request: Request, model: VideoModel) -> tuple[torch.Tensor, ...]:

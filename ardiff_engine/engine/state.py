@@ -9,15 +9,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ardiff_engine.diffusion.guidance import Branch
-from ardiff_engine.engine.branch_rosters import branch_rosters
+from ardiff_engine.diffusion.guidance import Branch, noise_weights
+from ardiff_engine.engine.branch_rosters import branch_rosters, noised_cells, noises
 from ardiff_engine.engine.decoding import StreamDecoder
 from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.frame_inputs import FrameInputs
 from ardiff_engine.engine.reader import Outbox
 from ardiff_engine.engine.request import Request
-from ardiff_engine.engine.schedules import ScheduleRows
+from ardiff_engine.engine.schedules import ScheduleRows, tracks_of
 from ardiff_engine.engine.starting_noise import StartingNoise
 from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
 from ardiff_engine.errors import ArdiffError
@@ -105,6 +105,11 @@ class StreamState:
         return limit is None or self.collecting or self.outbox.unread < limit
 
     @property
+    def repacked(self) -> bool:
+        """Whether every pass has inputs that do not follow from the one before."""
+        return self.noise.gives_updates or any(map(noises, self.branches))
+
+    @property
     def awaited(self) -> bool:
         """Whether its callback may come without anybody's doing."""
         return self.runnable or self.status == "waiting" or (self.under_way > 0 and not self.ended)
@@ -132,6 +137,16 @@ class StreamState:
             own = branch_rosters(self.branches, roster, self.feeder.plan, self.feeder.tick)
             found = self._rosters = roster, own
         return found[1]
+
+    def latents_of(self, branch: Branch, own: Roster, fed: Roster) -> list[torch.Tensor]:
+        """Of each cell that a branch feeds, as it sees them; own: its roster, fed: the stream's."""
+        latents = [self.latents[frame] for frame in own.frames]
+        for cell in noised_cells(branch, own, fed):
+            solver = tracks_of(self.schedule.solver)[own.tracks[cell]]
+            signal, sigma = noise_weights(solver, own.levels[cell])
+            noise = self.noise.over(own.frames[cell], self.feeder.ticks_total)
+            latents[cell] = signal * latents[cell] + sigma * noise
+        return latents
 
     def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         """The frames that are due after a pass over `feed`; latents: of those it moved. Changes nothing."""
