@@ -13,7 +13,7 @@ import torch
 import ardiff_engine as ade
 from ardiff_engine import systems
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.memory import Recached, Shots, Window
+from ardiff_engine.memory import Full, Recached, Restarted, Shots, Window
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.layers import dense_attention
 from ardiff_engine.models.wan.positions import rotated, rotation, token_positions
@@ -237,3 +237,28 @@ def test_wan_is_the_plain_loop_over_whole_clips(model: WanTransformer) -> None:
         x = a * x + b * x0 + sum(c * h for c, h in zip(weights, past, strict=False))
         past.insert(0, x0)
     torch.testing.assert_close(found.double(), x, rtol=0, atol=1e-5)
+
+
+BAD_MEMORIES = {
+    "a joint window": lambda: Shots(Window(6, joint=True)),
+    "a scene that starts with the video": lambda: Shots(Window(6), starts=(0,)),
+    "scenes out of order": lambda: Shots(Window(6), starts=(6, 3)),
+    "a pin beyond the window": lambda: Shots(Window(6), starts=(6,), pin=7),
+    "a hard cut that is none": lambda: Shots(Window(6), starts=(6,), hard=(3,)),
+    "prompts over everything": lambda: Recached(Full(), (6,)),
+    "places that never end": lambda: Restarted(Window(6), limit=5, first=5),
+    "no memory": lambda: Restarted("window", limit=5, first=1),
+}
+
+
+@pytest.mark.parametrize("what", BAD_MEMORIES)
+def test_memories_that_make_no_sense(what: str) -> None:
+    with pytest.raises(ConfigError, match="memory"):
+        BAD_MEMORIES[what]()
+
+
+@pytest.mark.parametrize("memory", [Shots(Window(6), starts=(4,)), Recached(Window(6), (4,))])
+def test_scenes_and_prompts_begin_with_a_block(model: WanTransformer, memory: Shots | Recached) -> None:
+    asked = LONGLIVE.request(ade.Request(num_frames=9, size=(2, 4), condition=torch.zeros(5, 10)))
+    with pytest.raises(ConfigError, match="frame 4"):
+        engine(model, 100).submit(replace(asked, memory=memory))
