@@ -22,6 +22,7 @@ INDEX = json.loads((GOLDEN / "index.json").read_text())
 ARRAYS = ("fed", "updated", "timestep", "written", "visible", "position", "key_call")
 
 NOT_EXPRESSED: dict[str, str] = {
+    "gvs_F12_loop_window_S4": "its windows that close a loop are given by hand, and not in the entry",
     "far_long_win3_ctx2_new4": "an old frame is fed again as fewer tokens: frames of two token counts",
 }
 """Files of systems that are not expressed, and why."""
@@ -85,6 +86,8 @@ def drawn(official: dict[str, np.ndarray], steps: int) -> tuple[np.ndarray, np.n
 
 
 NO_LATENTS = {
+    "fifo_f4_n2": "of a window only the noise of its first frame is on record",
+    "fifo_f4_n2_lookahead": "of a window only the noise of its first frame is on record",
     "ca2_vdm_perturb300_g2_chunk3_cap8_S4": "finished frames get noise before they are stored",
     "diffusion_forcing_ddpm_T10_F5": "a fault: 10 training timesteps make NaN of all latents",
     "fvdm_i2v_frame0_F5_S4": "a fault: given frames become their estimate at timestep 0 in each call",

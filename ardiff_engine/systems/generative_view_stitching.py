@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generative View Stitching: all frames at one level, in windows that overlap and keep their centre."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+
+from ardiff_engine.diffusion import NoiseSchedule
+from ardiff_engine.diffusion.solvers import Table, ddim_rows
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.memory.view import Run
+from ardiff_engine.memory.windows import Windows
+from ardiff_engine.plan import Plan, blocks
+from ardiff_engine.systems.calls import Call, CallsOf, Cell
+from ardiff_engine.systems.system import System
+from ardiff_engine.systems.wan_family import Entry
+from ardiff_engine.systems.window_networks import BIDIRECTIONAL
+
+
+def solver(total: int, steps: int) -> Table:
+    """DDIM over indices; a clean frame is told -1, one that is padding the noisiest."""
+    told = [int(i * total / steps) - 1 for i in range(steps, 0, -1)]
+    alphas = NoiseSchedule.cosine(total).alphas_cumprod[torch.tensor(told)]
+    rows = ddim_rows(torch.cat([alphas, torch.ones(1, dtype=torch.float64)]), "v")
+    return Table([*map(float, told), -1.0], rows, waiting=total - 1.0, prediction="v")
+
+
+def stitched(past: int, centre: int, future: int, given: int) -> CallsOf:
+    """Windows of past, centre and future, a centre apart; their centres move. What lies before and after the
+    video is noise. given: frames of the video that are clean."""
+
+    def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+        frames, steps = plan.num_frames or 0, plan.num_steps
+        video = range(past, frames - future)
+        clean = video[:given]
+        for level in range(steps):
+            for start in range(0, len(video), centre):
+                window = range(start, min(start + past + centre + future, frames))
+                seen = (Run(window.start, window.stop, shift=-start),)
+                centres = range(start + past, start + past + centre)
+                yield [
+                    Cell(
+                        f,
+                        0,
+                        f in centres and f in video and f not in clean,
+                        0,
+                        steps if f in clean else level if f in video else steps + 1,
+                        seen,
+                        written=False,
+                    )
+                    for f in window
+                ]
+
+    return calls_of
+
+
+def system(frames: int, past: int, centre: int, future: int, total: int, steps: int, given: int) -> System:
+    padded = past + frames + future
+    return System(
+        name="generative-view-stitching",
+        title="Generative View Stitching",
+        paper="",
+        repository="andrewsonga/generative_view_stitching",
+        plan=blocks(1, lag=0),
+        solver=solver(total, steps),
+        memory=Windows(((0, padded),)),
+        num_frames=padded,
+        network=BIDIRECTIONAL,
+        calls_of=stitched(past, centre, future, given),
+        stores_last=False,
+        exact="Calls without loops.",
+        left_out="Windows that close a loop, given by hand; the engine sees one window whole.",
+    )
+
+
+SYSTEM = system(16, 2, 4, 2, 1000, 50, 1)
+
+
+def from_spec(entry: Entry) -> System:
+    """config: frames, past, centre, future, steps, training timesteps, given frames."""
+    if entry["loop"]:
+        raise ConfigError("generative-view-stitching: windows that close a loop are given by hand")
+    frames, past, centre, future, steps, total, given = map(int, entry["config"])
+    return replace(system(frames, past, centre, future, total, steps, given))
