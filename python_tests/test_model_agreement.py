@@ -31,6 +31,12 @@ def engine_of(network: GaussianVideo) -> ade.Engine:
         ({"layers": 0}, "layers"),
         ({"tokens_per_frame": 2.5}, "tokens_per_frame"),
         ({"heads": 3, "kv_heads": 2}, "kv_heads"),
+        ({"tokens_per_frame": None}, "tokens_per_frame"),
+        ({"patch": (1, 1), "size": (2, 2)}, "patch"),
+        ({"tokens_per_frame": None, "patch": (1, 1)}, "patch"),
+        ({"tokens_per_frame": None, "patch": (1, 2), "size": (2, 3)}, "size"),
+        ({"tokens_per_frame": None, "patch": (2, 0), "size": (2, 2)}, "patch"),
+        ({"tokens_per_frame": None, "patch": (3, 1), "size": (3, 3)}, "channels"),
         ({"condition": replace(NONE, tokens=3)}, "condition"),
         ({"condition": ConditionSpec("joint", 0, (0,))}, "condition"),
         ({"condition": ConditionSpec("text", 3, (3,))}, "condition"),
@@ -58,6 +64,24 @@ def test_a_condition_of_another_shape(monkeypatch: pytest.MonkeyPatch) -> None:
         engine.submit(ade.Request(num_frames=3, lag=2, guidance_scale=2.0))
     monkeypatch.setattr(GaussianVideo, "condition", lambda self, given: torch.zeros(3))
     with pytest.raises(TensorError, match="spec"):
+        engine.submit(ade.Request(num_frames=3, lag=2))
+    assert engine.stats().pages_promised == 0
+
+
+@pytest.mark.parametrize(
+    "to_tokens, from_tokens",
+    [
+        (lambda self, x: x[..., :-1], lambda self, x, size: x),
+        (lambda self, x: x, lambda self, x, size: x.flip(-1)),
+        (lambda self, x: x, lambda self, x, size: x[..., :-1, :]),
+        (lambda self, x: x.transpose(-1, -2), lambda self, x, size: x.transpose(-1, -2)),
+    ],
+)
+def test_a_layout_that_is_not_the_specs(to_tokens, from_tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(model())
+    monkeypatch.setattr(GaussianVideo, "to_tokens", to_tokens)
+    monkeypatch.setattr(GaussianVideo, "from_tokens", from_tokens)
+    with pytest.raises(TensorError, match="to_tokens"):
         engine.submit(ade.Request(num_frames=3, lag=2))
     assert engine.stats().pages_promised == 0
 

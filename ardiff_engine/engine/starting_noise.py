@@ -12,6 +12,7 @@ from ardiff_engine.diffusion.guidance import noise_weights
 from ardiff_engine.diffusion.noise import initial_noise, noise_keys
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Tracks, drawn_levels, tracks_of
+from ardiff_engine.models.agreement import check_layout
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.noise import Given, NoiseSource
@@ -31,6 +32,7 @@ class StartingNoise:
     """
 
     def __init__(self, request: Request, model: VideoModel, source: NoiseSource | None = None) -> None:
+        check_layout(model, request.size)
         self._request = request
         self._model = model
         self._shape = model.spec.frame_shape(request.size)

@@ -10,7 +10,7 @@ import torch
 
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.models.protocol import Tables, VideoModel
-from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.models.spec import ModelSpec, Size
 
 
 def check_spec(spec: ModelSpec) -> None:
@@ -82,6 +82,19 @@ def checked_condition(model: VideoModel, given: torch.Tensor | int | str | None)
             "as in its spec."
         )
     return condition
+
+
+def check_layout(model: VideoModel, size: Size | None) -> None:
+    """TensorError unless `to_tokens` makes the tokens that the spec states, and `from_tokens` undoes it."""
+    spec = model.spec
+    shape, tokens = spec.frame_shape(size), (1, spec.tokens(size), spec.channels)
+    frame = torch.arange(prod(shape), dtype=torch.float32, device=model.device).reshape(1, *shape)
+    made = model.to_tokens(frame)
+    if made.shape != tokens or not torch.equal(model.from_tokens(made, size), frame):
+        raise TensorError(
+            f"to_tokens of {type(model).__name__}: got {list(made.shape)} of a frame {list(shape)}, expected "
+            f"{list(tokens)}, as in its spec, and the frame again by from_tokens."
+        )
 
 
 def check_output(model: VideoModel, x: torch.Tensor, out: torch.Tensor) -> None:
