@@ -428,6 +428,7 @@ def test_history_guidance_of_a_network_in_which_all_frames_see_all() -> None:
         "beside a condition": (ConfigError, {"branches": [Branch()], "condition": prompt(1)}),
         "a wrong condition": (TensorError, {"branches": [Branch(), Branch(prompt(1)[:3])]}),
         "nothing to read": (ConfigError, {"branches": [Branch(writes=False), Branch(view=ALONE)]}),
+        "no past at all": (ConfigError, {"branches": [Branch(view=ALONE)]}),
         "another word": (TensorError, {"branches": [Branch("none")]}),
     }.values(),
 )

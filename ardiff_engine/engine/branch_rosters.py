@@ -44,6 +44,10 @@ def check_branches(branches: Sequence[Branch], spec: ModelSpec, steps: Sequence[
             )
         if level is not None and level >= min(steps):
             raise ConfigError(f"Past(level={level}): expected one of the levels 0..{min(steps) - 1}")
+    if not any(own.writes and _sees_past(own) for own in branches):
+        raise ConfigError(
+            "branches none of which stores a past: one must have writes=True and see more than its own block"
+        )
     if all(own.writes for own in branches):
         return
     if source_of(branches) < 0:
