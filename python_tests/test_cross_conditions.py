@@ -177,3 +177,27 @@ def test_a_wrong_prompt_takes_nothing(video: WanTransformer) -> None:
             engine.submit(request(1, condition=wrong))
         assert isinstance(caught.value, TensorError)
     assert engine.stats().pages_promised == 0
+
+
+def test_branches_with_views_of_their_own(video: WanTransformer) -> None:
+    """Three branches, two of them with one prompt; then a new prompt for the other."""
+
+    def asked(**options) -> ade.Request:
+        branches = [
+            ade.Branch(prompt(1), [3.0, 2.0, 0.5], writes=False),
+            ade.Branch("null", [-1.0, 0.5, 0.5]),
+            ade.Branch("null", [-1.0, -1.5, 0.0], view=ade.Past(frames=0)),
+        ]
+        return ade.Request(num_frames=5, lag=2, size=SIZE, seed=3, branches=branches, **options)
+
+    alone = engine_of(video).submit(asked()).result()
+    for cuda_graphs in (False, True):
+        engine = engine_of(video, cuda_graphs=cuda_graphs)
+        stream, other = engine.submit(asked()), engine.submit(request(1, guidance_scale=2.0))
+        engine.step(1)
+        fork = stream.fork()
+        fork.set_condition(prompt(2))
+        assert torch.equal(stream.result(), alone)
+        assert not torch.allclose(fork.result(), alone, atol=1e-3)
+        assert torch.equal(other.result(), engine_of(video).submit(request(1, guidance_scale=2.0)).result())
+        assert engine.stats().pages_held == 0
