@@ -10,8 +10,15 @@ from ardiff_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from ardiff_engine.codec.taehv import TAEHV
+    from ardiff_engine.codec.tiled import Tiled
     from ardiff_engine.codec.wan import WanVAE
 
-__all__ = ["TAEHV", "WanVAE"]
+__all__ = ["TAEHV", "Tiled", "WanVAE"]
 
-__getattr__ = lazily(__name__, {"TAEHV": "ardiff_engine.codec.taehv", "WanVAE": "ardiff_engine.codec.wan"})
+_HOME = {
+    "TAEHV": "ardiff_engine.codec.taehv",
+    "Tiled": "ardiff_engine.codec.tiled",
+    "WanVAE": "ardiff_engine.codec.wan",
+}
+
+__getattr__ = lazily(__name__, _HOME)
