@@ -185,6 +185,25 @@ def test_forks_rollbacks_and_extensions_have_them_too() -> None:
     assert not torch.allclose(other.result(), want, atol=1e-3)
 
 
+def test_after_going_back_functions_are_asked_again() -> None:
+    given, asked = actions(4), []
+
+    def action(frame: int) -> torch.Tensor:
+        asked.append(frame)
+        return given["action"][frame] + asked.count(frame) - 1
+
+    stream = engine_of().submit(Request(4, lag=STEPS, seed=1, frame_inputs=given | {"action": action}))
+    while stream.frames_ready < 2:
+        stream.engine.step(1)
+    stream.rollback(1)
+    result = stream.result()
+    assert [asked.count(frame) for frame in range(4)][:2] == [1, 2]
+    again = given | {"action": given["action"].clone()}
+    again["action"] += torch.tensor([asked.count(frame) - 1 for frame in range(4)])[:, None]
+    want = engine_of().submit(Request(4, lag=STEPS, seed=1, frame_inputs=again)).result()
+    torch.testing.assert_close(result, want, rtol=1e-5, atol=1e-5)
+
+
 def without(name: str) -> dict[str, torch.Tensor]:
     return {other: rows for other, rows in actions(4).items() if other != name}
 
