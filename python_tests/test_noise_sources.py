@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from ardiff_engine.errors import ArdiffError, ConfigError, NumericalError, TensorError
-from ardiff_engine.noise import Antiphase, Given, Iid, Rescheduled, Warp, Warped, blended, warp_noise
+from ardiff_engine.noise import (
+    Antiphase,
+    Given,
+    Iid,
+    Rescheduled,
+    Warp,
+    Warped,
+    blended,
+    fusion_weights,
+    warp_noise,
+)
 from ardiff_engine.noise.warp import regaussianized
 from ardiff_engine.purposes import Purpose
 
@@ -41,6 +51,14 @@ def test_freenoise_takes_the_official_frames() -> None:
         assert [found[frame] for frame in range(frames)] == official[name].tolist()
         if window > 1:
             torch.testing.assert_close(source.initial(window, own), own(source.source(window)))
+
+
+def test_windows_are_fused_with_the_official_weights() -> None:
+    official = golden("freenoise")
+    names = [name for name in official if name.startswith("window_weights")]
+    assert names
+    for name in names:
+        assert fusion_weights(int(name.split("_")[-1])) == official[name].tolist()
 
 
 def test_warped_noise_is_the_official_one() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ardiff_engine.noise.antiphase import Antiphase
 from ardiff_engine.noise.given import Given
-from ardiff_engine.noise.rescheduled import Rescheduled
+from ardiff_engine.noise.rescheduled import Rescheduled, fusion_weights
 from ardiff_engine.noise.source import Draws, Iid, NoiseSource
 from ardiff_engine.noise.warp import Warp, blended, warp_noise
 from ardiff_engine.noise.warped import Warped
@@ -24,5 +24,6 @@ __all__ = [
     "Warp",
     "Warped",
     "blended",
+    "fusion_weights",
     "warp_noise",
 ]

@@ -41,3 +41,8 @@ class Rescheduled(Iid):
 
     def initial(self, frame: int, own: Draws) -> torch.Tensor:
         return own(self.source(frame))
+
+
+def fusion_weights(window: int) -> list[int]:
+    """FreeNoise's weights of the frames of a window, where overlapping windows are averaged: 1, 2, … and down again."""
+    return [min(frame, window - 1 - frame) + 1 for frame in range(window)]
