@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices of frames and of parts of them that are not traces: Forcing-KV's segments, MCVD's conditioning."""
+"""What is no trace: Forcing-KV's segments, MCVD's conditioning, Epona's steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.memory.segments import least_similar, segment_similarity, take_segments
+from ardiff_engine.systems.epona import times
 from ardiff_engine.training.frame_dropout import conditioning_frames
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
@@ -60,3 +61,12 @@ def test_mcvd_conditioning_is_the_official_one() -> None:
         assert official[f"{tag}__new_frames"][0].tolist() == list(range(past, past + new))
     with pytest.raises(ConfigError):
         conditioning_frames(torch.rand(3, 4), 2, 2, 2, 0.5, 0.5)
+
+
+def test_epona_moves_its_steps_with_the_tokens_of_a_frame() -> None:
+    official = golden("epona_free_cf4_new5_S4")
+    names = [name for name in official if name.startswith("schedule")]
+    assert len(names) >= 6
+    for name in names:
+        steps, tokens = map(int, re.findall(r"S(\d+)_tokens(\d+)", name)[0])
+        np.testing.assert_allclose(times(steps, tokens), official[name], rtol=0, atol=1e-6)

@@ -27,6 +27,7 @@ LENGTHS = {
     "longlive2": 16,
     "magi-1": 4,
     "mmpl": 21,
+    "epona": 13,
     "rolling-forcing": 27,
     "soulx-liveact": 22,
     "streamdiffusion-v2": 8,

@@ -44,5 +44,5 @@ class Rescheduled(Iid):
 
 
 def fusion_weights(window: int) -> list[int]:
-    """FreeNoise's weights of the frames of a window, where overlapping windows are averaged: 1, 2, … and down again."""
+    """Weights of a window's frames where overlapping windows are averaged: 1, 2, … and down again."""
     return [min(frame, window - 1 - frame) + 1 for frame in range(window)]
