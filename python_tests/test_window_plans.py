@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_ar_diffusion import tiny
 
 from ardiff_engine import NoiseSchedule, plan, solvers
+from ardiff_engine.engine import Engine, Request
 from ardiff_engine.errors import ConfigError, PlanError
-from ardiff_engine.memory import Windows
+from ardiff_engine.memory import RecomputedWindow, Windows
 from ardiff_engine.memory.windows import overlapping, trailing
 from ardiff_engine.systems.trace import ANY_NETWORK
 
@@ -122,3 +124,22 @@ def test_ddim_rows_are_those_of_ddim() -> None:
         spaced = solvers.spaced_steps(schedule, 5)
         rows = solvers.ddim_rows(torch.cat([spaced.alphas, spaced.alphas_next[-1:]]), "eps", eta)
         torch.testing.assert_close(rows, own.coefficients, rtol=0, atol=1e-4)  # DDIM rounds some
+
+
+@pytest.mark.parametrize("positions", ["rope", "absolute"])
+def test_the_engine_serves_windows_one_after_the_other(positions: str) -> None:
+    """A long video is two short ones, the second of which begins with the last frames of the first."""
+    model = tiny("share_norm", "none", positions)
+    size, overlap, frames = 4, 1, 7
+    solver = solvers.DDIM(NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000), 3)
+    cell = (model.config.tokens_per_frame, model.config.channels)
+    noise = torch.randn(frames, *cell, generator=torch.Generator().manual_seed(1))
+    engine = Engine(model, solver=solver, memory=RecomputedWindow(size), max_pages=200)
+    first = engine.submit(Request(num_frames=size, lag=2, latents=noise[:size])).result()
+    again = Request(num_frames=size, lag=2, latents=noise[size:], prefix=first[-overlap:])
+    second = engine.submit(again).result()
+    windows = overlapping(frames, size, overlap)
+    rule = plan.parts(plan.blocks(1, lag=2), [stop for _, stop in windows])
+    long = Request(num_frames=frames, plan=rule, memory=Windows(windows), latents=noise)
+    found = engine.submit(long).result()
+    torch.testing.assert_close(found, torch.cat([first, second[overlap:]]), rtol=0, atol=1e-5)
