@@ -342,3 +342,19 @@ def test_what_is_refused(model, vae) -> None:
     with pytest.raises(ConfigError, match="codec"):
         stream.pictures()
     assert [frame.pictures for frame in stream] == [()] * 6
+
+
+def test_pictures_of_titok(tiny_model) -> None:
+    """A codec of one size whose pictures are uint8, after a fork and a rollback too."""
+    pipe = ade.Pipeline.from_pretrained(tiny_model)
+    solver = ade.solvers.DDIM(pipe.schedule, num_inference_steps=4, prediction=pipe.prediction)
+    stream = Engine(pipe.transformer, solver=solver, codec=pipe.codec).submit(Request(num_frames=8, lag=4))
+    while stream.frames_ready < 3:
+        stream.engine.step(passes=1)  # type: ignore[attr-defined]
+    other = stream.fork()
+    stream.rollback(1)
+    images = torch.stack([picture.image for picture in stream.pictures()])
+    assert images.dtype == torch.uint8 and len(images) == 8
+    # Together, frames are rounded otherwise than one by one.
+    assert int((images.int() - pipe.decode(stream.result()).int()).abs().max()) <= 1
+    assert [picture.frame for picture in other.pictures()] == [3, 4, 5, 6, 7]
