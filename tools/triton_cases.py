@@ -33,7 +33,7 @@ ATTENTION += [(64, 64, 64, HALF), (80, 80, 64, HALF), (96, 144, 128, HALF), (64,
 ATTENTION += [(64, 64, 64, FULL), (72, 32, 32, FULL), (80, 80, 64, FULL), (96, 112, 64, FULL)]
 ATTENTION += [(128, 112, 1560, FULL)]
 # (width of the model, heads, head dimension)
-MODELS = ((1152, 16, 72), (1536, 12, 128))
+MODELS = ((1152, 16, 72), (1536, 12, 128), (3072, 24, 128), (5120, 40, 128))
 
 
 def cases() -> dict[str, Callable[[], object]]:
