@@ -22,7 +22,7 @@ from ardiff_engine.media.export import check_size
 from ardiff_engine.parsing import read_json
 from ardiff_engine.pipeline_inputs import chosen_seed
 from ardiff_engine.pipeline_memory import check_memory, size_multiple, video_memory
-from ardiff_engine.pipeline_parts import VideoParts, find_parts
+from ardiff_engine.pipeline_parts import VideoParts, check_inputs, find_parts, takes_picture
 from ardiff_engine.pipeline_pixels import Size, checked_latents, checked_size, frames_of, latents_of
 from ardiff_engine.pipeline_prompts import Prompt, Timed, timed
 from ardiff_engine.pipeline_systems import (
@@ -193,9 +193,15 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
     system = system_named(options.system)
     parts = _parts(options)
     system = with_steps(with_scheduler(system, parts.scheduler), options.steps)
-    check_fits(system, parts.empty_transformer())
+    model = parts.empty_transformer()
+    check_inputs(model)
+    check_fits(system, model)
     size = checked_size(SIZE if options.size is None else options.size, size_multiple(parts))
     given, fps = _given(options)
+    if takes_picture(model):
+        if options.image is None:
+            raise ConfigError("--image: got none, and an image-to-video model needs the first picture.")
+        given = 0  # it draws that picture again
     system = continuing(system, latents_of(given) if given else 0)
     if frames is not None:
         checked_latents(frames, system)

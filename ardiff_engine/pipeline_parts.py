@@ -18,7 +18,9 @@ from ardiff_engine.codec import WanVAE
 from ardiff_engine.codec.wan.layout import VAEFile, open_vae
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.parsing import read_json, shown
+from ardiff_engine.pipeline_pixels import FRAMES
 from ardiff_engine.weights.load_wan import WanFile, open_wan
 from ardiff_engine.weights.lora import check_lora
 from ardiff_engine.weights.safetensors_file import INDEX_SUFFIX, NAMES, SafetensorsFile, unsafe
@@ -63,6 +65,24 @@ def holds_video_parts(name: PathName) -> bool:
     if place.is_file():
         return place.name.endswith((".safetensors", INDEX_SUFFIX))
     return (place / INDEX).is_file() or any((place / f"{name}.safetensors").is_file() for name in VAE_NAMES)
+
+
+def takes_picture(model: WanTransformer) -> bool:
+    """Whether it is an image-to-video model: with channels of a first picture beside the latents."""
+    return any(own.name == PICTURES for own in model.spec.frame_inputs)
+
+
+def check_inputs(model: WanTransformer) -> None:
+    """ConfigError for what image-to-video models take and a pipeline does not make."""
+    config = model.config
+    if config.image_dim is not None:
+        raise ConfigError("models that take CLIP's view of a picture (Wan 2.1's I2V) do not run here.")
+    with_picture = 2 * config.out_channels + FRAMES
+    if takes_picture(model) and config.channels != with_picture:
+        raise ConfigError(
+            f"the transformer takes {config.channels} channels for latents of {config.out_channels}: it must "
+            f"take as many, or {with_picture} with those of a first picture."
+        )
 
 
 def find_parts(
@@ -114,6 +134,10 @@ def _check_kind(index: Path) -> None:
         raise CheckpointError(
             f"{index} is of a {shown(kind)}, expected one of {', '.join(_KINDS)}. Other models of "
             "diffusers are not known here."
+        )
+    if any(values.get("transformer_2") or ()):
+        raise CheckpointError(
+            f"{index} has two transformers, for high and low noise (Wan 2.2 A14B): models with one run here."
         )
 
 

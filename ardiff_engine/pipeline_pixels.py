@@ -94,6 +94,18 @@ class Pixels:
         clip = pixels.permute(3, 0, 1, 2)[None].to(self.vae.mean.device, self.vae.mean.dtype) / 127.5 - 1
         return self.vae.encode(clip)[0].transpose(0, 1).float()
 
+    @torch.no_grad()
+    def beside(self, first: torch.Tensor, latents: int) -> torch.Tensor:
+        """What image-to-video models take beside the latents, float32 [latents, 4 + C, h, w]: a mask of the
+        pictures that are given, and the latents of the first one [1, H, W, 3] followed by grey."""
+        scale, (height, width) = self.vae.scale, first.shape[1:3]
+        clip = torch.zeros(1, 3, frames_of(latents), height, width)
+        clip[0, :, 0] = first[0].permute(2, 0, 1) / 127.5 - 1
+        z = self.vae.encode(clip.to(self.vae.mean.device, self.vae.mean.dtype))[0].transpose(0, 1).float()
+        mask = z.new_zeros(latents, FRAMES, height // scale, width // scale)
+        mask[0] = 1
+        return torch.cat([mask, z], dim=1)
+
     def decoder(self, given: torch.Tensor | None = None) -> PixelDecoder:
         return PixelDecoder(self.vae, self.vae.decoder(given))
 

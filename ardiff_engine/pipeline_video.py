@@ -21,11 +21,12 @@ from ardiff_engine.engine import Request, Stream
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.media import Clip
 from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
 from ardiff_engine.pipeline_engine import KeptEngine
 from ardiff_engine.pipeline_inputs import Picture, Video
 from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoOutput
-from ardiff_engine.pipeline_parts import VideoParts
+from ardiff_engine.pipeline_parts import VideoParts, check_inputs, takes_picture
 from ardiff_engine.pipeline_pixels import Pixels, Size, checked_latents, checked_size, latents_of
 from ardiff_engine.pipeline_prompts import Prompt, Prompts, Timed, listed, timed
 from ardiff_engine.pipeline_stream import PromptSwitches, VideoStream
@@ -42,13 +43,14 @@ LATENTS_AHEAD = 2
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     """What the videos of a call have in common. latents: how many; size: of a latent frame. clip: given
-    frames; prefix: their latents."""
+    frames; prefix: their latents. beside: what an image-to-video model takes beside the latents."""
 
     latents: int | None
     size: Size
     system: System
     clip: Clip | None
     prefix: torch.Tensor | None
+    beside: torch.Tensor | None
 
     @property
     def given(self) -> int:
@@ -79,10 +81,11 @@ class TextToVideoPipeline:
     ) -> None:
         """text: an encoder, or what loads it; None: prompts are given as embeddings.
 
-        ConfigError, PlanError: an unknown system, or one that this network cannot run; an autoencoder of
-        other latents.
+        ConfigError: an unknown system, or one that this network cannot run; an autoencoder of other latents;
+        a model that takes CLIP's view of a picture.
         """
         config = transformer.config
+        check_inputs(transformer)
         if vae.channels != config.out_channels:
             raise ConfigError(
                 f"the autoencoder has latents of {vae.channels} channels, the transformer makes "
@@ -116,6 +119,7 @@ class TextToVideoPipeline:
         """Loads what `find_parts` has found. The autoencoder is float32 whatever `dtype`."""
         chosen = with_scheduler(system_named(system), parts.scheduler)
         config, place = parts.transformer.config, usable_device(device)
+        check_inputs(parts.empty_transformer())
         check_fits(chosen, parts.empty_transformer())
         vae = WanVAE.from_file(parts.vae.file.path, mean=parts.vae.mean, std=parts.vae.std, device=place)
         transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
@@ -203,7 +207,8 @@ class TextToVideoPipeline:
             seed: key of all noise, 64 bits; None draws one, which `out.seed` tells.
             first_video: video k of a batch comes out again alone with `seed=out.seed, first_video=k` and its
                 prompt.
-            image: the first frame: a PIL picture, an array [H, W, 3], or a path.
+            image: the first frame: a PIL picture, an array [H, W, 3], or a path. Image-to-video models need
+                one, with any system.
             video: what all videos continue, 1 + 4k frames: as for AR-Diffusion's pipeline. Both are resized
                 to cover `size`, and cropped.
             given: "pixels" shows given frames as they are, "decoded" as the autoencoder gives them back.
@@ -304,6 +309,8 @@ class TextToVideoPipeline:
     ) -> _Job:
         height, width = checked_size(size, self.size_multiple)
         clip = inputs.given_frames(image, video, (height, width))
+        if takes_picture(self.transformer):
+            return self._picture_job(num_frames, clip, with_steps(self.system, steps))
         given = 0 if clip is None else latents_of(len(clip.frames))
         system = continuing(with_steps(self.system, steps), given)
         if num_frames is None:
@@ -311,7 +318,17 @@ class TextToVideoPipeline:
         latents = None if num_frames is None else checked_latents(num_frames, system)
         rows = (height // self.vae.scale, width // self.vae.scale)
         prefix = None if clip is None else self.pixels.encode(torch.tensor(clip.frames))
-        return _Job(latents, rows, system, clip, prefix)
+        return _Job(latents, rows, system, clip, prefix, None)
+
+    def _picture_job(self, num_frames: int | None, clip: Clip | None, system: System) -> _Job:
+        """An image-to-video model draws the first picture again, like all others."""
+        if clip is None or len(clip.frames) != 1 or num_frames is None:
+            raise ConfigError(
+                "this is an image-to-video model: give the first picture, image=…, and a number of frames."
+            )
+        latents = checked_latents(num_frames, system)
+        beside = self.pixels.beside(torch.tensor(clip.frames), latents)
+        return _Job(latents, (beside.shape[2], beside.shape[3]), system, None, None, beside)
 
     def _request(
         self,
@@ -342,6 +359,7 @@ class TextToVideoPipeline:
             noise_stream=noise_stream,
             latents=latents,
             prefix=job.prefix,
+            frame_inputs=None if job.beside is None else {PICTURES: job.beside},
             solver=job.system.solver,
             memory=job.system.memory,
             on_step=on_step,

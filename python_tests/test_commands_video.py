@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import wan_folder
+from PIL import Image
 
 import ardiff_engine as ade
 from ardiff_engine import pipeline_memory
@@ -72,6 +74,32 @@ def test_guidance_a_first_frame_and_a_continuation(folder: Path, tmp_path: Path)
     assert main([*command, "--system", "longlive", *more, "--out", str(tmp_path / "more")]) == 0
     longer = pictures(tmp_path / "more")
     assert len(longer) == 17 and torch.equal(longer[:5], made[:5])
+
+
+def test_an_image_to_video_model(folder: Path, tmp_path: Path, capsys) -> None:
+    model = Path(shutil.copytree(folder, tmp_path / "model"))
+    shutil.rmtree(model / "transformer")
+    wan_folder.transformer(in_channels=12).save_pretrained(model / "transformer")
+    picture = tmp_path / "first.png"
+    Image.new("RGB", (50, 70), (200, 30, 60)).save(picture)
+    command = [
+        "generate",
+        "--model",
+        str(model),
+        "--system",
+        "wan",
+        "--steps",
+        "3",
+        "--frames",
+        "9",
+        "--quiet",
+    ]
+    command += ["--size", "32x48", "--seed", "5", "--prompt", "a cat", "--out", str(tmp_path / "out")]
+    assert main(command) == 2 and "--image" in capsys.readouterr().err
+    assert main([*command, "--image", str(picture)]) == 0
+    pipe = ade.Pipeline.from_pretrained(model, system="wan")
+    options = {"num_frames": 9, "size": SIZE, "seed": 5, "num_inference_steps": 3}
+    assert torch.equal(pictures(tmp_path / "out"), pipe("a cat", image=picture, **options).frames[0])
 
 
 def test_a_stream_writes_the_same_frames(folder: Path, tmp_path: Path) -> None:

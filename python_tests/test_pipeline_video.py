@@ -74,6 +74,47 @@ def test_the_bidirectional_system_is_diffusers_own_pipeline(folder: Path) -> Non
     assert np.abs(got.frames.numpy() / 255 - pictures).max() <= 1 / 255
 
 
+def test_an_image_to_video_model_is_diffusers_own_pipeline(copy: Path) -> None:
+    from diffusers import WanImageToVideoPipeline
+
+    transformer = wan_folder.transformer(in_channels=12)
+    shutil.rmtree(copy / "transformer")
+    transformer.save_pretrained(copy / "transformer")
+    parts = wan_folder.wan_pipeline().components | {"transformer": transformer, "transformer_2": None}
+    theirs = WanImageToVideoPipeline(**parts, image_encoder=None, image_processor=None)
+    theirs.set_progress_bar_config(disable=True)
+    ours = ade.Pipeline.from_pretrained(copy, system="wan")
+    noise = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(2))
+    picture = Image.fromarray(clip(1)[0].numpy())
+    options = {
+        "negative_prompt": "the beach",
+        "guidance_scale": 3.0,
+        "num_inference_steps": 5,
+        "num_frames": 9,
+    }
+    got = ours(
+        "a cat", image=picture, size=SIZE, latents=noise.transpose(1, 2), progress=False, **options
+    ).latents
+    want = theirs(
+        picture,
+        "a cat",
+        height=SIZE[0],
+        width=SIZE[1],
+        latents=noise.clone(),
+        output_type="latent",
+        **options,
+    ).frames.transpose(1, 2)
+    assert float((got - want).norm() / want.norm()) <= 1e-4
+    causal = ade.Pipeline.from_pretrained(copy, system="self-forcing")
+    out = causal(PROMPTS, image=picture, **CALL)
+    assert torch.equal(causal(PROMPTS[0], image=picture, **CALL).frames[0], out.frames[0])
+    for given in ({}, {"video": clip(5)}):
+        with pytest.raises(ConfigError, match="image-to-video"):
+            causal("a cat", **CALL, **given)
+    with pytest.raises(ConfigError, match="image-to-video"):
+        causal.stream("a cat", None, image=picture, size=SIZE)
+
+
 def test_shapes_and_that_prompts_matter(pipe: TextToVideoPipeline) -> None:
     out = pipe(PROMPTS, **CALL)
     assert out.frames.shape == (2, 21, *SIZE, 3) and out.frames.dtype == torch.uint8
@@ -294,6 +335,23 @@ def other_latents(folder: Path) -> None:
     wan_folder.transformer(in_channels=6, out_channels=6).save_pretrained(folder / "transformer")
 
 
+def two_experts(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["transformer_2"] = ["diffusers", "WanTransformer3DModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def with_clip(folder: Path) -> None:
+    shutil.rmtree(folder / "transformer")
+    own = wan_folder.transformer(in_channels=12, image_dim=8, added_kv_proj_dim=24)
+    own.save_pretrained(folder / "transformer")
+
+
+def odd_channels(folder: Path) -> None:
+    shutil.rmtree(folder / "transformer")
+    wan_folder.transformer(in_channels=7).save_pretrained(folder / "transformer")
+
+
 def no_autoencoder(folder: Path) -> None:
     shutil.rmtree(folder / "vae")
 
@@ -320,6 +378,9 @@ def pickled(folder: Path) -> None:
         (another_kind, CheckpointError, "StableDiffusion"),
         (other_text, ConfigError, "24 wide"),
         (other_latents, ConfigError, "channels"),
+        (two_experts, CheckpointError, "two transformers"),
+        (with_clip, ConfigError, "CLIP"),
+        (odd_channels, ConfigError, "7 channels"),
         (no_autoencoder, CheckpointError, "autoencoder"),
         (mixed_shards, CheckpointError, "different saves"),
         (lost_shard, CheckpointError, "safetensors"),
