@@ -18,7 +18,7 @@ SYSTEM = replace(
     exact="Calls and latents, framewise in four, two and one steps.",
 )
 TWO_STEPS = (FOUR_STEPS, Renoise(SCHEDULE, SCHEDULE.warp([1000, 500])))
-FRAMEWISE = replace(SYSTEM, title="Causal-Forcing++", plan=blocks(1), solver=TWO_STEPS)
+FRAMEWISE = replace(SYSTEM, title="Causal-Forcing++", paper="2605.15141", plan=blocks(1), solver=TWO_STEPS)
 VARIANTS = (replace(FRAMEWISE, name="causal-forcing-framewise"),)
 
 

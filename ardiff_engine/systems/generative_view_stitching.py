@@ -62,7 +62,7 @@ def system(frames: int, past: int, centre: int, future: int, total: int, steps: 
     return System(
         name="generative-view-stitching",
         title="Generative View Stitching",
-        paper="",
+        paper="2510.24718",
         repository="andrewsonga/generative_view_stitching",
         plan=blocks(1, lag=0),
         solver=solver(total, steps),
