@@ -65,7 +65,7 @@ def stream(options: argparse.Namespace) -> int:
 
     from ardiff_engine import commands_video
     from ardiff_engine.media import open_writer
-    from ardiff_engine.pipeline_inputs import chosen_seed
+    from ardiff_engine.pipeline.inputs import chosen_seed
 
     if commands_video.wanted(options):
         return commands_video.stream(options)
@@ -191,7 +191,7 @@ def _check_out(
     is loaded. Returns the frame rate: the one asked for, or that of the given clip."""
     from ardiff_engine.media import check_target
     from ardiff_engine.media.export import check_size
-    from ardiff_engine.pipeline_output import DEFAULT_FPS
+    from ardiff_engine.pipeline.output import DEFAULT_FPS
 
     fps = options.fps
     if fps is None:

@@ -20,12 +20,12 @@ from ardiff_engine.errors import ArdiffError, ConfigError
 from ardiff_engine.media import Clip, check_target, export_video, open_video, open_writer, read_clip
 from ardiff_engine.media.export import check_size
 from ardiff_engine.parsing import read_json
-from ardiff_engine.pipeline_inputs import chosen_seed
-from ardiff_engine.pipeline_memory import check_memory, size_multiple, video_memory
-from ardiff_engine.pipeline_parts import VideoParts, check_inputs, find_parts, takes_picture
-from ardiff_engine.pipeline_pixels import Size, checked_latents, checked_size, frames_of, latents_of
-from ardiff_engine.pipeline_prompts import Prompt, Timed, timed
-from ardiff_engine.pipeline_systems import (
+from ardiff_engine.pipeline.inputs import chosen_seed
+from ardiff_engine.pipeline.memory import check_memory, size_multiple, video_memory
+from ardiff_engine.pipeline.parts import VideoParts, check_inputs, find_parts, takes_picture
+from ardiff_engine.pipeline.pixels import Size, checked_latents, checked_size, frames_of, latents_of
+from ardiff_engine.pipeline.prompts import Prompt, Timed, timed
+from ardiff_engine.pipeline.systems import (
     check_fits,
     continuing,
     fitting,
@@ -33,7 +33,7 @@ from ardiff_engine.pipeline_systems import (
     with_scheduler,
     with_steps,
 )
-from ardiff_engine.pipeline_video import SIZE, TextToVideoPipeline
+from ardiff_engine.pipeline.text_to_video import SIZE, TextToVideoPipeline
 from ardiff_engine.systems import System
 
 FRAMES = 81

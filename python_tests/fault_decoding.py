@@ -19,8 +19,8 @@ from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.errors import ArdiffError, NumericalError
 from ardiff_engine.models import TiTok, TiTokConfig
 from ardiff_engine.models.titok.codec import TiTokCodec
-from ardiff_engine.pipeline_decoding import stream_pictures
-from ardiff_engine.pipeline_output import VideoFrame
+from ardiff_engine.pipeline.decoding import stream_pictures
+from ardiff_engine.pipeline.output import VideoFrame
 
 
 @cache

@@ -14,10 +14,10 @@ from helpers import wan_folder
 from PIL import Image
 
 import ardiff_engine as ade
-from ardiff_engine import pipeline_memory
 from ardiff_engine.cli import main
-from ardiff_engine.pipeline_parts import find_parts
-from ardiff_engine.pipeline_systems import fitting, system_named
+from ardiff_engine.pipeline import memory as memory_of_videos
+from ardiff_engine.pipeline.parts import find_parts
+from ardiff_engine.pipeline.systems import fitting, system_named
 
 SIZE = (32, 48)
 GENERATE = [
@@ -190,7 +190,7 @@ def test_the_memory_that_is_foretold_is_what_the_engine_takes(folder: Path) -> N
     for _ in range(30):
         next(stream)
     parts = find_parts(folder)
-    told = pipeline_memory.video_memory(parts, system_named("longlive"), size=SIZE, frames=None)
+    told = memory_of_videos.video_memory(parts, system_named("longlive"), size=SIZE, frames=None)
     pool = stream._stream.engine.pool
     assert told.engine.pages_bytes == pool.k.nbytes + pool.v.nbytes
     decoder = pipe.vae.decoder()

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import ardiff_engine as ade
-from ardiff_engine import pipeline_decoding
 from ardiff_engine.codec import worker as decode_worker
 from ardiff_engine.codec.worker import DecodeWorker
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.errors import ArdiffError, ConfigError, NumericalError, StreamClosedError
 from ardiff_engine.models.titok.codec import FrameDecoder
+from ardiff_engine.pipeline import decoding
 
 PATIENCE = 20.0
 """Seconds after which something is taken not to happen. A test that passes never waits that long."""
@@ -353,7 +353,7 @@ def test_a_stream_is_decoded_to_the_same_bits(pipe, lag):
 
 
 def test_frames_that_finish_together_are_decoded_to_the_same_bits(pipe, monkeypatch):
-    monkeypatch.setattr(pipeline_decoding, "MOST_UNREAD", 2)
+    monkeypatch.setattr(decoding, "MOST_UNREAD", 2)
     options = OPTIONS | {"num_frames": 8}
     call = pipe(lag=0, seed=7, progress=False, **options)
     streamed = torch.stack([frame.image for frame in pipe.stream(lag=0, seed=7, **options)])

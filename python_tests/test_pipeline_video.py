@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import ardiff_engine as ade
 from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError, PlanError, TensorError
-from ardiff_engine.pipeline_video import TextToVideoPipeline
+from ardiff_engine.pipeline.text_to_video import TextToVideoPipeline
 
 SIZE = (32, 48)
 CALL = {"num_frames": 21, "size": SIZE, "seed": 0, "progress": False}

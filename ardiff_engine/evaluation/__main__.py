@@ -17,7 +17,7 @@ from ardiff_engine.evaluation.report import evaluate
 from ardiff_engine.media.staging import check_parents
 from ardiff_engine.parsing import read_json
 from ardiff_engine.pipeline import Pipeline
-from ardiff_engine.pipeline_files import ASSETS
+from ardiff_engine.pipeline.files import ASSETS
 from ardiff_engine.settings import build
 
 

@@ -20,7 +20,7 @@ from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.parsing import read_json, shown
-from ardiff_engine.pipeline_pixels import FRAMES
+from ardiff_engine.pipeline.pixels import FRAMES
 from ardiff_engine.weights.load_wan import WanFile, open_wan
 from ardiff_engine.weights.lora import check_lora
 from ardiff_engine.weights.safetensors_file import INDEX_SUFFIX, NAMES, SafetensorsFile, unsafe

@@ -11,9 +11,9 @@ import torch
 
 from ardiff_engine.engine import Stream
 from ardiff_engine.engine.stream_edits import ConditionReceipt, Effect
-from ardiff_engine.pipeline_output import VideoFrame
-from ardiff_engine.pipeline_pixels import first_latent, frames_of
-from ardiff_engine.pipeline_prompts import Prompt
+from ardiff_engine.pipeline.output import VideoFrame
+from ardiff_engine.pipeline.pixels import first_latent, frames_of
+from ardiff_engine.pipeline.prompts import Prompt
 from ardiff_engine.plan import Plan
 
 

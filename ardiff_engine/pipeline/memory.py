@@ -12,8 +12,8 @@ from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.memory_plan import MIB, MemoryPlan
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.ops.backend import on_native_cpu
-from ardiff_engine.pipeline_parts import VideoParts
-from ardiff_engine.pipeline_pixels import FRAMES, Size, checked_latents, checked_size
+from ardiff_engine.pipeline.parts import VideoParts
+from ardiff_engine.pipeline.pixels import FRAMES, Size, checked_latents, checked_size
 from ardiff_engine.systems import System
 
 FEATURE_MAPS = 4

@@ -16,7 +16,7 @@ from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.media import Clip, as_frames, read_clip
 from ardiff_engine.media.square import Sides, square_pixels
 from ardiff_engine.models.spec import ModelSpec
-from ardiff_engine.pipeline_pixels import Size, frames_of, latents_of
+from ardiff_engine.pipeline.pixels import Size, frames_of, latents_of
 
 Video = torch.Tensor | np.ndarray | Sequence[Image.Image] | Clip | str | Path
 Picture = Image.Image | torch.Tensor | np.ndarray | str | Path

@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ardiff_engine import pipeline_inputs as inputs
-from ardiff_engine import pipeline_output as outputs
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
@@ -24,13 +22,15 @@ from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.models.registry import kind_of
-from ardiff_engine.pipeline_decoding import MOST_UNREAD, batch_pictures, stream_pictures
-from ardiff_engine.pipeline_engine import KeptEngine
-from ardiff_engine.pipeline_files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
-from ardiff_engine.pipeline_inputs import Video
-from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoFrame, VideoOutput
-from ardiff_engine.pipeline_parts import PathName, find_parts, holds_video_parts
-from ardiff_engine.pipeline_video import TextToVideoPipeline
+from ardiff_engine.pipeline import inputs
+from ardiff_engine.pipeline import output as outputs
+from ardiff_engine.pipeline.decoding import MOST_UNREAD, batch_pictures, stream_pictures
+from ardiff_engine.pipeline.files import SCHEDULER_FILE, find_folder, load_models, save_pipeline
+from ardiff_engine.pipeline.inputs import Video
+from ardiff_engine.pipeline.kept_engine import KeptEngine
+from ardiff_engine.pipeline.output import Given, OutputType, StepInfo, VideoFrame, VideoOutput
+from ardiff_engine.pipeline.parts import PathName, find_parts, holds_video_parts
+from ardiff_engine.pipeline.text_to_video import TextToVideoPipeline
 from ardiff_engine.systems import System, names
 from ardiff_engine.weights.scheduler_file import read_schedule
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ardiff_engine.codec.protocol import Decoder
 from ardiff_engine.codec.worker import DecodeWorker
 from ardiff_engine.engine import Engine, LatentFrame, Stream
-from ardiff_engine.pipeline_output import VideoFrame
+from ardiff_engine.pipeline.output import VideoFrame
 
 MOST_UNREAD = 8
 """Pieces of video that may be decoded, or wait for it, before the engine does."""

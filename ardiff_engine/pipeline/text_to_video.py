@@ -11,8 +11,6 @@ from functools import partial
 import torch
 from tqdm.auto import tqdm
 
-from ardiff_engine import pipeline_inputs as inputs
-from ardiff_engine import pipeline_output as outputs
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.codec import WanVAE
 from ardiff_engine.conditions import UMT5
@@ -22,15 +20,17 @@ from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.media import Clip
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
-from ardiff_engine.pipeline_decoding import batch_pictures, stream_pictures
-from ardiff_engine.pipeline_engine import KeptEngine
-from ardiff_engine.pipeline_inputs import Picture, Video
-from ardiff_engine.pipeline_output import Given, OutputType, StepInfo, VideoOutput
-from ardiff_engine.pipeline_parts import VideoParts, check_inputs, takes_picture
-from ardiff_engine.pipeline_pixels import Pixels, Size, checked_latents, checked_size, latents_of
-from ardiff_engine.pipeline_prompts import Prompt, Prompts, Timed, listed, timed
-from ardiff_engine.pipeline_stream import PromptSwitches, VideoStream
-from ardiff_engine.pipeline_systems import check_fits, continuing, system_named, with_scheduler, with_steps
+from ardiff_engine.pipeline import inputs
+from ardiff_engine.pipeline import output as outputs
+from ardiff_engine.pipeline.decoding import batch_pictures, stream_pictures
+from ardiff_engine.pipeline.inputs import Picture, Video
+from ardiff_engine.pipeline.kept_engine import KeptEngine
+from ardiff_engine.pipeline.output import Given, OutputType, StepInfo, VideoOutput
+from ardiff_engine.pipeline.parts import VideoParts, check_inputs, takes_picture
+from ardiff_engine.pipeline.pixels import Pixels, Size, checked_latents, checked_size, latents_of
+from ardiff_engine.pipeline.prompts import Prompt, Prompts, Timed, listed, timed
+from ardiff_engine.pipeline.systems import check_fits, continuing, system_named, with_scheduler, with_steps
+from ardiff_engine.pipeline.video_stream import PromptSwitches, VideoStream
 from ardiff_engine.plan import Plan
 from ardiff_engine.systems import System
 from ardiff_engine.weights import load_lora, load_wan
