@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.memory.around import Around
 from ardiff_engine.memory.per_layer import PerLayer
-from ardiff_engine.memory.policy import Event, MemoryPolicy, require_cacheable
+from ardiff_engine.memory.policy import MemoryPolicy, require_cacheable
 from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
-from ardiff_engine.plan import Frames, Now, Plan
+from ardiff_engine.plan import Now, Plan
 
 Positions = Literal["window", "anchored"]
 
@@ -32,7 +33,7 @@ def place(view: View, positions: Positions) -> View:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(Around):
     """memory: what is seen and kept; positions: where, as in `place`.
 
     A frame that is seen elsewhere than where its K/V were written has pages for both: K is turned from how it
@@ -41,7 +42,6 @@ class Placed:
     than theirs is stored in a pass of its own.
     """
 
-    memory: MemoryPolicy
     positions: Positions
 
     def __post_init__(self) -> None:
@@ -55,10 +55,6 @@ class Placed:
     @property
     def chunk(self) -> int:
         return min(self.memory.chunk, 1)
-
-    @property
-    def by_level(self) -> bool:
-        return self.memory.by_level
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         self.memory.check(plan, spec)
@@ -74,22 +70,3 @@ class Placed:
 
     def view(self, fed: Fed, now: Now) -> View:
         return place(self.memory.view(fed, now), self.positions)
-
-    def kept(self, oldest: range, now: Now) -> Frames:
-        return self.memory.kept(oldest, now)
-
-    def stores(self, fed: Fed) -> bool:
-        return self.memory.stores(fed)
-
-    def copy(self, fed: Fed) -> int:
-        return self.memory.copy(fed)
-
-    def stale(self, event: Event, kept: Frames) -> Frames:
-        return self.memory.stale(event, kept)
-
-    def renewed(self, block: range) -> Frames:
-        return self.memory.renewed(block)
-
-    def prompted(self, frame: int) -> MemoryPolicy | None:
-        memory = self.memory.prompted(frame)
-        return None if memory is None else replace(self, memory=memory)

@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.memory.policy import Event, MemoryPolicy
+from ardiff_engine.memory.around import Around
+from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.view import Fed, Run, View
-from ardiff_engine.models.spec import ModelSpec
-from ardiff_engine.plan import Frames, Now, Plan
+from ardiff_engine.plan import Now
 
 
 @dataclass(frozen=True, slots=True)
-class Restarted:
+class Restarted(Around):
     """memory: what is seen and kept, at the numbers of frames. The frame whose place would be `limit` stands
     at `first` instead, and the next ones follow it up to the limit. Earlier frames stay where they are."""
 
-    memory: MemoryPolicy
     limit: int
     first: int
 
@@ -28,41 +27,8 @@ class Restarted:
                 "with 0 <= first < limit"
             )
 
-    @property
-    def chunk(self) -> int:
-        return self.memory.chunk
-
-    @property
-    def by_level(self) -> bool:
-        return self.memory.by_level
-
-    def check(self, plan: Plan, spec: ModelSpec) -> None:
-        self.memory.check(plan, spec)
-
-    def most_frames(self, plan: Plan) -> int:
-        return self.memory.most_frames(plan)
-
     def view(self, fed: Fed, now: Now) -> View:
         return tuple([part for run in self.memory.view(fed, now) for part in self._placed(run)])
-
-    def kept(self, oldest: range, now: Now) -> Frames:
-        return self.memory.kept(oldest, now)
-
-    def stores(self, fed: Fed) -> bool:
-        return self.memory.stores(fed)
-
-    def copy(self, fed: Fed) -> int:
-        return self.memory.copy(fed)
-
-    def stale(self, event: Event, kept: Frames) -> Frames:
-        return self.memory.stale(event, kept)
-
-    def renewed(self, block: range) -> Frames:
-        return self.memory.renewed(block)
-
-    def prompted(self, frame: int) -> MemoryPolicy | None:
-        memory = self.memory.prompted(frame)
-        return None if memory is None else replace(self, memory=memory)
 
     def _placed(self, run: Run) -> list[Run]:
         """The run, cut where places start anew."""

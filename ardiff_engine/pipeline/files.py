@@ -14,7 +14,7 @@ from ardiff_engine.errors import CheckpointError
 from ardiff_engine.weights import load_model, save_model
 from ardiff_engine.weights.scheduler_file import write_schedule
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 SCHEDULER_FILE = "scheduler.json"
 
 
