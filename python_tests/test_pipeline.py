@@ -344,3 +344,10 @@ def test_parts_that_do_not_fit_and_folders_that_are_none(pipe, tmp_path):
 def test_a_device_that_is_not_there(tiny_model, device):
     with pytest.raises(ConfigError, match=f"device: got '{device}'"):
         ade.Pipeline.from_pretrained(tiny_model, device=device)
+
+
+def test_the_bundled_model_is_where_the_package_looks_for_it() -> None:
+    pipe = ade.Pipeline.from_pretrained("moving-digits")
+    out = pipe(num_frames=3, num_inference_steps=4, lag=2, seed=0, progress=False)
+    pictures = out.frames[0]
+    assert pictures.shape[0] == 3 and pictures.float().std() > 0
