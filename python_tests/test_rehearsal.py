@@ -88,6 +88,18 @@ def test_also_after_edits(ours: Plan, memory: MemoryPolicy, data: st.DataObject)
         rehearse(ours, memory, SPEC)
 
 
+def test_frames_that_wait_for_their_turn_stay_where_they_are() -> None:
+    """Blocks take turns: one is not fed when the past is forgotten, and was written at its place."""
+    ours = plan.stage_major(2, first=1, ahead=1).plan(5, (5,))
+    feeder = Feeder(ours, Window(4), SPEC)
+    for _ in range(6):
+        feeder.advance(feeder.next())
+    assert not ours.all_move(feeder.tick) and feeder.forget() == 1
+    feed = feeder.next()
+    assert {run.shift for view in feed.roster.views for run in view} == {0}
+    assert feed.roster.positions == feed.roster.frames
+
+
 def test_endless_plans_are_rehearsed_for_a_while() -> None:
     rehearse(plan.blocks(3).plan(None, (4,)), Window(6, sink=3), SPEC)
     rehearse(plan.rolling(4, 2).plan(None, (4,)), Window(8, joint=True), SPEC)

@@ -203,12 +203,12 @@ class Feeder:
     def forget(self) -> int:
         """Frames that are finished by now are seen by nobody any more; the first frame that still is.
 
-        Positions start anew: the context is as near as to a video's first frames.
+        Positions start anew, near the context, unless a frame in flight waits for its turn where it is.
         """
-        self._steady, self._prefill = None, []
-        self._base = self.oldest_unfinished
-        self._forgotten = (range(self._base),) if self._base else ()
-        return self._base
+        self._steady, self._prefill, oldest = None, [], self.oldest_unfinished
+        self._base = oldest if not self._forgets or self.plan.all_move(self.tick) else self._base
+        self._forgotten = (range(oldest),) if oldest else ()
+        return oldest
 
     def missing(self, plan: Plan) -> list[int]:
         """Given frames of `plan` whose K/V or clean latents going on with it would need anew."""

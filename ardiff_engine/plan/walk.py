@@ -92,6 +92,11 @@ class Walk(ABC):
         started = {f for f in range(newest + 1) if self.level(f, n) > 0} | set(starting) | set(finished)
         return Now(frames_of(started), frames_of(started - set(finished)), frames_of(finished))
 
+    def all_move(self, n: int) -> bool:
+        """Whether tick n moves every frame that is in flight; also true after the last tick."""
+        end = self.num_ticks
+        return end is not None and n >= end or sum(map(len, self.now(n).unfinished)) == len(self.tick(n))
+
     def steady_until(self, n: int) -> int:
         """A tick m > n such that ticks n .. m − 1 update the same frames, and none of them starts another.
 
