@@ -19,8 +19,8 @@ HEAD = """# Systems
 Published systems as configuration of this engine, each a file in `ardiff_engine/systems`.
 `ade.systems.get(name)` is one of them; [add a system](add_a_system.md) says what it is made of. What they do
 is compared with numbers that their own code made, call by call and exactly: who is fed at which timestep, who
-moves, whose K/V are written, who sees whom, where, as computed by which call; and every latent of a toy
-network, to 1e-6 (`python_tests/test_systems.py`).
+moves, whose K/V are written, who sees whom, where, as computed by which call. Where a row says "latents", so
+are those of a toy network, to 1e-6; what is compared less closely is named in `python_tests/test_systems.py`.
 
 | name | who | plan | steps | memory | compared | left out |
 |---|---|---|---|---|---|---|
