@@ -81,6 +81,15 @@ def write_atomic(
             content(file)
 
 
+def check_writable(path: str | os.PathLike[str], *, error: type[ArdiffError] = CheckpointError) -> None:
+    """Raises `error` if `write_atomic` could not write `path` now."""
+    try:
+        with _staging_folder(Path(path)):
+            pass
+    except (OSError, ValueError) as failure:
+        raise unwritable(path, _as_os_error(failure), error) from failure
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes left in `folder`, whatever they were writing."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):

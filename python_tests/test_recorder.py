@@ -289,6 +289,13 @@ def test_a_trace_is_written_also_when_the_block_ends_by_an_error(engine, tmp_pat
     assert engine._recorders == []
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(engine, tmp_path):
+    (tmp_path / "a file").touch()
+    with pytest.raises(CheckpointError, match="writing"), engine.trace(tmp_path / "a file" / "trace.json"):
+        pytest.fail("the block has begun")
+    assert engine._recorders == []
+
+
 # --- the picture
 
 

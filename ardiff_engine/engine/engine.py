@@ -243,14 +243,14 @@ class Engine:
 
     @contextlib.contextmanager
     def trace(self, path: str | PathLike[str]) -> Iterator[Recorder]:
-        """Record every pass until the block ends, also by an error; then write a Chrome trace to `path`."""
-        recorder = Recorder()
-        self._between_passes(lambda: self._recorders.append(recorder))
-        try:
-            yield recorder
-        finally:
-            self._between_passes(lambda: self._recorders.remove(recorder))
-            recorder.write_chrome_trace(path)
+        """Record every pass until the block ends, also by an error; then write a Chrome trace to `path`.
+        CheckpointError, before anything is recorded: a place that cannot be written."""
+        with Recorder().written_to(path) as recorder:
+            self._between_passes(lambda: self._recorders.append(recorder))
+            try:
+                yield recorder
+            finally:
+                self._between_passes(lambda: self._recorders.remove(recorder))
 
     # --- for streams
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
+from collections.abc import Iterator
 from os import PathLike
 
 from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.files import check_writable
 from ardiff_engine.observe import chrome_trace, pages_picture
 from ardiff_engine.observe.records import PassRecord
 
@@ -47,6 +50,18 @@ class Recorder:
         """The ticks that are kept, oldest first."""
         with self._lock:
             return tuple(self._ring)
+
+    @contextlib.contextmanager
+    def written_to(self, path: str | PathLike[str]) -> Iterator[Recorder]:
+        """Write a Chrome trace when the block ends, also by an error.
+
+        CheckpointError: a path that cannot be written, before the block begins.
+        """
+        check_writable(path)
+        try:
+            yield self
+        finally:
+            self.write_chrome_trace(path)
 
     def write_chrome_trace(self, path: str | PathLike[str]) -> None:
         """Write the ticks in the trace event format, which ui.perfetto.dev and chrome://tracing open.
