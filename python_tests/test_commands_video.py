@@ -15,6 +15,7 @@ from PIL import Image
 
 import ardiff_engine as ade
 from ardiff_engine.cli import main
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.pipeline import memory as memory_of_videos
 from ardiff_engine.pipeline.parts import find_parts
 from ardiff_engine.pipeline.systems import fitting, system_named
@@ -157,6 +158,35 @@ def test_too_little_memory_is_told_with_the_numbers(
     assert main([*GENERATE, "--model", str(folder), "--prompt", "a cat", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert re.search(r"takes 0\.\d\d GiB, and 0\.00 GiB", said) and re.search(r"pages +\d+\.\d MiB", said)
+
+
+def test_a_pipeline_that_does_not_fit_reads_no_weight(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory just below, and just at, what its parts and the smallest video take."""
+    parts = find_parts(folder)
+    cpu = torch.device("cpu")
+    for dtype in (torch.float32, torch.bfloat16):
+        least = memory_of_videos.least_memory(parts, system_named("self-forcing"), dtype=dtype, device=cpu)
+        together = least.running + least.text
+        with monkeypatch.context() as patched:
+            refuse_to_load(patched)
+            patched.setattr("ardiff_engine.device.available_memory", lambda short=together - 1: short)
+            with pytest.raises(ConfigError, match=r"(?s)GiB are free.*pages.*autoencoder.*text encoder"):
+                ade.Pipeline.from_pretrained(folder, system="self-forcing", dtype=dtype)
+        with monkeypatch.context() as patched:
+            patched.setattr("ardiff_engine.device.available_memory", lambda enough=least.running: enough)
+            pipe = ade.Pipeline.from_pretrained(folder, system="self-forcing", dtype=dtype, text=False)
+        assert pipe.dtype == dtype
+        with pytest.raises(ConfigError, match="text encoder"):
+            pipe("a cat", num_frames=9, size=SIZE, progress=False)
+
+
+def test_memory_counts_weights_as_they_are_stored_and_as_they_are_used(folder: Path) -> None:
+    weights = sum(p.numel() for p in wan_folder.transformer().parameters())
+    for dtype in (torch.float32, torch.bfloat16):
+        told = memory_of_videos.video_memory(
+            find_parts(folder), system_named("longlive"), size=SIZE, frames=9, dtype=dtype
+        )
+        assert told.stored == 4 * weights and told.engine.weights_bytes == dtype.itemsize * weights
 
 
 def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,14 @@ import torch
 from ardiff_engine.device import free_memory
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.memory_plan import MIB, MemoryPlan
-from ardiff_engine.errors import ConfigError
+from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.pipeline.parts import VideoParts
-from ardiff_engine.pipeline.pixels import FRAMES, Size, checked_latents, checked_size
+from ardiff_engine.pipeline.pixels import FRAMES, Size, checked_latents, checked_size, frames_of
 from ardiff_engine.systems import System
 
+MOST_FIRST = 1000
+"""Latents among which the shortest video of a system is looked for."""
 FEATURE_MAPS = 4
 """Of the largest kind that the autoencoder's decoder holds at a time: input, padded input, output, sum."""
 GIB = 1 << 30
@@ -27,7 +29,8 @@ class VideoMemory:
 
     engine: of the transformer and its streams. copies: of its weights, packed for the CPU. codec: weights of
     the autoencoder; decoders: what it keeps of each video; decoding: at most, while a latent is decoded.
-    text: of the text encoder, which a command drops before it loads the rest.
+    text: of the text encoder, which a command drops before it loads the rest. stored: of the transformer's
+    weights in its file, in whatever dtype they are there.
     """
 
     engine: MemoryPlan
@@ -36,6 +39,7 @@ class VideoMemory:
     decoders: int
     decoding: int
     text: int
+    stored: int
 
     @property
     def running(self) -> int:
@@ -50,7 +54,8 @@ class VideoMemory:
         plan = self.engine
         pages = f"{plan.streams} streams x {plan.pages_per_stream} pages"
         return [
-            ("transformer", plan.weights_bytes + self.copies, "with packed copies" if self.copies else ""),
+            ("transformer", plan.weights_bytes, f"{self.stored / MIB:.1f} MiB in its file"),
+            ("packed copies", self.copies, "of the transformer's weights"),
             ("pages", plan.pages_bytes, pages),
             ("passes", plan.tables_bytes + plan.workspace_bytes, "tables, and the largest pass, from above"),
             ("autoencoder", self.codec, ""),
@@ -109,14 +114,40 @@ def video_memory(
         decoders=streams * vae.bytes_per_stream(rows),
         decoding=FEATURE_MAPS * FRAMES * height * width * vae.decoder_width // vae.patch**2 * item,
         text=0 if parts.text is None else parts.text.weights * dtype.itemsize,
+        stored=parts.transformer.file.bytes_as(),
     )
 
 
+def least_memory(
+    parts: VideoParts, system: System, *, dtype: torch.dtype, device: torch.device
+) -> VideoMemory:
+    """For the smallest and shortest video that the system makes: with less, nothing runs."""
+    for latents in range(1, MOST_FIRST):
+        try:
+            system.plan_of(latents)
+        except PlanError:
+            continue
+        break
+    size, frames = size_multiple(parts), frames_of(latents)
+    return video_memory(parts, system, size=size, frames=frames, dtype=dtype, device=device)
+
+
 def check_memory(needed: VideoMemory, device: torch.device) -> None:
-    """ConfigError, with the numbers, where it will not do."""
+    """ConfigError, with the numbers, where one video will not do, its text encoder dropped before."""
     free = free_memory(device)
     if needed.peak > free:
         raise ConfigError(
             f"memory: this takes {needed.peak / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free on {device}. "
             f"Ask for fewer or smaller frames, or --dtype bfloat16.\n{needed}"
+        )
+
+
+def check_loading(needed: VideoMemory, device: torch.device) -> None:
+    """ConfigError, with the numbers, where all parts and the smallest video together will not do."""
+    free, all_parts = free_memory(device), needed.running + needed.text
+    if all_parts > free:
+        raise ConfigError(
+            f"memory: these parts and the smallest video take {all_parts / GIB:.2f} GiB, and "
+            f"{free / GIB:.2f} GiB are free on {device}. Load them with dtype=torch.bfloat16, or with "
+            f"text=False and give embeddings as prompts.\n{needed}"
         )

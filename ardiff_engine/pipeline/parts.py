@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 from ardiff_engine import arguments
 from ardiff_engine.codec import WanVAE
@@ -90,10 +91,11 @@ def find_parts(
     *,
     transformer: PathName | None = None,
     vae: PathName | None = None,
-    text: PathName | None = None,
+    text: PathName | Literal[False] | None = None,
     lora: PathName | None = None,
 ) -> VideoParts:
-    """What `name` holds; the other paths take the place of its parts. lora: see `weights.load_lora`.
+    """What `name` holds; the other paths take the place of its parts. text: False leaves the encoder out.
+    lora: see `weights.load_lora`.
 
     CheckpointError: a part that is missing, damaged, in shards of different saves, or of another kind of
     model; a LoRA for another one. ConfigError: parts that do not fit each other.
@@ -106,7 +108,9 @@ def find_parts(
     found = VideoParts(
         transformer=open_wan(_transformer(place) if transformer is None else transformer),
         vae=open_vae(_vae(place) if vae is None else arguments.path("vae", vae)),
-        text=_text(place if text is None else arguments.path("text", text), wanted=text is not None),
+        text=None
+        if text is False
+        else _text(place if text is None else arguments.path("text", text), wanted=text is not None),
         scheduler=_scheduler(place),
         lora=None if lora is None else arguments.path("lora", lora),
     )

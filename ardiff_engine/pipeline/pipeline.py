@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import nn
@@ -99,7 +99,7 @@ class Pipeline:
         torch_dtype: torch.dtype | None = ...,
         transformer: PathName | None = ...,
         vae: PathName | None = ...,
-        text: PathName | None = ...,
+        text: PathName | Literal[False] | None = ...,
         lora: PathName | None = ...,
     ) -> TextToVideoPipeline: ...
 
@@ -115,7 +115,7 @@ class Pipeline:
         torch_dtype: torch.dtype | None = None,
         transformer: PathName | None = None,
         vae: PathName | None = None,
-        text: PathName | None = None,
+        text: PathName | Literal[False] | None = None,
         lora: PathName | None = None,
     ) -> Pipeline | TextToVideoPipeline:
         """Load a pipeline.
@@ -129,12 +129,14 @@ class Pipeline:
             dtype: of transformer and text encoder, float32 if not given. The autoencoder stays float32.
             torch_dtype: another name of `dtype`.
             transformer, vae, text: files or folders in place of those in the folder, for text-to-video
-                models: a distilled transformer is often one file.
+                models: a distilled transformer is often one file. text=False loads no text encoder; prompts
+                are embeddings then.
             lora: merged into the transformer, see `weights.load_lora`.
 
         Raises:
             CheckpointError: no such model, damaged or missing files, models of another kind.
-            ConfigError: an unknown device or dtype, both names of the dtype, parts that do not fit.
+            ConfigError: an unknown device or dtype, both names of the dtype, parts that do not fit each other
+                or, told before any weight is read, the memory that is free.
         """
         dtype = inputs.chosen_dtype(dtype, torch_dtype)
         if system is not None:

@@ -25,6 +25,7 @@ from ardiff_engine.pipeline import output as outputs
 from ardiff_engine.pipeline.decoding import batch_pictures, stream_pictures
 from ardiff_engine.pipeline.inputs import Picture, Video
 from ardiff_engine.pipeline.kept_engine import KeptEngine
+from ardiff_engine.pipeline.memory import check_loading, least_memory
 from ardiff_engine.pipeline.output import Given, OutputType, StepInfo, VideoOutput
 from ardiff_engine.pipeline.parts import VideoParts, check_inputs, takes_picture
 from ardiff_engine.pipeline.pixels import Pixels, Size, checked_latents, checked_size, latents_of
@@ -116,11 +117,16 @@ class TextToVideoPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> TextToVideoPipeline:
-        """Loads what `find_parts` has found. The autoencoder is float32 whatever `dtype`."""
+        """Loads what `find_parts` has found. The autoencoder is float32 whatever `dtype`.
+
+        ConfigError, before any weight is read: a system that does not fit the network, or less memory than
+        the parts and the smallest video take.
+        """
         chosen = with_scheduler(system_named(system), parts.scheduler)
         config, place = parts.transformer.config, usable_device(device)
         check_inputs(parts.empty_transformer())
         check_fits(chosen, parts.empty_transformer())
+        check_loading(least_memory(parts, chosen, dtype=dtype, device=place), place)
         vae = WanVAE.from_file(parts.vae.file.path, mean=parts.vae.mean, std=parts.vae.std, device=place)
         transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
         if parts.lora is not None:

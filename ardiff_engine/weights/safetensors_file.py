@@ -7,8 +7,10 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -26,6 +28,19 @@ HEADER_BYTES = 1 << 20
 HEADER_SHARE = 16
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_KINDS = {"I": "int", "U": "uint", "F": "float"}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where a tensor lies: `size` bytes from `start` on."""
+
+    file: Path
+    code: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
 
 
 class SafetensorsFile:
@@ -53,16 +68,16 @@ class SafetensorsFile:
         files = [self.path.name] if indexed is None else list(dict.fromkeys(indexed.values()))
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.metadata: dict[str, str] = {}
-        self._files: dict[str, Any] = {}
+        self._stored: dict[str, _Stored] = {}
         for file in [self.path.parent / name for name in files]:
-            opened, shapes, metadata = _open(file)
-            for name, shape in shapes.items():
+            tensors, metadata = _open(file)
+            for name, stored in tensors.items():
                 if indexed is not None and indexed.get(name) != file.name:
                     raise CheckpointError(
                         f"{file} holds {name!r}, which {self.path.name} expects in {indexed.get(name)}: the "
                         "shards are of different saves. Copy all of them and the index again."
                     )
-                self.shapes[name], self._files[name] = shape, opened
+                self.shapes[name], self._stored[name] = stored.shape, stored
             self.metadata = self.metadata or metadata
         missing = [name for name in indexed or () if name not in self.shapes]
         if missing:
@@ -72,20 +87,23 @@ class SafetensorsFile:
             )
 
     def read(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """A copy of one tensor. Raises CheckpointError if it is not of a float type, or holds NaN or
-        infinity."""
-        with parsing(f"tensor {name!r} of {self.path}", fix="Copy the file again."):
-            stored = self._files[name].get_tensor(name)
-        if stored.dtype not in _CODES:
+        """One tensor. Raises CheckpointError if it is not of a float type, or holds NaN or infinity."""
+        stored = self._stored[name]
+        if stored.code not in _DTYPES:
             raise CheckpointError(
                 explain(
                     f"dtype of tensor {name!r} of {self.path}",
-                    got=stored.dtype,
+                    got=_KINDS.get(stored.code[0], stored.code[0]) + stored.code[1:],
                     expected=", ".join(str(known) for known in _CODES),
                     fix="Convert the weights to a float type.",
                 )
             )
-        tensor = stored.to(device=device, dtype=dtype, copy=True)
+        # Not from a mapped file: its pages would stay in memory beside the copy.
+        tensor = torch.empty(stored.shape, dtype=_DTYPES[stored.code])
+        with parsing(f"tensor {name!r} of {self.path}", fix="Copy the file again."):
+            with open(stored.file, "rb", buffering=0) as file:
+                _read_into(file, stored.start, tensor.view(-1).view(torch.uint8).numpy().data)
+        tensor = tensor.to(device=device, dtype=dtype)
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 explain(
@@ -96,6 +114,12 @@ class SafetensorsFile:
                 )
             )
         return tensor
+
+    def bytes_as(self, dtype: torch.dtype | None = None) -> int:
+        """Of all tensors, as they are stored or in another dtype."""
+        if dtype is None:
+            return sum(stored.size for stored in self._stored.values())
+        return sum(prod(shape) for shape in self.shapes.values()) * dtype.itemsize
 
 
 def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -158,29 +182,46 @@ def unsafe(path: Path) -> UnsafeCheckpointError:
     )
 
 
-def _open(path: Path) -> tuple[Any, dict[str, tuple[int, ...]], dict[str, str]]:
-    """The file, with its shapes and metadata."""
+def _read_into(file: BinaryIO, start: int, room: memoryview) -> None:
+    file.seek(start)
+    while len(room):
+        count = file.readinto(room)  # type: ignore[attr-defined]  # at most 2 GiB at a time
+        if not count:
+            raise EOFError(f"it ends {len(room)} bytes too early")
+        room = room[count:]
+
+
+def _open(path: Path) -> tuple[dict[str, _Stored], dict[str, str]]:
+    """Its tensors and its metadata."""
     try:
-        _check_header(path)
+        length = _check_header(path)
         with parsing(path, fix="Copy the file again."):
-            file = safe_open(path, framework="pt", device="cpu")
-            metadata: dict[str, str] = file.metadata() or {}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            with safe_open(path, framework="pt", device="cpu") as file:  # refuses what is not in order
+                metadata: dict[str, str] = file.metadata() or {}
+                names = list(file.keys())
+            with open(path, "rb") as raw:
+                raw.seek(8)
+                header = json.loads(raw.read(length))
+        tensors = {}
+        for name in names:
+            start, end = header[name]["data_offsets"]
+            shape = tuple(header[name]["shape"])
+            tensors[name] = _Stored(path, header[name]["dtype"], shape, 8 + length + start, end - start)
     except CheckpointError as error:
         if _looks_pickled(path):
             raise unsafe(path) from error
         raise
-    for name, shape in shapes.items():
-        if 0 in shape:
+    for name, stored in tensors.items():
+        if 0 in stored.shape:
             raise CheckpointError(
                 explain(
                     f"tensor {name!r} of {path}",
-                    got=f"shape {list(shape)}",
+                    got=f"shape {list(stored.shape)}",
                     expected="at least one element",
                     fix="Save the model again.",
                 )
             )
-    return file, shapes, metadata
+    return tensors, metadata
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -197,8 +238,8 @@ def _read_index(path: Path) -> dict[str, str]:
     return files
 
 
-def _check_header(path: Path) -> None:
-    """The header is as long as it says, and no longer than a file of this size can need."""
+def _check_header(path: Path) -> int:
+    """Its length: what the file says, and no more than a file of this size can need."""
     size = check_regular(path)
     with parsing(path, fix="Check its permissions."), open(path, "rb") as file:
         start = file.read(8)
@@ -207,6 +248,7 @@ def _check_header(path: Path) -> None:
         raise CheckpointError(f"{path} has {size} bytes and claims a header of {length}. Copy it again.")
     if length > HEADER_BYTES + size // HEADER_SHARE:
         raise CheckpointError(f"{path} has a header of {length} bytes, too much for a file of {size}.")
+    return length
 
 
 def _looks_pickled(path: Path) -> bool:
