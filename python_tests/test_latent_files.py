@@ -53,6 +53,44 @@ def test_tokens_are_unit_windows_of_the_files(tmp_path: Path) -> None:
     assert all(not torch.allclose(clip, window, atol=1e-3) for clip in held_out for window in windows)
 
 
+def _of_videos(path: Path, videos: int, windows: int) -> None:
+    for index in range(videos):
+        for item in range(windows):
+            write_latents(path / latent_file_name(index, f"film{index}", item=item), torch.randn(4, 4, 1, 2))
+
+
+def test_no_video_is_trained_on_and_held_out(tmp_path: Path) -> None:
+    """`_100_` sorts before `_99_`: held-out files were windows from the middle of a film."""
+    _of_videos(tmp_path, 3, 102)
+    source = LatentFiles(tmp_path, 4, held_out=64)
+    films = [{file.name.split("_")[2] for file in part.files} for part in (source, source.held_out())]
+    assert films == [{"film0", "film1"}, {"film2"}]
+
+
+def test_windows_of_one_video_overlap_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _of_videos(tmp_path, 1, 102)
+    held_out = LatentFiles(tmp_path, 4, held_out=3).held_out()
+    assert [file.name[5:8] for file in held_out.files] == ["99_", "100", "101"]
+    assert "one video" in caplog.text
+
+
+def test_every_file_is_drawn_once_before_one_is_drawn_again(tmp_path: Path) -> None:
+    written = _folder(tmp_path, 7, frames=4)
+    source = LatentFiles(tmp_path, 4, held_out=0, seed=3)
+    clean = torch.stack([torch.nn.functional.normalize(z[:, :, 0].transpose(1, 2), dim=-1) for z in written])
+
+    def drawn(samples: range) -> list[int]:
+        tokens, _ = source.latents(samples)
+        return [int((clean - clip).abs().flatten(1).sum(1).argmin()) for clip in tokens]
+
+    epochs = [drawn(range(7 * epoch, 7 * epoch + 7)) for epoch in range(3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert drawn(range(5, 9)) == (epochs[0] + epochs[1])[5:9]
+
+
 def test_samples_are_pure_functions(tmp_path: Path) -> None:
     _folder(tmp_path, 3)
     source = LatentFiles(tmp_path, 4, held_out=1, seed=5)

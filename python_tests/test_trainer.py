@@ -286,6 +286,26 @@ def test_a_used_folder_is_not_overwritten_and_settings_may_not_change(tmp_path: 
     assert checkpoints(folder / "checkpoints")[-1].name == "step-00000006"
 
 
+def test_a_resumed_run_draws_no_clip_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Sample ids follow from seed and clips per step: with others, step 4 would draw those of step 2."""
+    config = write_config(tmp_path, steps=4)
+    train(load(config))
+    for change in ("run.batch=1", "run.accumulate=1", "run.seed=7"):
+        with pytest.raises(CheckpointError, match=change.split("=")[0]):
+            train(read_config(TrainConfig, config, ["run.steps=6", change]), resume=True)
+    assert "schedule over" not in caplog.text
+    train(read_config(TrainConfig, config, ["run.steps=6", "run.batch=1", "run.accumulate=4"]), resume=True)
+    assert "schedule over 6 steps" in caplog.text
+
+
+def test_only_weights_of_layers_decay(tmp_path: Path) -> None:
+    adam = Trainer(load(write_config(tmp_path))).optimizer
+    names = {id(parameter): name for name, parameter in adam.parameters.items()}
+    decayed = {names[id(p)] for p in adam.adam.param_groups[0]["params"]}
+    assert "blocks.0.attn.qkv.weight" in decayed and "context_embedding" not in decayed
+    assert all(name.endswith("weight") for name in decayed)
+
+
 def test_damaged_checkpoints_stop_a_resumed_run_and_a_new_one(tmp_path: Path) -> None:
     config = load(write_config(tmp_path, steps=2))
     folder = train(config)

@@ -8,6 +8,7 @@ Names are `{step:04d}_{item:02d}_{video}_{rank}.npy`; a video name that ends in 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ardiff_engine.data.choice import below, uniform
+from ardiff_engine.data.choice import below, shuffled, uniform
 from ardiff_engine.errors import DataError, explain
 from ardiff_engine.files import write_atomic
 from ardiff_engine.models import to_tokens
@@ -32,6 +33,9 @@ HEADER_READERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 CLASS_PATTERN = re.compile(r"_classid(\d{1,18})(?!\d)")
+NAME_PATTERN = re.compile(r"(?P<index>\d+)_\d+_(?P<video>.+)_[^_]*")
+
+logger = logging.getLogger(__name__)
 
 
 def latent_file_name(
@@ -79,8 +83,11 @@ def read_latents(path: Path) -> NDArray[np.float32]:
 
 
 class LatentFiles:
-    """Clips of `num_frames` frames from a folder of latent files; the last `held_out` files by name are kept
-    apart.
+    """Clips of `num_frames` frames from a folder of latent files. Each file is drawn once before one is drawn
+    again; where in it the clip starts is random.
+
+    Whole videos are kept apart, the last ones by name, until they hold `held_out` files: windows of one video
+    overlap, and a model would be judged by frames that it was trained on.
 
     cell: (tokens, channels) of a frame, the same in all files.
 
@@ -99,9 +106,9 @@ class LatentFiles:
             part,
         )
         with parsing(folder, DataError, "Check data.path."):
-            every = sorted(self.folder.glob("*.npy"))
-        split = max(1, len(every) - held_out)
-        self.files = every[:split] if part == "train" else every[split:] or every[:1]
+            every = sorted(self.folder.glob("*.npy"), key=_natural)
+        trained, kept = _split(every, held_out)
+        self.files = trained if part == "train" else kept or every[:1]
         if not every:
             raise DataError(
                 explain(
@@ -138,8 +145,7 @@ class LatentFiles:
         """Unit-norm tokens [B, F, K, c] and class ids [B] (None where the names hold none)."""
         clips, classes = [], []
         for sample in samples:
-            choice = uniform(self.seed, Purpose.FILE, sample, 2)
-            path = self.files[below(choice[0], len(self.files))]
+            path = self.files[shuffled(self.seed, Purpose.FILE, sample, len(self.files))]
             array = read_latents(path)
             if len(array) < self.num_frames:
                 raise DataError(
@@ -159,7 +165,8 @@ class LatentFiles:
                         fix="Encode it again or remove it.",
                     )
                 )
-            start = below(choice[1], len(array) - self.num_frames + 1)
+            (share,) = uniform(self.seed, Purpose.FILE, sample, 1)
+            start = below(share, len(array) - self.num_frames + 1)
             clips.append(torch.from_numpy(array[start : start + self.num_frames]))
             found = CLASS_PATTERN.search(path.name)
             classes.append(None if found is None else int(found.group(1)))
@@ -168,3 +175,36 @@ class LatentFiles:
 
     def held_out(self) -> LatentFiles:
         return LatentFiles(self.folder, self.num_frames, self.kept, seed=self.seed, part="held_out")
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Window 100 comes after window 99."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
+
+
+def _split(files: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
+    """(files to train on, files to keep apart), whole videos each, as far as their names tell."""
+    matches = [NAME_PATTERN.fullmatch(CLASS_PATTERN.sub("", path.stem)) for path in files]
+    names = [
+        (match["video"], match["index"]) if match else (path.stem, "")
+        for path, match in zip(files, matches, strict=True)
+    ]
+    # The official files of one set may all have one name ("vnull"): then their first number counts.
+    which = 0 if len({name for name, _ in names}) > 1 else 1
+    videos: dict[str, list[Path]] = {}
+    for path, name in zip(files, names, strict=True):
+        videos.setdefault(name[which], []).append(path)
+    if len(videos) == 1 and len(files) > 1 and held_out:
+        logger.warning(
+            "%s: all %d files are of one video, so none can be kept apart whole. The last %d are held out; "
+            "if windows overlap, the validation loss is too good.",
+            files[0].parent,
+            len(files),
+            min(held_out, len(files) - 1),
+        )
+        videos = {path.name: [path] for path in files}
+    kept: list[Path] = []
+    groups = list(videos.values())
+    while len(groups) > 1 and len(kept) < held_out:
+        kept = groups.pop() + kept
+    return [path for group in groups for path in group], kept

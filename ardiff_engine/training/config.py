@@ -61,7 +61,8 @@ class OptimizerConfig:
     final_lr · lr.
 
     clip_norm: largest norm of the gradient of all trained parameters together; 0 switches clipping off.
-    weight_decay applies to matrices, not to biases, norms and embeddings of one row.
+    weight_decay applies to the weights of linear and convolutional layers, not to biases, norms and tables of
+        contexts, tokens and classes.
     """
 
     lr: float = 1e-4
@@ -100,7 +101,8 @@ class DataConfig:
 
     source: "moving_digits" (see `digits`), "videos" (a folder, `path`) or "latents" (a folder of .npy files,
         `path`).
-    num_frames: frames per clip. held_out: clips or files kept apart for validation.
+    num_frames: frames per clip. held_out: videos, or at least so many latent files, kept apart for
+        validation; latent files of one video stay together.
     fps: videos only: frames per second at which they are read; None for each one's own rate.
     clips: moving digits of stage 2 only: this many clips of `clip_frames` frames are encoded once, before
         training, and every training clip is a window of one of them; 0 encodes clips on the fly.
@@ -261,8 +263,9 @@ class DiffusionLossConfig:
 
     null_probability: share of clips trained with the null context, so that guidance has a trained second
         branch.
-    known_probability: share of clips whose first frames (a random number of them) are clean, as in a
-        continuation: they get timestep 0 and count in the loss like any other frame.
+    known_probability: share of clips whose first frames (a random number of them) are all but clean, as in a
+        continuation: they share one timestep in 0..19, as finished frames do, and count in the loss like any
+        other frame.
     teacher_forcing: share of micro-batches in which every frame, at a timestep of its own, is predicted from
         the clean frames before it (`forward_clip(history=)`): F autoregressive steps in one pass. The others
         follow `timesteps`.

@@ -4,6 +4,7 @@ resume."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -25,11 +26,13 @@ from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.log import TrainingLog
 from ardiff_engine.training.loss_curve import draw_loss_curve
 from ardiff_engine.training.optimizer import Optimizer
-from ardiff_engine.training.processes import largest, rank, together
+from ardiff_engine.training.processes import largest, rank, together, world_size
 
 LOG_FILE = "training_log.jsonl"
 CURVE_FILE = "loss_curve.png"
 CHECKPOINT_FOLDER = "checkpoints"
+
+logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float]
 
@@ -40,8 +43,9 @@ class TrainingLoop:
     Args:
         run: where, how long, how often.
         modules, optimizers: saved and restored by name. ema: average of modules["model"], or None.
-        settings: the whole config as plain values; resuming under other settings than the checkpoint's is an
-            error, `run` aside.
+        settings: the whole config as plain values. Resuming under other settings than the checkpoint's is an
+            error. Of `run` that holds for the seed and for the clips per step, batch x accumulate x
+            processes: with others, clips and noise would come again.
 
     The state after step n is a function of the settings alone: steps draw by counters, so a resumed run
     continues bit for bit (on CPUs; GPUs to the extent that their kernels are deterministic).
@@ -154,9 +158,10 @@ class TrainingLoop:
     def _restore(self, found: Checkpoint) -> None:
         if found.step > self.run_config.steps:
             raise ConfigError(f"run.steps: got {self.run_config.steps}, and {found.path} has more. Raise it.")
-        settings = _plain(self.settings)
         with parsing(found.path):
-            saved = {key: value for key, value in found.state["settings"].items() if key != "run"}
+            saved = _fixed(found.state["settings"], found.state["processes"])
+            stretched = found.state["settings"]["run"]["steps"] != self.run_config.steps
+        settings = _fixed(self.settings, world_size())
         for key, value in saved.items():
             if value != settings.get(key):
                 raise CheckpointError(
@@ -175,6 +180,13 @@ class TrainingLoop:
             if self.ema is not None:
                 self.ema.load(found.tensors["ema"], found.state["ema_updates"])
         self.finished = found.step
+        if stretched and self.settings["optimizer"]["schedule"] != "constant":
+            logger.warning(
+                "run.steps has changed: the learning rate is now that of a schedule over %d steps, from step "
+                "%d on.",
+                self.run_config.steps,
+                found.step,
+            )
 
     def _save(self, log: TrainingLog | None) -> None:
         if log is None:
@@ -185,6 +197,7 @@ class TrainingLoop:
             tensors["ema"] = self.ema.shadow
         state = {
             "settings": _plain(self.settings),
+            "processes": world_size(),
             "ema_updates": 0 if self.ema is None else self.ema.updates,
         }
         save_checkpoint(self.folder / CHECKPOINT_FOLDER, self.finished, tensors, state, self.run_config.keep)
@@ -207,6 +220,15 @@ def exported_at_the_end(export: Callable[[], None]) -> Iterator[None]:
 
 def _due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
+
+
+def _fixed(settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """What may not change on resume: the settings beside `run`, and what sample ids follow from."""
+    run = settings["run"]
+    return {key: value for key, value in _plain(settings).items() if key != "run"} | {
+        "run.seed": run["seed"],
+        "run.batch x run.accumulate x processes": run["batch"] * run["accumulate"] * processes,
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -16,8 +16,8 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """AdamW over the parameters of `module` that require a gradient; weight decay on those with two or more
-    dimensions.
+    """AdamW over the parameters of `module` that require a gradient; weight decay on the weights of linear
+    and convolutional layers.
 
     All trained parameters, conditions included, are in the optimizer, are zeroed, and are clipped together;
     the official trainer (iva-mzsun/AR-Diffusion @ 7a37b94) clips conditions that it never trains.
@@ -27,8 +27,9 @@ class Optimizer:
         self.config = config
         self.steps = steps
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        decayed = [p for p in self.parameters.values() if p.ndim > 1]
-        others = [p for p in self.parameters.values() if p.ndim <= 1]
+        matrices = _matrices(module)
+        decayed = [p for name, p in self.parameters.items() if name in matrices]
+        others = [p for name, p in self.parameters.items() if name not in matrices]
         self.adam = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": config.weight_decay},
@@ -89,3 +90,14 @@ class Optimizer:
                 step, *moments = (tensors[f"{name}/{moment}"] for moment in MOMENTS)
                 moved = [moment.to(parameter.device) for moment in moments]
                 self.adam.state[parameter] = dict(zip(MOMENTS, [step, *moved], strict=True))
+
+
+def _matrices(module: nn.Module) -> set[str]:
+    """Names of the weights that multiply activations: not biases and norms, and not tables of tokens,
+    contexts, classes and modulations, of which decay would shrink rows that no clip of a batch uses."""
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    return {
+        name
+        for name, parameter in module.named_parameters()
+        if name.endswith("weight") and parameter.ndim > 1 and id(parameter) not in tables
+    }
