@@ -92,6 +92,13 @@ def test_a_flow_that_stands_still_keeps_the_noise() -> None:
     torch.testing.assert_close(Warped(torch.ones(3, 2, 4, 6), fresh=1.0).initial(2, own), own(2))
 
 
+def test_a_flow_of_one_pixel_moves_the_whole_picture() -> None:
+    pan = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).repeat(3, 1, 1, 1)
+    small, full = Warped(pan), Warped(pan.expand(3, 2, 4, 6))
+    small.check(4, SHAPE, 1)
+    assert small.initial(3, own).equal(full.initial(3, own))
+
+
 @pytest.mark.parametrize("source", [Antiphase(1.0), Antiphase(0.3), Warped(torch.ones(7, 2, 4, 6) * 1.7)])
 def test_every_frame_alone_is_standard_normal(source) -> None:
     drawn = []

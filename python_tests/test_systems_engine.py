@@ -63,7 +63,7 @@ def model() -> WanTransformer:
 
 def short(system: System) -> System:
     """The same with few steps, where a solver takes any number."""
-    if isinstance(system.solver, ade.solvers.UniPC):
+    if isinstance(system.solver, (ade.solvers.UniPC, ade.solvers.DDIM, ade.solvers.DPMSolver)):
         return replace(system, solver=replace(system.solver, num_inference_steps=3))
     if isinstance(system.solver, ade.solvers.Table):  # its last steps, none of which looks back or draws
         rows = system.solver.coefficients[-3:].clone()
@@ -123,6 +123,24 @@ def test_guidance_of_the_release_comes_with_a_negative_prompt() -> None:
     assert wan.request(ade.Request(condition=text, negative_condition=text)).guidance_scale == wan.guidance
     own = ade.Request(condition=text, negative_condition=text, guidance_scale=3.0)
     assert wan.request(own).guidance_scale == 3.0
+
+
+def test_the_noise_of_a_system_is_that_of_its_requests(model: WanTransformer) -> None:
+    """Rescheduled noise comes again: with a network that does nothing, so do the frames. A request with noise
+    of its own keeps it."""
+    system = systems.from_spec({"system": "freenoise", "window": 4, "stride": 2, "seed": 0, "frames": 8})
+    asked = ade.Request(num_frames=8, size=(2, 4), condition=torch.zeros(5, 10), seed=3)
+    sources = [system.noise.source(frame) for frame in range(8)]
+    assert len(set(sources)) == 4
+    euler = ade.solvers.Table([1.0, 0.0], torch.tensor([[1.0, 0, 0, 1, 0, 0, 0, 0, 1e9]]), waiting=1.0)
+    idle = replace(system, solver=euler)
+    made = engine(model, 100).submit(idle.request(asked)).result()
+    for frame, source in enumerate(sources):
+        assert torch.equal(made[frame], made[source])
+    assert not torch.equal(made[0], made[1])
+    own = replace(asked, noise=ade.noise.Iid())
+    assert idle.request(own).noise is own.noise
+    assert idle.request(replace(asked, latents=torch.zeros(8, 3, 2, 4))).noise is None
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from ardiff_engine.purposes import Purpose
 class Warped(Iid):
     """The noise of a frame is that of the frame before, moved along the flow between them.
 
-    flow [F - 1, 2, rows, columns]: from frame f to f + 1, to the right and down, in latent pixels. fresh: how
-    much of independent noise is blended in, 0 .. 1. Frames without a flow start from counted noise.
+    flow [F - 1, 2, rows, columns]: from frame f to f + 1, to the right and down, in latent pixels; with one
+    row and one column the whole picture moves alike, whatever its size. fresh: how much of independent noise
+    is blended in, 0 .. 1. Frames without a flow start from counted noise.
     """
 
     def __init__(self, flow: torch.Tensor, fresh: float = 0.0) -> None:
@@ -29,7 +30,7 @@ class Warped(Iid):
         self._fresh = float(fresh)
 
     def check(self, frames: int | None, shape: tuple[int, ...], levels: int) -> None:
-        if len(shape) != 3 or shape[1:] != self._flow.shape[2:]:
+        if len(shape) != 3 or self._flow.shape[2:] not in ((1, 1), shape[1:]):
             raise TensorError(
                 f"noise.Warped: a flow of {list(self._flow.shape[2:])} for latent frames of {list(shape)}; "
                 "they must be [channels, rows, columns] of the same rows and columns"
@@ -41,6 +42,6 @@ class Warped(Iid):
         state = Warp.start(own(0))
         for number in range(frame):
             extra = [own(number + 1, Purpose.WARP, half) for half in range(2)]
-            flow = self._flow[number].to(extra[0].device)
+            flow = self._flow[number].to(extra[0].device).expand(2, *extra[0].shape[1:])
             state = warp_noise(state, flow, torch.cat(extra, dim=2))
         return blended(state.noise, own(frame), self._fresh) if self._fresh else state.noise

@@ -57,5 +57,6 @@ def _row(system: System) -> str:
     who = f"{system.title} (`{system.repository}`{paper})"
     plan = system.plan_of(system.num_frames or FRAMES)
     steps = "/".join(str(own.num_steps) for own in system.tracks)
-    choices = (plan.rule, steps, f"`{_shown(system.memory)}`")
+    noise = "" if system.noise is None else f", noise `{type(system.noise).__name__}`"
+    choices = (plan.rule, steps, f"`{_shown(system.memory)}`{noise}")
     return "| " + " | ".join([f"`{system.name}`", who, *choices, system.exact, system.left_out]) + " |\n"

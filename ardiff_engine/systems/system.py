@@ -16,6 +16,7 @@ from ardiff_engine.engine.schedules import Tracks, tracks_of
 from ardiff_engine.errors import PlanError
 from ardiff_engine.memory import MemoryPolicy
 from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.noise import NoiseSource
 from ardiff_engine.plan import Plan, Rule
 from ardiff_engine.systems.calls import ANY_NETWORK, Call, CallsOf, by_kind, passes
 from ardiff_engine.systems.picture import draw
@@ -29,10 +30,11 @@ def as_traced(trace: Trace) -> Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """plan × solver × memory × guidance, and what its own code does with them.
+    """plan × solver × memory × noise × guidance, and what its own code does with them.
 
     name: for `systems.get`. title, paper, repository: who published it; paper: an arXiv number.
     plan: who is fed when. solver: of all blocks, or of each track. memory: who sees what, and where.
+    noise: what its videos start from; None: independent noise for each frame.
     guidance: scale of the release; 1: none. on_prompt: what a new prompt does to stored K/V (see
         `Stream.set_condition`). fps: pictures per second of its videos.
     num_frames, given_frames: of the video, for systems that need a length and those that were made for one;
@@ -50,6 +52,7 @@ class System:
     plan: Rule
     solver: Tracks
     memory: MemoryPolicy
+    noise: NoiseSource | None = None
     guidance: float = 1.0
     on_prompt: Literal["keep", "recommit", "reset"] = "keep"
     fps: int = 16
@@ -75,12 +78,20 @@ class System:
         self.memory.check(self.plan_of(self.num_frames if num_frames is None else num_frames), spec)
 
     def request(self, request: Request) -> Request:
-        """The request with this system's plan, solver and memory; and with its guidance scale, where the
-        request has a negative condition and no scale."""
+        """The request with this system's plan, solver and memory; with its noise, where the request brings
+        none; and with its guidance scale, where the request has a negative condition and no scale."""
         scale = request.guidance_scale
         if scale == 1.0 and request.negative_condition is not None:
             scale = self.guidance
-        return replace(request, plan=self.plan, solver=self.solver, memory=self.memory, guidance_scale=scale)
+        brings = request.noise is not None or request.latents is not None or request.generator is not None
+        return replace(
+            request,
+            plan=self.plan,
+            solver=self.solver,
+            memory=self.memory,
+            noise=request.noise if brings else self.noise,
+            guidance_scale=scale,
+        )
 
     def calls(self, num_frames: int) -> list[Call]:
         """What its code does for a video of that many frames, given ones included."""
