@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fault matrix: what is put where, what must come of it, and one function that runs a case and checks it.
 
-A case is eight streams of different lengths, lags, conditions, guidance, windows and solvers in one engine
-with not a page to spare. One of them, the victim, is struck. `run` raises AssertionError unless: the victim
+A case is eight streams of a bed (`fault_beds`) in one engine with not a page to spare. One of them, the
+victim, is struck. `run` raises AssertionError unless: the victim
 ends as `OUTCOMES` says; every other stream delivers the frames of the run without a fault, bit for bit; all
 pages are back; and a new stream in the same engine gives its own result, bit for bit. Where the thread
 dies in a pass, all streams of that pass fail with one typed error, and what they had delivered is right.
@@ -13,21 +13,17 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
-from dense_oracle import randomise
+from fault_beds import BEDS, LAYERS
 from fault_injection import Fault, installed
 from inside import inside
 
-from ardiff_engine.diffusion import NoiseSchedule, solvers
-from ardiff_engine.engine import Engine, Request, Stream
+from ardiff_engine.engine import Engine, Stream
 from ardiff_engine.errors import ArdiffError, NumericalError, StreamClosedError, StreamInterruptedError
-from ardiff_engine.memory import RecomputedWindow, Window
-from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 
 PLACES = ("plan", "pages", "pack", "layer k", "commit", "solver", "hand-over", "decode", "callback")
 OUTCOMES = {
@@ -39,8 +35,7 @@ OUTCOMES = {
     "cancel": "is cancelled",
     "dead worker": "its pass fails",
 }
-STREAMS = 8
-LAYERS = 2
+MANY_PAGES = 1000
 PATIENCE = 30.0
 """Seconds after which a lock is taken to be lost. A run that passes never waits that long."""
 
@@ -65,10 +60,22 @@ class Case:
     place: str
     victim: int
     seed: int
+    bed: str = "lags"
+
+    @property
+    def applies(self) -> bool:
+        """Decoding is beside the passes, and the same for all beds; some streams store nothing again."""
+        if self.place == "decode":
+            return self.bed == "lags"
+        return self.place != "commit" or self.victim in BEDS[self.bed].commits
 
     @property
     def chance(self) -> random.Random:
         return random.Random(f"{self.kind} {self.place} {self.victim} {self.seed}")
+
+    @property
+    def expected(self) -> Reference:
+        return reference(self.bed, self.seed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,54 +89,15 @@ class Reference:
 
 
 @cache
-def model() -> ARDiffusionTransformer:
-    sizes = {"num_frames": 4, "tokens_per_frame": 3, "width": 16, "depth": LAYERS, "heads": 2}
-    made = ARDiffusionTransformer(
-        ARDiffusionConfig(
-            **sizes, context_tokens=2, context_dim=4, mask="temporal_causal", merge="separate_norm"
-        )
-    )
-    randomise(made)
-    return made.eval()
-
-
-@cache
-def solver(steps: int, eta: float) -> solvers.DDIM:
-    schedule = NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)
-    return solvers.DDIM(schedule, num_inference_steps=steps, eta=eta)
-
-
-def requests(seed: int) -> list[dict[str, Any]]:
-    prefix = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(seed))
-    kinds: list[dict[str, Any]] = [
-        {"num_frames": 3, "lag": 0, "prefix": prefix},
-        {"num_frames": 4, "lag": 1},
-        {"num_frames": 4, "lag": 2, "guidance_scale": 2.0},
-        {"num_frames": 3, "lag": 3},
-        {"num_frames": 4, "lag": 2, "memory": Window(2)},
-        {"num_frames": 4, "lag": 1, "solver": solver(2, 0.7)},
-        {"num_frames": 3, "lag": 2, "condition": torch.ones(2, 4)},
-        {"num_frames": 4, "lag": 2, "memory": Window(2, sink=1), "solver": solver(4, 0.0)},
-    ]
-    return [kind | {"seed": STREAMS * seed + number} for number, kind in enumerate(kinds)]
-
-
-AFTER: dict[str, Any] = {"num_frames": 2, "lag": 1, "seed": 2**40}
-
-
-def engine_for(pages: int) -> Engine:
-    return Engine(model(), solver=solver(3, 0.0), memory=RecomputedWindow(3), max_pages=pages)
-
-
-@cache
-def reference(seed: int) -> Reference:
-    engine = engine_for(400)
-    streams = [engine.submit(Request(**options)) for options in requests(seed)]
+def reference(bed_name: str, seed: int) -> Reference:
+    bed = BEDS[bed_name]
+    engine = bed.engine(MANY_PAGES)
+    streams = bed.submitted(engine, seed)
     pages = sum(inside(stream).pages.most for stream in streams)
     while engine.step():
         pass
     frames = [[frame.latent for frame in stream.take_ready()] for stream in streams]
-    after = engine_for(400).submit(Request(**AFTER)).result()
+    after = bed.engine(MANY_PAGES).submit(bed.after).result()
     return Reference(frames, [stream.ticks_done for stream in streams], pages, after)
 
 
@@ -140,16 +108,16 @@ def run(case: Case) -> None:
 
         run_decode(case)
         return
-    expected, chance = reference(case.seed), case.chance
+    bed, expected, chance = BEDS[case.bed], case.expected, case.chance
     tick = _tick(case, expected.ticks[case.victim], chance)
     fault = Fault(case.kind, case.place, tick, LAYERS, chance)
-    engine = engine_for(expected.pages)
+    engine = bed.engine(expected.pages)
     slow = case.kind == "slow reader"
     streams = []
-    for number, options in enumerate(requests(case.seed)):
+    for number, request in enumerate(bed.requests(case.seed)):
         ahead = 1 if slow and number == case.victim else None
         on_step = fault.call_back if case.place == "callback" else None
-        streams.append(engine.submit(Request(**options, max_ahead=ahead, on_step=on_step)))
+        streams.append(engine.submit(replace(request, max_ahead=ahead, on_step=on_step)))
     victim = fault.victim = streams[case.victim]
     # A cancel may strike in the part of any stream that is still there at that tick.
     others = [stream for stream, ticks in zip(streams, expected.ticks, strict=True) if ticks > tick + 1]
@@ -162,7 +130,7 @@ def run(case: Case) -> None:
     else:
         assert fault.struck, "the fault never struck"
     if case.kind == "dead worker" and case.place != "callback":
-        _check_that_all_of_the_pass_failed(engine, victim, streams, expected)
+        _check_that_all_of_the_pass_failed(case, engine, victim, streams)
         return
     # A thread that dies in a callback dies between two passes.
     outcome = "goes on" if case.kind == "dead worker" else OUTCOMES[case.kind]
@@ -172,7 +140,7 @@ def run(case: Case) -> None:
         whole = number != case.victim or outcome == "goes on"
         check_frames(frames, expected.frames[number], whole=whole, name=f"stream {number}")
         assert whole <= (stream.state == "finished"), f"stream {number} is {stream.state}"
-    check_engine(engine, outcome, expected)
+    check_engine(case, engine, outcome)
 
 
 def check_frames(frames: list[torch.Tensor], expected: list[torch.Tensor], *, whole: bool, name: str) -> None:
@@ -181,24 +149,24 @@ def check_frames(frames: list[torch.Tensor], expected: list[torch.Tensor], *, wh
     assert all(torch.equal(*pair) for pair in zip(frames, expected, strict=False)), f"{name} is another video"
 
 
-def check_engine(engine: Engine, outcome: str, expected: Reference) -> None:
+def check_engine(case: Case, engine: Engine, outcome: str) -> None:
     stats = engine.stats()
     assert stats.streams_running == stats.pages_held == stats.pages_promised == 0, stats
     assert stats.pages_free == engine.pool.manager.unpromised == stats.pages_total, stats
     assert stats.streams_failed == (outcome == "fails"), stats
     assert stats.streams_cancelled == (outcome == "is cancelled"), stats
-    result = engine.submit(Request(**AFTER)).result()
-    assert torch.equal(result, expected.after), "a new stream gives another video"
+    result = engine.submit(BEDS[case.bed].after).result()
+    assert torch.equal(result, case.expected.after), "a new stream gives another video"
     assert engine.stats().pages_held == 0
 
 
 def _tick(case: Case, ticks: int, chance: random.Random) -> int:
     """From which tick of the victim on the fault strikes; late enough and early enough to strike at all."""
-    if case.place == "commit":  # the prefix of stream 0 is committed at once; the others after some frames
-        return 0 if case.victim == 0 else chance.randint(0, 2)
+    if case.place == "commit":
+        return chance.randint(0, BEDS[case.bed].commits[case.victim])
     if case.place == "callback":  # after a tick, the last one included, where it is not too late then
-        return chance.randint(1, ticks - (case.kind in ("nan", "cancel")))
-    return chance.randrange(ticks - (case.kind == "cancel"))
+        return chance.randint(1, ticks - BEDS[case.bed].unseen - (case.kind in ("nan", "cancel")))
+    return chance.randrange(ticks - BEDS[case.bed].unseen - (case.kind == "cancel"))
 
 
 def _drive(engine: Engine, fault: Fault, streams: list[Stream]) -> None:
@@ -230,20 +198,20 @@ def _check_that_only_this_one_waits(victim: Stream, streams: list[Stream]) -> No
 
 
 def _check_that_all_of_the_pass_failed(
-    engine: Engine, victim: Stream, streams: list[Stream], expected: Reference
+    case: Case, engine: Engine, victim: Stream, streams: list[Stream]
 ) -> None:
     """And that nothing else is wrong: what was delivered, the pages, a new stream."""
     assert victim.state == "failed"
     for number, stream in enumerate(streams):
         frames = [frame.latent for frame in stream.take_ready()]
         whole = stream.state == "finished"
-        check_frames(frames, expected.frames[number], whole=whole, name=f"stream {number}")
+        check_frames(frames, case.expected.frames[number], whole=whole, name=f"stream {number}")
         if not whole:
             with pytest.raises(StreamInterruptedError):
                 stream.result()
     stats = engine.stats()
     assert stats.streams_running == stats.pages_held == stats.pages_promised == 0, stats
-    assert torch.equal(engine.submit(Request(**AFTER)).result(), expected.after)
+    assert torch.equal(engine.submit(BEDS[case.bed].after).result(), case.expected.after)
 
 
 def _check_victim(kind: str, outcome: str, victim: Stream) -> None:

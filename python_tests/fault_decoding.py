@@ -7,15 +7,17 @@ import copy
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from unittest import mock
 
 import torch
 from dense_oracle import randomise
-from fault_cases import OUTCOMES, Case, check_engine, check_frames, engine_for, reference, requests
+from fault_beds import BEDS
+from fault_cases import OUTCOMES, Case, check_engine, check_frames, reference
 
 from ardiff_engine.codec import worker as decode_worker
-from ardiff_engine.engine import Engine, Request, Stream
+from ardiff_engine.engine import Engine, Stream
 from ardiff_engine.errors import ArdiffError, NumericalError
 from ardiff_engine.models import TiTok, TiTokConfig
 from ardiff_engine.models.titok.codec import TiTokCodec
@@ -75,21 +77,21 @@ class FaultyDecoder:
 @cache
 def pictures(seed: int) -> list[list[torch.Tensor]]:
     """Of the run without a fault."""
-    engine = engine_for(reference(seed).pages)
-    streams = [engine.submit(Request(**options)) for options in requests(seed)]
+    engine = BEDS["lags"].engine(reference("lags", seed).pages)
+    streams = BEDS["lags"].submitted(engine, seed)
     codec = TiTokCodec(autoencoder(), engine.model.spec)
     readers = [stream_pictures(engine, stream, codec, None) for stream in streams]
     return [[frame.image for frame in reader] for reader in readers]
 
 
 def run_decode(case: Case) -> None:
-    expected, chance = reference(case.seed), case.chance
-    engine = engine_for(expected.pages)
+    bed, expected, chance = BEDS[case.bed], case.expected, case.chance
+    engine = bed.engine(expected.pages)
     slow = case.kind == "slow reader"
     streams = []
-    for number, options in enumerate(requests(case.seed)):
+    for number, request in enumerate(bed.requests(case.seed)):
         ahead = 2 if slow and number == case.victim else None
-        streams.append(engine.submit(Request(**options, max_ahead=ahead)))
+        streams.append(engine.submit(replace(request, max_ahead=ahead)))
     victim = streams[case.victim]
     decoder = FaultyDecoder(case.kind, chance.randrange(len(expected.frames[case.victim])), victim)
     faulty = copy.copy(autoencoder())
@@ -116,7 +118,7 @@ def run_decode(case: Case) -> None:
     assert victim.state in ("finished", "cancelled")
     outcome = "is cancelled" if victim.state == "cancelled" else "goes on"
     assert outcome == "goes on" or OUTCOMES[case.kind] != "goes on"
-    check_engine(engine, outcome, expected)
+    check_engine(case, engine, outcome)
 
 
 class _Found:

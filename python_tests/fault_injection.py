@@ -125,8 +125,9 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
         if fault.place in ("layer k", "commit"):
             wrap(NativeBlocks, "run", lambda blocks, *given: pass_.blocks(blocks, *given))
         if fault.place == "layer k":
-            block = engine.model.layers[fault.layer]
-            stack.callback(block.register_forward_hook(pass_.layer).remove)
+            # Networks that never run as one native call here have no such layers.
+            for block in getattr(engine.model, "layers", ())[fault.layer : fault.layer + 1]:
+                stack.callback(block.register_forward_hook(pass_.layer).remove)
         elif fault.place == "commit":
             wrap(ops, "norm_rope_write_", pass_.write)
         elif fault.place == "solver":
@@ -197,7 +198,10 @@ class _Pass:
             one._native, one._specs = blocks._native[only], blocks._specs[only]
             k, v = cells.k_pages[only], cells.v_pages[only]
             wanted = cells.wanted if layer == len(modulation) - 1 else None
-            part = replace(cells, k_pages=k, v_pages=v, wanted=wanted)
+            held = cells.conditions
+            if held is not None:
+                held = replace(held, k=held.k[only], v=held.v[only])
+            part = replace(cells, k_pages=k, v_pages=v, wanted=wanted, conditions=held)
             run = partial(self._run, one, h, modulation[only], part, positions, frequencies)
             if self._fault.place == "commit":
                 self._committing(k[0], v[0], cells.slots, run)
@@ -243,5 +247,6 @@ class _Pass:
             if feed.roster.feeds_context:
                 contexts += [ours and not commits_only] * (branches * self._spec.context_tokens)
             for updates in feed.roster.updates * branches:
-                frames += [ours and not (commits_only and updates)] * self._spec.tokens()
+                tokens = self._spec.tokens(state.request.size)
+                frames += [ours and not (commits_only and updates)] * tokens
         return torch.tensor(contexts + frames)

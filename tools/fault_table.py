@@ -3,9 +3,11 @@
 
     python tools/fault_table.py --seeds 20 --markdown docs/reliability.md
 
-Every kind of fault, at every place, in each of the eight streams, with every seed; with `--victims 1` in one
-stream per seed, each in turn. Runs that are done are kept in `--record`, one line each, so that an
-interrupted run goes on where it was; delete the file, or name another one, after a change to the engine.
+Every kind of fault, at every place, in each of the eight streams of both beds, with every seed; with
+`--victims 1` in one stream per seed, each in turn. Runs that are done are kept in `--record`, one line each,
+so that an interrupted run goes on where it was; delete the file, or name another one, after a change to the
+engine.
+
 Exit code 0 only if every run went as it must.
 """
 
@@ -17,6 +19,7 @@ import json
 import sys
 import time
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -24,7 +27,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "python_tests"))
 
-from fault_cases import NOT_APPLICABLE, OUTCOMES, PAIRS, PLACES, STREAMS, Case, run  # noqa: E402
+from fault_beds import BEDS, STREAMS  # noqa: E402
+from fault_cases import NOT_APPLICABLE, OUTCOMES, PAIRS, PLACES, Case, run  # noqa: E402
 
 BEGIN, END = "<!-- faults:begin -->\n", "<!-- faults:end -->\n"
 REPORT_SECONDS = 15.0
@@ -34,24 +38,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--victims", type=int, default=STREAMS, help="how many of the streams, per seed")
+    parser.add_argument("--bed", action="append", choices=BEDS, help="only these; may be repeated")
     parser.add_argument("--kind", action="append", choices=OUTCOMES, help="only these; may be repeated")
     parser.add_argument("--place", action="append", choices=PLACES, help="only these; may be repeated")
     parser.add_argument("--record", type=Path, default=ROOT / "build" / "faults.jsonl")
     parser.add_argument("--markdown", type=Path, help="file whose table is replaced, when all has run")
     options = parser.parse_args()
-    if options.markdown and (options.kind or options.place):
-        parser.error("--markdown needs the whole matrix: leave --kind and --place out")
+    if options.markdown and (options.bed or options.kind or options.place):
+        parser.error("--markdown needs the whole matrix: leave --bed, --kind and --place out")
     torch.set_num_threads(1)
     gc.freeze()  # the engine collects garbage when memory is short; of PyTorch itself there is none
-    cases = [
-        Case(kind, place, victim, seed)
+    chosen = [
+        Case(kind, place, victim, seed, bed)
+        for bed in options.bed or BEDS
         for turn in range(min(options.victims, STREAMS))
         for seed in range(options.seeds)
         for kind, place in PAIRS
         for victim in [(seed + turn) % STREAMS]
         if kind in (options.kind or OUTCOMES) and place in (options.place or PLACES)
     ]
-    found = run_all(cases, options.record)
+    found = run_all([case for case in chosen if case.applies], options.record)
     for case, problem in found.items():
         if problem:
             print(f"{case}: {problem}")
@@ -67,16 +73,15 @@ def run_all(cases: list[Case], record: Path) -> dict[Case, str]:
     done: dict[Case, str] = {}
     if record.is_file():
         for line in record.read_text().splitlines():
-            kind, place, victim, seed, problem = json.loads(line)
-            done[Case(kind, place, victim, seed)] = problem
+            *case, problem = json.loads(line)
+            done[Case(*case)] = problem
     record.parent.mkdir(parents=True, exist_ok=True)
     reported = time.monotonic()
     with record.open("a", buffering=1) as file:
         for number, case in enumerate(cases):
             if case not in done:
                 done[case] = attempt(case)
-                line = [case.kind, case.place, case.victim, case.seed, done[case]]
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps([*astuple(case), done[case]]) + "\n")
             if time.monotonic() - reported > REPORT_SECONDS:
                 failed = sum(bool(done[c]) for c in cases[: number + 1])
                 print(f"{number + 1} of {len(cases)}, {failed} failed", file=sys.stderr, flush=True)
@@ -93,29 +98,30 @@ def attempt(case: Case) -> str:
 
 
 def table(found: dict[Case, str]) -> str:
-    """Runs that went as they must, of all; one row per kind, one column per place."""
-    total, good = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    """Runs that went as they must, of all: for each bed, one row per kind, one column per place."""
+    total, good = Counter[tuple[str, str, str]](), Counter[tuple[str, str, str]]()
     for case, problem in found.items():
-        total[case.kind, case.place] += 1
-        good[case.kind, case.place] += not problem
+        total[case.bed, case.kind, case.place] += 1
+        good[case.bed, case.kind, case.place] += not problem
     seeds = len({case.seed for case in found})
     victims = len({case.victim for case in found if case.seed == 0})
     reasons = list(dict.fromkeys(NOT_APPLICABLE.values()))
 
-    def cell(kind: str, place: str) -> str:
+    def cell(bed: str, kind: str, place: str) -> str:
         if (kind, place) in NOT_APPLICABLE:
             return f"— ({reasons.index(NOT_APPLICABLE[kind, place]) + 1})"
-        return f"{good[kind, place]} of {total[kind, place]}"
+        runs = total[bed, kind, place]
+        return f"{good[bed, kind, place]} of {runs}" if runs else "—"
 
     lines = [
         f"`python tools/fault_table.py --seeds {seeds} --victims {victims} --markdown docs/reliability.md`:",
-        f"{len(PAIRS)} combinations x {victims} of {STREAMS} victims x {seeds} seeds = {total.total():,}",
-        f"runs, of which {good.total():,} went as they must.",
-        "",
-        "| fault | " + " | ".join(PLACES) + " |",
-        "|---" * (len(PLACES) + 1) + "|",
+        f"{total.total():,} runs, of which {good.total():,} went as they must.",
     ]
-    lines += [f"| {kind} | " + " | ".join(cell(kind, place) for place in PLACES) + " |" for kind in OUTCOMES]
+    for bed in BEDS:
+        lines += ["", f"**{bed}**", ""]
+        lines += ["| fault | " + " | ".join(PLACES) + " |", "|---" * (len(PLACES) + 1) + "|"]
+        for kind in OUTCOMES:
+            lines.append(f"| {kind} | " + " | ".join(cell(bed, kind, place) for place in PLACES) + " |")
     lines += ["", "Combinations that make no sense:", ""]
     lines += [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
     return "\n".join(lines) + "\n"
