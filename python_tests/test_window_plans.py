@@ -105,8 +105,11 @@ def test_windows() -> None:
     assert trailing([3, 5, 8], 4) == ((0, 3), (1, 5), (4, 8))
     with pytest.raises(ConfigError):
         Windows(((4, 6), (0, 8)))
-    with pytest.raises(ConfigError, match="forgets"):
-        Windows(((0, 6),)).check(plan.blocks(1).plan(6, (2,)), ANY_NETWORK)
+    with pytest.raises(ConfigError):
+        Windows(((0, 6),)).check(plan.blocks(1).plan(7, (2,)), ANY_NETWORK)
+    joint, causal = (Windows(((0, 6),), joint).network(ANY_NETWORK) for joint in (True, False))
+    assert not joint.forgets and joint.frames_see_later and not causal.forgets
+    assert not causal.frames_see_later
 
 
 def test_a_table_is_a_solver() -> None:

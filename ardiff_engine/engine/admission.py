@@ -67,7 +67,7 @@ def admit(
     if not isinstance(memory, Full | PerLevel | Ranges | RecomputedWindow | Window):
         rehearse(plan, memory, spec)
     branches, rows = request.guidance, rows_of_pages(spec, page_rows)
-    check_branches(branches, spec, steps)
+    check_branches(branches, memory.network(spec), steps)
     need = page_need(plan, spec, memory, branches, request.size, rows)
     return Admission(plan, branches, weight_table(branches, steps), need)
 

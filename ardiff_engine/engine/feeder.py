@@ -57,7 +57,7 @@ class Feeder:
         self._levels: dict[int, int] = {frame: plan.steps(frame) for frame in range(plan.prefix)}
         self.moved: Feed | None = None
         """The last pass, if its frames have not been written down in `levels`."""
-        self._policy = policy
+        self._policy, spec = policy, policy.network(spec)
         self._forgets = spec.forgets
         self._sees_later = spec.frames_see_later
         self._has_context = spec.context_tokens > 0

@@ -92,7 +92,8 @@ def memory_plan(
     admission = admit(request, spec, memory, steps, rows, plan)
     branches = len(admission.weights)
     moves = admission.plan
-    live = moves.max_live + moves.longest_block if spec.forgets else memory.most_frames(moves)
+    forgets = memory.network(spec).forgets
+    live = moves.max_live + moves.longest_block if forgets else memory.most_frames(moves)
     tokens = streams * branches * (live * spec.tokens(request.size) + spec.context_tokens)
     footprint = model.footprint(tokens, sum(steps) + 2 * len(steps))
     return MemoryPlan(

@@ -118,7 +118,7 @@ class Editor:
         elif effect == "reset":
             forgotten = range(floor, feeder.forget())
         else:
-            state.exact = state.exact and not self._model.spec.forgets
+            state.exact = state.exact and not state.policy.network(self._model.spec).forgets
         state.branches, state.weights, state.conditions = branches, weights, torch.stack(conditions)
         state.condition_keys = condition_keys(self._model.spec, state.conditions)
         return ConditionReceipt(effect, first, tuple(recommitted), forgotten)

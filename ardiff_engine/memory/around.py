@@ -23,6 +23,9 @@ class Around:
     def by_level(self) -> bool:
         return self.memory.by_level
 
+    def network(self, spec: ModelSpec) -> ModelSpec:
+        return self.memory.network(spec)
+
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         self.memory.check(plan, spec)
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.full import Full
-from ardiff_engine.memory.policy import Event, MemoryPolicy
+from ardiff_engine.memory.policy import Event, StoresClean
 from ardiff_engine.memory.view import Fed, View, view_of, within
 from ardiff_engine.memory.window import Window
 from ardiff_engine.models.spec import ModelSpec
@@ -20,7 +20,7 @@ from ardiff_engine.plan import Frames, Now, Plan
 
 
 @dataclass(frozen=True, slots=True)
-class PerLevel:
+class PerLevel(StoresClean):
     """memory: which frames are seen and kept, each in all of its copies.
 
     context: "next": K/V stored at the level after the step; "same": those that the step itself wrote.
@@ -82,9 +82,3 @@ class PerLevel:
     def stale(self, event: Event, kept: Frames) -> Frames:
         # Levels that are over cannot be stored again.
         return ()
-
-    def renewed(self, block: range) -> Frames:
-        return ()
-
-    def prompted(self, frame: int) -> MemoryPolicy | None:
-        return None

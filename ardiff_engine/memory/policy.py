@@ -28,6 +28,9 @@ class MemoryPolicy(Protocol):
     def by_level(self) -> bool:
         """Whether views, copies and stores differ from level to level of a block."""
 
+    def network(self, spec: ModelSpec) -> ModelSpec:
+        """The network as this policy uses it: one that could forget may be fed all that it sees."""
+
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         """Raise PlanError or ConfigError if this policy cannot serve the plan and model exactly."""
 
@@ -66,6 +69,9 @@ class StoresClean:
 
     __slots__ = ()
     by_level = False
+
+    def network(self, spec: ModelSpec) -> ModelSpec:
+        return spec
 
     def stores(self, fed: Fed) -> bool:
         return fed.level == fed.steps

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listed windows for networks that are fed all that they see: a video made window by window, with overlaps
+"""Listed windows, of which every pass is fed all frames: a video made window by window, with overlaps
 (long videos of SkyReels-V2 and FVDM, roll-outs of Diffusion Forcing)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.policy import StoresClean
@@ -16,9 +16,11 @@ from ardiff_engine.plan import Frames, Now, Plan
 @dataclass(frozen=True, slots=True)
 class Windows(StoresClean):
     """windows: as (first, stop), both rising. A pass is fed the first one that holds its oldest unfinished
-    frame, waiting frames too, at places that count from its start."""
+    frame, waiting frames too, at places that count from its start. joint: later frames are seen as well,
+    as in networks that are trained on whole clips."""
 
     windows: tuple[tuple[int, int], ...]
+    joint: bool = False
     chunk = 0
 
     def __post_init__(self) -> None:
@@ -28,12 +30,10 @@ class Windows(StoresClean):
         if not self.windows or not rising or any(first >= stop for first, stop in self.windows):
             raise ConfigError(f"memory.Windows {self.windows}: give (first, stop) of each, rising")
 
+    def network(self, spec: ModelSpec) -> ModelSpec:
+        return replace(spec, forgets=False, frames_see_later=self.joint or spec.frames_see_later)
+
     def check(self, plan: Plan, spec: ModelSpec) -> None:
-        if spec.forgets:
-            raise ConfigError(
-                "memory.Windows with a network that forgets: it feeds all frames of a window in every pass; "
-                "memory.Window and memory.Full do not"
-            )
         if plan.num_frames is None or plan.num_frames > self.windows[-1][1]:
             raise ConfigError(f"memory.Windows ends after {self.windows[-1][1]} frames: list more windows")
 

@@ -15,7 +15,7 @@ from ardiff_engine.plan import Plan, Rule, parts, pyramid, trapezoid
 from ardiff_engine.systems.calls import Call, CallsOf
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry
-from ardiff_engine.systems.window_networks import CAUSAL, cut_to
+from ardiff_engine.systems.window_calls import cut_to
 
 
 def solver(total: int, steps: int, stabilization: int, eta: float, clip: float) -> Table:
@@ -57,7 +57,6 @@ SYSTEM = System(
     memory=Windows(((0, 18),)),
     num_frames=18,
     given_frames=2,
-    network=CAUSAL,
     calls_of=cut_to(Windows(((0, 18),))),
     stores_last=False,
     exact="Calls of all schedules; latents of DDIM.",

@@ -16,7 +16,6 @@ from ardiff_engine.plan import Plan, blocks
 from ardiff_engine.systems.calls import Call, CallsOf, Cell
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry
-from ardiff_engine.systems.window_networks import BIDIRECTIONAL
 
 
 def solver(steps: int, eta: float) -> Table:
@@ -55,12 +54,11 @@ def system(size: int, partitions: int, new: int, lookahead: bool, eta: float) ->
         repository="jjihwan/FIFO-Diffusion_public",
         plan=blocks(1, lag=1),
         solver=solver(steps, eta),
-        memory=Windows(((0, frames),)),
+        memory=Windows(((0, frames),), joint=True),
         guidance=12.0,
         fps=8,
         num_frames=frames,
         given_frames=given,
-        network=BIDIRECTIONAL,
         calls_of=queue(size, ticks, lookahead),
         stores_last=False,
         exact="Calls, with one and more partitions and with lookahead; latents without noise of the steps.",

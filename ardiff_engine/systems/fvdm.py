@@ -13,7 +13,7 @@ from ardiff_engine.memory.windows import Windows, overlapping
 from ardiff_engine.plan import blocks, parts
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry
-from ardiff_engine.systems.window_networks import BIDIRECTIONAL, given_at
+from ardiff_engine.systems.window_calls import given_at
 
 
 def solver(steps: int) -> Table:
@@ -32,10 +32,9 @@ SYSTEM = System(
     repository="Yaofang-Liu/FVDM",
     plan=blocks(1, lag=0),
     solver=solver(50),
-    memory=Windows(((0, 16),)),
+    memory=Windows(((0, 16),), joint=True),
     fps=8,
     num_frames=16,
-    network=BIDIRECTIONAL,
     calls_of=given_at(()),
     stores_last=False,
     exact="Calls of all modes; latents where no frame is given.",
@@ -51,7 +50,7 @@ def from_spec(entry: Entry) -> System:
         SYSTEM,
         plan=parts(blocks(1, lag=0), [stop for _, stop in windows]),
         solver=solver(entry["steps"]),
-        memory=Windows(windows),
+        memory=Windows(windows, joint=True),
         num_frames=frames,
         calls_of=given_at(entry["given_places"]),
     )

@@ -17,7 +17,6 @@ from ardiff_engine.plan import Plan, blocks
 from ardiff_engine.systems.calls import Call, CallsOf, Cell
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry
-from ardiff_engine.systems.window_networks import BIDIRECTIONAL
 
 
 def solver(total: int, steps: int) -> Table:
@@ -66,9 +65,8 @@ def system(frames: int, past: int, centre: int, future: int, total: int, steps: 
         repository="andrewsonga/generative_view_stitching",
         plan=blocks(1, lag=0),
         solver=solver(total, steps),
-        memory=Windows(((0, padded),)),
+        memory=Windows(((0, padded),), joint=True),
         num_frames=padded,
-        network=BIDIRECTIONAL,
         calls_of=stitched(past, centre, future, given),
         stores_last=False,
         exact="Calls without loops.",

@@ -14,7 +14,7 @@ from ardiff_engine.memory.windows import Windows
 from ardiff_engine.plan import together
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import FOUR_STEPS, Entry
-from ardiff_engine.systems.window_networks import BIDIRECTIONAL, given_at
+from ardiff_engine.systems.window_calls import given_at
 
 
 def scaled(timesteps: Sequence[float], share: float) -> Table:
@@ -36,9 +36,8 @@ def system(multipliers: Sequence[float], timesteps: Sequence[float]) -> System:
         repository="Yaofang-Liu/Pusa-VidGen",
         plan=together([kinds.index(own) for own in multipliers]),
         solver=tuple(scaled(timesteps, own) for own in kinds),
-        memory=Windows(((0, frames),)),
+        memory=Windows(((0, frames),), joint=True),
         num_frames=frames,
-        network=BIDIRECTIONAL,
         calls_of=given_at([f for f, own in enumerate(multipliers) if own == 0]),
         stores_last=False,
         exact="Calls and latents, with given and with loosened frames.",

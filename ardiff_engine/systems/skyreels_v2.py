@@ -15,7 +15,7 @@ from ardiff_engine.plan import blocks, parts
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.trace import Trace
 from ardiff_engine.systems.wan_family import Entry
-from ardiff_engine.systems.window_networks import BIDIRECTIONAL, given_at
+from ardiff_engine.systems.window_calls import given_at
 
 
 def solver(shift: float, steps: int) -> Table:
@@ -44,11 +44,10 @@ SYSTEM = System(
     repository="SkyworkAI/SkyReels-V2",
     plan=blocks(1, lag=5),
     solver=solver(8.0, 50),
-    memory=Windows(WINDOWS),
+    memory=Windows(WINDOWS, joint=True),
     guidance=5.0,
     fps=24,
     num_frames=25,
-    network=BIDIRECTIONAL,
     calls_of=given_at(()),
     stores_last=False,
     exact="Calls, and the matrices of its code and of diffusers' in all their sizes; not latents.",
@@ -67,7 +66,7 @@ def from_spec(entry: Entry) -> System:
         SYSTEM,
         plan=parts(own, [stop for _, stop in windows]),
         solver=solver(entry["shift"], steps),
-        memory=Windows(windows),
+        memory=Windows(windows, joint=True),
         num_frames=frames,
         given_frames=given,
         calls_of=given_at(range(frames - end, frames)),

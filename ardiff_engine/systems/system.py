@@ -39,7 +39,6 @@ class System:
         `Stream.set_condition`). fps: pictures per second of its videos.
     num_frames, given_frames: of the video, for systems that need a length and those that were made for one;
         the given ones are included.
-    network: what the trace takes for granted of the network.
     calls_of, stores_last: how its code makes calls of the engine's passes (see `systems.calls`), and whether
         it stores the K/V of the last block. recorded: how its numbers are kept, if not as a `Trace` says.
     exact: what was compared with its own code; left_out: what of it is not expressed here, and why.
@@ -58,7 +57,6 @@ class System:
     fps: int = 16
     num_frames: int | None = None
     given_frames: int = 0
-    network: ModelSpec = ANY_NETWORK
     calls_of: CallsOf = by_kind
     stores_last: bool = True
     recorded: Callable[[Trace], Trace] = as_traced
@@ -96,7 +94,7 @@ class System:
     def calls(self, num_frames: int) -> list[Call]:
         """What its code does for a video of that many frames, given ones included."""
         plan = self.plan_of(num_frames)
-        walk = passes(plan, self.memory, self.network, None, self.stores_last)
+        walk = passes(plan, self.memory, ANY_NETWORK, None, self.stores_last)
         return list(self.calls_of(plan, walk))
 
     def trace(

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systems over whole windows share: networks in which every frame is fed in every pass, and code that
-makes other calls of that than the engine."""
+"""What systems over whole windows share: code that makes other calls than the engine, which feeds every frame
+of a window in every pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from ardiff_engine.memory.windows import Windows
 from ardiff_engine.plan import Plan
-from ardiff_engine.systems.calls import ANY_NETWORK, Call, CallsOf, by_pass
-
-CAUSAL = replace(ANY_NETWORK, forgets=False)
-BIDIRECTIONAL = replace(CAUSAL, frames_see_later=True)
+from ardiff_engine.systems.calls import Call, CallsOf, by_pass
 
 
 def given_at(places: Iterable[int]) -> CallsOf:
