@@ -118,7 +118,7 @@ def conditions_of(make: Make) -> ConditionPages | None:
         return None
     seen = FrameTable.build([[TOKENS] * 2, [TOKENS]], [[0, 1], [2, 3]], [[8, 3], [8, 3]], [[2, 2], [2]])
     held = (LAYERS, 4, make.kv_heads, ROWS, make.dim)
-    return ConditionPages(drawn(*held), drawn(*held), seen)
+    return ConditionPages(drawn(*held), drawn(*held), (seen,))
 
 
 def pass_of(make: Make) -> Pass:
@@ -231,7 +231,7 @@ def expected(specs: list[BlockSpec], given: Pass) -> tuple[Tensor, Tensor, Tenso
             h, u = normed(h, cross.branch, rows, replaces)
             q = apply(cross.projections, u).unflatten(1, (-1, cross.heads.dim))
             q = head_norm(q, cross.heads, cross.heads.q_weight, cross.heads.q_bias)
-            seen = attention(q, held.k[layer].double(), held.v[layer].double(), held.table)
+            seen = attention(q, held.k[layer].double(), held.v[layer].double(), *held.tables)
             h = added(h, apply((cross.out,), seen), cross.branch, rows)
         h, u = normed(h, spec.mlp.branch, rows, replaces)
         act = {"silu": F.silu, "gelu_erf": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
@@ -298,7 +298,7 @@ def test_what_does_not_fit_is_refused() -> None:
     elsewhere = FrameTable.build([[TOKENS] * FRAMES], [[9]], [[8]], [[1] * FRAMES])
     for conditions in (
         None,
-        replace(held, table=elsewhere),
+        replace(held, tables=(elsewhere,)),
         replace(held, k=held.k[:1], v=held.v[:1]),
         replace(held, k=held.k.double(), v=held.v.double()),
     ):

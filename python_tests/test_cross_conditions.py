@@ -71,6 +71,43 @@ def test_alone_and_together_are_the_same_bits(video: WanTransformer) -> None:
     assert all(torch.equal(s.result(), one) for s, one in zip(streams, alone, strict=True))
 
 
+@torch.no_grad()
+def test_conditions_of_two_parts() -> None:
+    """A prompt and a picture's tokens: the stream is the plain loop, bit for bit the same beside others that
+    have another picture, and padded as for a graph."""
+    torch.manual_seed(1)
+    # More rows than a page of each part, so that none may begin within another's pages.
+    video = WanTransformer(replace(CONFIG, text_tokens=115, image_dim=12, image_tokens=120)).eval()
+    for parameter in video.parameters():
+        parameter.normal_(std=0.3 if parameter.ndim == 1 else 0.7 * parameter[0].numel() ** -0.5)
+    pictures = torch.randn(2, 120, 12)
+    noise = torch.randn(3, 3, *SIZE)
+
+    def asked(picture: int, **options) -> ade.Request:
+        condition = video.with_picture(prompt(1), pictures[picture])
+        return request(picture, num_frames=3, condition=condition, latents=noise, **options)
+
+    alone = [engine_of(video).submit(asked(picture)).result() for picture in range(2)]
+    assert not torch.allclose(*alone, atol=1e-3)
+    for cuda_graphs in (False, True):
+        engine = engine_of(video, cuda_graphs=cuda_graphs)
+        streams = [engine.submit(asked(picture)) for picture in (0, 1, 0)]
+        assert engine.step() is not None and engine.stats().pages_held >= 2 * (2 + 2)
+        results = [stream.result() for stream in streams]
+        assert torch.equal(results[0], alone[0]) and torch.equal(results[1], alone[1])
+        assert torch.equal(results[2], results[0]) and engine.stats().pages_held == 0
+    solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
+    sigmas, clip = [*(solver.timesteps[:STEPS] / 1000).tolist(), 0.0], noise.clone()
+    for frame in range(3):
+        t = torch.full((1, frame + 1), float(solver.timesteps[STEPS]))
+        for step in range(STEPS):
+            t[0, frame] = float(solver.timesteps[step])
+            seen = clip[None, : frame + 1]
+            flow = video.forward_clip(seen, t, prompt(1)[None], block=1, image=pictures[:1])[0, frame]
+            clip[frame] += (sigmas[step + 1] - sigmas[step]) * flow
+    assert ((alone[0] - clip).norm() / clip.norm()).item() <= 1e-5
+
+
 def test_a_prompt_is_written_once(video: WanTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     write = WanTransformer.write_condition

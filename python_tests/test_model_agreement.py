@@ -40,6 +40,8 @@ def engine_of(network: GaussianVideo) -> ade.Engine:
         ({"condition": replace(NONE, tokens=3)}, "condition"),
         ({"condition": ConditionSpec("joint", 0, (0,))}, "condition"),
         ({"condition": ConditionSpec("text", 3, (3,))}, "condition"),
+        ({"condition": ConditionSpec("cross", 3, (3,), (2, 2))}, "parts"),
+        ({"condition": ConditionSpec("joint", 3, (3,), (2, 1))}, "parts"),
     ],
 )
 def test_a_spec_that_no_network_can_have(change: dict, noun: str) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from ardiff_engine.models import CellBatch
 from ardiff_engine.models.cell_batch import ConditionPages
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.positions import token_positions
+from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.ops import FrameTable
 from ardiff_engine.weights import load_model, save_model
 
@@ -31,17 +34,22 @@ class Clips:
     """Clips x [B, F, C, H, W] with timesteps t [B, F] and texts, run over one pool of pages."""
 
     def __init__(self, video: WanTransformer, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> None:
+        """text: prompts, or other conditions of the model, of each clip."""
         self.video, self.x, self.spec, self.size = video, video.to_tokens(x), video.spec, tuple(x.shape[3:])
         self.clips, self.frames = t.shape
+        self.inputs: dict[str, torch.Tensor] = {}
         self.tables = video.tables(t.flatten())
-        self.valid, self.text = entries(self.spec.tokens(self.size)), entries(self.spec.condition.tokens)
+        self.valid, condition = entries(self.spec.tokens(self.size)), self.spec.condition
+        self.parts = [entries(rows) for rows in condition.parts or (condition.tokens,)]
+        text_pages = sum(map(len, self.parts))
         shape = (self.spec.layers, 0, self.spec.heads, ROWS, self.spec.head_dim)
         pages = self.clips * self.frames * len(self.valid)
         self.k, self.v = torch.zeros(2, shape[0], pages, *shape[2:], dtype=video.dtype).unbind(0)
-        held = (shape[0], self.clips * len(self.text), *shape[2:])
+        held = (shape[0], self.clips * text_pages, *shape[2:])
         self.text_k, self.text_v = torch.zeros(2, *held, dtype=video.dtype).unbind(0)
         for clip in range(self.clips):
-            slots = clip * len(self.text) * ROWS + torch.arange(self.spec.condition.tokens)
+            own = range(clip * text_pages, (clip + 1) * text_pages)
+            slots = torch.tensor(condition.slots(own, ROWS))
             video.write_condition(video.condition(text[clip]), slots, self.text_k, self.text_v)
 
     def pages(self, clip: int, frame: int) -> list[int]:
@@ -53,7 +61,6 @@ class Clips:
         tokens, block = self.spec.tokens(self.size), len(frames)
         seen = [f for f in range(self.frames) if visible[frames.start, f]]
         lists = [[page for f in seen for page in self.pages(clip, f)] for clip in range(self.clips)]
-        texts = [list(range(c * len(self.text), (c + 1) * len(self.text))) for c in range(self.clips)]
         slots = [
             torch.arange(tokens) + self.pages(clip, f)[0] * ROWS for clip in range(self.clips) for f in frames
         ]
@@ -70,12 +77,21 @@ class Clips:
             conditions=ConditionPages(
                 self.text_k,
                 self.text_v,
-                FrameTable.build(tokens_of, texts, [self.text] * self.clips),
+                tuple(self.condition_table(part, tokens_of) for part in range(len(self.parts))),
             ),
         )
-        x = self.x[:, frames.start : frames.stop].flatten(0, 2).to(self.video.dtype)
+        own = slice(frames.start, frames.stop)
+        inputs = {name: rows[:, own].flatten(0, 2) for name, rows in self.inputs.items()}
+        cells = replace(cells, inputs=inputs)
+        x = self.x[:, own].flatten(0, 2).to(self.video.dtype)
         out = self.video(x, cells, self.tables)
         return self.video.from_tokens(out.unflatten(0, (self.clips, block, tokens)), self.size)
+
+    def condition_table(self, part: int, tokens_of: list[list[int]]) -> FrameTable:
+        every, first = sum(map(len, self.parts)), sum(map(len, self.parts[:part]))
+        own = self.parts[part]
+        pages = [list(range(c * every + first, c * every + first + len(own))) for c in range(self.clips)]
+        return FrameTable.build(tokens_of, pages, [own] * self.clips)
 
 
 def blocks_of(visible: torch.Tensor) -> list[range]:
@@ -95,6 +111,25 @@ def test_block_by_block(name: str, native: bool) -> None:
     clips = Clips(model, golden["x"], golden["t"], golden["text"])
     y = torch.cat([clips.run(frames, visible) for frames in blocks_of(visible)], dim=1)
     assert error(y, golden["y"]) <= 1e-5
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_prompt_and_a_picture(packed: bool) -> None:
+    """Wan 2.1's image-to-video model: CLIP's tokens lie in pages behind the prompt's, and are attended to by
+    themselves; the given picture's latents come as frame inputs."""
+    model, golden, config = official("x_bidirectional_i2v")
+    drawn = np.random.RandomState(int(golden["clip_seed"])).standard_normal((len(golden["x"]), 257, 1280))
+    pictures = torch.from_numpy(drawn.astype(np.float32))
+    if packed:
+        model.freeze()
+    x, frames = golden["x"], golden["x"].shape[1]
+    t = golden["t"][:, None].expand(x.shape[:2])
+    conditions = [model.with_picture(*own) for own in zip(golden["text"], pictures, strict=True)]
+    clips = Clips(model, x, t, conditions)
+    clips.inputs = {PICTURES: model.to_tokens(golden["y"])}
+    y = clips.run(range(frames), torch.ones(frames, frames, dtype=torch.bool))
+    assert error(y, golden["y_official"]) <= 1e-5
 
 
 def test_a_clip_alone_gives_the_same_bits() -> None:
@@ -138,9 +173,14 @@ def test_what_does_not_fit() -> None:
     for size in ((4, 5), (3, 4), (0, 4)):
         with pytest.raises(ConfigError, match="size"):
             video.spec.tokens(size)
-    pictures = WanConfig(24, 1, 2, 32, channels=4, out_channels=4, text_dim=8, text_tokens=4, image_dim=6)
-    with pytest.raises(ConfigError, match="picture"):
-        WanTransformer(pictures).freeze()
+    sees = WanTransformer(replace(small, image_dim=6, image_tokens=3))
+    for prompt, picture in ((torch.ones(5, 8), torch.ones(3, 6)), (torch.ones(2, 8), torch.ones(2, 6))):
+        with pytest.raises(TensorError, match="picture"):
+            sees.with_picture(prompt, picture)
+    with pytest.raises(TensorError, match="picture"):
+        video.with_picture(torch.ones(2, 8), torch.ones(3, 6))
+    with pytest.raises(TensorError, match="with_picture"):
+        sees.condition(torch.ones(4, 8))
     clips = Clips(video, torch.randn(1, 1, 4, 4, 4), torch.zeros(1, 1), torch.randn(1, 4, 8))
     clips.text_k = clips.text_k[:, :0]
     with pytest.raises(PageTableError):

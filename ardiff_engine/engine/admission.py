@@ -101,7 +101,7 @@ def page_need(
     page_rows: int,
 ) -> PageNeed:
     """size: of the frames, as in Request. page_rows: of the pool."""
-    condition, frame = -(-spec.condition.tokens // page_rows), -(-spec.tokens(size) // page_rows)
+    condition, frame = sum(spec.condition.pages(page_rows)), -(-spec.tokens(size) // page_rows)
     frames = sum(most_frames(branch, plan, memory) for branch in branches)
     return PageNeed(condition, frame, len(branches) * condition + frames * frame)
 

@@ -160,7 +160,8 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         wanted=None if cells.wanted is None else moved(cells.wanted),
         table=tables[id(cells.table)],
         layers=tuple([tables[id(table)] for table in cells.layers]),
-        conditions=cells.conditions and replace(cells.conditions, table=cells.conditions.table.to(device)),
+        conditions=cells.conditions
+        and replace(cells.conditions, tables=tuple([t.to(device) for t in cells.conditions.tables])),
     )
     return replace(
         batch,
@@ -210,9 +211,7 @@ class Packer:
             wanted=layout.wanted,
             layers=layout.layers,
             inputs=self._frame_inputs(work),
-            conditions=None
-            if layout.conditions is None
-            else ConditionPages(pool.k, pool.v, layout.conditions),
+            conditions=ConditionPages(pool.k, pool.v, layout.conditions) if layout.conditions else None,
         )
         return Batch(
             cells=cells,
@@ -242,13 +241,11 @@ class Packer:
 
     def _write_conditions(self, work: Work) -> None:
         """K and V of cross conditions that nobody has written yet."""
-        rows, tokens = self._pool.page_rows, self._spec.condition.tokens
         for state, _ in work:
             for stored, condition in zip(state.pages.conditions, state.conditions, strict=False):
                 if not stored.written:
-                    pages = torch.tensor(stored.pages)
-                    slots = (pages[:, None] * rows + torch.arange(rows)).flatten()[:tokens]
-                    slots = upload(slots, condition.device)
+                    rows = self._spec.condition.slots(stored.pages, self._pool.page_rows)
+                    slots = upload(torch.tensor(rows), condition.device)
                     self._model.write_condition(condition, slots, self._pool.k, self._pool.v)
                     stored.written = True
 

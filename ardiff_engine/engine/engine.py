@@ -104,7 +104,7 @@ class Engine:
         self.pool = PagePool.allocate(model.spec, max_pages, rows, dtype=model.dtype, device=self.device)
         self.changes = Changes()
         self.inbox = Inbox(self.changes)
-        self._conditions = ConditionStore(self.pool.pages_for(model.spec.condition.tokens))
+        self._conditions = ConditionStore(sum(model.spec.condition.pages(self.pool.page_rows)))
         self._schedules = Schedules(model, solver)
         forward = Forward(model, self._schedules)
         graphs = graphs_for(forward, self._schedules, model.spec, self.device, cuda_graphs)

@@ -9,7 +9,7 @@ and other frames. So shapes are kept, and laying out a pass whose shape is known
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 
 import numpy as np
@@ -41,7 +41,7 @@ class Span:
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `wanted`, `slots`,
-    `positions`, `table`, `layers`, `spans`, `branch_cells`. conditions: the table of cross conditions.
+    `positions`, `table`, `layers`, `spans`, `branch_cells`. conditions: the tables of cross conditions.
 
     What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
     model's tables, `coefficients` int64 [U], `weight_rows` int64 [U] of `weights` [R, B] (guidance, of all
@@ -56,7 +56,7 @@ class Layout:
     positions: torch.Tensor
     table: FrameTable
     layers: tuple[FrameTable, ...]
-    conditions: FrameTable | None
+    conditions: tuple[FrameTable, ...]
     spans: tuple[Span, ...]
     branch_cells: torch.Tensor
     weights: np.ndarray
@@ -117,7 +117,7 @@ class _Shape:
 
     lists: tuple[PageLists, ...]
     of_layer: tuple[int, ...]
-    conditions: FrameTable | None
+    conditions: tuple[FrameTable, ...]
     wanted: torch.Tensor | None
     slot_places: np.ndarray
     slot_rows: np.ndarray
@@ -143,13 +143,14 @@ class LayoutBuilder:
         self._page_rows = page_rows
         self._context_valid = _valid_rows(spec.context_tokens, page_rows)
         self._crosses = spec.condition.kind == "cross"
-        self._condition_valid = _valid_rows(spec.condition.tokens, page_rows)
+        parts = spec.condition.parts or (spec.condition.tokens,)
+        self._condition_valid = [_valid_rows(rows, page_rows) for rows in parts]
         self._shapes: dict[tuple[_Part, ...], _Shape] = {}
 
     def build(self, work: Work) -> Layout:
         parts: list[_Part] = []
         pages: list[int] = []
-        conditions: list[int] = []
+        conditions: list[list[int]] = [[] for _ in self._condition_valid]
         positions: list[int] = []
         for stream, feed in work:
             rosters, schedule = stream.rosters(feed), stream.schedule
@@ -162,7 +163,9 @@ class LayoutBuilder:
                 pages += stream.pages.shown(branch, source, found[number][0])
                 positions += distinct[number].positions
                 if self._crosses and distinct[number].frames:
-                    conditions += stream.pages.conditions[branch].pages
+                    held = iter(stream.pages.conditions[branch].pages)
+                    for own, valid in zip(conditions, self._condition_valid, strict=True):
+                        own += islice(held, len(valid))
             parts.append(
                 _Part(
                     stream.request.size,
@@ -195,8 +198,12 @@ class LayoutBuilder:
             positions=torch.from_numpy(tokens),
             table=tables[0],
             layers=tuple([tables[number] for number in shape.of_layer]),
-            conditions=shape.conditions
-            and shape.conditions.with_pages(torch.tensor(conditions, dtype=torch.int32)),
+            conditions=tuple(
+                [
+                    table.with_pages(torch.tensor(own, dtype=torch.int32))
+                    for table, own in zip(shape.conditions, conditions, strict=False)
+                ]
+            ),
             spans=shape.spans,
             branch_cells=shape.branch_cells,
             weights=weights,
@@ -281,7 +288,7 @@ class LayoutBuilder:
         return _Shape(
             lists=tuple(all_lists),
             of_layer=of_layer,
-            conditions=self._condition_table(sequences, cell_tokens) if self._crosses else None,
+            conditions=self._condition_tables(sequences, cell_tokens) if self._crosses else (),
             wanted=None if wanted.all() else torch.from_numpy(wanted),
             slot_places=np.repeat(lists.fed_places, lists.fed_rows),
             slot_rows=ranges(np.zeros_like(tokens), tokens) % self._page_rows,
@@ -299,17 +306,21 @@ class LayoutBuilder:
             update_owners=update_owners,
         )
 
-    def _condition_table(self, sequences: list[SequenceViews], cell_tokens: np.ndarray) -> FrameTable:
-        """All cells of a sequence see its condition, and nothing else."""
+    def _condition_tables(
+        self, sequences: list[SequenceViews], cell_tokens: np.ndarray
+    ) -> tuple[FrameTable, ...]:
+        """All cells of a sequence see each part of its condition, and nothing else."""
         cells = [len(views.own) for views in sequences if views.own]
-        count = len(self._condition_valid)
-        return FrameTable.from_flat(
-            cell_tokens,
-            cells,
-            np.full(len(cells), count),
-            np.zeros(len(cells) * count, np.int32),
-            np.tile(self._condition_valid, len(cells)),
-            np.full(len(cell_tokens), count),
+        return tuple(
+            FrameTable.from_flat(
+                cell_tokens,
+                cells,
+                np.full(len(cells), len(valid)),
+                np.zeros(len(cells) * len(valid), np.int32),
+                np.tile(valid, len(cells)),
+                np.full(len(cell_tokens), len(valid)),
+            )
+            for valid in self._condition_valid
         )
 
     def _rows(

@@ -49,6 +49,13 @@ def check_spec(spec: ModelSpec) -> None:
             f"ModelSpec.condition: got {condition.kind!r} with {condition.tokens} tokens, expected 'joint' "
             "or 'cross' with tokens, or 'none' with 0."
         )
+    if condition.parts and (
+        condition.kind != "cross" or min(condition.parts) < 1 or sum(condition.parts) != condition.tokens
+    ):
+        raise ConfigError(
+            f"ModelSpec.condition: got parts {condition.parts} of {condition.kind!r} with {condition.tokens} "
+            "tokens, expected the rows of each part of a cross condition."
+        )
 
 
 def _check_count(name: str, value: object) -> None:

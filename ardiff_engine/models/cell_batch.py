@@ -15,12 +15,13 @@ from ardiff_engine.ops.frame_table import FrameTable
 class ConditionPages:
     """K and V of cross conditions, [layers, pages, kv_heads, page_rows, dim], in pages that no frame has.
 
-    table: which of them each token sees, in token order.
+    tables: which of them each token sees, in token order: one table for each part of a condition
+        (`ConditionSpec.parts`).
     """
 
     k: torch.Tensor
     v: torch.Tensor
-    table: FrameTable
+    tables: tuple[FrameTable, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from typing import Literal
 
@@ -22,11 +24,27 @@ class ConditionSpec:
         and values of its own for it, written once. `none`: the network takes no condition.
     tokens: K/V rows of one condition in every layer; 0 with `none`.
     shape: of the tensor of one condition, as `VideoModel.condition` returns it.
+    parts: of a cross condition whose rows are not one sequence (a prompt and a picture): rows of each part.
+        Every part has pages and a table of its own. (): all rows are one part.
     """
 
     kind: ConditionKind
     tokens: int
     shape: tuple[int, ...]
+    parts: tuple[int, ...] = ()
+
+    def pages(self, page_rows: int) -> tuple[int, ...]:
+        """Pages of each part of one condition."""
+        return tuple(-(-rows // page_rows) for rows in self.parts or (self.tokens,))
+
+    def slots(self, pages: Sequence[int], page_rows: int) -> list[int]:
+        """Row of the pool, page * page_rows + row, of each token. pages: of all parts in order."""
+        found: list[int] = []
+        held = iter(pages)
+        for rows, count in zip(self.parts or (self.tokens,), self.pages(page_rows), strict=True):
+            firsts = [page * page_rows for page in islice(held, count)]
+            found += [first + row for first in firsts for row in range(page_rows)][:rows]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

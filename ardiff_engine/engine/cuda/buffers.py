@@ -56,7 +56,7 @@ class Block:
 
 
 TABLE = ("frame_ptr", "group_ptr", "page_ptr", "pages", "valid", "seen", "bias")
-CONDITIONS = "condition_"  # before the names of what their table has
+CONDITIONS = "condition{}_"  # before the names of what the table of a part of them has
 
 
 class PassBuffers:
@@ -78,10 +78,10 @@ class PassBuffers:
         self.finite = torch.empty(shape.updates, dtype=torch.bool, device=device)
         held, levels = self._layout.tensors, self._levels.tensors
         k_pages, v_pages = like.cells.k_pages, like.cells.v_pages
-        conditions = None
-        if layout.conditions is not None:
-            table = self._table(layout.conditions, CONDITIONS, like, spec)
-            conditions = ConditionPages(k_pages, v_pages, table)
+        tables = [
+            self._table(own, CONDITIONS.format(part), like, spec)
+            for part, own in enumerate(layout.conditions)
+        ]
         self.batch = Batch(
             cells=CellBatch(
                 num_contexts=shape.contexts,
@@ -91,7 +91,7 @@ class PassBuffers:
                 table=self._table(layout.table, "", like, spec),
                 k_pages=k_pages,
                 v_pages=v_pages,
-                conditions=conditions,
+                conditions=ConditionPages(k_pages, v_pages, tuple(tables)) if tables else None,
                 inputs={own.name: x.new_zeros(len(x), own.width(spec)) for own in spec.frame_inputs},
             ),
             x=x,
@@ -151,7 +151,9 @@ def _layout_values(layout: PaddedLayout) -> dict[str, torch.Tensor]:
         "branch_cells": layout.branch_cells,
     }
     values |= _table_values(layout.table, "")
-    return values if layout.conditions is None else values | _table_values(layout.conditions, CONDITIONS)
+    for part, own in enumerate(layout.conditions):
+        values |= _table_values(own, CONDITIONS.format(part))
+    return values
 
 
 def _table_values(padded: PaddedTable, prefix: str) -> dict[str, torch.Tensor]:

@@ -27,7 +27,13 @@ import torch
 from ardiff_engine.device import DEVICE_WIDE_CALLS
 from ardiff_engine.engine.batch import Batch, on_device
 from ardiff_engine.engine.cuda.buffers import PassBuffers
-from ardiff_engine.engine.cuda.shapes import PaddedLayout, PassShape, pad_layout, with_pages_of
+from ardiff_engine.engine.cuda.shapes import (
+    PaddedLayout,
+    PassShape,
+    condition_tables,
+    pad_layout,
+    with_pages_of,
+)
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.host_copy import HostCopy
 from ardiff_engine.models.spec import ModelSpec
@@ -289,9 +295,9 @@ class PassGraphs:
         planes = 0 if batch.history is None else len(batch.history)
         views = (*table.offsets, batch.branch_cells, noisy, planes)
         own = (*views, table.pages, cells.slots, cells.positions)
-        if cells.conditions is not None:
-            views = (*views, *cells.conditions.table.offsets)
-            own = (*own, cells.conditions.table.pages)
+        for seen in condition_tables(batch):
+            views = (*views, *seen.offsets)
+            own = (*own, seen.pages)
         layout = self._layouts.get(own)
         if layout is None:
             like = self._views.get(views)

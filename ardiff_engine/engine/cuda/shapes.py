@@ -67,7 +67,7 @@ class PassShape:
     spans: tuple[Span, ...]
     branches: int
     table: TableShape
-    conditions: TableShape | None
+    conditions: tuple[TableShape, ...]
     noisy: bool
     planes: int
 
@@ -140,7 +140,7 @@ class PaddedLayout:
     positions: torch.Tensor
     branch_cells: torch.Tensor
     table: PaddedTable
-    conditions: PaddedTable | None
+    conditions: tuple[PaddedTable, ...]
 
 
 def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
@@ -156,15 +156,13 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
     sizes = (spec.context_tokens, *(span.tokens for span in spans))
     updates = Room(tuple(span.updates for span in spans), tuple(span.updates for span in most))
     table = _pad_table(cells.table, units, sizes, batch, spec)
-    conditions = None
-    if cells.conditions is not None:
-        conditions = _pad_table(cells.conditions.table, units, sizes, batch, spec)
+    conditions = [_pad_table(own, units, sizes, batch, spec) for own in condition_tables(batch)]
     shape = PassShape(
         contexts=units.most[0],
         spans=most,
         branches=len(batch.branch_cells),
         table=table.shape,
-        conditions=None if conditions is None else conditions.shape,
+        conditions=tuple([own.shape for own in conditions]),
         noisy=batch.keys is not None,
         planes=0 if batch.history is None else len(batch.history),
     )
@@ -180,21 +178,24 @@ def pad_layout(batch: Batch, spec: ModelSpec) -> PaddedLayout:
         positions=tokens.padded(cells.positions, 0),
         branch_cells=updates.padded(batch.branch_cells.T, 0).T.contiguous(),
         table=table,
-        conditions=conditions,
+        conditions=tuple(conditions),
     )
+
+
+def condition_tables(batch: Batch) -> tuple[FrameTable, ...]:
+    """Of each part of the cross conditions; none without them."""
+    return () if batch.cells.conditions is None else batch.cells.conditions.tables
 
 
 def with_pages_of(layout: PaddedLayout, batch: Batch) -> PaddedLayout:
     """A padded layout with the pages and positions of a batch that differs in nothing else from its own."""
-    cells, conditions = batch.cells, layout.conditions
-    if conditions is not None and cells.conditions is not None:
-        conditions = conditions.with_pages(cells.conditions.table.pages)
+    cells, pairs = batch.cells, zip(layout.conditions, condition_tables(batch), strict=True)
     return replace(
         layout,
         slots=layout.rows.padded(cells.slots, -1),
         positions=layout.tokens.padded(cells.positions, 0),
         table=layout.table.with_pages(cells.table.pages),
-        conditions=conditions,
+        conditions=tuple([padded.with_pages(own.pages) for padded, own in pairs]),
     )
 
 

@@ -63,7 +63,8 @@ def _run(
         cross, held = spec.cross_attention, needed(cells.conditions)
         h, u = _normed(h, cross.branch, rows, ids, spec.replaces_residual)
         q = head_norm(cross.projections[0](u), cross.heads)
-        seen = ops.frame_attention(q, held.k[layer], held.v[layer], held.table).flatten(1)
+        of_parts = [ops.frame_attention(q, held.k[layer], held.v[layer], table) for table in held.tables]
+        seen = sum(of_parts[1:], of_parts[0]).flatten(1)
         h = _added(h, cross.out(seen), cross.branch, rows, ids)
     h, u = _normed(h, spec.mlp.branch, rows, ids, spec.replaces_residual)
     hidden = spec.mlp.up(u)

@@ -8,11 +8,13 @@ u = norm(h);  h += gate down(activation(up(u)))                    MLP
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import nn
+
+from ardiff_engine.models.dit.row_linear import row_linear
 
 Activation = Literal["gelu_tanh", "gelu_erf", "silu"]
 HeadNorm = Literal["none", "layer", "rms", "rms_full"]
@@ -78,3 +80,20 @@ class BlockSpec:
     mlp: Mlp
     cross_attention: Attention | None = None
     replaces_residual: bool = False
+
+
+def by_rows(spec: BlockSpec) -> BlockSpec:
+    """The block with layers that give a row the same result in any batch (`RowLinear`), over its weights."""
+
+    def own(layer: nn.Linear) -> nn.Linear:
+        return row_linear(layer.weight, layer.bias)
+
+    def attention(part: Attention) -> Attention:
+        return replace(part, projections=tuple(map(own, part.projections)), out=own(part.out))
+
+    return replace(
+        spec,
+        self_attention=attention(spec.self_attention),
+        cross_attention=spec.cross_attention and attention(spec.cross_attention),
+        mlp=replace(spec.mlp, up=own(spec.mlp.up), down=own(spec.mlp.down)),
+    )

@@ -51,6 +51,8 @@ class NativeBlocks:
         k, v = cells.k_pages, cells.v_pages
         if k.shape != v.shape or k.stride() != v.stride() or k.stride(4) != 1 or len(k) != len(self._specs):
             return False
+        if cells.conditions is not None and len(cells.conditions.tables) != 1:
+            return False
         sizes = {(s.self_attention.heads.kv_heads, s.self_attention.heads.dim) for s in self._specs}
         return sizes == {(k.shape[2], k.shape[4])} and _plain(h)
 
@@ -122,7 +124,8 @@ class NativeBlocks:
         )
         if any(spec.cross_attention is not None for spec in self._specs):
             held = self._conditions(cells)
-            batch.condition = _pages(held.k[first:], held.v[first:], held.table)
+            (table,) = held.tables
+            batch.condition = _pages(held.k[first:], held.v[first:], table)
         return batch
 
     def _conditions(self, cells: CellBatch) -> ConditionPages:

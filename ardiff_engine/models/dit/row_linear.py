@@ -100,3 +100,12 @@ class RowLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
+
+
+def row_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> RowLinear:
+    """A frozen layer over weights that lie somewhere already; they are not copied."""
+    layer = RowLinear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach())
+    return layer.eval().requires_grad_(False)

@@ -33,6 +33,7 @@ class WanConfig:
     text_tokens: rows of a prompt's embedding; shorter ones are padded with zeros, which are attended to.
     frequency_dim: of the sinusoid of a timestep.
     image_dim: of CLIP's image tokens, for Wan 2.1's image-to-video models; None without that branch.
+    image_tokens: of them, for one picture.
     fps_embedding: the model is told whether its pictures are 16 a second (SkyReels-V2 1.3B).
 
     ConfigError: sizes that are not whole numbers in range, or that do not go together.
@@ -49,6 +50,7 @@ class WanConfig:
     text_tokens: int = 512
     frequency_dim: int = 256
     image_dim: int | None = None
+    image_tokens: int = 257
     eps: float = 1e-6
     fps_embedding: bool = False
 

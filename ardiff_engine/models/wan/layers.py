@@ -57,12 +57,15 @@ class CrossAttention(nn.Module):
         """[B, rows, heads, D] each; they depend on the prompt and the layer alone."""
         return self._split(self.norm_k(self.k(text))), self._split(self.v(text))
 
+    def picture_keys_values(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of a picture's rows, for models with `image_dim`."""
+        return self._split(self.norm_k_img(self.k_img(image))), self._split(self.v_img(image))
+
     def forward(self, x: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
         q = self._split(self.norm_q(self.q(x)))
         out = dense_attention(q, *self.keys_values(text))
         if image is not None:
-            k, v = self._split(self.norm_k_img(self.k_img(image))), self._split(self.v_img(image))
-            out = out + dense_attention(q, k, v)
+            out = out + dense_attention(q, *self.picture_keys_values(image))
         return self.o(out.flatten(-2))
 
     def _split(self, x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class WanTransformer(PagedWan):
         attend = self._clip_attention(token_positions(places, rows, columns), visible, rows * columns)
         # Each frame has one row of modulation, or one for each of its tokens.
         h, embedding, time = self.embedded(x), *self.time_rows(t.unflatten(1, (x.shape[1], -1)))
-        prompt, picture = self.prompt_rows(text), None if image is None else self.img_emb(image)
+        prompt, picture = self.prompt_rows(text), None if image is None else self.picture_rows(image)
         for layer in self.blocks:
             h = layer(h, time, attend, prompt, picture)
         out = self.head(h[:, -frames:], embedding[:, -frames:])
@@ -116,6 +116,10 @@ class WanTransformer(PagedWan):
     def prompt_rows(self, text: Tensor) -> Tensor:
         """[B, rows, text_dim] -> [B, text_tokens, width]. Missing rows are zeros and attended to."""
         return self.text_embedding(F.pad(text, (0, 0, 0, self.config.text_tokens - text.shape[1])))
+
+    def picture_rows(self, picture: Tensor) -> Tensor:
+        """CLIP's tokens [B, rows, image_dim] -> [B, rows, width], of models with `image_dim`."""
+        return self.img_emb(picture)
 
     def unpatched(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """[B, F, rows·columns, values of a patch] -> [B, F, out_channels, H, W]"""

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ardiff_engine.errors import ConfigError, TensorError
+from ardiff_engine.errors import TensorError
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.dit.block_ops import run_blocks
-from ardiff_engine.models.dit.block_spec import Attention, BlockSpec, Branch, Heads, Mlp
+from ardiff_engine.models.dit.block_spec import Attention, BlockSpec, Branch, Heads, Mlp, by_rows
 from ardiff_engine.models.dit.native_block import NativeBlocks
-from ardiff_engine.models.dit.row_linear import RowLinear
+from ardiff_engine.models.dit.row_linear import row_linear
 from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
 from ardiff_engine.models.spec import ConditionSpec, FrameInput, ModelSpec, Size
 from ardiff_engine.models.wan.config import WanConfig
@@ -42,6 +42,7 @@ class PagedWan(nn.Module, VideoModel):
     blocks: nn.ModuleList
     head: Head
     _native: NativeBlocks | None = None
+    _packed: list[BlockSpec] | None = None
     _frozen: tuple[nn.Linear, nn.Linear, Tensor] | None = None
 
     @abstractmethod
@@ -51,6 +52,10 @@ class PagedWan(nn.Module, VideoModel):
     @abstractmethod
     def prompt_rows(self, text: Tensor) -> Tensor:
         """[B, rows, text_dim] -> [B, text_tokens, width]."""
+
+    @abstractmethod
+    def picture_rows(self, picture: Tensor) -> Tensor:
+        """CLIP's tokens [B, image_tokens, image_dim] -> [B, image_tokens, width]."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -68,7 +73,7 @@ class PagedWan(nn.Module, VideoModel):
             head_dim=config.head_dim,
             views_per_layer=True,
             frame_angles=tuple(axis_frequencies(config.head_dim)[0].tolist()),
-            condition=ConditionSpec("cross", config.text_tokens, (config.text_tokens, config.text_dim)),
+            condition=_condition_spec(config),
             frame_inputs=(FrameInput(PICTURES, beside, places=True),) if beside else (),
         )
 
@@ -91,14 +96,15 @@ class PagedWan(nn.Module, VideoModel):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Pack the weights as they are now, where the CPU computes in float32. ConfigError: models that take
-        CLIP's tokens of a picture as conditions."""
-        if self.config.image_dim is not None:
-            raise ConfigError("models with attention to a picture's tokens (image_dim): use forward_clip.")
+        """Pack the weights as they are now, where the CPU computes in float32."""
         self._frozen = self._ends()
-        self._native = None
+        self._native = self._packed = None
         if self.dtype == torch.float32 and on_native_cpu(self.patch_embedding.weight):
-            self._native = NativeBlocks(self._specs())
+            specs = self._specs()
+            if self.config.image_dim is None:
+                self._native = NativeBlocks(specs)
+            else:
+                self._packed = [by_rows(spec) for spec in specs]
 
     def tables(self, timesteps: Tensor) -> Tables:
         """Rows of the blocks [layers, R, 6, width], and of the head [R, 2, width]."""
@@ -112,10 +118,13 @@ class PagedWan(nn.Module, VideoModel):
 
     @torch.no_grad()
     def condition(self, given: Tensor | int | None) -> Tensor:
-        """A prompt's embedding [at most text_tokens, text_dim], filled up with zeros; None: zeros."""
+        """A prompt's embedding [at most text_tokens, text_dim], filled up with zeros; None: zeros. Models
+        that take CLIP's tokens of a picture: what `with_picture` makes of both."""
         rows, dim = self.spec.condition.shape
         if given is None:
             return self.null_condition()
+        if self.config.image_dim is not None and (not isinstance(given, Tensor) or len(given) != rows):
+            raise TensorError("condition: this model sees a picture too; give with_picture(prompt, tokens).")
         if (
             not isinstance(given, Tensor)
             or given.ndim != 2
@@ -132,14 +141,39 @@ class PagedWan(nn.Module, VideoModel):
     def null_condition(self) -> Tensor:
         return torch.zeros(self.spec.condition.shape, device=self.device, dtype=self.dtype)
 
+    def with_picture(self, prompt: Tensor, picture: Tensor) -> Tensor:
+        """The condition of models that take CLIP's tokens of a picture.
+
+        prompt: an embedding [at most text_tokens, text_dim]; picture: [image_tokens, image_dim]. -> rows of
+        both, one below the other, as wide as the wider. TensorError: other shapes; a model without CLIP.
+        """
+        config = self.config
+        shapes = (config.image_tokens, config.image_dim), config.text_dim
+        if (tuple(picture.shape), *prompt.shape[1:]) != shapes or not 1 <= len(prompt) <= config.text_tokens:
+            raise TensorError(
+                f"with_picture: got a prompt {list(prompt.shape)} and a picture {list(picture.shape)}, "
+                f"expected [at most {config.text_tokens}, {config.text_dim}] and {list(shapes[0])}."
+            )
+        condition = torch.zeros(self.spec.condition.shape, device=prompt.device, dtype=prompt.dtype)
+        condition[: len(prompt), : prompt.shape[1]] = prompt
+        condition[config.text_tokens :, : picture.shape[1]] = picture
+        return condition
+
     @torch.no_grad()
     def write_condition(self, condition: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
-        """K and V of a prompt in every layer, to the rows `slots` [text_tokens] of pages
+        """K and V of a prompt, and of a picture, in every layer, to the rows `slots` [their tokens] of pages
         [layers, pages, heads, page_rows, dim]."""
         page, row = slots // k_pages.shape[3], slots % k_pages.shape[3]
-        text = self.prompt_rows(condition[None])
+        config = self.config
+        text = self.prompt_rows(condition[None, : config.text_tokens, : config.text_dim])
+        picture = None
+        if config.image_dim is not None:
+            picture = self.picture_rows(condition[None, config.text_tokens :, : config.image_dim])
         for layer, block in enumerate(self._blocks):
             k, v = block.cross_attn.keys_values(text)
+            if picture is not None:
+                of_picture = block.cross_attn.picture_keys_values(picture)
+                k, v = (torch.cat(pair, dim=1) for pair in zip((k, v), of_picture, strict=True))
             k_pages[layer][page, :, row], v_pages[layer][page, :, row] = k[0], v[0]
 
     def footprint(self, tokens: int, timesteps: int) -> Footprint:
@@ -164,14 +198,18 @@ class PagedWan(nn.Module, VideoModel):
         if self._native is not None and self._native.takes(h, cells, positions):
             self._native.run(h, modulation, cells, positions, rates)
         else:
-            h = run_blocks(self._specs(), h, modulation, cells, positions, rates)
+            h = run_blocks(self._packed or self._specs(), h, modulation, cells, positions, rates)
         shift, scale = head[cells.frame_ids].unbind(1)
         norm = self.head.norm
         h = F.layer_norm(h, norm.normalized_shape, eps=norm.eps) * (1 + scale) + shift
         return project(h)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_native", "_frozen")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_native", "_packed", "_frozen")
+        }
 
     # --- private
 
@@ -194,10 +232,16 @@ class PagedWan(nn.Module, VideoModel):
         parts = ((conv.weight.flatten(1), bias), (head.weight[order], head.bias[order]))
         made = []
         for weight, offset in parts:
-            layer = RowLinear(weight.shape[1], weight.shape[0], device="meta")
-            layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(offset.detach())
-            made.append(layer.eval().requires_grad_(False))
+            made.append(row_linear(weight, offset))
         return made[0], made[1], axis_frequencies(self.config.head_dim).to(self.device)
+
+
+def _condition_spec(config: WanConfig) -> ConditionSpec:
+    """A prompt, or a prompt and CLIP's tokens of a picture, which are attended to one by one."""
+    if config.image_dim is None:
+        return ConditionSpec("cross", config.text_tokens, (config.text_tokens, config.text_dim))
+    parts = (config.text_tokens, config.image_tokens)
+    return ConditionSpec("cross", sum(parts), (sum(parts), max(config.text_dim, config.image_dim)), parts)
 
 
 def _block_spec(block: Block, eps: float) -> BlockSpec:
