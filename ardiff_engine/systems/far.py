@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from ardiff_engine.diffusion.solvers import Table
 from ardiff_engine.diffusion.solvers.solver import coefficient_table
-from ardiff_engine.errors import ConfigError
-from ardiff_engine.memory import Full
+from ardiff_engine.memory import Full, Run
 from ardiff_engine.plan import Plan, blocks
-from ardiff_engine.systems.calls import Call, by_pass
+from ardiff_engine.systems.calls import Call, CallsOf, by_pass
 from ardiff_engine.systems.system import System
+from ardiff_engine.systems.trace import Trace
 from ardiff_engine.systems.wan_family import Entry
 
 
@@ -37,6 +38,39 @@ def with_the_next(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
             held = []
 
 
+def encoded_again(window: int) -> CallsOf:
+    """A long context: frames before the last `window` become fewer tokens; the new frame is in the window.
+
+    The first step of a new frame then feeds the whole window again, since its K/V depend on a frame that has
+    left it, and the old ones that are not stored: its code never stores the newest of them.
+    """
+
+    def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+        stored = 0
+        for cells in with_the_next(plan, walk):
+            new = cells[-1]
+            old = new.frame + 1 - window
+            if new.level == 0 and old > 0:
+                clean = new._replace(updates=False, level=plan.num_steps, written=True)
+                again = range(stored, new.frame)
+                cells = [*[clean._replace(frame=f, view=(Run(0, f + 1),)) for f in again], new]
+                stored = old - 1
+            yield cells
+
+    return calls_of
+
+
+def twice_as_clean(window: int) -> Callable[[Trace], Trace]:
+    """Frames of fewer tokens are told -2."""
+
+    def of(trace: Trace) -> Trace:
+        new = trace.updated.argmax(axis=1)[:, None]
+        old = trace.fed & (np.arange(trace.fed.shape[1]) <= new - window)
+        return replace(trace, timestep=np.where(old, -2.0, trace.timestep))
+
+    return of
+
+
 SYSTEM = System(
     name="far",
     title="FAR",
@@ -49,15 +83,16 @@ SYSTEM = System(
     given_frames=1,
     calls_of=with_the_next,
     stores_last=False,
-    exact="Calls and latents of its short context.",
-    left_out="Logits that fall with distance; a long context of fewer tokens for each old frame.",
+    exact="Calls and latents of its short context and of its long one.",
+    left_out="Logits that fall with distance. A long context, of fewer tokens per frame: traced, not served.",
 )
 
 
 def from_spec(entry: Entry) -> System:
-    if entry["long_context"]:
-        raise ConfigError("far: a long context has frames of two token counts, which no plan here feeds")
-    given = entry["context_frames"]
-    return replace(
+    given, window = entry["context_frames"], entry["window"]
+    system = replace(
         SYSTEM, solver=solver(entry["steps"]), num_frames=given + entry["new_frames"], given_frames=given
     )
+    if not entry["long_context"]:
+        return system
+    return replace(system, calls_of=encoded_again(window), recorded=twice_as_clean(window))

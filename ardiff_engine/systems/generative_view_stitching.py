@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import torch
 
 from ardiff_engine.diffusion import NoiseSchedule
 from ardiff_engine.diffusion.solvers import Table, ddim_rows
-from ardiff_engine.errors import ConfigError
-from ardiff_engine.memory.view import Run
+from ardiff_engine.memory.positions import place
+from ardiff_engine.memory.view import Run, View, view_of
 from ardiff_engine.memory.windows import Windows
 from ardiff_engine.plan import Plan, blocks
+from ardiff_engine.plan.now import frames_of
 from ardiff_engine.systems.calls import Call, CallsOf, Cell
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry
@@ -27,19 +27,27 @@ def solver(total: int, steps: int) -> Table:
     return Table([*map(float, told), -1.0], rows, waiting=total - 1.0, prediction="v")
 
 
-def stitched(past: int, centre: int, future: int, given: int) -> CallsOf:
+def stitched(past: int, centre: int, future: int, given: int, loop: bool) -> CallsOf:
     """Windows of past, centre and future, a centre apart; their centres move. What lies before and after the
-    video is noise. given: frames of the video that are clean."""
+    video is noise. given: frames of the video that are clean.
+
+    loop: the centre in the middle has three windows that take turns, tick by tick. Two of them close a loop:
+    their past is the start of the video, their future its end.
+    """
 
     def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
         frames, steps = plan.num_frames or 0, plan.num_steps
         video = range(past, frames - future)
         clean = video[:given]
+        starts = range(0, len(video), centre)
         for level in range(steps):
-            for start in range(0, len(video), centre):
-                window = range(start, min(start + past + centre + future, frames))
-                seen = (Run(window.start, window.stop, shift=-start),)
+            for start in starts:
                 centres = range(start + past, start + past + centre)
+                window = range(start, min(centres.stop + future, frames))
+                seen: View = (Run(window.start, window.stop, shift=-start),)
+                if loop and level % 3 and start == starts[len(starts) // 2]:
+                    frames_seen = frames_of([*video[:past], *centres, *video[len(video) - future :]])
+                    seen = place(view_of(frames_seen), "window")
                 yield [
                     Cell(
                         f,
@@ -50,13 +58,16 @@ def stitched(past: int, centre: int, future: int, given: int) -> CallsOf:
                         seen,
                         written=False,
                     )
-                    for f in window
+                    for run in seen
+                    for f in range(run.first, run.stop)
                 ]
 
     return calls_of
 
 
-def system(frames: int, past: int, centre: int, future: int, total: int, steps: int, given: int) -> System:
+def system(
+    frames: int, past: int, centre: int, future: int, total: int, steps: int, given: int, loop: bool
+) -> System:
     padded = past + frames + future
     return System(
         name="generative-view-stitching",
@@ -67,19 +78,17 @@ def system(frames: int, past: int, centre: int, future: int, total: int, steps: 
         solver=solver(total, steps),
         memory=Windows(((0, padded),), joint=True),
         num_frames=padded,
-        calls_of=stitched(past, centre, future, given),
+        calls_of=stitched(past, centre, future, given, loop),
         stores_last=False,
-        exact="Calls without loops.",
-        left_out="Windows that close a loop, given by hand; the engine sees one window whole.",
+        exact="Calls, also those of windows that close a loop around the middle.",
+        left_out="Loops elsewhere, which its code lists by hand; the engine sees one window whole.",
     )
 
 
-SYSTEM = system(16, 2, 4, 2, 1000, 50, 1)
+SYSTEM = system(16, 2, 4, 2, 1000, 50, 1, loop=False)
 
 
 def from_spec(entry: Entry) -> System:
     """config: frames, past, centre, future, steps, training timesteps, given frames."""
-    if entry["loop"]:
-        raise ConfigError("generative-view-stitching: windows that close a loop are given by hand")
     frames, past, centre, future, steps, total, given = map(int, entry["config"])
-    return replace(system(frames, past, centre, future, total, steps, given))
+    return system(frames, past, centre, future, total, steps, given, entry["loop"])

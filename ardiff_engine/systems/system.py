@@ -117,11 +117,11 @@ class System:
             raise PlanError(f"{self.name} is endless: say how many frames to trace, num_frames=21")
         calls = self.calls(frames)
         timesteps = [(*own.timesteps.tolist(), own.waiting_timestep) for own in self.tracks]
-        made = self.recorded(trace_of(calls, frames, timesteps))
-        if noise is None:
-            return made
-        x_in, final = run_toy(calls, self.tracks, noise, step_noise)
-        return replace(made, x_in=x_in, final=final)
+        made = trace_of(calls, frames, timesteps)
+        if noise is not None:
+            x_in, final = run_toy(calls, self.tracks, noise, step_noise)
+            made = replace(made, x_in=x_in, final=final)
+        return self.recorded(made)
 
     def plot(self, path: str | PathLike[str], num_frames: int | None = None) -> None:
         """Draw the trace as a PNG: frames across, calls down."""
