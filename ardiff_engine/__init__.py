@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         noise,
         ops,
         plan,
+        speculation,
         systems,
         weights,
     )
@@ -55,6 +56,7 @@ _MODULES = (
     "noise",
     "ops",
     "plan",
+    "speculation",
     "systems",
     "weights",
 )
@@ -82,6 +84,7 @@ __all__ = [
     "plan",
     "read_video",
     "solvers",
+    "speculation",
     "systems",
     "weights",
 ]

@@ -77,10 +77,11 @@ class Feed:
         return tuple([level + passed for level in compress(roster.levels, roster.updates)])
 
 
-def given_chunks(plan: Plan, most: int) -> list[range]:
-    """Given frames to store before the first tick: whole blocks, of at most that many frames or one alone."""
+def given_chunks(plan: Plan, most: int, first: int = 0) -> list[range]:
+    """Given frames from `first` on, to store before the first tick: whole blocks, of at most that many frames
+    or one alone."""
     chunks: list[range] = []
-    frame = 0
+    frame = first
     while most and frame < plan.prefix:
         block = plan.block(frame)
         if chunks and block.stop - chunks[-1].start <= most:

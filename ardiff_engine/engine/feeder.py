@@ -52,11 +52,9 @@ class Feeder:
 
     def __init__(self, plan: Plan, policy: MemoryPolicy, spec: ModelSpec) -> None:
         self.plan = plan
-        self.tick = 0
-        self.ticks_total = 0
+        self.tick = self.ticks_total = 0
         self._levels: dict[int, int] = {frame: plan.steps(frame) for frame in range(plan.prefix)}
-        self.moved: Feed | None = None
-        """The last pass, if its frames have not been written down in `levels`."""
+        self.moved: Feed | None = None  # the last pass, if its frames are not written down in `levels`
         self._policy, spec = policy, policy.network(spec)
         self._forgets = spec.forgets
         self._sees_later = spec.frames_see_later
@@ -183,7 +181,7 @@ class Feeder:
     def recommit(self) -> list[int]:
         """Store again the clean frames that the policy calls stale when the condition changes.
 
-        Where K/V still carry frames before those that are kept (a rolling cache), nobody sees these again.
+        Frames before those that are kept, which K/V still carry (a rolling cache), are not seen again.
         """
         self._steady = None
         now = self.plan.now(self.tick)
@@ -213,30 +211,31 @@ class Feeder:
     def missing(self, plan: Plan) -> list[int]:
         """Given frames of `plan` whose K/V or clean latents going on with it would need anew."""
         now = plan.now(0)
-        kept = self._kept_by_policy(now, plan)
-        needed = numbers(within(kept, 0, plan.prefix))
+        needed = numbers(within(self._kept_by_policy(now, plan), 0, plan.prefix))
         gone = [f for f in needed if self.levels.get(f) != plan.steps(f)]
         if gone or not self._forgets:
             return gone
-        clean = {f: Fed(plan.block(f), plan.steps(f), plan.steps(f), True) for f in needed}
-        unstored = [f for f in needed if f not in self._stored and self._policy.stores(clean[f])]
-        feds = [clean[f] for f in unstored]
-        seen = numbers(frames_in([self._view(fed, now) for fed in feds]))
-        return [f for f in seen if f not in self._stored and f not in unstored]
+        stored = self._stored.union(*self._prefill)
+        blocks = self._blocks([f for f in needed if f not in stored])
+        clean = [Fed(b, plan.steps(b.start), plan.steps(b.start), True) for b in blocks]
+        due = [fed for fed in clean if self._policy.stores(fed)]
+        here = stored.union(*[fed.block for fed in due]).intersection(self.levels)
+        return [f for f in numbers(frames_in([self._view(fed, now) for fed in due])) if f not in here]
 
-    def restart(self, plan: Plan, *, from_scratch: bool) -> None:
-        """Go on with another plan, whose given frames are the finished ones.
-
-        from_scratch: nothing that is stored can be used; store the given frames as those of a new video.
-        """
+    def restart(self, plan: Plan, anew: int = 0) -> None:
+        """Go on with another plan, whose given frames are finished; K/V of the last `anew` are not stored."""
         self._steady = None
         self.plan, self.tick, self._renewed = plan, 0, -1
-        self._levels = {f: k for f, k in self.levels.items() if f < plan.prefix}
-        self._stored = {f for f in self._stored if f < plan.prefix}
-        if from_scratch:
-            self._levels = {frame: plan.steps(frame) for frame in range(plan.prefix)}
-            self._stored.clear()
-            self._prefill = self._still_seen(given_chunks(plan, self._policy.chunk if self._forgets else 0))
+        made = plan.prefix - anew
+        self._prefill = [chunk for chunk in self._prefill if chunk.stop <= made]
+        self._levels = {f: k for f, k in self.levels.items() if f < made}
+        self._levels |= {f: plan.steps(f) for f in range(made, plan.prefix)}
+        self._stored = {f for f in self._stored if f < made}
+        if anew and self._forgets:
+            now = plan.now(0)
+            due = self._prefill or list(self._to_store(now, within(self._kept_by_policy(now), 0, made)))
+            chunks = [*(due if made else []), *given_chunks(plan, self._policy.chunk, made)]
+            self._prefill = self._still_seen(chunks)
 
     # --- private
 
@@ -366,8 +365,9 @@ class Feeder:
         return tuple([run._replace(shift=run.shift - back) for run in view])
 
     def _kept_by_policy(self, now: Now, plan: Plan | None = None) -> Frames:
-        plan = self.plan if plan is None else plan
         oldest = now.oldest_unfinished
+        if plan is None:
+            plan, oldest = self.plan, max(0, oldest - getattr(self._policy, "back", 0))
         if plan.num_frames is not None:
             oldest = min(oldest, plan.num_frames - 1)
         return without(self._policy.kept(plan.block(oldest), now), self._forgotten)

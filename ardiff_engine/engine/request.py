@@ -156,7 +156,7 @@ class Request:
         """Raise a typed error for anything that cannot be served, before anything is touched."""
         shape = spec.frame_shape(self.size)
         if self.prefix is not None:
-            _check_frames("prefix", self.prefix, None, shape)
+            check_frames("Request.prefix", self.prefix, None, shape)
         if self.num_frames is not None and self.num_frames <= self.prefix_frames:
             raise ConfigError(
                 explain(
@@ -176,7 +176,7 @@ class Request:
                         fix="Leave latents out.",
                     )
                 )
-            _check_frames("latents", self.latents, self.num_frames - self.prefix_frames, shape)
+            check_frames("Request.latents", self.latents, self.num_frames - self.prefix_frames, shape)
         if self.noise is not None and (self.latents is not None or self.generator is not None):
             raise ConfigError("Request.noise beside latents or a generator: one source of noise is enough.")
         if self.max_ahead is not None and self.max_ahead < 1:
@@ -246,18 +246,17 @@ def _tensor(name: str, value: object) -> torch.Tensor:
     return tensor
 
 
-def _check_frames(name: str, value: torch.Tensor, frames: int | None, shape: tuple[int, ...]) -> None:
-    """shape: of a frame; frames: how many there must be, None: any number."""
+def check_frames(name: str, value: torch.Tensor, frames: int | None, shape: tuple[int, ...]) -> None:
+    """TensorError, NumericalError unless `value` is latents of frames of that shape, finite ones. frames: how
+    many there must be, None: any number."""
     fits = value.ndim == 1 + len(shape) and tuple(value.shape[1:]) == shape and len(value) > 0
     if not fits or (frames is not None and len(value) != frames):
         expected = ["frames" if frames is None else frames, *shape]
         raise TensorError(
-            f"Request.{name}: got {list(value.shape)}, expected [{', '.join(map(str, expected))}], frames of "
+            f"{name}: got {list(value.shape)}, expected [{', '.join(map(str, expected))}], frames of "
             "Request.size in the layout of the model."
         )
     if not bool(torch.isfinite(value.to(torch.float32)).all()):
         raise NumericalError(
-            explain(
-                f"Request.{name}", got="NaN or infinity", expected="finite numbers", fix="Check the input."
-            )
+            explain(name, got="NaN or infinity", expected="finite numbers", fix="Check the input.")
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -174,19 +175,20 @@ class StreamState:
             self.history.pop(frame, None)
         self.feeder.advance(feed, passes)
 
-    def restart(self, plan: Plan, *, from_scratch: bool) -> None:
-        """Go on with another plan, whose given frames are the finished ones; as in `Feeder.restart`."""
-        self.history.clear()
-        self.inputs.drop_from(plan.prefix)
+    def restart(self, plan: Plan, *, from_scratch: bool, given: Sequence[torch.Tensor] = ()) -> None:
+        """Go on with another plan, whose given frames are the finished ones and then `given`.
+
+        from_scratch: nothing that is stored can be used; all given frames are stored as of a new video.
+        """
+        made, latents = plan.prefix - len(given), self.latents
         if from_scratch:
-            kept = self.outbox.kept
-            assert kept is not None, "finite streams keep their clean frames"
-            self.pages.drop_from(0)
-            self.latents = dict(enumerate(kept[: plan.prefix]))
-        else:
-            self.pages.drop_from(plan.prefix)
-            self.latents = {f: latent for f, latent in self.latents.items() if f < plan.prefix}
-        self.feeder.restart(plan, from_scratch=from_scratch)
+            assert self.outbox.kept is not None, "finite streams keep their clean frames"
+            latents, given, made = {}, self.outbox.kept[: plan.prefix], 0
+        self.history.clear()
+        self.inputs.drop_from(made)
+        self.pages.drop_from(made)
+        self.latents = {f: latent for f, latent in latents.items() if f < made} | dict(enumerate(given, made))
+        self.feeder.restart(plan, len(given))
 
     def start_extension(self) -> None:
         """The plan is done and an extension waits: its frames continue the finished ones."""

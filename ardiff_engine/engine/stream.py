@@ -246,15 +246,22 @@ class Stream:
 
         return self.engine.edit(act)
 
-    def rollback(self, frame: int) -> None:
+    def block(self, frame: int) -> range:
+        """The frames that move together with this one."""
+        return self._state.feeder.plan.block(frame)
+
+    def rollback(self, frame: int, given: torch.Tensor | None = None) -> None:
         """Forget `frame` and all later ones and generate them again, as if the frames before were given.
+
+        given: clean latents [n, ...] in the layout of the model, whole blocks, which take the places of the
+            first n of them; the stream goes on behind those. They are not delivered: you have them.
 
         Frames after it that were not read are dropped; those that were read will come again. K/V that have
         left the window are computed anew from the clean frames, so endless streams, which do not keep those,
         can only go back as far as their window reaches. A decoder is made again from the clean latents before
         `frame`, those that the codec's `history` names.
         """
-        self.engine.edit(lambda editor: editor.rollback(self._state, frame))
+        self.engine.edit(lambda editor: editor.rollback(self._state, frame, given))
 
     def extend(self, frames: int) -> None:
         """Make the video longer by that many frames; only before its last frame is finished.

@@ -20,10 +20,10 @@ from ardiff_engine.engine.condition_store import condition_keys
 from ardiff_engine.engine.decoding import StreamDecoder
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.reader import Outbox
-from ardiff_engine.engine.request import Request, checked_branches
+from ardiff_engine.engine.request import Request, check_frames, checked_branches
 from ardiff_engine.engine.scheduler import Scheduler
 from ardiff_engine.engine.schedules import Schedules, tracks_of
-from ardiff_engine.engine.starting_noise import StartingNoise
+from ardiff_engine.engine.starting_noise import StartingNoise, given_frames
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError, StreamClosedError, explain
 from ardiff_engine.memory import PagePool
@@ -187,7 +187,7 @@ class Editor:
         self._scheduler.add(other)
         return other, request
 
-    def rollback(self, state: StreamState, frame: int) -> None:
+    def rollback(self, state: StreamState, frame: int, given: torch.Tensor | None) -> None:
         _require_running(state, "rollback")
         feeder, plan = state.feeder, state.feeder.plan
         least, most = max(state.request.prefix_frames, feeder.floor), feeder.oldest_unfinished
@@ -201,26 +201,37 @@ class Editor:
                     fix="Choose a frame that has been generated.",
                 )
             )
+        latents = () if given is None else self._given(state, frame, given)
         # An extension that waits for its turn goes on from here as well.
-        new = (state.then or plan).continued(frame)
-        missing = feeder.missing(new)
+        new = (state.then or plan).continued(frame + len(latents))
+        missing = feeder.missing((state.then or plan).continued(frame))
         if missing and state.outbox.kept is None:
             raise PlanError(
                 explain(
                     "rollback of an endless stream",
                     got=f"frame {frame}, which needs frame {missing[0]}",
                     expected="a frame whose window is still there",
-                    fix="Go back less far, or submit a new request with the frames as prefix.",
+                    fix="Go back less far, keep more with memory.Window(back=...), or submit a new request "
+                    "with the frames as prefix.",
                 )
             )
         if state.decoder is not None:
             state.decoder.check_back(frame)
         self._make_room(state, new)
-        state.restart(new, from_scratch=bool(missing))
-        state.then = None
-        if state.decoder is not None:
+        if state.decoder is not None and latents:
+            # On a copy: a codec that fails has changed nothing.
+            old, decoder = state.decoder, state.decoder.fork()
+            decoder.rollback(frame)
+            decoder.decode(list(enumerate(latents, frame)), None)
+            state.decoder = decoder
+            old.close()
+        elif state.decoder is not None:
             state.decoder.rollback(frame)
         state.outbox.forget_from(frame)
+        if state.outbox.kept is not None:
+            state.outbox.kept += latents
+        state.restart(new, from_scratch=bool(missing), given=latents)
+        state.then = None
 
     def extend(self, state: StreamState, frames: int) -> None:
         _require_alive(state, "extend")
@@ -282,6 +293,18 @@ class Editor:
             state.decoder.replace(decoder)
         state.saved, state.latents, state.history, state.status = None, latents, history, "running"
         self._scheduler.queue_up(state)
+
+    def _given(self, state: StreamState, frame: int, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Clean frames from `frame` on, as solver and engine have them."""
+        asked = replace(state.request, prefix=given)
+        assert asked.prefix is not None
+        check_frames("rollback(given=...)", asked.prefix, None, self._model.spec.frame_shape(asked.size))
+        if state.num_frames is not None and frame + len(asked.prefix) >= state.num_frames:
+            raise ConfigError(
+                f"rollback({frame}, given) of {len(asked.prefix)} frames, to the end of a video of "
+                f"{state.num_frames}: leave a block for the stream to make, or extend() it first"
+            )
+        return given_frames(asked, self._model)
 
     def _conditions(
         self,

@@ -26,6 +26,10 @@ class Around:
     def network(self, spec: ModelSpec) -> ModelSpec:
         return self.memory.network(spec)
 
+    @property
+    def back(self) -> int:
+        return int(getattr(self.memory, "back", 0))
+
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         self.memory.check(plan, spec)
 

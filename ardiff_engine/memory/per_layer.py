@@ -43,7 +43,12 @@ class PerLayer(StoresClean):
         if len(windows) < len(self.memories):
             return Full(first.joint)
         size, sink = max(own.size for own in windows), max(own.sink for own in windows)
-        return Window(size, sink, first.joint, windows[0].clean)
+        back = max(own.back for own in windows)
+        return Window(size, sink, first.joint, windows[0].clean, back=back)
+
+    @property
+    def back(self) -> int:
+        return max([memory.back for memory in self.memories if isinstance(memory, Window)], default=0)
 
     @property
     def chunk(self) -> int:

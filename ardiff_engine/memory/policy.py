@@ -2,7 +2,7 @@
 """What a memory policy decides: which frames a block sees and where, which stay, and which K/V go stale.
 
 A policy is a small immutable object that answers with views and sets of frames. It owns no page and no
-tensor.
+tensor. One that has `back` > 0 keeps what the blocks of so many finished frames see, for `Stream.rollback`.
 """
 
 from __future__ import annotations

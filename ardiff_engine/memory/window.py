@@ -26,6 +26,9 @@ class Window(StoresClean):
     clean: K/V of a finished block are computed again from its clean frames; without, those of its last step
         stay (Diagonal Distillation).
     stored: frames that a block sees when it is stored, without the sink; 0: the same as when it moves.
+    back: finished frames, whole blocks, that `Stream.rollback` can forget with the K/V of all earlier ones as
+        they were. So many more frames stay. Behind that, K/V are computed anew, which is not the same to the
+        bit, and which endless streams cannot do.
     """
 
     size: int
@@ -33,11 +36,13 @@ class Window(StoresClean):
     joint: bool = False
     clean: bool = True
     stored: int = 0
+    back: int = 0
 
     def __post_init__(self) -> None:
         require_size("memory.Window", "size", self.size, 1)
         require_size("memory.Window", "sink", self.sink, 0)
         require_size("memory.Window", "stored", self.stored, 0)
+        require_size("memory.Window", "back", self.back, 0)
 
     @property
     def chunk(self) -> int:
@@ -58,7 +63,7 @@ class Window(StoresClean):
 
     def most_frames(self, plan: Plan) -> int:
         # The oldest block that a tick feeds may be one that is only stored, before the oldest unfinished one.
-        size = max(self.size, self.stored)
+        size = max(self.size, self.stored) + self.back
         frames = self.sink + size - 1 + max(plan.max_live + plan.longest_block, size)
         return frames if plan.num_frames is None else min(frames, plan.num_frames)
 
