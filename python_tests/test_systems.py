@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ardiff_engine import systems
 from ardiff_engine.diffusion import FlowSchedule
@@ -191,3 +192,73 @@ def test_hiar_passes_again_over_a_block_that_is_stored() -> None:
     system = systems.from_spec(INDEX["hiar_hybrid_block0_F9_S4"])
     plain = replace(system, calls_of=by_kind).trace()
     assert (plain.fed[:, 0] & ~plain.updated[:, 0]).sum() == 1
+
+
+# Systems without code of their own, against the schedules that their papers describe.
+
+
+def moving_at(trace: systems.Trace) -> list[list[float]]:
+    """Of each call that moves frames: their timesteps."""
+    moves = trace.updated.any(axis=1)
+    return [
+        row[moved].tolist() for row, moved in zip(trace.timestep[moves], trace.updated[moves], strict=True)
+    ]
+
+
+def test_asd_gives_the_first_block_four_steps() -> None:
+    entry = {"system": "asd", "block": 1, "new_frames": 3, "timesteps": [1000.0]}
+    told = moving_at(systems.from_spec(entry).trace())
+    np.testing.assert_allclose(np.ravel(told), [1000, 937.5, 2500 / 3, 625, 1000, 1000], rtol=1e-6)
+    steps = [own.num_steps for own in systems.get("asd-two-steps").tracks]
+    assert steps == [4, 2]
+
+
+def test_infvsr_takes_one_step_from_what_is_given() -> None:
+    system = systems.from_spec({"system": "infvsr", "block": 1, "new_frames": 5})
+    given = np.linspace(-1, 1, 5)
+    made = system.trace(noise=given)
+    assert moving_at(made) == [[399.0]] * 5 and made.fed.sum() == 5
+    sigma = float(system.tracks[0].schedule.sigma(torch.tensor([399.0])))
+    assert abs(sigma - 0.399) < 5e-3
+    np.testing.assert_allclose(made.final, given - sigma * (0.3 * given + 0.05), rtol=0, atol=1e-9)
+    # The block before, and no other one.
+    assert [np.flatnonzero(seen.any(axis=0)).tolist() for seen in made.visible[2:4]] == [[1, 2], [2, 3]]
+
+
+def test_rolling_diffusion_has_its_local_times() -> None:
+    window, steps = 5, 4
+    system = systems.from_spec({"system": "rolling-diffusion", "window": window, "steps": steps, "frames": 9})
+    ticks = list(system.plan_of(9).ticks())
+    levels = np.zeros((len(ticks) + 1, 9))
+    for n, tick in enumerate(ticks):
+        levels[n + 1] = levels[n]
+        levels[n + 1, list(tick.frames)] += 1
+    times = 1 - levels / (window * steps)
+    # The window is full once its first frame is one roll from its end: (w + 1) / W, then (w + t) / W.
+    full = (window - 1) * steps
+    for n in range(steps + 1):
+        expected = (np.arange(window) + 1 - n / steps) / window
+        np.testing.assert_allclose(times[full + n, :window], expected, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(times[full + steps + n, 1 : window + 1], expected, rtol=0, atol=1e-9)
+    for n in range(full + 1):
+        t = 1 - n / full
+        expected = np.clip(np.arange(window) / window + (t * (window - 1) + 1) / window, 0, 1)
+        np.testing.assert_allclose(times[n, :window], expected, rtol=0, atol=1e-9)
+
+
+def test_mcvd_feeds_past_new_and_future_frames_together() -> None:
+    entry = {"system": "mcvd", "past": 2, "new": 3, "future": 1, "blocks": 1}
+    made = systems.from_spec(entry).trace()
+    assert made.fed.all() and made.visible.all()
+    assert made.updated.any(axis=0).tolist() == [False, False, True, True, True, False]
+    rolled = systems.get("mcvd").trace()
+    assert rolled.updated.any(axis=0).sum() == 20 and (rolled.fed.sum(axis=1) == 10).all()
+
+
+@pytest.mark.parametrize("name", ["self-forcing-plus-plus", "vid-gpt", "astra", "cmdm", "flex"])
+def test_systems_in_other_sizes(name: str) -> None:
+    sizes = {"block": 2, "given_block": 1, "given_frames": 1, "new_frames": 8, "frames": 5, "window": 4}
+    more = {"steps": 3, "timesteps": [1000.0, 500.0], "uncertainty": 1.0, "cache_frames": 4}
+    entry = {"system": name, "position": "rope", "partial_causal": False} | sizes | more
+    made = systems.from_spec(entry)
+    assert made.name == name and made.trace().fed.any()

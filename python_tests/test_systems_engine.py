@@ -221,6 +221,8 @@ class PlainLoop:
 
 
 def without_noise(solver: ade.diffusion.solvers.Solver) -> ade.diffusion.solvers.Solver:
+    if isinstance(solver, ade.solvers.DDPM):
+        return ade.solvers.DDIM(solver.schedule, solver.num_steps, prediction=solver.prediction)
     if not isinstance(solver, ade.solvers.Renoise):
         return solver
     return ade.solvers.Euler(solver.schedule, steps=solver.steps)
@@ -240,7 +242,8 @@ def test_the_engine_does_what_the_trace_says(model: WanTransformer, name: str) -
     )
     found = engine(model, 1000).submit(system.request(asked)).result()
     expected = PlainLoop(model, text, (1, 2)).run(system, x)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    # Where eps is predicted, latents are divided by √ᾱ, and reach hundreds.
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
