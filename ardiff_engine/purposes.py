@@ -23,5 +23,6 @@ class Purpose(enum.IntEnum):
     WINDOW = 17  # which window of an encoded clip
     KNOWN = 18  # how many first frames are given
     NULL = 19  # whether a clip is trained without its condition
-    TEACHER = 20  # whether a micro-batch is teacher-forced
+    # 20 is taken: it chose micro-batches for teacher forcing
     VIDEO = 21  # which video, and where in it
+    COUPLING = 22  # whether the frames of a clip stand at levels of their own or at one

@@ -12,7 +12,8 @@ from dense_oracle import randomise
 from ardiff_engine.errors import TensorError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 from ardiff_engine.training.config import DiffusionLossConfig
-from ardiff_engine.training.timesteps import KNOWN_TIMESTEPS, is_teacher_forced, teacher_timesteps
+from ardiff_engine.training.denoising import is_teacher_forced
+from ardiff_engine.training.timesteps import KNOWN_LEVELS, history_levels, independent_levels
 
 
 def model_and_clip(context_tokens: int, merge: str = "separate_norm", mask: str = "temporal_causal"):
@@ -82,18 +83,27 @@ def test_models_that_cannot_and_wrong_shapes_are_typed_errors():
         model.forward_clip(x[:, :1], t[:, :1], context, clean[:, :0], clean_t[:, :0])
 
 
-def test_timesteps_of_history_are_those_of_finished_frames():
-    t, history = teacher_timesteps(range(1000, 1400), 16, 1000, seed=3)
-    assert t.shape == (400, 16) and history.shape == (400, 15)
-    assert int(history.min()) >= 0 and int(history.max()) < KNOWN_TIMESTEPS
-    assert (history == history[:, :1]).all() and history[:, 0].unique().numel() == KNOWN_TIMESTEPS
+def test_levels_of_history_are_those_of_finished_frames():
+    loss = DiffusionLossConfig()
+    t, history = (draw(range(1000, 1400), 16, 1000, loss, 3) for draw in (independent_levels, history_levels))
+    assert t.shape == history.shape == (400, 16)
+    assert int(history.min()) >= 0 and int(history.max()) < KNOWN_LEVELS
+    assert (history == history[:, :1]).all() and history[:, 0].unique().numel() == KNOWN_LEVELS
     assert abs(float(t.double().mean()) - 499.5) < 15
-    again, _ = teacher_timesteps(range(1010, 1020), 16, 1000, seed=3)
-    assert torch.equal(again, t[10:20])
+    assert torch.equal(independent_levels([1010, 1013], 16, 1000, loss, 3), t[[10, 13]])
 
 
-def test_share_of_teacher_forced_batches():
-    assert not any(is_teacher_forced(i, DiffusionLossConfig(), 0) for i in range(100))
-    assert all(is_teacher_forced(i, DiffusionLossConfig(teacher_forcing=1.0), 0) for i in range(100))
-    share = sum(is_teacher_forced(i, DiffusionLossConfig(teacher_forcing=0.7), 0) for i in range(2000)) / 2000
-    assert abs(share - 0.7) < 0.04
+def test_history_may_be_noised_or_dropped():
+    loss = DiffusionLossConfig(history_levels=(300, 310), history_dropped=0.25)
+    history = history_levels(range(400), 16, 1000, loss, 3)
+    dropped = history == 999
+    assert abs(float(dropped.double().mean()) - 0.25) < 0.03
+    kept = torch.where(dropped, history.masked_fill(dropped, 0).amax(1, keepdim=True), history)
+    assert ((history[~dropped] >= 300) & (history[~dropped] <= 310)).all() and (kept == kept[:, :1]).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_share_of_teacher_forced_clips(share):
+    taught = [is_teacher_forced(sample, share) for sample in range(2000)]
+    for first in (0, 7, 1001):
+        assert abs(sum(taught[first : first + 40]) - 40 * share) <= 1

@@ -25,7 +25,7 @@ from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.log import read_log
 from ardiff_engine.training.loss_curve import draw_loss_curve
 from ardiff_engine.training.read_config import read_config
-from ardiff_engine.training.timesteps import KNOWN_TIMESTEPS, training_timesteps
+from ardiff_engine.training.timesteps import KNOWN_LEVELS, training_levels
 from ardiff_engine.training.trainer import Trainer, train
 from ardiff_engine.weights import load_model
 
@@ -38,7 +38,7 @@ accumulate = 2
 threads = 1
 log_every = 1
 validate_every = 4
-validation_batches = 1
+validation_clips = 2
 checkpoint_every = 3
 [data]
 source = "latents"
@@ -67,6 +67,9 @@ num_timesteps = 40
 [ema]
 decay = 0.9
 """
+
+
+FLOAT64 = ("run.precision=float64",)
 
 
 def write_config(folder: Path, output: str = "run", steps: int = 12) -> Path:
@@ -120,9 +123,10 @@ def test_loss_is_the_stated_mean_square(tmp_path: Path, prediction: str) -> None
     )
     trainer = Trainer(config)
     samples = range(6, 9)
-    got = trainer.loss(trainer.source, samples, seed=5)
+    clips = trainer.clips(trainer.source, samples, seed=5)
+    (got,) = trainer.objective(trainer.denoising, clips).values()
     x0, classes = trainer.source.latents(samples)
-    t = training_timesteps(samples, 4, 40, config.loss, 5)
+    t = training_levels(samples, 4, 40, config.loss, 5)
     from ardiff_engine.diffusion.noise import noise_keys
     from ardiff_engine.ops import philox_normal
     from ardiff_engine.purposes import Purpose
@@ -134,7 +138,7 @@ def test_loss_is_the_stated_mean_square(tmp_path: Path, prediction: str) -> None
     )
     target = {"x0": x0, "eps": eps, "v": signal_ * eps - sigma * x0}[prediction]
     output = trainer.model.forward_clip(signal_ * x0 + sigma * eps, t, trainer.model.context(classes))
-    assert torch.allclose(got, (output - target).square().mean(), rtol=1e-5)
+    assert torch.allclose(got, (output - target).square().flatten(1).mean(1), rtol=1e-5)
 
 
 def _plain(config: TrainConfig, loss: dict[str, object]) -> dict[str, object]:
@@ -306,6 +310,83 @@ def test_only_weights_of_layers_decay(tmp_path: Path) -> None:
     assert all(name.endswith("weight") for name in decayed)
 
 
+def test_a_step_may_be_split_into_micro_batches(tmp_path: Path) -> None:
+    """Teacher forcing was chosen per micro-batch: 4 x 2 clips were other steps than 8."""
+    weights = []
+    for batch, accumulate in ((8, 1), (4, 2), (2, 4)):
+        changes = [f"run.batch={batch}", f"run.accumulate={accumulate}", "loss.teacher_forcing=0.5"]
+        trainer = Trainer(read_config(TrainConfig, write_config(tmp_path), [*changes, *FLOAT64]))
+        losses = [trainer.step(step) for step in range(4)]
+        assert losses[0].keys() >= {"loss", "teacher_loss", "diffusion_loss"}
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    for other in weights[1:]:
+        assert float((other - weights[0]).norm() / weights[0].norm()) < 1e-12
+
+
+def test_the_log_holds_means_since_its_last_line(tmp_path: Path) -> None:
+    changes = ["run.validate_every=0", "loss.teacher_forcing=0.5"]
+    single, means = (
+        read_log(
+            train(read_config(TrainConfig, write_config(tmp_path, name, 8), [*changes, f"run.log_every={n}"]))
+            / "training_log.jsonl"
+        )
+        for name, n in (("single", 1), ("means", 4))
+    )
+    assert [entry["step"] for entry in means] == [4, 8]
+    for entry in means:
+        own = [each for each in single if entry["step"] - 4 < each["step"] <= entry["step"]]
+        for name in ("loss", "teacher_loss", "diffusion_loss", "gradient_norm"):
+            assert entry[name] == pytest.approx(sum(each[name] for each in own) / 4, abs=2e-6), name
+        assert entry["lr"] == own[-1]["lr"]
+
+
+def test_a_mean_goes_on_after_a_resume(tmp_path: Path) -> None:
+    whole = train(read_config(TrainConfig, write_config(tmp_path, "whole", 8), ["run.log_every=8"]))
+    config = write_config(tmp_path, "parts", 8)
+    trainer = Trainer(read_config(TrainConfig, config, ["run.log_every=8"]))
+    plain = trainer.step
+
+    def step(index: int) -> dict[str, float]:
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(index)
+
+    trainer.step = step  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        trainer.train()
+    parts = train(read_config(TrainConfig, config, ["run.log_every=8"]), resume=True)
+    last = [read_log(folder / "training_log.jsonl")[-2:] for folder in (whole, parts)]
+    assert [entry.get("loss") for entry in last[0]] == [entry.get("loss") for entry in last[1]]
+
+
+@pytest.mark.parametrize("change, limit", [("run.recompute=true", 0.0), ("run.precision=bfloat16", 2e-2)])
+def test_gradients_of_other_ways_to_compute(tmp_path: Path, change: str, limit: float) -> None:
+    def gradients(*changes: str) -> torch.Tensor:
+        trainer = Trainer(read_config(TrainConfig, write_config(tmp_path), changes))
+        clips = trainer.clips(trainer.source, range(4), 0)
+        for parameter in trainer.model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(3))
+        trainer.objective(trainer.denoising, clips)["diffusion_loss"].sum().backward()  # type: ignore[call-overload]
+        return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+    plain, other = gradients(), gradients(change)
+    assert float((plain - other).norm() / plain.norm()) <= limit
+    assert limit == 0 or not torch.equal(plain, other)
+
+
+def test_validation_does_not_depend_on_rule_or_batch(tmp_path: Path) -> None:
+    def validation(*changes: str) -> dict[str, float]:
+        return dict(
+            Trainer(read_config(TrainConfig, write_config(tmp_path), [*changes, *FLOAT64])).validate()
+        )
+
+    expected = validation("run.validation_clips=5")
+    for changes in (["run.batch=5"], ["loss.timesteps=iid"], ["loss.null_probability=1.0"]):
+        assert validation("run.validation_clips=5", *changes) == pytest.approx(expected, rel=1e-12), changes
+    levels = [value for name, value in expected.items() if name.startswith("loss_at_")]
+    assert len(levels) == 5 and expected["loss"] == pytest.approx(sum(levels) / 5)
+
+
 def test_damaged_checkpoints_stop_a_resumed_run_and_a_new_one(tmp_path: Path) -> None:
     config = load(write_config(tmp_path, steps=2))
     folder = train(config)
@@ -354,18 +435,18 @@ def test_non_finite_gradients_stop_before_the_weights_are_touched(tmp_path: Path
 
 def test_known_frames_share_one_small_timestep() -> None:
     loss = DiffusionLossConfig(known_probability=1.0)
-    t = training_timesteps(range(400), 8, 1000, loss, seed=1)
+    t = training_levels(range(400), 8, 1000, loss, seed=1)
     known = (t == t[:, :1]).sum(dim=1)
-    assert (t[:, 0] < KNOWN_TIMESTEPS).all() and set(known.tolist()) >= set(range(1, 8))
+    assert (t[:, 0] < KNOWN_LEVELS).all() and set(known.tolist()) >= set(range(1, 8))
     assert (t[:, 1:] >= t[:, :-1]).all()
-    none = training_timesteps(range(400), 8, 1000, DiffusionLossConfig(), seed=1)
-    assert (none[:, 0] >= KNOWN_TIMESTEPS).any()
+    none = training_levels(range(400), 8, 1000, DiffusionLossConfig(), seed=1)
+    assert (none[:, 0] >= KNOWN_LEVELS).any()
 
 
 def test_timesteps_of_a_sample_do_not_depend_on_its_batch() -> None:
     loss = DiffusionLossConfig(known_probability=0.5)
-    together = training_timesteps(range(10, 20), 6, 1000, loss, seed=3)
-    assert torch.equal(training_timesteps(range(14, 16), 6, 1000, loss, seed=3), together[4:6])
+    together = training_levels(range(10, 20), 6, 1000, loss, seed=3)
+    assert torch.equal(training_levels(range(14, 16), 6, 1000, loss, seed=3), together[4:6])
 
 
 def test_curve_needs_two_points(tmp_path: Path) -> None:
@@ -399,14 +480,17 @@ def _pair(config: Path, *overrides: str) -> list[subprocess.Popen[bytes]]:
 
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
-    alone = train(read_config(TrainConfig, write_config(tmp_path, "alone", 3), ["run.batch=4"]))
-    pair = _pair(write_config(tmp_path, "pair", 3))
+    changes = ["loss.teacher_forcing=0.5", "run.log_every=3", *FLOAT64]
+    alone = train(read_config(TrainConfig, write_config(tmp_path, "alone", 3), ["run.batch=4", *changes]))
+    pair = _pair(write_config(tmp_path, "pair", 3), *changes)
     assert [process.wait(timeout=120) for process in pair] == [0, 0]
     a, b = (load_file(folder / "transformer" / "model.safetensors") for folder in (alone, tmp_path / "pair"))
     for name, value in a.items():
-        assert torch.allclose(value, b[name], atol=2e-4), name
-    log = read_log(tmp_path / "pair" / "training_log.jsonl")
-    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3]
+        assert torch.allclose(value, b[name], rtol=1e-10, atol=1e-12), name
+    logs = [read_log(folder / "training_log.jsonl") for folder in (alone, tmp_path / "pair")]
+    for one, two in zip(*logs, strict=True):
+        for name in one.keys() - {"steps_per_second", "teacher_loss", "diffusion_loss"}:
+            assert one[name] == pytest.approx(two[name], abs=2e-6), name
 
 
 @pytest.mark.slow

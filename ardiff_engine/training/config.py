@@ -31,6 +31,10 @@ class RunConfig:
     batch: clips (or frames) per step and process; `accumulate` of them are summed up before the optimizer
         moves.
     seed: key of all randomness. Sample ids count over steps and processes, so no two processes draw the same.
+    device: "cuda" is the GPU of the process's own number under `torchrun`.
+    precision: of the network. "bfloat16": autocast; weights, gradients and optimizer stay float32.
+    recompute: activations of a block are computed again for its gradient instead of kept.
+    validation_clips: held-out clips (or frames) of a validation, over all processes.
     *_every: steps between two log lines, validations and checkpoints; 0 switches them off.
     keep: checkpoints that stay on disk. threads: CPU threads, None for torch's choice.
     """
@@ -41,15 +45,17 @@ class RunConfig:
     accumulate: int = 1
     seed: int = 0
     device: str = "cpu"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    recompute: bool = False
     threads: int | None = None
     log_every: int = 10
     validate_every: int = 500
-    validation_batches: int = 4
+    validation_clips: int = 64
     checkpoint_every: int = 500
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _at_least("run", self, 1, "steps", "batch", "accumulate", "validation_batches", "keep")
+        _at_least("run", self, 1, "steps", "batch", "accumulate", "validation_clips", "keep")
         _at_least("run", self, 0, "log_every", "validate_every", "checkpoint_every")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ConfigError(f"run.threads: got {self.threads}, expected 1 to {MOST_THREADS}.")
@@ -259,30 +265,55 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiffusionLossConfig:
-    """prediction: what the network predicts. timesteps: rule of `ops.sample_timesteps`.
+    """objective: "module:function", see `training.objective`; the usual one follows the settings below.
 
+    prediction: what the network predicts.
+    timesteps: how the noise levels of a clip's frames go together. "fopp", "uniform", "iid", "shared": see
+        `ops.sample_timesteps`; "ptss" (FVDM): iid with probability `independent_probability`, else shared.
+    block: frames that stand at one level.
+    level_list: the only levels that are drawn; empty for all.
+    logit_normal: (mean, deviation) of log(u / (1 - u)) for a level u·T; empty for uniform levels.
     null_probability: share of clips trained with the null context, so that guidance has a trained second
         branch.
     known_probability: share of clips whose first frames (a random number of them) are all but clean, as in a
         continuation: they share one timestep in 0..19, as finished frames do, and count in the loss like any
         other frame.
-    teacher_forcing: share of micro-batches in which every frame, at a timestep of its own, is predicted from
-        the clean frames before it (`forward_clip(history=)`): F autoregressive steps in one pass. The others
-        follow `timesteps`.
+    teacher_forcing: share of clips in which every frame, at a level of its own, is predicted from the frames
+        before it (`forward_clip(history=)`): F autoregressive steps in one pass. The others follow
+        `timesteps`.
+    history_levels: (first, last) of the noise levels of that history; a clip draws one of them for all its
+        frames. history_dropped: share of its frames that stand at the noisiest level instead.
     """
 
+    objective: str = "ardiff_engine.training.denoising:denoising"
     prediction: Literal["x0", "eps", "v"] = "x0"
-    timesteps: Literal["fopp", "uniform", "iid", "shared"] = "fopp"
+    timesteps: Literal["fopp", "uniform", "iid", "shared", "ptss"] = "fopp"
+    independent_probability: float = 0.2
+    block: int = 1
+    level_list: tuple[int, ...] = ()
+    logit_normal: tuple[float, ...] = ()
     null_probability: float = 0.1
     known_probability: float = 0.0
     teacher_forcing: float = 0.0
+    history_levels: tuple[int, ...] = (0, 19)
+    history_dropped: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("null_probability", "known_probability", "teacher_forcing"):
+        shares = ("null_probability", "known_probability", "teacher_forcing", "independent_probability")
+        for name in (*shares, "history_dropped"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    explain(f"loss.{name}", got=getattr(self, name), expected="0..1", fix="Give a share.")
-                )
+                raise ConfigError(f"loss.{name}: got {getattr(self, name)}, expected a share, 0 to 1.")
+        _at_least("loss", self, 1, "block")
+        if any(not 0 <= level <= LARGEST for level in self.level_list):
+            raise ConfigError(f"loss.level_list: got {self.level_list}, expected levels from 0 on.")
+        history = self.history_levels
+        if len(history) != 2 or not 0 <= history[0] <= history[1] <= LARGEST:
+            raise ConfigError(f"loss.history_levels: got {history}, expected the first and the last level.")
+        law = self.logit_normal
+        if law and not (len(law) == 2 and abs(law[0]) <= 100 and 0 < law[1] <= 100):
+            raise ConfigError(f"loss.logit_normal: got {law}, expected [mean, deviation > 0], at most 100.")
+        if law and self.level_list:
+            raise ConfigError("loss.logit_normal: level_list is given too. Leave one of them out.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +340,12 @@ class TrainConfig:
                     expected="a folder of stage 1",
                     fix=f"Data source {self.data.source!r} is encoded with it.",
                 )
+            )
+        highest = max((*self.loss.level_list, self.loss.history_levels[0]))
+        if highest >= self.schedule.num_timesteps:
+            raise ConfigError(
+                f"loss.level_list, loss.history_levels: got {highest}, expected levels below "
+                f"schedule.num_timesteps ({self.schedule.num_timesteps})."
             )
         if self.data.num_frames > self.model.num_frames:
             raise ConfigError(

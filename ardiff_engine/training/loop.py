@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ardiff_engine.errors import CheckpointError, ConfigError, Stopped, explain
 from ardiff_engine.files import remove_leftovers
 from ardiff_engine.parsing import parsing
+from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.checkpoint import Checkpoint, checkpoints, newest_checkpoint, save_checkpoint
 from ardiff_engine.training.config import RunConfig
 from ardiff_engine.training.ema import Ema
@@ -66,6 +67,7 @@ class TrainingLoop:
         self.settings = settings
         self.folder = Path(run.output)
         self.finished = 0
+        self.averages = Averages()
 
     def run(
         self,
@@ -95,23 +97,32 @@ class TrainingLoop:
         ):
             began, since = time.perf_counter(), self.finished
             while self.finished < run.steps:
-                metrics = dict(step(self.finished))
+                self.averages.add_all(step(self.finished))
                 if self.ema is not None:
                     self.ema.update(self.modules["model"])
                 self.finished += 1
                 bar.update()
                 if _due(self.finished, run.log_every, run.steps):
                     rate = (self.finished - since) / (time.perf_counter() - began)
+                    metrics = self._means()
                     self._note(log, {**metrics, "steps_per_second": rate})
                     bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
                 if validate is not None and _due(self.finished, run.validate_every, run.steps):
                     self._validate(validate, log)
                 number = int(largest(stopped[-1] if stopped else 0, run.device))
                 if number or _due(self.finished, run.checkpoint_every, run.steps):
+                    self.averages.gather()
                     together(lambda: self._save(log), run.device)
                 if number and self.finished < run.steps:
                     done = f"stopped at step {self.finished} of {run.steps}; go on with --resume"
                     raise Stopped(done, number)
+
+    def _means(self) -> dict[str, float]:
+        """Of all steps since the last line of the log and of all processes, on the first one."""
+        self.averages.gather()
+        means, self.averages = self.averages.means(), Averages()
+        lr = next(iter(self.optimizers.values())).lr(self.finished - 1)
+        return {**means, "lr": lr}
 
     def _validate(self, validate: Callable[[], Metrics], log: TrainingLog | None) -> None:
         """With averaged weights where there are any."""
@@ -179,6 +190,8 @@ class TrainingLoop:
                 optimizer.load(found.tensors[f"{name}_optimizer"])
             if self.ema is not None:
                 self.ema.load(found.tensors["ema"], found.state["ema_updates"])
+            for name, (total, count) in found.state["averages"].items() if rank() == 0 else ():
+                self.averages.add(name, total, count)
         self.finished = found.step
         if stretched and self.settings["optimizer"]["schedule"] != "constant":
             logger.warning(
@@ -198,6 +211,7 @@ class TrainingLoop:
         state = {
             "settings": _plain(self.settings),
             "processes": world_size(),
+            "averages": self.averages.sums,
             "ema_updates": 0 if self.ema is None else self.ema.updates,
         }
         save_checkpoint(self.folder / CHECKPOINT_FOLDER, self.finished, tensors, state, self.run_config.keep)

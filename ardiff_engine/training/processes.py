@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from ardiff_engine.device import usable_device
 from ardiff_engine.errors import CheckpointError
+from ardiff_engine.training.config import RunConfig
 
 T = TypeVar("T")
 
@@ -26,8 +29,25 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def join(device: str) -> None:
-    """Joins the other processes when `torchrun` started this one; does nothing otherwise."""
+def enter(run: RunConfig) -> RunConfig:
+    """The same settings with this process's own device. Joins the other processes when `torchrun` started
+    this one; sets threads and the seed of the initial weights.
+
+    ConfigError for a device that is not there.
+    """
+    if run.device == "cuda" and "LOCAL_RANK" in os.environ:
+        run = replace(run, device=f"cuda:{os.environ['LOCAL_RANK']}")
+    device = usable_device(run.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    _join(run.device)
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    torch.manual_seed(run.seed)
+    return run
+
+
+def _join(device: str) -> None:
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         # Left to the end of the process, its threads can be destroyed while they run: then it aborts.
@@ -39,16 +59,26 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
+def sample_ids(step: int, micro: int, batch: int, accumulate: int) -> Sequence[int]:
+    """Ids of one micro-batch: consecutive over processes, then micro-batches, then steps, so each id is used
+    once."""
+    first = ((step * accumulate + micro) * world_size() + rank()) * batch
+    return range(first, first + batch)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Gradients become their mean over all processes."""
+    """Gradients become their mean over all processes; all are under way at once."""
     count = world_size()
     if count == 1:
         return
+    gradients = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= count
+        gradients.append(parameter.grad)
+    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()
+    torch._foreach_div_(gradients, count)
 
 
 def largest(value: float, device: str) -> float:

@@ -15,54 +15,52 @@ from ardiff_engine.data.choice import uniform
 from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips, LatentSource
 from ardiff_engine.data.latent_files import LatentFiles
 from ardiff_engine.data.sources import clip_source
-from ardiff_engine.device import usable_device
-from ardiff_engine.diffusion.noise import noise_keys
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, DataError, explain
 from ardiff_engine.files import write_atomic
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup
-from ardiff_engine.ops import add_noise
 from ardiff_engine.purposes import Purpose
+from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
+from ardiff_engine.training.objective import Clips, Denoising, find_objective, named_losses
 from ardiff_engine.training.optimizer import Optimizer
-from ardiff_engine.training.processes import average_gradients, join, world_size
+from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
+from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, world_size
 from ardiff_engine.training.read_config import read_config, to_dict
-from ardiff_engine.training.timesteps import is_teacher_forced, teacher_timesteps, training_timesteps
-from ardiff_engine.training.vae_trainer import sample_ids
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
 from ardiff_engine.weights.scheduler_file import write_schedule
 
 CACHE_FILE = "encoded_clips.safetensors"
 VALIDATION_SEED = 1
+VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of the noisiest level."""
 
 
 class Trainer:
-    """One optimizer step of stage 2: L = mean (target - network(noisy, t, context))² over frames, tokens and
-    channels.
+    """One optimizer step of stage 2: the mean of the objective over its clips (`training.objective`).
 
     The trained context table is part of the model and of the optimizer. Whatever a step draws depends on
     (seed, sample id).
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        run = config.run
-        usable_device(run.device)
-        join(run.device)
-        if run.threads:
-            torch.set_num_threads(run.threads)
-        torch.manual_seed(run.seed)
-        self.config = config
+        run = enter(config.run)
+        self.config = config = replace(config, run=run)
         model = (
             load_ar_diffusion(config.init, config.model)
             if config.init
             else ARDiffusionTransformer(config.model)
         )
-        self.model = model.to(run.device)
+        self.model = model.to(run.device, weights_dtype(run))
+        if run.recompute:
+            recompute_blocks(self.model)
         self.vae = load_titok(config.vae).to(run.device).requires_grad_(False) if config.vae else None
         self._check_sizes()
         self.schedule = noise_schedule(config.schedule)
+        self.objective = find_objective(config.loss.objective)
+        self.denoising = Denoising(self._predict, self.schedule, config.loss)
         self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
         self.loop = TrainingLoop(
@@ -81,77 +79,57 @@ class Trainer:
         return self.loop.folder
 
     def step(self, step: int) -> dict[str, float]:
-        run = self.config.run
-        total = 0.0
+        """Means over this process's clips: of the loss, and of its parts where it has several."""
+        run, averages = self.config.run, Averages()
         self.model.train()
         for micro in range(run.accumulate):
             samples = sample_ids(step, micro, run.batch, run.accumulate)
-            teach = is_teacher_forced(step * run.accumulate + micro, self.config.loss, run.seed)
-            loss = (self.teacher_loss if teach else self.loss)(self.source, samples, run.seed)
-            (loss / run.accumulate).backward()
-            total += float(loss.detach()) / run.accumulate
+            clips = self.clips(self.source, samples, run.seed)
+            losses = named_losses(self.objective(self.denoising, clips), clips)
+            total = torch.stack([values.sum() for values in losses.values()]).sum()
+            (total / (run.batch * run.accumulate)).backward()
+            averages.add("loss", float(total.detach()), len(samples))
+            for name in losses.keys() - {"loss"} if len(losses) > 1 else ():
+                averages.add(name, float(losses[name].detach().sum()), len(losses[name]))
         average_gradients(self.optimizer.parameters.values())
-        norm = self.optimizer.update(step)
-        return {"loss": total, "gradient_norm": norm, "lr": self.optimizer.lr(step)}
+        return averages.means() | {"gradient_norm": self.optimizer.update(step)}
 
-    def loss(self, source: LatentSource, samples: Sequence[int], seed: int) -> Tensor:
-        """Scalar loss of the clips with these sample ids."""
-        config = self.config
+    def clips(
+        self, source: LatentSource, samples: Sequence[int], seed: int, *, always_conditioned: bool = False
+    ) -> Clips:
+        """The clips with these sample ids, and their contexts: with probability `null_probability` that of
+        "no condition"."""
         x0, classes = source.latents(samples)
-        x0 = regroup(x0, config.model.tokens_per_frame).to(config.run.device)
-        t = training_timesteps(samples, x0.shape[1], self.schedule.num_timesteps, config.loss, seed)
-        noisy, target = self._noise(x0, t, samples, Purpose.TRAIN, seed)
-        output = self.model.forward_clip(noisy, t.to(x0.device), self._context(samples, classes, seed))
-        return (output - target).square().mean()
+        x0 = regroup(x0, self.config.model.tokens_per_frame).to(self.model.device, self.model.dtype)
+        null = 0.0 if always_conditioned else self.config.loss.null_probability
+        return Clips(samples, x0, self._context(samples, classes, seed, null), seed)
 
-    def teacher_loss(self, source: LatentSource, samples: Sequence[int], seed: int) -> Tensor:
-        """The same with every frame predicted from clean frames before it (teacher forcing)."""
-        config = self.config
-        x0, classes = source.latents(samples)
-        x0 = regroup(x0, config.model.tokens_per_frame).to(config.run.device)
-        t, history_t = teacher_timesteps(samples, x0.shape[1], self.schedule.num_timesteps, seed)
-        noisy, target = self._noise(x0, t, samples, Purpose.TRAIN, seed)
-        history, _ = self._noise(x0[:, :-1], history_t, samples, Purpose.HISTORY, seed)
-        context = self._context(samples, classes, seed)
-        device = x0.device
-        output = self.model.forward_clip(noisy, t.to(device), context, history, history_t.to(device))
-        return (output - target).square().mean()
-
-    def _noise(
-        self, x0: Tensor, t: Tensor, samples: Sequence[int], purpose: int, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """(noisy frames, what the network is to say), both like x0 [B, F, L, C], at timesteps t [B, F]."""
-        clips, frames = x0.shape[:2]
-        streams = [sample % 2**32 for sample in samples for _ in range(frames)]
-        steps = [sample // 2**32 for sample in samples for _ in range(frames)]
-        keys = noise_keys(seed, streams, list(range(frames)) * clips, purpose, steps).to(x0.device)
-        level = t.reshape(-1)
-        noised = add_noise(
-            x0.flatten(0, 1),
-            self.schedule.signal(level).float().to(x0.device),
-            self.schedule.sigma(level).float().to(x0.device),
-            keys=keys,
-            target=self.config.loss.prediction,
-        )
-        target = x0 if noised.target is None else noised.target.reshape(x0.shape)
-        return noised.noisy.reshape(x0.shape), target
-
+    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The loss on held-out clips, with the same clips, timesteps and noise every time."""
-        run = self.config.run
+        """Losses of held-out clips at fixed noise levels, all frames of a clip at one, and their mean; with
+        teacher forcing in the run, also from clean frames before each.
+
+        The same clips and noise every time; neither the rule of training nor the batch size counts.
+        """
+        run, averages = self.config.run, Averages()
         self.model.eval()
-        source = self.source.held_out()
-        batches = [
-            range(index * run.batch, (index + 1) * run.batch) for index in range(run.validation_batches)
-        ]
-        seed = run.seed + VALIDATION_SEED
-        kinds = {"loss": self.loss}
-        if self.config.loss.teacher_forcing:
-            kinds["teacher_loss"] = self.teacher_loss
-        return {
-            name: sum(float(loss(source, samples, seed)) for samples in batches) / len(batches)
-            for name, loss in kinds.items()
-        }
+        source, seed = self.source.held_out(), run.seed + VALIDATION_SEED
+        own = range(rank(), run.validation_clips, world_size())
+        for first in range(0, len(own), run.batch):
+            samples = own[first : first + run.batch]
+            clips = self.clips(source, samples, seed, always_conditioned=True)
+            for share in VALIDATION_LEVELS:
+                level = round(share * (self.schedule.num_timesteps - 1))
+                levels = torch.full(clips.frames.shape[:2], level)
+                error = float(self.denoising.error(clips, levels).sum())
+                averages.add("loss", error, len(samples))
+                averages.add(f"loss_at_{share}", error, len(samples))
+                if self.config.loss.teacher_forcing:
+                    clean, t, _ = self.denoising.noised(clips, torch.zeros_like(levels), Purpose.HISTORY)
+                    error = float(self.denoising.error(clips, levels, (clean, t)).sum())
+                    averages.add("teacher_loss", error, len(samples))
+        averages.gather()
+        return averages.means()
 
     def export(self, folder: Path) -> None:
         """The pipeline folder: transformer (averaged weights), vae, scheduler.json, training_config.json."""
@@ -168,9 +146,17 @@ class Trainer:
         text = json.dumps(to_dict(self.config), indent=2)
         write_atomic(folder / "training_config.json", f"{text}\n".encode())
 
-    def _context(self, samples: Sequence[int], classes: Tensor | None, seed: int) -> Tensor:
-        """Context of each clip; with probability `null_probability` that of "no condition"."""
-        probability = self.config.loss.null_probability
+    def _predict(
+        self, noisy: Tensor, t: Tensor, context: Tensor, history: Tensor | None, history_t: Tensor | None
+    ) -> Tensor:
+        """No frame sees the last one of the history, and this network does not take it."""
+        past = () if history is None or history_t is None else (history[:, :-1], history_t[:, :-1])
+        with autocast(self.config.run):
+            return self.model.forward_clip(noisy, t, context, *past).to(noisy.dtype)
+
+    def _context(
+        self, samples: Sequence[int], classes: Tensor | None, seed: int, probability: float
+    ) -> Tensor:
         null = torch.tensor([uniform(seed, Purpose.NULL, sample, 1)[0] < probability for sample in samples])
         if self.config.model.num_classes is None:
             context = self.model.context(None, len(samples))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.data.sources import clip_source
-from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models import TiTok
+from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.ema import Ema
@@ -26,7 +27,8 @@ from ardiff_engine.training.losses import (
 )
 from ardiff_engine.training.lpips import Lpips
 from ardiff_engine.training.optimizer import Optimizer
-from ardiff_engine.training.processes import average_gradients, join, rank, world_size
+from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
+from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, world_size
 from ardiff_engine.training.read_config import read_config, to_dict
 from ardiff_engine.weights import load_titok, save_model
 
@@ -48,22 +50,19 @@ class VaeTrainer:
     """
 
     def __init__(self, config: VaeTrainConfig) -> None:
-        run = config.run
-        usable_device(run.device)
-        join(run.device)
-        if run.threads:
-            torch.set_num_threads(run.threads)
-        torch.manual_seed(run.seed)
-        self.config = config
+        run = enter(config.run)
+        self.config = config = replace(config, run=run)
         self.model = (load_titok(config.init, config.model) if config.init else TiTok(config.model)).to(
-            run.device
+            run.device, weights_dtype(run)
         )
+        if run.recompute:
+            recompute_blocks(self.model)
         if not config.init and config.initialisation == "fan_in":
             _initialise_by_fan_in(self.model)
         _select_parameters(self.model, config.trainable)
         if config.channels_last:
             _set_memory_format(self.model, torch.channels_last)
-        self.classifier = _classifier(config).to(run.device)
+        self.classifier = _classifier(config).to(run.device, weights_dtype(run))
         self.perceptual = Lpips(config.loss.lpips_weights).to(run.device) if config.loss.lpips else None
         self.discriminator = (
             PatchDiscriminator(config.model.image_channels).to(run.device) if config.loss.gan else None
@@ -102,7 +101,7 @@ class VaeTrainer:
         self.model.train()
         for micro in range(run.accumulate):
             images, classes = self.source.clips(sample_ids(step, micro, run.batch, run.accumulate))
-            images = images.to(run.device)
+            images = images.to(run.device, weights_dtype(run))
             reconstruction, terms = self.terms(images, classes, seed=_noise_seed(run.seed, step, micro))
             loss = _weighted(terms)
             values = {"loss": loss} | {name: term for name, (_, term) in terms.items()}
@@ -117,7 +116,6 @@ class VaeTrainer:
                 average_gradients(optimizer.parameters.values())
                 norm = optimizer.update(step)
                 totals |= {"gradient_norm": norm} if name == "model" else {}
-        totals["lr"] = self.optimizer.lr(step)
         return totals
 
     def terms(self, images: Tensor, classes: Tensor | None, seed: int | None) -> tuple[Tensor, Terms]:
@@ -125,7 +123,9 @@ class VaeTrainer:
         without noise."""
         loss = self.config.loss
         frames = images.flatten(0, 1)
-        mean, log_variance = self.model.moments(frames)
+        with autocast(self.config.run):
+            mean, log_variance = self.model.moments(frames)
+        mean, log_variance = mean.to(frames.dtype), log_variance.to(frames.dtype)
         z = mean
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
@@ -134,9 +134,9 @@ class VaeTrainer:
             if loss.latent_noise:
                 z = F.normalize(z, dim=1, eps=1e-12)
                 z = z + loss.latent_noise * torch.randn(z.shape, generator=generator).to(z)
-        reconstruction = self.model.decode(
-            z.unflatten(0, images.shape[:2]), frames_per_pass=frames.shape[0]
-        ).flatten(0, 1)
+        with autocast(self.config.run):
+            decoded = self.model.decode(z.unflatten(0, images.shape[:2]), frames_per_pass=frames.shape[0])
+        reconstruction = decoded.flatten(0, 1).to(frames.dtype)
         error = reconstruction - frames
         terms: Terms = {"l1": (loss.l1, error.abs().mean())}
         if loss.l2:
@@ -151,16 +151,18 @@ class VaeTrainer:
 
     def validate(self) -> dict[str, float]:
         """Mean loss and L1 on held-out frames, without noise and without the adversarial term."""
-        run = self.config.run
+        run, averages = self.config.run, Averages()
         self.model.eval()
         source = self.source.held_out()
-        totals = {"loss": 0.0, "l1": 0.0}
-        for index in range(run.validation_batches):
-            images, classes = source.clips(range(index * run.batch, (index + 1) * run.batch))
-            _, terms = self.terms(images.to(run.device), classes, seed=None)
-            totals["loss"] += float(_weighted(terms)) / run.validation_batches
-            totals["l1"] += float(terms["l1"][1]) / run.validation_batches
-        return totals
+        own = range(rank(), run.validation_clips, world_size())
+        for first in range(0, len(own), run.batch):
+            samples = own[first : first + run.batch]
+            images, classes = source.clips(samples)
+            _, terms = self.terms(images.to(run.device, weights_dtype(run)), classes, seed=None)
+            averages.add("loss", float(_weighted(terms)) * len(samples), len(samples))
+            averages.add("l1", float(terms["l1"][1]) * len(samples), len(samples))
+        averages.gather()
+        return averages.means()
 
     def _class_loss(self, z: Tensor, classes: Tensor | None, frames: int) -> Tensor:
         if classes is None:
@@ -187,13 +189,6 @@ class VaeTrainer:
         judged = hinge_discriminator_loss(discriminator(real), discriminator(fake.detach()))
         (judged / config.run.accumulate).backward()
         return {"generator": generator, "discriminator": judged}
-
-
-def sample_ids(step: int, micro: int, batch: int, accumulate: int) -> Sequence[int]:
-    """Ids of one micro-batch: consecutive over processes, then micro-batches, then steps, so each id is used
-    once."""
-    first = ((step * accumulate + micro) * world_size() + rank()) * batch
-    return range(first, first + batch)
 
 
 def train_vae(config: VaeTrainConfig, *, resume: bool = False) -> Path:
