@@ -75,14 +75,10 @@ def test_the_bidirectional_system_is_diffusers_own_pipeline(folder: Path) -> Non
 
 
 def test_an_image_to_video_model_is_diffusers_own_pipeline(copy: Path) -> None:
-    from diffusers import WanImageToVideoPipeline
-
     transformer = wan_folder.transformer(in_channels=12)
     shutil.rmtree(copy / "transformer")
     transformer.save_pretrained(copy / "transformer")
-    parts = wan_folder.wan_pipeline().components | {"transformer": transformer, "transformer_2": None}
-    theirs = WanImageToVideoPipeline(**parts, image_encoder=None, image_processor=None)
-    theirs.set_progress_bar_config(disable=True)
+    theirs = wan_folder.image_pipeline(transformer)
     ours = ade.Pipeline.from_pretrained(copy, system="wan")
     noise = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(2))
     picture = Image.fromarray(clip(1)[0].numpy())
@@ -113,6 +109,55 @@ def test_an_image_to_video_model_is_diffusers_own_pipeline(copy: Path) -> None:
             causal("a cat", **CALL, **given)
     with pytest.raises(ConfigError, match="image-to-video"):
         causal.stream("a cat", None, image=picture, size=SIZE)
+
+
+def test_clips_view_of_a_picture_is_diffusers_own_pipeline(tmp_path: Path) -> None:
+    """Wan 2.1's image-to-video model, from its folder: with image_encoder/ and image_processor/."""
+    transformer = wan_folder.transformer(in_channels=12, image_dim=8, added_kv_proj_dim=24)
+    clip_parts = {
+        "image_encoder": wan_folder.image_encoder(),
+        "image_processor": wan_folder.image_processor(),
+    }
+    theirs = wan_folder.image_pipeline(transformer, **clip_parts)
+    theirs.save_pretrained(tmp_path)
+    ours = ade.Pipeline.from_pretrained(tmp_path, system="wan")
+    noise = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(2))
+    options = {"guidance_scale": 3.0, "num_inference_steps": 5, "num_frames": 9}
+    made = []
+    for picture in (clip(1)[0], 255 - clip(1)[0]):
+        got = ours(
+            "a cat",
+            image=picture,
+            negative_prompt="dog",
+            size=SIZE,
+            latents=noise.transpose(1, 2),
+            progress=False,
+            **options,
+        ).latents
+        want = theirs(
+            Image.fromarray(picture.numpy()),
+            "a cat",
+            negative_prompt="dog",
+            height=SIZE[0],
+            width=SIZE[1],
+            latents=noise.clone(),
+            output_type="latent",
+            **options,
+        ).frames.transpose(1, 2)
+        assert float((got - want).norm() / want.norm()) <= 1e-4
+        made.append(got)
+    assert not torch.allclose(*made, atol=1e-2)
+    # What CLIP sees matters by itself: the same latents beside, other tokens.
+    see = ours._see.tokens
+    ours._see.tokens = lambda picture: see(255 - picture)
+    options |= {"image": clip(1)[0], "negative_prompt": "dog", "size": SIZE, "progress": False}
+    other = ours("a cat", latents=noise.transpose(1, 2), **options).latents
+    assert not torch.allclose(other, made[0], atol=1e-3)
+    ours._see.tokens = see
+    pair = ours(PROMPTS, seed=3, **options)
+    assert torch.equal(ours(PROMPTS[1], seed=3, first_video=1, **options).latents[0], pair.latents[1])
+    with pytest.raises(ConfigError, match="see="):
+        TextToVideoPipeline(ours.transformer, ours.vae, "wan")("a cat", **CALL, image=clip(1)[0])
 
 
 def test_shapes_and_that_prompts_matter(pipe: TextToVideoPipeline) -> None:
@@ -347,6 +392,11 @@ def with_clip(folder: Path) -> None:
     own.save_pretrained(folder / "transformer")
 
 
+def another_clip(folder: Path) -> None:
+    with_clip(folder)
+    wan_folder.image_encoder(width=4).save_pretrained(folder / "image_encoder")
+
+
 def odd_channels(folder: Path) -> None:
     shutil.rmtree(folder / "transformer")
     wan_folder.transformer(in_channels=7).save_pretrained(folder / "transformer")
@@ -380,6 +430,7 @@ def pickled(folder: Path) -> None:
         (other_latents, ConfigError, "channels"),
         (two_experts, CheckpointError, "two transformers"),
         (with_clip, ConfigError, "CLIP"),
+        (another_clip, ConfigError, "257 tokens of 4"),
         (odd_channels, ConfigError, "7 channels"),
         (no_autoencoder, CheckpointError, "autoencoder"),
         (mixed_shards, CheckpointError, "different saves"),

@@ -8,7 +8,7 @@ folder of the model that it was distilled from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ from ardiff_engine import arguments
 from ardiff_engine.codec import WanVAE
 from ardiff_engine.codec.wan.layout import VAEFile, open_vae
 from ardiff_engine.errors import CheckpointError, ConfigError
-from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.parsing import read_json, shown
 from ardiff_engine.pipeline.pixels import FRAMES
@@ -45,13 +45,14 @@ class TextFiles:
 @dataclass(frozen=True, slots=True)
 class VideoParts:
     """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them. lora: what
-    is merged into the transformer."""
+    is merged into the transformer. image: the folder with image_encoder/, of models that see a picture."""
 
     transformer: WanFile
     vae: VAEFile
     text: TextFiles | None
     scheduler: dict[str, object]
     lora: Path | None = None
+    image: Path | None = None
 
     def empty_transformer(self) -> WanTransformer:
         return self.transformer.empty()
@@ -76,8 +77,6 @@ def takes_picture(model: WanTransformer) -> bool:
 def check_inputs(model: WanTransformer) -> None:
     """ConfigError for what image-to-video models take and a pipeline does not make."""
     config = model.config
-    if config.image_dim is not None:
-        raise ConfigError("models that take CLIP's view of a picture (Wan 2.1's I2V) do not run here.")
     with_picture = 2 * config.out_channels + FRAMES
     if takes_picture(model) and config.channels != with_picture:
         raise ConfigError(
@@ -113,10 +112,14 @@ def find_parts(
         else _text(place if text is None else arguments.path("text", text), wanted=text is not None),
         scheduler=_scheduler(place),
         lora=None if lora is None else arguments.path("lora", lora),
+        image=place.parent if place.is_file() else place,
     )
     if found.lora is not None:
         check_lora(found.empty_transformer(), found.lora)
     config = found.transformer.config
+    found = replace(found, image=None if config.image_dim is None else found.image)
+    if found.image is not None:
+        _check_image_encoder(found.image, config)
     if found.vae.channels != config.out_channels:
         raise ConfigError(
             f"{found.vae.file.path} has latents of {found.vae.channels} channels, and "
@@ -195,6 +198,25 @@ def _text(place: Path, *, wanted: bool) -> TextFiles | None:
             )
         return None
     return TextFiles(root, width, sum(prod(shape) for shape in SafetensorsFile(inside).shapes.values()))
+
+
+def _check_image_encoder(place: Path, config: WanConfig) -> None:
+    """ConfigError where a folder does not hold CLIP's vision tower as the transformer was trained with it."""
+    file = place / "image_encoder" / "config.json"
+    values = read_json(file) if file.is_file() else None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the transformer takes CLIP's view of a picture, and {place} holds no image_encoder/: give a "
+            "folder as diffusers write it, with image_encoder/ and image_processor/."
+        )
+    width, size, patch = (values.get(name) for name in ("hidden_size", "image_size", "patch_size"))
+    counts = isinstance(size, int) and isinstance(patch, int) and patch > 0
+    tokens = 1 + (size // patch) ** 2 if counts else None
+    if (width, tokens) != (config.image_dim, config.image_tokens):
+        raise ConfigError(
+            f"{file.parent} gives {tokens} tokens of {width}, and the transformer takes "
+            f"{config.image_tokens} of {config.image_dim}: they belong to different models."
+        )
 
 
 def _scheduler(place: Path) -> dict[str, object]:

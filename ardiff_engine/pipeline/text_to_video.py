@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.codec import WanVAE
-from ardiff_engine.conditions import UMT5
+from ardiff_engine.conditions import UMT5, CLIPVision
 from ardiff_engine.device import usable_device
 from ardiff_engine.engine import Request, Stream
-from ardiff_engine.errors import ConfigError, TensorError
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.media import Clip
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
@@ -31,36 +31,14 @@ from ardiff_engine.pipeline.parts import VideoParts, check_inputs, takes_picture
 from ardiff_engine.pipeline.pixels import Pixels, Size, checked_latents, checked_size, latents_of
 from ardiff_engine.pipeline.prompts import Prompt, Prompts, Timed, listed, timed
 from ardiff_engine.pipeline.systems import check_fits, continuing, system_named, with_scheduler, with_steps
+from ardiff_engine.pipeline.video_job import VideoJob
 from ardiff_engine.pipeline.video_stream import PromptSwitches, VideoStream
-from ardiff_engine.plan import Plan
 from ardiff_engine.systems import System
 from ardiff_engine.weights import load_lora, load_wan
 
 SIZE = (480, 832)
 LATENTS_AHEAD = 2
 """Of a stream's reader: each is four pictures, and a new prompt comes after them."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    """What the videos of a call have in common. latents: how many; size: of a latent frame. clip: given
-    frames; prefix: their latents. beside: what an image-to-video model takes beside the latents."""
-
-    latents: int | None
-    size: Size
-    system: System
-    clip: Clip | None
-    prefix: torch.Tensor | None
-    beside: torch.Tensor | None
-
-    @property
-    def given(self) -> int:
-        """Pictures that are given."""
-        return 0 if self.clip is None else len(self.clip.frames)
-
-    @property
-    def plan(self) -> Plan:
-        return self.system.plan_of(self.latents)
 
 
 class TextToVideoPipeline:
@@ -79,11 +57,12 @@ class TextToVideoPipeline:
         vae: WanVAE,
         system: str | System,
         text: UMT5 | Callable[[], UMT5] | None = None,
+        see: CLIPVision | None = None,
     ) -> None:
-        """text: an encoder, or what loads it; None: prompts are given as embeddings.
+        """text: an encoder, or what loads it; None: prompts are given as embeddings. see: for models that
+        take CLIP's view of a picture.
 
-        ConfigError: an unknown system, or one that this network cannot run; an autoencoder of other latents;
-        a model that takes CLIP's view of a picture.
+        ConfigError: an unknown system, or one that this network cannot run; an autoencoder of other latents.
         """
         config = transformer.config
         check_inputs(transformer)
@@ -98,6 +77,7 @@ class TextToVideoPipeline:
         self.pixels = Pixels(vae)
         load = (lambda: text) if isinstance(text, UMT5) else text
         self.prompts = Prompts(load, (config.text_tokens, config.text_dim))
+        self._see = see
         self._kept = KeptEngine()
 
     def __repr__(self) -> str:
@@ -131,7 +111,10 @@ class TextToVideoPipeline:
         transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
         if parts.lora is not None:
             load_lora(transformer, parts.lora)
-        pipe = cls(transformer, vae, chosen)
+        see = None
+        if parts.image is not None:
+            see = CLIPVision.from_pretrained(parts.image, device=place, dtype=dtype)
+        pipe = cls(transformer, vae, chosen, see=see)
         pipe.prompts = cls.prompts_of(parts, device=place, dtype=dtype)
         return pipe
 
@@ -233,7 +216,7 @@ class TextToVideoPipeline:
         inputs.check_choice("given", given, Given)
         seed = inputs.chosen_seed(seed)
         job = self._job(num_frames, size, num_inference_steps, image, video)
-        starts = self._starts(latents, len(prompts), job)
+        starts = job.starts(latents, len(prompts), self.vae.channels)
         requests = [
             self._request(
                 job,
@@ -301,7 +284,7 @@ class TextToVideoPipeline:
         )
         engine, (stream,) = self._kept.submit(self.transformer, self.transformer, [request])
         frames = stream_pictures(engine, stream, self.pixels, job.prefix, job.given, LATENTS_AHEAD)
-        return VideoStream(frames, stream, self.prompts.encode, self.system.on_prompt)
+        return VideoStream(frames, stream, partial(self._condition, job), self.system.on_prompt)
 
     # --- private
 
@@ -312,7 +295,7 @@ class TextToVideoPipeline:
         steps: int | None,
         image: Picture | None,
         video: Video | None,
-    ) -> _Job:
+    ) -> VideoJob:
         height, width = checked_size(size, self.size_multiple)
         clip = inputs.given_frames(image, video, (height, width))
         if takes_picture(self.transformer):
@@ -324,21 +307,29 @@ class TextToVideoPipeline:
         latents = None if num_frames is None else checked_latents(num_frames, system)
         rows = (height // self.vae.scale, width // self.vae.scale)
         prefix = None if clip is None else self.pixels.encode(torch.tensor(clip.frames))
-        return _Job(latents, rows, system, clip, prefix, None)
+        return VideoJob(latents, rows, system, clip, prefix, None)
 
-    def _picture_job(self, num_frames: int | None, clip: Clip | None, system: System) -> _Job:
+    def _picture_job(self, num_frames: int | None, clip: Clip | None, system: System) -> VideoJob:
         """An image-to-video model draws the first picture again, like all others."""
         if clip is None or len(clip.frames) != 1 or num_frames is None:
             raise ConfigError(
                 "this is an image-to-video model: give the first picture, image=…, and a number of frames."
             )
-        latents = checked_latents(num_frames, system)
+        latents, seen = checked_latents(num_frames, system), None
+        if self.transformer.config.image_dim is not None:
+            if self._see is None:
+                raise ConfigError("this model takes CLIP's view of the picture: give the pipeline see=….")
+            seen = self._see.tokens(torch.tensor(clip.frames[0]))
         beside = self.pixels.beside(torch.tensor(clip.frames), latents)
-        return _Job(latents, (beside.shape[2], beside.shape[3]), system, None, None, beside)
+        return VideoJob(latents, (beside.shape[2], beside.shape[3]), system, None, None, beside, seen)
+
+    def _condition(self, job: VideoJob, prompt: Prompt) -> torch.Tensor:
+        embedding = self.prompts.encode(prompt)
+        return embedding if job.seen is None else self.transformer.with_picture(embedding, job.seen)
 
     def _request(
         self,
-        job: _Job,
+        job: VideoJob,
         prompt: Timed,
         negative_prompt: Prompt | None,
         guidance_scale: float | None,
@@ -352,13 +343,13 @@ class TextToVideoPipeline:
         scale = self.system.guidance if guidance_scale is None else guidance_scale
         negative = None
         if scale != 1:
-            negative = self.prompts.encode("" if negative_prompt is None else negative_prompt)
+            negative = self._condition(job, "" if negative_prompt is None else negative_prompt)
         (_, first), *later = timed(prompt)
         request = Request(
             num_frames=job.latents,
             size=job.size,
             plan=job.system.plan,
-            condition=self.prompts.encode(first),
+            condition=self._condition(job, first),
             negative_condition=negative,
             guidance_scale=scale,
             seed=seed,
@@ -373,19 +364,8 @@ class TextToVideoPipeline:
         )
         if not later:
             return request
-        changes = [(frame, self.prompts.encode(own)) for frame, own in later]
+        changes = [(frame, self._condition(job, own)) for frame, own in later]
         return replace(request, on_step=PromptSwitches(job.plan, changes, self.system.on_prompt, on_step))
-
-    def _starts(self, latents: torch.Tensor | None, videos: int, job: _Job) -> torch.Tensor | None:
-        if latents is None:
-            return None
-        given = 0 if job.prefix is None else len(job.prefix)
-        assert job.latents is not None
-        expected = (videos, job.latents - given, self.vae.channels, *job.size)
-        if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != expected:
-            got = list(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-            raise TensorError(f"latents: got {got}, expected {list(expected)}.")
-        return latents
 
 
 def _report(callback: Callable[[StepInfo], None], video: int, stream: Stream) -> None:

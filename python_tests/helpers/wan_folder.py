@@ -41,6 +41,40 @@ def transformer(**changes: object):
     return model
 
 
+def image_encoder(width: int = 8):
+    """CLIP's vision tower, with as many tokens as the true one: 257."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(3)
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=2,
+        )
+    ).eval()
+
+
+def image_processor():
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def image_pipeline(transformer: object, **changes: object):
+    """diffusers' own pipeline from a first picture, of these parts."""
+    from diffusers import WanImageToVideoPipeline
+
+    parts = wan_pipeline().components | {"transformer": transformer, "transformer_2": None}
+    parts |= {"image_encoder": None, "image_processor": None}
+    pipeline = WanImageToVideoPipeline(**parts | changes)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def vae():
     from diffusers import AutoencoderKLWan
 
