@@ -210,8 +210,9 @@ def _check_image_encoder(place: Path, config: WanConfig) -> None:
             "folder as diffusers write it, with image_encoder/ and image_processor/."
         )
     width, size, patch = (values.get(name) for name in ("hidden_size", "image_size", "patch_size"))
-    counts = isinstance(size, int) and isinstance(patch, int) and patch > 0
-    tokens = 1 + (size // patch) ** 2 if counts else None
+    tokens = None
+    if isinstance(size, int) and isinstance(patch, int) and patch > 0:
+        tokens = 1 + (size // patch) ** 2
     if (width, tokens) != (config.image_dim, config.image_tokens):
         raise ConfigError(
             f"{file.parent} gives {tokens} tokens of {width}, and the transformer takes "
