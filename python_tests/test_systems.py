@@ -16,9 +16,11 @@ from ardiff_engine import systems
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
 from ardiff_engine.engine.feeder import Feeder
+from ardiff_engine.engine.request import Request
 from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.memory import Window
 from ardiff_engine.systems.calls import ANY_NETWORK, by_kind
+from ardiff_engine.systems.lumos1 import history_mask
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
@@ -123,6 +125,19 @@ def test_every_latent_of_the_official_code(name: str) -> None:
         np.testing.assert_allclose(made.final, official["final"], rtol=1e-6, atol=ROUNDED.get(name, 1e-6))
     if name not in SOLVED_OTHERWISE:
         np.testing.assert_allclose(made.x_in, official["x_in"], rtol=1e-6, atol=ROUNDED.get(name, 1e-6))
+
+
+def test_a_system_without_a_network_is_traced_and_not_served() -> None:
+    for serve in (lambda own: own.check(ANY_NETWORK), lambda own: own.request(Request(num_frames=3))):
+        with pytest.raises(ConfigError, match="sampler"):
+            serve(systems.get("lumos-1"))
+
+
+@pytest.mark.parametrize(("tokens", "ratio"), [(20, 30), (20, 70), (35, 30), (64, 70), (448, 30), (448, 70)])
+def test_history_of_masked_tokens(tokens: int, ratio: int) -> None:
+    masked = history_mask(1, tokens - 1, ratio / 100)[0]
+    places = golden("lumos1_training_rope")[f"history_pattern_n{tokens}_r{ratio}"]
+    assert masked.nonzero().flatten().tolist() == places[places < tokens - 1].tolist()
 
 
 # Faults of the official code, which the traces show as they are.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Tracks, tracks_of
-from ardiff_engine.errors import PlanError
+from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.memory import MemoryPolicy
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.noise import NoiseSource
@@ -41,6 +41,7 @@ class System:
         the given ones are included.
     calls_of, stores_last: how its code makes calls of the engine's passes (see `systems.calls`), and whether
         it stores the K/V of the last block. recorded: how its numbers are kept, if not as a `Trace` says.
+    not_served: why the engine itself does not run it, if so; its trace needs no network.
     exact: what was compared with its own code; left_out: what of it is not expressed here, and why.
     """
 
@@ -60,6 +61,7 @@ class System:
     calls_of: CallsOf = by_kind
     stores_last: bool = True
     recorded: Callable[[Trace], Trace] = as_traced
+    not_served: str = ""
     exact: str = ""
     left_out: str = ""
 
@@ -73,11 +75,13 @@ class System:
 
     def check(self, spec: ModelSpec, num_frames: int | None = None) -> None:
         """Raise ConfigError or PlanError, with the reason, for a network that cannot run this system."""
+        self._check_served()
         self.memory.check(self.plan_of(self.num_frames if num_frames is None else num_frames), spec)
 
     def request(self, request: Request) -> Request:
         """The request with this system's plan, solver and memory; with its noise, where the request brings
         none; and with its guidance scale, where the request has a negative condition and no scale."""
+        self._check_served()
         scale = request.guidance_scale
         if scale == 1.0 and request.negative_condition is not None:
             scale = self.guidance
@@ -90,6 +94,10 @@ class System:
             noise=request.noise if brings else self.noise,
             guidance_scale=scale,
         )
+
+    def _check_served(self) -> None:
+        if self.not_served:
+            raise ConfigError(f"{self.name} can be traced, and not served: {self.not_served}")
 
     def calls(self, num_frames: int) -> list[Call]:
         """What its code does for a video of that many frames, given ones included."""
