@@ -38,7 +38,8 @@ LENGTHS = {
 """Frames where nine are too few to leave a window, or not whole blocks."""
 
 LONGLIVE = systems.get("longlive")
-CASES: dict[str, System] = {name: systems.get(name) for name in systems.names()} | {
+SERVED = [own for own in map(systems.get, systems.names()) if not own.not_served]
+CASES: dict[str, System] = {own.name: own for own in SERVED} | {
     "longlive, a new prompt": replace(
         LONGLIVE, memory=Recached(Window(3, sink=1), prompts=(6,), keeps_sink=False)
     ),
