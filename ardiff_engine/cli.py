@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_generate(subparsers)
     _add_stream(subparsers)
+    _add_serve(subparsers)
     _add_training(
         subparsers, "train-vae", "train the frame autoencoder (stage 1)", commands.train_vae, resumable=True
     )
@@ -213,6 +214,53 @@ def _add_stream(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     _add_sampling(parser)
     _add_output(parser, "stream", "a folder for .png files, or an .mp4 that plays while it grows")
+
+
+def _add_serve(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        subparsers,
+        "serve",
+        "serve one model to many people: OpenAI's videos, live streams, a page",
+        commands.serve,
+        [
+            "ardiff serve                             # the bundled model at http://127.0.0.1:8000",
+            "ardiff serve --host 0.0.0.0 --api-key-file keys.txt",
+            "ardiff serve --model FOLDER --system longlive --device cuda --dtype bfloat16",
+        ],
+    )
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="a bundled model or a model folder (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    _add_parts(parser)
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    group.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="0: any that is free (default: %(default)s)"
+    )
+    group.add_argument(
+        "--api-key-file", metavar="PATH", help="keys, one a line; without it only this machine is served"
+    )
+    group.add_argument(
+        "--data",
+        default="ardiff-videos",
+        metavar="PATH",
+        help="folder of finished videos (default: %(default)s)",
+    )
+    group.add_argument(
+        "--streams", type=int, default=8, metavar="N", help="videos that run at a time (default: %(default)s)"
+    )
+    group.add_argument(
+        "--queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="videos that may wait beyond (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seconds", type=float, default=60.0, metavar="N", help="of the longest video (default: %(default)s)"
+    )
+    group.add_argument("--quiet", action="store_true", help="print nothing")
 
 
 def _add_training(

@@ -99,6 +99,19 @@ def stream(options: argparse.Namespace) -> int:
     return 0
 
 
+def serve(options: argparse.Namespace) -> int:
+    try:
+        from ardiff_engine.serve import command
+    except ImportError as error:
+        from ardiff_engine.errors import BackendNotAvailableError
+
+        raise BackendNotAvailableError(
+            f"ardiff serve: got no package {error.name}, expected the extra `serve`. Install it by "
+            "pip install '.[serve]' in the source checkout."
+        ) from error
+    return command.serve(options)
+
+
 def train_vae(options: argparse.Namespace) -> int:
     from ardiff_engine.training import run_train_vae
 

@@ -21,7 +21,9 @@ from ardiff_engine import cli
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMANDS = "|".join(("generate", "stream", "train-vae", "encode", "train", "convert", "bench", "info"))
+COMMANDS = "|".join(
+    ("generate", "stream", "serve", "train-vae", "encode", "train", "convert", "bench", "info")
+)
 
 
 def commands() -> Iterator[tuple[str, str]]:

@@ -80,6 +80,21 @@ def test_wan_stream(tmp_path: Path) -> None:
     assert read_video(tmp_path / "wan").shape == (int(found[1]) + 20, 32, 48, 3)
 
 
+def test_clients_of_a_server(tiny_model: Path, tmp_path: Path) -> None:
+    server = pytest.importorskip("helpers.server", reason="needs the extra serve", exc_type=ImportError)
+    pytest.importorskip("openai")
+    with server.running(tiny_model, tmp_path / "data") as own:
+        options = ["--seconds", 1, "--out", "made.mp4"]
+        output = run("openai_client.py", "--url", f"{own.url}/v1", *options, folder=tmp_path)
+        assert "made.mp4: 1 s of 256x256" in output
+        assert read_video(tmp_path / "made.mp4").shape == (8, 256, 256, 3)
+        options = ["--frames", 24, "--steer", '{"class": 1}']
+        output = run("realtime_client.py", "--url", own.socket, *options, folder=tmp_path)
+        held = re.search(r"it will hold from piece (\d+) on", output)
+        assert held and f"frame {held[1]} is the first to show 'steer'" in output
+        assert read_video(tmp_path / "live.mp4").shape == (24, 256, 256, 3)
+
+
 def test_train_on_videos(tmp_path: Path) -> None:
     output = run("train_on_videos.py", "--steps", 2, "--batch", 2, "--out", "own", folder=tmp_path)
     assert "model: own/model" in output

@@ -47,14 +47,19 @@ def module_level_imports(file: Path) -> list[str]:
 
 
 def test_runtime_code_imports_only_what_is_declared() -> None:
-    """Imports at module level must be dependencies; those of extras may only stand inside functions. The
-    Triton kernels are code of the extra `gpu`: they are imported when that backend is chosen."""
-    declared = {re.split(r"[<>=;\[ ]", r)[0] for r in PROJECT["dependencies"]} | {"PIL", "ardiff_engine"}
-    gpu = {re.split(r"[<>=;\[ ]", r)[0] for r in PROJECT["optional-dependencies"]["gpu"]}
-    kernels = ROOT / "ardiff_engine" / "kernels" / "triton"
+    """Imports at module level must be dependencies; those of extras may only stand inside functions. Two
+    folders are code of an extra, and are imported when that is used: Triton's kernels, and the server."""
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[<>=;\[ ]", r)[0].replace("-", "_") for r in requirements}
+
+    declared = names(PROJECT["dependencies"]) | {"PIL", "ardiff_engine"}
+    extras = PROJECT["optional-dependencies"]
+    rooms = {"kernels/triton": names(extras["gpu"]), "serve": names(extras["serve"]) | {"starlette"}}
     foreign = set()
     for file in sorted((ROOT / "ardiff_engine").rglob("*.py")):
-        allowed = declared | gpu if file.is_relative_to(kernels) else declared
+        own = [extra for room, extra in rooms.items() if file.is_relative_to(ROOT / "ardiff_engine" / room)]
+        allowed = declared.union(*own)
         for name in module_level_imports(file):
             if name not in allowed and name not in sys.stdlib_module_names:
                 foreign.add(f"{file.relative_to(ROOT)}: {name}")

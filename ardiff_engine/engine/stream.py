@@ -108,6 +108,20 @@ class Stream:
         return self._state.feeder.plan.num_ticks
 
     @property
+    def levels(self) -> Mapping[int, int]:
+        """Frame -> steps done, of the frames that the next tick moves. A look, from any thread."""
+        plan, tick = self._state.feeder.plan, self._state.feeder.tick
+        if plan.num_ticks is not None and tick >= plan.num_ticks:
+            return MappingProxyType({})
+        now = plan.tick(tick)
+        return MappingProxyType(dict(zip(now.frames, now.levels, strict=True)))
+
+    @property
+    def pages_held(self) -> int:
+        """Pages of the pool that it holds now, those that it shares with others included."""
+        return self._state.pages.held
+
+    @property
     def latents(self) -> Mapping[int, torch.Tensor]:
         """Frame -> latent now, in the layout of the model, of all frames that are at work or still seen. A
         look, for callbacks; not to be written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -43,7 +43,10 @@ class Mp4Encoder:
     web players want it.
     """
 
-    def __init__(self, path: Path, fps: float, *, growing: bool = False) -> None:
+    def __init__(
+        self, path: Path, fps: float, *, growing: bool = False, file: IO[bytes] | None = None
+    ) -> None:
+        """file: takes the bytes in place of `path`, which is then only a name for messages."""
         av = pyav()
         self._video_frame = av.VideoFrame
         self._path, self._growing = path, growing
@@ -52,7 +55,7 @@ class Mp4Encoder:
         flags = "frag_every_frame+empty_moov+default_base_moof" if growing else "faststart"
         options = {"movflags": flags, "flush_packets": "1" if growing else "-1"}
         # With its protocol, and absolute, no name can be taken for an address.
-        url = f"file:{path.absolute()}"
+        url = f"file:{path.absolute()}" if file is None else file
         with encoding(self._path, self._size):
             self._container: Any = av.open(url, mode="w", format="mp4", options=options)
         self._rate = rate_of(fps)

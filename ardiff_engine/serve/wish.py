@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client asks for: one video, its fields checked against the limits before anything is touched."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ardiff_engine.serve.errors import invalid
+from ardiff_engine.serve.limits import Limits
+
+SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
+SECONDS = "4"
+FORMATS = ("mp4", "webp", "jpeg", "png")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """None: what the model prefers.
+
+    seconds: as text, as OpenAI has it. num_frames: wins over it. endless: until the client stops it.
+    size: width and height of the pictures. class_id, lag: of frame models.
+    format: of the frames of a live stream.
+    """
+
+    model: str | None = None
+    prompt: str = ""
+    negative_prompt: str | None = None
+    seconds: str = SECONDS
+    num_frames: int | None = None
+    endless: bool = False
+    fps: float | None = None
+    size: tuple[int, int] | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    lag: int | None = None
+    class_id: int | None = None
+    seed: int | None = None
+    user: str | None = None
+    format: str = "mp4"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_wish(values: Mapping[str, Any], limits: Limits, *, live: bool = False) -> Wish:
+    """Fields of JSON, or of a form, where all of them are text. ApiError: one that is unknown or wrong.
+
+    live: for a live stream, which may be endless.
+    """
+    known = {*Wish.__slots__} - (set() if live else {"endless", "format"})
+    given = {name: value for name, value in values.items() if value is not None and value != ""}
+    for name in given:
+        if name not in known:
+            raise invalid("an unknown field", name, ", ".join(sorted(known)), "Leave it out.", name[:80])
+    fields: dict[str, Any] = {}
+    for name, most in (
+        ("model", 200),
+        ("prompt", limits.text),
+        ("negative_prompt", limits.text),
+        ("user", 200),
+    ):
+        if name in given:
+            fields[name] = _text(name, given[name], most)
+    whole = {
+        "num_frames": (1, limits.frames),
+        "num_inference_steps": (1, limits.steps),
+        "lag": (0, limits.steps),
+        "class_id": (0, 2**31 - 1),
+        "seed": (-(2**63), 2**63 - 1),
+    }
+    for name, (low, high) in whole.items():
+        if name in given:
+            fields[name] = _whole(name, given[name], low, high)
+    for name, low_number, high_number in (("fps", 1.0, 120.0), ("guidance_scale", -100.0, 100.0)):
+        if name in given:
+            fields[name] = _number(name, given[name], low_number, high_number)
+    if "seconds" in given:
+        _number("seconds", given["seconds"], 0.01, limits.seconds)
+        fields["seconds"] = str(given["seconds"])
+    if "size" in given:
+        fields["size"] = _size(given["size"], limits.side)
+    if "endless" in given:
+        if not isinstance(given["endless"], bool):
+            raise invalid("endless", given["endless"], "true or false", "Leave it out.", "endless")
+        fields["endless"] = given["endless"]
+    if "format" in given:
+        if given["format"] not in FORMATS:
+            raise invalid("format", given["format"], " | ".join(FORMATS), "Choose one of them.", "format")
+        fields["format"] = given["format"]
+    return Wish(**fields)
+
+
+def _text(name: str, value: Any, most: int) -> str:
+    if not isinstance(value, str) or len(value) > most or "\x00" in value:
+        raise invalid(name, value, f"a text of at most {most} characters", "Make it shorter.", name)
+    return value
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    text = value if isinstance(value, str) else str(value)
+    good = not isinstance(value, bool | float) and re.fullmatch(r"-?[0-9]{1,20}", text, re.ASCII)
+    if not good or not low <= int(text) <= high:
+        raise invalid(
+            name, value, f"a whole number from {low} to {high}", "Change it, or leave it out.", name
+        )
+    return int(text)
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool) and len(str(value)) <= 40:
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            pass
+    if not low <= number <= high:  # NaN is in no range
+        raise invalid(name, value, f"a number from {low:g} to {high:g}", "Change it, or leave it out.", name)
+    return number
+
+
+def _size(value: Any, side: int) -> tuple[int, int]:
+    found = SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not all(1 <= int(part) <= side for part in found.groups()):
+        expected = f'width x height such as "256x256", at most {side} each'
+        raise invalid("size", value, expected, "Change it, or leave it out.", "size")
+    return int(found[1]), int(found[2])
