@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A live stream from a server, steered on its way (pip install websockets). First, elsewhere: ardiff serve.
 
-Writes the fragments into one mp4, asks for another class or prompt after a third of the frames, and says which
-frame is the first to show it.
+Writes the fragments into one mp4, asks for another class or prompt after a third of the frames, and says
+which frame is the first to show it.
 """
 
 from __future__ import annotations
