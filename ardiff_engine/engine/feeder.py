@@ -216,9 +216,8 @@ class Feeder:
         if gone or not self._forgets:
             return gone
         stored = self._stored.union(*self._prefill)
-        blocks = self._blocks([f for f in needed if f not in stored])
-        clean = [Fed(b, plan.steps(b.start), plan.steps(b.start), True) for b in blocks]
-        due = [fed for fed in clean if self._policy.stores(fed)]
+        feds = [self._fed(b, stores=True) for b in self._blocks([f for f in needed if f not in stored])]
+        due = [fed for fed in feds if self._policy.stores(fed)]
         here = stored.union(*[fed.block for fed in due]).intersection(self.levels)
         return [f for f in numbers(frames_in([self._view(fed, now) for fed in due])) if f not in here]
 
@@ -248,6 +247,7 @@ class Feeder:
             return self._everything(levels, now)
         if tick.index != self._renewed:
             for block in self._blocks(f for f, level in levels.items() if level == 0):
+                self._policy = self._policy.begun(block, self._remembered(now))
                 self._stored.difference_update(numbers(self._policy.renewed(block)))
             self._renewed = tick.index
         kept = self._kept_by_policy(now)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.memory import MemoryPolicy
+from ardiff_engine.memory.routed import unasked
 from ardiff_engine.memory.view import agree, contains
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
@@ -19,7 +20,7 @@ MOST_TICKS = 1000
 
 def rehearse(plan: Plan, memory: MemoryPolicy, spec: ModelSpec) -> None:
     """Raise PlanError if a view shows what is not there, or pages run out. Endless plans: the first ticks."""
-    feeder, most = Feeder(plan, memory, spec), memory.most_frames(plan)
+    feeder, most = Feeder(plan, unasked(memory), spec), memory.most_frames(plan)
     held: dict[tuple[int, int], int] = {}
     ticks = MOST_TICKS if plan.num_ticks is None else min(plan.num_ticks, MOST_TICKS)
     while feeder.tick < ticks:

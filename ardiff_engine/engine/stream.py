@@ -127,6 +127,13 @@ class Stream:
         look, for callbacks; not to be written."""
         return MappingProxyType({frame: self._shown(x) for frame, x in self._state.latents.items()})
 
+    def mean_keys(self, frame: int) -> torch.Tensor:
+        """float32 [layers, kv_heads, head_dim]: the mean key of the frame's tokens, as if it stood at place 0
+        (with RoPE, turned back in time; rows and columns stay). Of the first branch, as last stored.
+
+        ConfigError: a frame whose K/V are not there, or not of one copy."""
+        return self.engine.edit(lambda editor: editor.mean_keys(self._state, frame))
+
     def pictures(self) -> Iterator[Picture]:
         """The pictures of an engine with a codec, in order, as they come; otherwise as iterating the stream,
         which gives the same ones with their latent frames. ConfigError: an engine without a codec."""

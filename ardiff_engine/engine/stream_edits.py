@@ -27,6 +27,7 @@ from ardiff_engine.engine.starting_noise import StartingNoise, given_frames
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError, StreamClosedError, explain
 from ardiff_engine.memory import PagePool
+from ardiff_engine.memory.mean_keys import mean_keys
 from ardiff_engine.memory.view import numbers
 from ardiff_engine.models.agreement import checked_condition
 from ardiff_engine.models.protocol import VideoModel
@@ -232,6 +233,11 @@ class Editor:
             state.outbox.kept += latents
         state.restart(new, from_scratch=bool(missing), given=latents)
         state.then = None
+
+    def mean_keys(self, state: StreamState, frame: int) -> torch.Tensor:
+        _require_running(state, "mean_keys")
+        pages, place = state.pages.written(frame)
+        return mean_keys(self._pool.k, pages, state.tokens, place, self._model.spec)
 
     def extend(self, state: StreamState, frames: int) -> None:
         _require_alive(state, "extend")

@@ -14,7 +14,7 @@ import torch
 
 from ardiff_engine.engine.condition_store import ConditionStore, StoredCondition
 from ardiff_engine.engine.feed import Roster
-from ardiff_engine.errors import PageTableError, PlanError, explain
+from ardiff_engine.errors import ConfigError, PageTableError, PlanError, explain
 from ardiff_engine.memory.page_manager import Lease
 from ardiff_engine.memory.page_pool import PagePool
 from ardiff_engine.memory.view import contains
@@ -131,6 +131,15 @@ class StreamPages:
         for cell in cells:
             holder = branch if cell in own else source
             yield from self.placed[holder].get(cell) or self.frames[holder][cell]
+
+    def written(self, frame: int) -> tuple[list[int], int]:
+        """The pages of a frame of the first branch, and the place where it was written."""
+        cell = frame, 0
+        if cell not in self.frames[0]:
+            raise ConfigError(
+                f"frame {frame} has no K/V of copy 0: look while the stream works on it or sees it"
+            )
+        return self.frames[0][cell], frame + self._shifts.get(cell, 0)
 
     def turned(self) -> None:
         """A pass has begun with `turns`."""

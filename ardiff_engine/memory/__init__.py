@@ -2,6 +2,7 @@
 """Pages, and the policies that say which frames stay, which leave and where they are seen."""
 
 from ardiff_engine.memory.full import Full
+from ardiff_engine.memory.mean_keys import MeanKeys
 from ardiff_engine.memory.page_manager import Lease, PageManager
 from ardiff_engine.memory.page_pool import PagePool, choose_page_rows, rows_of_pages
 from ardiff_engine.memory.per_layer import PerLayer
@@ -12,6 +13,7 @@ from ardiff_engine.memory.ranges import Ranges
 from ardiff_engine.memory.recached import Recached
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
 from ardiff_engine.memory.restarted import Restarted
+from ardiff_engine.memory.routed import Routed, Router, highest, latest
 from ardiff_engine.memory.shots import Shots
 from ardiff_engine.memory.view import Fed, Run, View
 from ardiff_engine.memory.window import Window
@@ -21,6 +23,7 @@ __all__ = [
     "Fed",
     "Full",
     "Lease",
+    "MeanKeys",
     "MemoryPolicy",
     "PageManager",
     "PagePool",
@@ -31,11 +34,15 @@ __all__ = [
     "Recached",
     "RecomputedWindow",
     "Restarted",
+    "Routed",
+    "Router",
     "Run",
     "Shots",
     "View",
     "Window",
     "Windows",
     "choose_page_rows",
+    "highest",
+    "latest",
     "rows_of_pages",
 ]

@@ -54,6 +54,9 @@ class Around:
     def renewed(self, block: range) -> Frames:
         return self.memory.renewed(block)
 
+    def begun(self, block: range, now: Now) -> MemoryPolicy:
+        return replace(self, memory=self.memory.begun(block, now))
+
     def prompted(self, frame: int) -> MemoryPolicy | None:
         memory = self.memory.prompted(frame)
         return None if memory is None else replace(self, memory=memory)

@@ -7,7 +7,7 @@ tensor. One that has `back` > 0 keeps what the blocks of so many finished frames
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.memory.view import Fed, View
@@ -58,6 +58,9 @@ class MemoryPolicy(Protocol):
     def renewed(self, block: range) -> Frames:
         """Finished frames whose K/V are computed again when this block starts."""
 
+    def begun(self, block: range, now: Now) -> MemoryPolicy:
+        """The memory from now on, as this block starts: with what was chosen for it, where it chooses."""
+
     def prompted(self, frame: int) -> MemoryPolicy | None:
         """The memory from now on; a new prompt holds from `frame`, the first of the next block to start.
 
@@ -84,6 +87,9 @@ class StoresClean:
 
     def renewed(self, block: range) -> Frames:
         return ()
+
+    def begun(self, block: range, now: Now) -> Self:
+        return self
 
     def prompted(self, frame: int) -> MemoryPolicy | None:
         return None
