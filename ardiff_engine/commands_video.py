@@ -26,8 +26,8 @@ from ardiff_engine.pipeline.parts import VideoParts, check_inputs, find_parts, t
 from ardiff_engine.pipeline.pixels import Size, checked_latents, checked_size, frames_of, latents_of
 from ardiff_engine.pipeline.prompts import Prompt, Timed, timed
 from ardiff_engine.pipeline.systems import (
+    asked_latents,
     check_fits,
-    continuing,
     fitting,
     system_named,
     with_scheduler,
@@ -202,9 +202,9 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
         if options.image is None:
             raise ConfigError("--image: got none, and an image-to-video model needs the first picture.")
         given = 0  # it draws that picture again
-    system = continuing(system, latents_of(given) if given else 0)
-    if frames is not None:
-        checked_latents(frames, system)
+    _, system = asked_latents(
+        frames, system, latents_of(given) if given else 0, first_clean=parts.empty_vae().residual
+    )
     dtype = DTYPES[options.dtype]
     # A folder without a text encoder is told now.
     if parts.text is None:

@@ -160,6 +160,42 @@ def test_clips_view_of_a_picture_is_diffusers_own_pipeline(tmp_path: Path) -> No
         TextToVideoPipeline(ours.transformer, ours.vae, "wan")("a cat", **CALL, image=clip(1)[0])
 
 
+def test_a_clean_first_frame_is_diffusers_own_pipeline(tmp_path: Path) -> None:
+    """Wan 2.2's TI2V: the picture is the first latent frame, at timestep 0 in every pass."""
+    theirs = wan_folder.image_pipeline(
+        wan_folder.transformer(), vae=wan_folder.vae_22(), expand_timesteps=True
+    )
+    theirs.save_pretrained(tmp_path)
+    ours = ade.Pipeline.from_pretrained(tmp_path, system="wan")
+    size = (64, 96)
+    noise = torch.randn(1, 4, 4, 4, 6, generator=torch.Generator().manual_seed(2))
+    options = {"guidance_scale": 3.0, "num_inference_steps": 6, "num_frames": 13, "negative_prompt": "dog"}
+    pictures = clip(2, *size)
+    for picture in pictures:
+        own = noise.transpose(1, 2)[:, 1:]
+        got = ours("a cat", image=picture, size=size, latents=own, progress=False, **options)
+        want = theirs(
+            Image.fromarray(picture.numpy()),
+            "a cat",
+            height=size[0],
+            width=size[1],
+            latents=noise.clone(),
+            output_type="latent",
+            **options,
+        ).frames.transpose(1, 2)
+        assert float((got.latents - want).norm() / want.norm()) <= 1e-4
+        assert got.frames.shape == (1, 13, *size, 3) and torch.equal(got.frames[0, 0], picture)
+    options |= {"size": size, "seed": 3, "progress": False}
+    seen = [ours(PROMPTS, image=picture, **options).latents for picture in pictures]
+    assert not torch.allclose(seen[0][:, 1:], seen[1][:, 1:], atol=1e-3)
+    alone = ours(PROMPTS[1], image=pictures[0], first_video=1, **options).latents
+    assert torch.equal(alone[0], seen[0][1])
+    with pytest.raises(ConfigError, match="one picture"):
+        ours("a cat", video=clip(5, *size), **options)
+    with pytest.raises(ArdiffError):
+        ours.stream("a cat", None, image=pictures[0], size=size)
+
+
 def test_shapes_and_that_prompts_matter(pipe: TextToVideoPipeline) -> None:
     out = pipe(PROMPTS, **CALL)
     assert out.frames.shape == (2, 21, *SIZE, 3) and out.frames.dtype == torch.uint8

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ardiff_engine import systems
-from ardiff_engine.arguments import number
+from ardiff_engine.arguments import integer, number
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import DPMSolver, Euler, Solver, UniPC
 from ardiff_engine.engine.schedules import tracks_of
 from ardiff_engine.errors import ArdiffError, ConfigError
 from ardiff_engine.memory import Full
+from ardiff_engine.memory.windows import Windows
 from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.parsing import shown
+from ardiff_engine.pipeline.pixels import checked_latents, latents_of
 from ardiff_engine.plan.cut import Cut
 from ardiff_engine.systems import System
 
@@ -43,19 +45,39 @@ def check_fits(system: System, model: VideoModel) -> None:
         raise ConfigError(f"{system.name} cannot run this model: {why} It can: {', '.join(fitting(model))}.")
 
 
-def continuing(system: System, given: int) -> System:
-    """The system for a video after `given` latents: a block begins behind them.
+def continuing(system: System, given: int, latents: int | None, *, first_clean: bool) -> System:
+    """The system for a video of `latents` that goes on after `given` ones: a block begins behind them.
 
-    ConfigError: one whose frames are all made together."""
+    first_clean: the model was trained on clips whose first frame is clean among noisy ones (Wan 2.2's TI2V).
+    Then a system that makes all frames together takes one, feeds it in every pass, and never moves it.
+
+    ConfigError: another one whose frames are all made together."""
     if not given:
         return system
     if isinstance(system.memory, Full) and system.memory.joint:
-        raise ConfigError(f"{system.name} makes all frames together; given ones need a causal model.")
+        if given > 1 or not first_clean or latents is None:
+            one = "this model takes one picture" if first_clean else "given ones need a causal model"
+            raise ConfigError(f"{system.name} makes all frames together; {one}.")
+        return replace(system, memory=Windows(((0, latents),), joint=True), given_frames=given)
     cut = getattr(system.plan, "cut", None)
     plan = system.plan
     if cut is not None:
         plan = replace(plan, cut=Cut(cut.size, given % cut.size))  # type: ignore[type-var]
     return replace(system, plan=plan, given_frames=given)
+
+
+def asked_latents(
+    num_frames: int | None, system: System, given: int, *, first_clean: bool
+) -> tuple[int | None, System]:
+    """Latents of a video of so many pictures, `given` ones included, and the system that makes it; see
+    `continuing`. ConfigError, PlanError: what the system cannot make."""
+    if num_frames is None:
+        system = continuing(system, given, None, first_clean=first_clean)
+        system.plan_of(None)  # refuses systems that make whole videos
+        return None, system
+    latents = latents_of(integer("num_frames", num_frames, low=1))
+    system = continuing(system, given, latents, first_clean=first_clean)
+    return checked_latents(num_frames, system), system
 
 
 def with_steps(system: System, steps: int | None) -> System:

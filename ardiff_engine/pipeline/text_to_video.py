@@ -30,7 +30,7 @@ from ardiff_engine.pipeline.output import Given, OutputType, StepInfo, VideoOutp
 from ardiff_engine.pipeline.parts import VideoParts, check_inputs, takes_picture
 from ardiff_engine.pipeline.pixels import Pixels, Size, checked_latents, checked_size, latents_of
 from ardiff_engine.pipeline.prompts import Prompt, Prompts, Timed, listed, timed
-from ardiff_engine.pipeline.systems import check_fits, continuing, system_named, with_scheduler, with_steps
+from ardiff_engine.pipeline.systems import asked_latents, check_fits, system_named, with_scheduler, with_steps
 from ardiff_engine.pipeline.video_job import VideoJob
 from ardiff_engine.pipeline.video_stream import PromptSwitches, VideoStream
 from ardiff_engine.systems import System
@@ -301,10 +301,9 @@ class TextToVideoPipeline:
         if takes_picture(self.transformer):
             return self._picture_job(num_frames, clip, with_steps(self.system, steps))
         given = 0 if clip is None else latents_of(len(clip.frames))
-        system = continuing(with_steps(self.system, steps), given)
-        if num_frames is None:
-            system.plan_of(None)  # refuses systems that make whole videos
-        latents = None if num_frames is None else checked_latents(num_frames, system)
+        latents, system = asked_latents(
+            num_frames, with_steps(self.system, steps), given, first_clean=self.vae.residual
+        )
         rows = (height // self.vae.scale, width // self.vae.scale)
         prefix = None if clip is None else self.pixels.encode(torch.tensor(clip.frames))
         return VideoJob(latents, rows, system, clip, prefix, None)

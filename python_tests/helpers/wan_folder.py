@@ -75,6 +75,27 @@ def image_pipeline(transformer: object, **changes: object):
     return pipeline
 
 
+def vae_22():
+    """Of the kind of Wan 2.2's TI2V model: 16 pixels to a latent."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(1)
+    return AutoencoderKLWan(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        num_res_blocks=1,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.1, 2.0],
+    ).eval()
+
+
 def vae():
     from diffusers import AutoencoderKLWan
 
