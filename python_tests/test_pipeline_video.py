@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ardiff_engine as ade
+from ardiff_engine import systems
 from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError, PlanError, TensorError
 from ardiff_engine.pipeline.text_to_video import TextToVideoPipeline
+from ardiff_engine.plan import blocks
 
 SIZE = (32, 48)
 CALL = {"num_frames": 21, "size": SIZE, "seed": 0, "progress": False}
@@ -72,6 +75,45 @@ def test_the_bidirectional_system_is_diffusers_own_pipeline(folder: Path) -> Non
     assert float((got.latents - want).norm() / want.norm()) <= 1e-4
     pictures = theirs(**options, latents=noise.clone(), output_type="np").frames
     assert np.abs(got.frames.numpy() / 255 - pictures).max() <= 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("system", "options"),
+    [
+        (systems.get("skyreels-v2"), {"ar_step": 5}),
+        (replace(systems.get("skyreels-v2"), plan=blocks(1, lag=0)), {"ar_step": 0}),
+        (
+            replace(systems.get("skyreels-v2-causal"), plan=blocks(2, lag=2), num_frames=6),
+            {"ar_step": 2, "causal_block_size": 2},
+        ),
+    ],
+    ids=["asynchronous", "together", "causal blocks"],
+)
+def test_skyreels_is_diffusers_own_pipeline(tmp_path: Path, system: systems.System, options: dict) -> None:
+    """Also where finished blocks are fed once, and in every pass there."""
+    theirs = wan_folder.skyreels_pipeline()
+    theirs.save_pretrained(tmp_path)
+    theirs.set_progress_bar_config(disable=True)
+    call = {
+        "negative_prompt": "on the beach",
+        "guidance_scale": 4.0,
+        "num_inference_steps": 8,
+        "num_frames": 21,
+    }
+    noise = torch.randn(1, 4, 6, 4, 6, generator=torch.Generator().manual_seed(1))
+    want = theirs(
+        PROMPTS[0],
+        **call,
+        **options,
+        height=SIZE[0],
+        width=SIZE[1],
+        base_num_frames=21,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+    ).frames.transpose(1, 2)
+    ours = ade.Pipeline.from_pretrained(tmp_path, system=system)
+    got = ours(PROMPTS[0], **call, size=SIZE, latents=noise.transpose(1, 2), progress=False)
+    assert float((got.latents - want).norm() / want.norm()) <= 1e-4
 
 
 def test_an_image_to_video_model_is_diffusers_own_pipeline(copy: Path) -> None:

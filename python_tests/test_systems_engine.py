@@ -29,6 +29,7 @@ LENGTHS = {
     "magi-1": 4,
     "mmpl": 21,
     "pusa": 21,
+    "skyreels-v2-causal": 10,
     "epona": 13,
     "rolling-forcing": 27,
     "soulx-liveact": 22,
@@ -64,10 +65,14 @@ def model() -> WanTransformer:
     return model
 
 
+SMALLER_LAGS = {"skyreels-v2": 1, "skyreels-v2-causal": 5}
+"""Systems whose lag is more than a few steps, by the size of their blocks."""
+
+
 def short(system: System) -> System:
     """The same with few steps, where a solver takes any number, and no greater lag."""
-    if system.name == "skyreels-v2":
-        system = replace(system, plan=blocks(1, lag=2))
+    if system.name in SMALLER_LAGS:
+        system = replace(system, plan=blocks(SMALLER_LAGS[system.name], lag=2))
     if isinstance(system.solver, (ade.solvers.UniPC, ade.solvers.DDIM, ade.solvers.DPMSolver)):
         return replace(system, solver=replace(system.solver, num_inference_steps=3))
     if isinstance(system.solver, ade.solvers.Table):  # its last steps, none of which looks back or draws

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
+from ardiff_engine.errors import PlanError
 from ardiff_engine.memory.policy import StoresClean, require_length
 from ardiff_engine.memory.view import Fed, View, union, view_of, within
 from ardiff_engine.models.spec import ModelSpec
@@ -24,7 +24,12 @@ class Full(StoresClean):
         return 1 if self.joint else 16
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
-        require_length("memory.Full", plan, sys.maxsize if spec.longest is None else spec.longest)
+        if plan.num_frames is None:
+            raise PlanError(
+                "memory.Full with an endless video: it keeps all frames. memory.Window and "
+                "memory.RecomputedWindow take endless ones"
+            )
+        require_length("memory.Full", plan, spec.longest)
 
     def most_frames(self, plan: Plan) -> int:
         assert plan.num_frames is not None, "check() refuses endless plans"

@@ -38,7 +38,8 @@ class Windows(StoresClean):
             raise ConfigError(f"memory.Windows ends after {self.windows[-1][1]} frames: list more windows")
 
     def most_frames(self, plan: Plan) -> int:
-        return max(stop - first for first, stop in self.windows)
+        most = max(stop - first for first, stop in self.windows)
+        return most if plan.num_frames is None else min(most, plan.num_frames)
 
     def view(self, fed: Fed, now: Now) -> View:
         first, _ = self.of(fed.block.start)

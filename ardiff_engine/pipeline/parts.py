@@ -30,7 +30,13 @@ PathName = str | PathLike[str]
 
 INDEX = "model_index.json"
 VAE_NAMES = ("Wan2.1_VAE", "Wan2.2_VAE", "vae")
-_KINDS = ("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline")
+_KINDS = (
+    "WanPipeline",
+    "WanImageToVideoPipeline",
+    "WanVideoToVideoPipeline",
+    "SkyReelsV2Pipeline",
+    "SkyReelsV2DiffusionForcingPipeline",
+)
 
 
 @dataclass(frozen=True, slots=True)

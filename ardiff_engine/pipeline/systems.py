@@ -94,9 +94,9 @@ def with_steps(system: System, steps: int | None) -> System:
 
 
 def with_scheduler(system: System, settings: Mapping[str, object]) -> System:
-    """The system with the solver of a folder's scheduler_config.json, where all frames are made together, as
-    diffusers do. ConfigError: a scheduler of diffusers that is not known here."""
-    if not settings or system.name != "wan":
+    """The system with the solver of a folder's scheduler_config.json, where it takes one, as diffusers do.
+    ConfigError: a scheduler of diffusers that is not known here."""
+    if not settings or not system.takes_scheduler:
         return system
     kind = settings.get("_class_name")
 
@@ -107,7 +107,8 @@ def with_scheduler(system: System, settings: Mapping[str, object]) -> System:
     solver: Solver
     if kind == "UniPCMultistepScheduler":
         bh = 1 if settings.get("solver_type") == "bh1" else 2
-        solver = UniPC(FlowSchedule(shift), 50, order=order, bh=bh, grid="above_zero")
+        own = system.solver if isinstance(system.solver, UniPC) else UniPC(FlowSchedule(shift))
+        solver = replace(own, schedule=FlowSchedule(shift), order=order, bh=bh, grid="above_zero")
     elif kind == "DPMSolverMultistepScheduler":
         solver = DPMSolver(FlowSchedule(shift), 50, order=order, grid="below_one")
     elif kind == "FlowMatchEulerDiscreteScheduler":

@@ -37,6 +37,7 @@ class System:
     noise: what its videos start from; None: independent noise for each frame.
     guidance: scale of the release; 1: none. on_prompt: what a new prompt does to stored K/V (see
         `Stream.set_condition`). fps: pictures per second of its videos.
+    takes_scheduler: its solver is that of a model's folder, where that names one (scheduler_config.json).
     num_frames, given_frames: of the video, for systems that need a length and those that were made for one;
         the given ones are included.
     calls_of, stores_last: how its code makes calls of the engine's passes (see `systems.calls`), and whether
@@ -56,6 +57,7 @@ class System:
     guidance: float = 1.0
     on_prompt: Literal["keep", "recommit", "reset"] = "keep"
     fps: int = 16
+    takes_scheduler: bool = False
     num_frames: int | None = None
     given_frames: int = 0
     calls_of: CallsOf = by_kind

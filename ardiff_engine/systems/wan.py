@@ -18,6 +18,7 @@ SYSTEM = System(
     repository="Wan-Video/Wan2.1",
     plan=pyramid(0.0),
     solver=UniPC(FlowSchedule(5.0), 50),
+    takes_scheduler=True,
     memory=Full(joint=True),
     guidance=5.0,
     num_frames=21,

@@ -17,6 +17,10 @@ MULTIPLE = 16
 def transformer(**changes: object):
     from diffusers import WanTransformer3DModel
 
+    return _transformer(WanTransformer3DModel, **changes)
+
+
+def _transformer(kind: type, **changes: object):
     torch.manual_seed(0)
     settings = {
         "patch_size": (1, 2, 2),
@@ -33,7 +37,7 @@ def transformer(**changes: object):
         "eps": 1e-6,
         "rope_max_seq_len": 64,
     }
-    model = WanTransformer3DModel(**settings | changes).eval()
+    model = kind(**settings | changes).eval()
     # As initialised, prompts and timesteps hardly show.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -135,11 +139,11 @@ def tokenizer():
     )
 
 
-def scheduler():
+def scheduler(shift: float = 3.0):
     from diffusers import UniPCMultistepScheduler
 
     return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000
     )
 
 
@@ -153,6 +157,18 @@ def wan_pipeline():
         transformer=transformer(),
         vae=vae(),
         scheduler=scheduler(),
+    )
+
+
+def skyreels_pipeline():
+    from diffusers import SkyReelsV2DiffusionForcingPipeline, SkyReelsV2Transformer3DModel
+
+    return SkyReelsV2DiffusionForcingPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=text_encoder(),
+        transformer=_transformer(SkyReelsV2Transformer3DModel, inject_sample_info=True),
+        vae=vae(),
+        scheduler=scheduler(8.0),
     )
 
 
