@@ -5,16 +5,26 @@ Each pixel of a frame is a video of its own. Given the unit vectors as starting 
 pixels of the result are the columns of the linear map from noise to video.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.gaussian_video import GaussianVideo, ar2_covariance, conditional_mean
 
 import ardiff_engine as ade
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
+from ardiff_engine.evaluation.gaussian_bed import (
+    PROCESS,
+    Setting,
+    bures_wasserstein,
+    distance,
+    main,
+    video_map,
+)
+from ardiff_engine.evaluation.gaussian_video import GaussianVideo, ar2_covariance, conditional_mean
 from ardiff_engine.memory import Full, RecomputedWindow
 
 SCHEDULE = NoiseSchedule.sqrt_linear()
@@ -76,15 +86,105 @@ def test_every_lag_gives_the_predicted_covariance(causal):
             assert torch.allclose(got @ got.T, want @ want.T, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("sight", ["c", "b"])
-@pytest.mark.parametrize("steps, lag", [(10, 0), (10, 1), (10, 5), (10, 10), (50, 5), (50, 50)])
-def test_maps_computed_elsewhere(sight, steps, lag):
+def golden_settings() -> Iterator[object]:
+    """Every map of the file; the ones of many passes are slow."""
+    for name in sorted(np.load(GOLDEN)):
+        if found := re.fullmatch(r"M(?P<frames>\d*)(_window(?P<window>\d+))?_(?P<sight>[cb])_S(?P<steps>\d+)"
+            r"_lag(?P<lag>\d+)_eta0", name):  # fmt: skip
+            frames, window = int(found["frames"] or 16), found["window"]
+            setting = Setting(
+                int(found["steps"]),
+                int(found["lag"]),
+                causal=found["sight"] == "c",
+                frames=frames,
+                window=None if window is None else int(window),
+            )
+            passes = setting.steps + setting.lag * (frames - 1)
+            yield pytest.param(name, setting, marks=[pytest.mark.slow] if passes * frames > 2000 else [])
+
+
+@pytest.mark.parametrize("name, setting", list(golden_settings()))
+def test_maps_computed_elsewhere(name: str, setting: Setting) -> None:
     """Computed once in float64 by another program; see golden/README.md."""
     golden = np.load(GOLDEN)
-    assert np.allclose(ar2_covariance(16, *SMOOTH), golden["C"], rtol=0, atol=1e-12)
-    engine = engine_of((SMOOTH,), steps, tokens=16, causal=sight == "c")
-    got = map_of(engine, lag, 16).numpy()
-    assert np.abs(got - golden[f"M_{sight}_S{steps}_lag{lag}_eta0"]).max() < 5e-6
+    got = video_map(setting)
+    assert np.abs(got.numpy() - golden[name]).max() < 5e-6
+    made = "P" + name[1:]
+    if made in golden:
+        assert np.abs((got @ got.T).numpy() - golden[made]).max() < 5e-6
+
+
+def test_the_true_covariance() -> None:
+    assert np.allclose(ar2_covariance(16, *PROCESS), np.load(GOLDEN)["C"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "steps, lag, causal, published",
+    [
+        (50, 0, True, 0.15213), (50, 5, True, 0.02934), (50, 50, True, 0.00525), (10, 1, True, 0.0531),
+        (50, 0, False, 0.00093), (50, 5, False, 0.00099), (50, 50, False, 0.00296), (10, 5, False, 0.0457),
+    ],
+)  # fmt: skip
+def test_distances_computed_elsewhere(steps: int, lag: int, causal: bool, published: float) -> None:
+    setting = Setting(steps, lag, causal)
+    golden = np.load(GOLDEN)[f"M_{'c' if causal else 'b'}_S{steps}_lag{lag}_eta0"]
+    assert distance(setting, torch.from_numpy(golden)) == pytest.approx(published, rel=1e-2, abs=5e-6)
+
+
+def test_a_small_variance() -> None:
+    assert distance(Setting(20, 20, causal=True, frames=4, variance=0.25)) > 0
+    one, quarter = (
+        video_map(Setting(6, 1, causal=False, frames=4, variance=variance)) for variance in (1.0, 0.25)
+    )
+    want = predicted(0.25 * ar2_covariance(4, *PROCESS), 6, 1, causal=False)
+    assert torch.allclose(quarter, want, rtol=0, atol=5e-6) and not torch.allclose(one, quarter, atol=1e-2)
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpm"])
+def test_more_steps_along_a_flow_come_nearer(solver: str) -> None:
+    few, many = (distance(Setting(n, 0, causal=False, frames=6, solver=solver)) for n in (5, 20))
+    assert 0 < many < few
+
+
+def test_bures_wasserstein_is_that_of_scipy() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(5, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    first, second = first @ first.T, second @ second.T
+    root = linalg.sqrtm(first.numpy())
+    want = np.trace(first) + np.trace(second) - 2 * np.trace(linalg.sqrtm(root @ second.numpy() @ root)).real
+    assert bures_wasserstein(first, second) == pytest.approx(float(want), rel=1e-9)
+    assert abs(bures_wasserstein(first, first)) < 1e-9
+    assert bures_wasserstein(4 * torch.eye(3).double(), torch.eye(3).double()) == pytest.approx(3.0)
+
+
+def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--steps", "4", "--lags", "0", "4", "5", "--frames", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].endswith("| lag 0 | lag 4 |")
+    want = distance(Setting(4, 4, causal=True, frames=3))
+    assert float(lines[2].split("|")[-2]) == pytest.approx(want, abs=5e-6)
+    assert main(["--steps", "0"]) != 0
+
+
+def test_the_document_holds_what_the_maps_say() -> None:
+    """The table of docs/evidence.md, where the file of maps has the setting."""
+    golden, checked = np.load(GOLDEN), 0
+    lags: list[int] = []
+    for line in (Path(__file__).parents[1] / "docs" / "evidence.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if cells[0] == "solver":
+            lags = [int(cell.removeprefix("lag ")) for cell in cells[6:]]
+        elif cells[0] == "ddim" and cells[2:5] == ["16", "all", "1"]:
+            for lag, cell in zip(lags, cells[6:], strict=False):
+                name = f"M_{cells[5][0]}_S{cells[1]}_lag{lag}_eta0"
+                if cell and name in golden:
+                    setting = Setting(int(cells[1]), lag, cells[5] == "causal")
+                    assert float(cell) == pytest.approx(
+                        distance(setting, torch.from_numpy(golden[name])), abs=6e-6
+                    )
+                    checked += 1
+    assert checked >= 15
 
 
 def test_alone_and_together_are_the_same_bits():

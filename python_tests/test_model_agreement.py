@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.gaussian_video import GaussianVideo
 
 import ardiff_engine as ade
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, TensorError
+from ardiff_engine.evaluation.gaussian_video import GaussianVideo
 from ardiff_engine.memory import Full
 from ardiff_engine.models import ConditionSpec, Tables
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 from dense_oracle import DenseTransformer, visibility
-from helpers.gaussian_video import GaussianVideo
 from helpers.small_wan import prompt, small_wan
 from test_ar_diffusion import tiny
 
@@ -18,6 +17,7 @@ from ardiff_engine.diffusion import NoiseSchedule, solvers
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.batch import on_device
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.evaluation.gaussian_video import GaussianVideo
 from ardiff_engine.memory import Full, MemoryPolicy, PerLayer, Placed, Window
 
 SCHEDULE = NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that is not ours: the exact denoiser of Gaussian video, for any noise levels and any view.
+"""The exact denoiser of Gaussian video, for any noise levels and any view.
 
 Every channel is a stationary AR(2) process over frames, alike and independent for all tokens. Its estimate of
 a clean frame is the conditional mean, given the noisy frames that the view shows. Pages hold what it needs:
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
@@ -34,17 +35,31 @@ def conditional_mean(covariance: torch.Tensor, signal: torch.Tensor, sigma: torc
     return torch.linalg.solve(noisy, signal[:, None] * covariance).T
 
 
+class Schedule(Protocol):
+    """Of the noise, as `NoiseSchedule` and `FlowSchedule`."""
+
+    def signal(self, t: torch.Tensor) -> torch.Tensor: ...
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor: ...
+
+
 class GaussianVideo(VideoModel):
-    """processes: (radius, period) of each channel."""
+    """processes: (radius, period) of each channel. variance: of every number of a video."""
 
     device = torch.device("cpu")
     dtype = torch.float32
 
     def __init__(
-        self, processes: Sequence[tuple[float, float]], schedule: NoiseSchedule, *, tokens: int, causal: bool
+        self,
+        processes: Sequence[tuple[float, float]],
+        schedule: Schedule,
+        *,
+        tokens: int,
+        causal: bool,
+        variance: float = 1.0,
     ) -> None:
         channels = len(processes)
-        self._covariances = [ar2_covariance(1024, *process) for process in processes]
+        self._covariances = [variance * ar2_covariance(1024, *process) for process in processes]
         self._schedule = schedule
         self._spec = ModelSpec(
             num_frames=16,
@@ -91,12 +106,18 @@ class GaussianVideo(VideoModel):
             seen = range(first, first + int(table.seen[frame]))
             listed = [(int(table.pages[e]), slice(0, int(table.valid[e]))) for e in seen]
             own, others = (torch.cat([held[at] for at in listed]).double() for held in (keys, values))
-            at, positions = own.unflatten(0, (-1, tokens))[:, 0, :2].long().unbind(1)
+            at, positions = own.unflatten(0, (-1, tokens))[:, 0, :2].unbind(1)
+            positions = positions.long()
             noisy = others.unflatten(0, (-1, tokens))[:, :, :channels]
             me = positions == cells.positions[frame * tokens, 0]
-            signal, sigma = self._schedule.signal(at), self._schedule.sigma(at)
+            signal, sigma = self._levels(at)
             maps = [
                 conditional_mean(c[positions][:, positions], signal, sigma)[me] for c in self._covariances
             ]
             means.append(torch.einsum("cnv,vtc->tc", torch.stack(maps), noisy))
         return torch.cat(means).to(x.dtype)
+
+    def _levels(self, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Timesteps of a diffusion are whole numbers, those of a flow are not."""
+        at = at.long() if isinstance(self._schedule, NoiseSchedule) else at
+        return self._schedule.signal(at), self._schedule.sigma(at)
