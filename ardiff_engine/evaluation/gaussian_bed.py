@@ -111,7 +111,14 @@ def table(settings: Sequence[Setting]) -> Iterator[str]:
     for setting in settings:
         window = "all" if setting.window is None else setting.window
         sight = "causal" if setting.causal else "bidirectional"
-        key = (setting.solver, setting.steps, setting.frames, window, f"{setting.variance:g}", sight)
+        key: tuple[object, ...] = (
+            setting.solver,
+            setting.steps,
+            setting.frames,
+            window,
+            f"{setting.variance:g}",
+            sight,
+        )
         rows.setdefault(key, {})[setting.lag] = distance(setting)
     for key, found in rows.items():
         cells = [f"{found[lag]:.5f}" if lag in found else "" for lag in lags]
