@@ -210,7 +210,7 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
     if parts.text is None:
         raise ConfigError(f"{options.model} holds no text encoder: give the folder of one by --text.")
     needed = video_memory(
-        parts, system, size=size, frames=frames, guidance_scale=options.guidance, dtype=dtype, device=device
+        parts, system, size=size, frames=frames, guidance_scale=options.guidance, dtype=dtype
     )
     check_memory(needed, device)
     chosen = float(options.fps if options.fps is not None else system.fps if fps is None else fps)

@@ -163,9 +163,8 @@ def test_too_little_memory_is_told_with_the_numbers(
 def test_a_pipeline_that_does_not_fit_reads_no_weight(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Free memory just below, and just at, what its parts and the smallest video take."""
     parts = find_parts(folder)
-    cpu = torch.device("cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        least = memory_of_videos.least_memory(parts, system_named("self-forcing"), dtype=dtype, device=cpu)
+        least = memory_of_videos.least_memory(parts, system_named("self-forcing"), dtype=dtype)
         together = least.running + least.text
         with monkeypatch.context() as patched:
             refuse_to_load(patched)

@@ -68,7 +68,7 @@ class KeptEngine:
         check_room(model, pages)
         assert first.solver is not None
         self._engine = Engine(model, solver=first.solver, memory=first.memory, max_pages=pages)
-        self._state = state
+        self._state = (id(model), fingerprint(weights))  # an engine lays the weights out anew
         return self._engine
 
 

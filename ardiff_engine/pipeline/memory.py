@@ -11,7 +11,6 @@ from ardiff_engine.device import free_memory
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.memory_plan import MIB, MemoryPlan
 from ardiff_engine.errors import ConfigError, PlanError
-from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.pipeline.parts import VideoParts
 from ardiff_engine.pipeline.pixels import FRAMES, Size, checked_latents, checked_size, frames_of
 from ardiff_engine.systems import System
@@ -27,14 +26,12 @@ GIB = 1 << 30
 class VideoMemory:
     """Bytes for `engine.streams` videos at a time.
 
-    engine: of the transformer and its streams. copies: of its weights, packed for the CPU. codec: weights of
-    the autoencoder; decoders: what it keeps of each video; decoding: at most, while a latent is decoded.
-    text: of the text encoder, which a command drops before it loads the rest. stored: of the transformer's
-    weights in its file, in whatever dtype they are there.
+    engine: of the transformer and its streams. codec: weights of the autoencoder; decoders: what it keeps of
+    each video; decoding: at most, while a latent is decoded. text: of the text encoder, which a command drops
+    before it loads the rest. stored: of the transformer's weights in its file, whatever their dtype there.
     """
 
     engine: MemoryPlan
-    copies: int
     codec: int
     decoders: int
     decoding: int
@@ -43,7 +40,7 @@ class VideoMemory:
 
     @property
     def running(self) -> int:
-        return self.engine.total_bytes + self.copies + self.codec + self.decoders + self.decoding
+        return self.engine.total_bytes + self.codec + self.decoders + self.decoding
 
     @property
     def peak(self) -> int:
@@ -55,7 +52,6 @@ class VideoMemory:
         pages = f"{plan.streams} streams x {plan.pages_per_stream} pages"
         return [
             ("transformer", plan.weights_bytes, f"{self.stored / MIB:.1f} MiB in its file"),
-            ("packed copies", self.copies, "of the transformer's weights"),
             ("pages", plan.pages_bytes, pages),
             ("passes", plan.tables_bytes + plan.workspace_bytes, "tables, and the largest pass, from above"),
             ("autoencoder", self.codec, ""),
@@ -86,7 +82,6 @@ def video_memory(
     streams: int = 1,
     guidance_scale: float | None = None,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | None = None,
 ) -> VideoMemory:
     """For videos of `size` and so many frames; None: endless. Nothing is allocated and no weight is read.
 
@@ -104,12 +99,9 @@ def video_memory(
     plan = Engine.memory_plan(
         model, solver=system.solver, memory=system.memory, request=request, streams=streams
     )
-    on_cpu = device is None or device.type == "cpu"
-    packs = on_cpu and dtype == torch.float32 and on_native_cpu(torch.empty(0))
     item = vae.mean.element_size()
     return VideoMemory(
         engine=plan,
-        copies=plan.weights_bytes if packs else 0,
         codec=sum(weight.numel() for weight in vae.parameters()) * item,
         decoders=streams * vae.bytes_per_stream(rows),
         decoding=FEATURE_MAPS * FRAMES * height * width * vae.decoder_width // vae.patch**2 * item,
@@ -118,9 +110,7 @@ def video_memory(
     )
 
 
-def least_memory(
-    parts: VideoParts, system: System, *, dtype: torch.dtype, device: torch.device
-) -> VideoMemory:
+def least_memory(parts: VideoParts, system: System, *, dtype: torch.dtype) -> VideoMemory:
     """For the smallest and shortest video that the system makes: with less, nothing runs."""
     for latents in range(1, MOST_FIRST):
         try:
@@ -129,7 +119,7 @@ def least_memory(
             continue
         break
     size, frames = size_multiple(parts), frames_of(latents)
-    return video_memory(parts, system, size=size, frames=frames, dtype=dtype, device=device)
+    return video_memory(parts, system, size=size, frames=frames, dtype=dtype)
 
 
 def check_memory(needed: VideoMemory, device: torch.device) -> None:

@@ -106,7 +106,7 @@ class TextToVideoPipeline:
         config, place = parts.transformer.config, usable_device(device)
         check_inputs(parts.empty_transformer())
         check_fits(chosen, parts.empty_transformer())
-        check_loading(least_memory(parts, chosen, dtype=dtype, device=place), place)
+        check_loading(least_memory(parts, chosen, dtype=dtype), place)
         vae = WanVAE.from_file(parts.vae.file.path, mean=parts.vae.mean, std=parts.vae.std, device=place)
         transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
         if parts.lora is not None:

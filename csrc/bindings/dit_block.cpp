@@ -254,7 +254,9 @@ class Block {
               const float* gate = nullptr) const {
     LinearParams l{};
     l.x = x;
-    l.panels = pointer<const float>(layer.panels);
+    l.weights = pointer<const float>(layer.weights);
+    l.panel_stride = layer.panel_stride;
+    l.input_stride = layer.input_stride;
     l.bias = pointer<const float>(layer.bias);
     l.y = y;
     l.rows = rows.count;
@@ -324,10 +326,12 @@ py::class_<Spec> by_name(py::module_& m, const char* name) {
 void def_linear(py::module_& m) {
   using Spec = LinearSpec;
   by_name<Spec>(m, "LinearSpec")
-      .ARDIFF_FIELD(panels)
+      .ARDIFF_FIELD(weights)
       .ARDIFF_FIELD(bias)
       .ARDIFF_FIELD(inputs)
-      .ARDIFF_FIELD(outputs);
+      .ARDIFF_FIELD(outputs)
+      .ARDIFF_FIELD(panel_stride)
+      .ARDIFF_FIELD(input_stride);
 }
 
 void def_branch(py::module_& m) {

@@ -21,8 +21,8 @@ namespace ardiff::bindings {
 using Address = std::uintptr_t;
 
 struct LinearSpec {
-  Address panels = 0, bias = 0;
-  std::int64_t inputs = 0, outputs = 0;
+  Address weights = 0, bias = 0;
+  std::int64_t inputs = 0, outputs = 0, panel_stride = 0, input_stride = 0;
 };
 
 // shift, scale, gate: which of the values of a modulation row, -1: none. A norm without them takes the

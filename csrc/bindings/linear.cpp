@@ -17,7 +17,9 @@ ardiff::LinearParams linear_params(std::uintptr_t x, std::uintptr_t panels, std:
                                    std::int64_t outputs, int epilogue) {
   ardiff::LinearParams p{};
   p.x = pointer<const float>(x);
-  p.panels = pointer<const float>(panels);
+  p.weights = pointer<const float>(panels);
+  p.panel_stride = inputs * ardiff::kPanelOutputs;
+  p.input_stride = ardiff::kPanelOutputs;
   p.bias = pointer<const float>(bias);
   p.y = pointer<float>(y);
   p.rows = rows;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Linear layer with packed weights: x [T, K], W [N, K] in panels of 48 outputs -> y [T, N], with bias and
-// GELU or a gated residual applied in registers.
+// Linear layer: x [T, K], W [N, K] in packed panels of 48 outputs, or transposed -> y [T, N], with bias and an
+// activation or a gated residual applied in registers.
 //
 // Work 2 T N K FLOPs. Floor: at T tokens a weight is used T times, so below about 25 tokens (16 FLOPs a cycle
 // and byte of memory rate) reading the weights once, 4 N K bytes, takes longer than the arithmetic.
@@ -10,6 +10,9 @@
 // inputs stays in L1/L2 while all rows of a block pass over it; the next panel is prefetched meanwhile. A
 // thread works on a range of (row block, panel): few rows are split by panels, so that every weight is read
 // by one thread only.
+//
+// Of a transposed weight, the rows of a piece lie far apart: reading them once for every tile of rows would
+// miss the L1 cache. So a piece is copied, once for the rows of a block, which use it up to 128 times.
 //
 // Each output is a chain of FMAs over each range of at most kMostInputs inputs in ascending order; the sums
 // of the ranges are added in order, then the bias, then the epilogue: its bits depend on its own row of x and
@@ -35,7 +38,8 @@ constexpr std::int64_t kBlockRows = 128;   // rows of x that stay in the L2 cach
 
 // What a register tile works on: one piece of a panel and a range of inputs.
 struct Piece {
-  const float* weights;     // of the first input of the range
+  const float* weights;     // of the first input of the range, `stride` floats per input
+  std::int64_t stride;
   std::int64_t output;      // its first output
   std::int64_t begin, end;  // inputs
   float* sums;              // [row of the block][kPieceOutputs]: what earlier ranges gave
@@ -82,11 +86,12 @@ ARDIFF_SIMD void tile(const LinearParams& p, const Piece& piece, std::int64_t bl
 #pragma GCC unroll 3
   for (int r = 0; r < (R + 2) / 3; ++r) base[r] = p.x + (row + 3 * r) * p.inputs + piece.begin;
   const std::int64_t stride = p.inputs, count = piece.end - piece.begin;
-  for (std::int64_t i = 0; i < count; ++i) {
+  const float* weights = piece.weights;
+  for (std::int64_t i = 0; i < count; ++i, weights += piece.stride) {
     __builtin_prefetch(piece.ahead + i * piece.step, 0, 2);
     Vec w[kPieces];
 #pragma GCC unroll 3
-    for (int v = 0; v < kPieces; ++v) w[v] = load(piece.weights + i * kPanelOutputs + v * Vec::width);
+    for (int v = 0; v < kPieces; ++v) w[v] = load(weights + v * Vec::width);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec x = set(base[r / 3][(r % 3) * stride + i]);
@@ -121,6 +126,19 @@ void last_tile(int rows, const LinearParams& p, const Piece& piece, std::int64_t
   }
 }
 
+// [count][kPieceOutputs]; columns from `valid` on are 0.
+ARDIFF_SIMD void copy_piece(const float* from, std::int64_t stride, std::int64_t count, std::int64_t valid,
+                            float* to) {
+  for (std::int64_t i = 0; i < count; ++i, from += stride, to += kPieceOutputs) {
+#pragma GCC unroll 3
+    for (int v = 0; v < kPieces; ++v) {
+      const std::int64_t left = valid - v * Vec::width;
+      const int n = left < 0 ? 0 : left < Vec::width ? static_cast<int>(left) : Vec::width;
+      store(to + v * Vec::width, load_n(from + v * Vec::width, n));
+    }
+  }
+}
+
 }  // namespace
 
 void linear(const LinearParams& p) {
@@ -132,26 +150,47 @@ void linear(const LinearParams& p) {
   const std::int64_t range = ranges == 0 ? 1 : ((p.inputs + ranges - 1) / ranges + 15) / 16 * 16;
   const std::int64_t items = blocks * panels, limit = max_threads();
   const int threads = static_cast<int>(items < limit ? items : limit);
+  const bool packed = p.input_stride == kPanelOutputs && p.panel_stride != kPanelOutputs;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (std::int64_t item = 0; item < items; ++item) {
     alignas(64) float sums[kBlockRows * kPieceOutputs];
+    alignas(64) float copied[kMostInputs * kPieceOutputs];
     const std::int64_t first = item / panels * block_rows, panel = item % panels;
     const std::int64_t end = first + block_rows < p.rows ? first + block_rows : p.rows;
     const std::int64_t passes = (end - first + kTileRows - 1) / kTileRows;
     for (std::int64_t output = 0; output < kPanelOutputs; output += kPieceOutputs) {
+      const std::int64_t valid = p.outputs - (panel * kPanelOutputs + output);
+      if (valid <= 0) break;
       for (std::int64_t begin = 0; begin < p.inputs; begin += range) {
         Piece piece;
-        piece.weights = p.panels + (panel * p.inputs + begin) * kPanelOutputs + output;
+        piece.weights = p.weights + panel * p.panel_stride + begin * p.input_stride + output;
+        piece.stride = p.input_stride;
         piece.output = panel * kPanelOutputs + output;
         piece.begin = begin;
         piece.end = begin + range < p.inputs ? begin + range : p.inputs;
         piece.sums = sums;
-        piece.ahead = piece.weights + (piece.end - begin) * kPanelOutputs;
-        piece.step = passes > 3 ? 16 : 48 / passes;
+        const std::int64_t count = piece.end - begin;
+        std::int64_t advance, most_advances = passes;
+        if (packed) {
+          piece.ahead = piece.weights + count * kPanelOutputs;
+          piece.step = passes > 3 ? 16 : 48 / passes;
+          advance = count * piece.step;
+        } else {
+          piece.ahead = piece.end < p.inputs ? piece.weights + count * p.input_stride
+                                             : p.weights + (panel + 1) * p.panel_stride;
+          piece.step = p.input_stride;
+          advance = 16;
+          most_advances = kPanelOutputs / 16 - 1;
+          if (passes > 1 || valid < kPieceOutputs) {
+            copy_piece(piece.weights, p.input_stride, count, valid, copied);
+            piece.weights = copied;
+            piece.stride = kPieceOutputs;
+          }
+        }
         std::int64_t row = first;
         for (; row + kTileRows <= end; row += kTileRows) {
           tile<kTileRows>(p, piece, first, row);
-          piece.ahead += (piece.end - begin) * piece.step;
+          if (most_advances-- > 0) piece.ahead += advance;
         }
         last_tile<kTileRows - 1>(static_cast<int>(end - row), p, piece, first, row);
       }

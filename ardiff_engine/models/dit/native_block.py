@@ -3,7 +3,7 @@
 
 A pass over one frame is a few hundred microseconds of arithmetic per block; ten ops called one by one from
 Python cost as much again, and a pass over memory for the bias, the activation and each residual. Weights are
-packed once, when a model is frozen; nothing is looked up or checked again but the batch.
+laid out once, when a model is frozen; nothing is looked up or checked again but the batch.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ import torch
 from torch import nn
 from torch.nn.modules import module
 
-from ardiff_engine import ops
 from ardiff_engine.errors import ConfigError, PageTableError
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.dit.block_ops import needed
 from ardiff_engine.models.dit.block_spec import Attention, BlockSpec, Branch, Heads
 from ardiff_engine.models.dit.row_linear import RowLinear
+from ardiff_engine.models.dit.transposed_weights import transposed
 from ardiff_engine.ops.backend import on_native_cpu
 from ardiff_engine.ops.frame_table import FrameTable
+from ardiff_engine.ops.linear import PANEL_OUTPUTS
 from ardiff_engine.ops.native_kernels import kernels
 
 
 class NativeBlocks:
-    """All blocks of a network, packed for the CPU in float32; the original weights are not read any more."""
+    """All blocks of a network, ready for the CPU in float32.
+
+    Weights of plain linear layers are transposed where they are: the parameters become views, and there is
+    no second copy. Those of `RowLinear` are packed copies. Everything else is copied.
+    """
 
     def __init__(self, specs: Sequence[BlockSpec]) -> None:
         """ConfigError for sizes that do not fit each other, and for weights that are not plain float32."""
@@ -209,16 +214,21 @@ class NativeBlocks:
         if any(layer.weight.dtype != torch.float32 for layer in layers):
             raise ConfigError(f"{what} of a block: got {layers[0].weight.dtype} weights, expected float32.")
         if len(layers) == 1 and isinstance(layers[0], RowLinear):
-            packed = layers[0].packed()
+            weights, strides = layers[0].packed().panels, (inputs * PANEL_OUTPUTS, PANEL_OUTPUTS)
         else:
-            packed = ops.pack_linear(torch.cat([layer.weight.detach() for layer in layers]))
+            weights, strides = transposed(layers), (PANEL_OUTPUTS, outputs)
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         if len(biases) not in (0, len(layers)):
             raise ConfigError(f"{what} of a block: some of its layers have a bias, expected all or none.")
         bias = torch.cat(biases) if biases else None
-        self._held.append(packed.panels)
+        self._held.append(weights)
         return kernels().LinearSpec(
-            panels=packed.panels.data_ptr(), bias=self._vector(bias), inputs=inputs, outputs=outputs
+            weights=weights.data_ptr(),
+            bias=self._vector(bias),
+            inputs=inputs,
+            outputs=outputs,
+            panel_stride=strides[0],
+            input_stride=strides[1],
         )
 
     def _vector(self, vector: torch.Tensor | None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ardiff_engine.models.dit.block_ops import run_blocks
 from ardiff_engine.models.dit.block_spec import Attention, BlockSpec, Branch, Heads, Mlp, by_rows
 from ardiff_engine.models.dit.native_block import NativeBlocks
 from ardiff_engine.models.dit.row_linear import row_linear
+from ardiff_engine.models.dit.transposed_weights import contiguous_again
 from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
 from ardiff_engine.models.spec import ConditionSpec, FrameInput, ModelSpec, Size
 from ardiff_engine.models.wan.config import WanConfig
@@ -96,7 +98,9 @@ class PagedWan(nn.Module, VideoModel):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Pack the weights as they are now, where the CPU computes in float32."""
+        """Where the CPU computes in float32, the weights of the blocks are transposed in place: parameters
+        keep their values and their shape, and get another stride until `state_dict` or `train`. With CLIP's
+        rows (`image_dim`) packed copies are made instead."""
         self._frozen = self._ends()
         self._native = self._packed = None
         if self.dtype == torch.float32 and on_native_cpu(self.patch_embedding.weight):
@@ -179,10 +183,11 @@ class PagedWan(nn.Module, VideoModel):
     def footprint(self, tokens: int, timesteps: int) -> Footprint:
         config, item = self.config, self.dtype.itemsize
         weights = sum(p.numel() for p in self.parameters()) * item
-        packs = self.dtype == torch.float32 and on_native_cpu(self.patch_embedding.weight)
+        copies = config.image_dim is not None and self.dtype == torch.float32
+        copies = copies and on_native_cpu(self.patch_embedding.weight)
         widest = 5 * config.width + max(3 * config.width, config.mlp_width)
         return Footprint(
-            weights=weights * (2 if packs else 1),
+            weights=weights * (2 if copies else 1),
             tables=(timesteps + 1) * (config.depth * 6 + 2) * config.width * item,
             workspace=tokens * (widest + config.heads + 2 * config.head_dim) * item,
         )
@@ -203,6 +208,22 @@ class PagedWan(nn.Module, VideoModel):
         norm = self.head.norm
         h = F.layer_norm(h, norm.normalized_shape, eps=norm.eps) * (1 + scale) + shift
         return project(h)
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Of parameters that are contiguous and share nothing, as savers want them. Running engines keep
+        the weights as they were; the next `freeze` lays them out again."""
+        contiguous_again(self)
+        return super().state_dict(*arguments, **options)
+
+    def train(self, mode: bool = True) -> PagedWan:
+        if mode:
+            contiguous_again(self)
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PagedWan:
+        # Weights that have moved away must not be kept in memory.
+        self._native = self._packed = self._frozen = None
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
