@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def test_windows_names_and_values(tmp_path: Path, vae: TiTok) -> None:
         wanted = vae.encode(clip[None])[0]
     array = read_latents(folder / names[1])
     assert array.shape == (4, 4, 1, 4) and np.allclose(array, wanted.numpy(), atol=1e-6)
+
+
+def test_latents_that_hardly_vary_are_said(
+    tmp_path: Path, vae: TiTok, caplog: pytest.LogCaptureFixture
+) -> None:
+    _videos(tmp_path / "videos")
+    collapsed = copy.deepcopy(vae)
+    with torch.no_grad():
+        for parameter in collapsed.encoder.patch_embed.parameters():
+            parameter.mul_(1e-5)
+    save_model(collapsed, tmp_path / "vae")
+    encode(EncodeConfig(*(str(tmp_path / name) for name in ("vae", "videos", "latents")), num_frames=4))
+    assert "hardly tells them apart" in caplog.text
 
 
 def test_existing_files_are_kept(tmp_path: Path, vae: TiTok) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.settings import build
 from ardiff_engine.training.config import VaeTrainConfig
+from ardiff_engine.training.latent_spread import COLLAPSED, LatentSpread
 from ardiff_engine.training.lpips import Lpips
 from ardiff_engine.training.vae_trainer import VaeTrainer, train_vae
 from ardiff_engine.weights import load_model
@@ -62,6 +63,37 @@ def test_loss_falls(tmp_path: Path) -> None:
     trainer = VaeTrainer(config(tmp_path, run={"steps": 60, "batch": 16}, loss={"l2": 4.0}))
     losses = [trainer.step(step)["loss"] for step in range(60)]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_every_validation_shows_reconstructions_and_tells_a_collapse(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A collapsed encoder's latents differ by next to nothing, and nothing else in the log says so."""
+    trainer = VaeTrainer(config(tmp_path, run={"validation_clips": 20, "batch": 8}))
+    embed = trainer.model.encoder.patch_embed.weight
+    with torch.no_grad():
+        embed.mul_(30)
+        assert trainer.validate()["latent_spread"] > COLLAPSED and not caplog.text
+        embed.mul_(1e-4)
+    found = trainer.validate()
+    assert found["latent_spread"] < COLLAPSED and "hardly tells them apart" in caplog.text
+    (tmp_path / "reconstructions" / "step-00000000.png").unlink()
+    train_vae(config(tmp_path / "run"))
+    pictures = sorted(path.name for path in (tmp_path / "run" / "reconstructions").iterdir())
+    assert pictures == ["step-00000003.png", "step-00000006.png"]
+
+
+def test_spread_of_latents_is_the_deviation_of_their_tokens() -> None:
+    tokens = torch.nn.functional.normalize(torch.randn(50, 3, 7, 4), dim=-1)
+    spread = LatentSpread()
+    for part in tokens.split(16):
+        spread.add(part)
+    mean = tokens.flatten(0, 1).double().mean(0)
+    want = (tokens.flatten(0, 1).double() - mean).square().sum(-1).mean().sqrt()
+    assert spread.value == pytest.approx(float(want), rel=1e-6)
+    same = LatentSpread()
+    same.add(tokens[:1].expand(9, -1, -1, -1)[:, :1])
+    assert same.value < 1e-3
 
 
 def test_exported_model_loads_and_is_the_average(tmp_path: Path) -> None:

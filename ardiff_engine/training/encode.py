@@ -22,9 +22,10 @@ from ardiff_engine.errors import CheckpointError, ConfigError, MediaError, expla
 from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.media import Video, open_video
 from ardiff_engine.media.square import square_image
-from ardiff_engine.models import TiTok
+from ardiff_engine.models import TiTok, to_tokens
 from ardiff_engine.parsing import read_json
 from ardiff_engine.training.config import EncodeConfig
+from ardiff_engine.training.latent_spread import LatentSpread
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.weights import load_titok
 
@@ -42,7 +43,7 @@ def encode(config: EncodeConfig) -> Path:
     Window w of video v becomes `<v>_<w>_<name>_.npy`, float32 [num_frames, c, 1, K]; a video name that ends
     in `_classid<n>` keeps that ending. Videos that cannot be read are reported by name and skipped, from the
     damage on. Each is decoded once, one window of it in memory.
-    `encoding.json` beside them says what they were made from.
+    `encoding.json` beside them says what they were made from. A warning says if the latents hardly vary.
 
     Raises:
         MediaError: no file could be written.
@@ -53,7 +54,7 @@ def encode(config: EncodeConfig) -> Path:
     videos = find_videos(root)
     vae = load_titok(config.vae).to(device).eval()
     _claim(make_folder(output), _settings(config, videos, vae))
-    written = 0
+    written, spread = 0, LatentSpread()
     for number, path in enumerate(tqdm(videos, desc="encoding videos", unit="video")):
         name = "-".join(path.relative_to(root).with_suffix("").parts)
         found = CLASS_SUFFIX.search(name)
@@ -65,7 +66,9 @@ def encode(config: EncodeConfig) -> Path:
             ):
                 target = output / latent_file_name(number, name, class_id=class_id, item=window)
                 if not target.exists():
-                    write_latents(target, vae.encode(torch.stack(list(clip))[None].to(device))[0])
+                    latents = vae.encode(torch.stack(list(clip))[None].to(device))
+                    spread.add(to_tokens(latents))
+                    write_latents(target, latents[0])
                 written += 1
         except MediaError as error:
             logger.warning("skipped: %s", error)
@@ -78,6 +81,7 @@ def encode(config: EncodeConfig) -> Path:
                 fix="Lower num_frames.",
             )
         )
+    spread.warn()
     return output
 
 

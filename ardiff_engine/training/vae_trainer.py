@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from ardiff_engine.data.sources import clip_source
 from ardiff_engine.errors import ConfigError, explain
-from ardiff_engine.models import TiTok
+from ardiff_engine.files import make_folder
+from ardiff_engine.media import contact_sheet
+from ardiff_engine.models import TiTok, to_tokens
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.ema import Ema
+from ardiff_engine.training.latent_spread import LatentSpread
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.losses import (
     adaptive_weight,
@@ -28,13 +31,14 @@ from ardiff_engine.training.losses import (
 from ardiff_engine.training.lpips import Lpips
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
-from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, world_size
+from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, together, world_size
 from ardiff_engine.training.read_config import read_config, to_dict
 from ardiff_engine.weights import load_titok, save_model
 
 VAE_FOLDER = "vae"
 CLASSIFIER_WIDTH = 128
 MAX_CLASSES = 1024
+PICTURES = 16
 DECODER_PREFIXES = ("decoder.", "pixel_quantize_conv.", "pixel_decoder.")
 
 Terms = dict[str, tuple[float, Tensor]]
@@ -149,20 +153,41 @@ class VaeTrainer:
             terms["lpips"] = (loss.lpips, self.perceptual(frames, reconstruction).mean())
         return reconstruction, terms
 
+    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss and L1 on held-out frames, without noise and without the adversarial term."""
-        run, averages = self.config.run, Averages()
+        """Mean loss and L1 on held-out frames, without noise and without the adversarial term, and how much
+        their latents vary. Writes a picture of originals and reconstructions."""
+        run, averages, spread = self.config.run, Averages(), LatentSpread()
         self.model.eval()
         source = self.source.held_out()
         own = range(rank(), run.validation_clips, world_size())
+        shown: tuple[Tensor, ...] = ()
         for first in range(0, len(own), run.batch):
             samples = own[first : first + run.batch]
             images, classes = source.clips(samples)
-            _, terms = self.terms(images.to(run.device, weights_dtype(run)), classes, seed=None)
+            images = images.to(run.device, weights_dtype(run))
+            reconstruction, terms = self.terms(images, classes, seed=None)
+            spread.add(to_tokens(self.model.encode(images)))
+            if first == 0:
+                shown = images.flatten(0, 1), reconstruction
             averages.add("loss", float(_weighted(terms)) * len(samples), len(samples))
             averages.add("l1", float(terms["l1"][1]) * len(samples), len(samples))
+        if spread.pictures:
+            averages.add("latent_spread", spread.value)
+        if rank() == 0:
+            spread.warn()
+        together(lambda: self._show(*shown) if rank() == 0 else None, run.device)
         averages.gather()
         return averages.means()
+
+    def _show(self, images: Tensor, reconstructions: Tensor) -> None:
+        """Of the first held-out pictures: originals above reconstructions."""
+        rows = [
+            part[:PICTURES].movedim(1, -1).float().clamp(0, 1).cpu().numpy()
+            for part in (images, reconstructions)
+        ]
+        path = make_folder(self.loop.folder / "reconstructions") / f"step-{self.loop.finished:08d}.png"
+        contact_sheet(rows, ["original", "reconstruction"], path, columns=PICTURES)
 
     def _class_loss(self, z: Tensor, classes: Tensor | None, frames: int) -> Tensor:
         if classes is None:
