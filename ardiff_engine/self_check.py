@@ -137,6 +137,8 @@ def _cases() -> Iterator[tuple[str, Callable[..., Any], dict[str, Tensor]]]:
     pool = {"k_pages": rand(2, 4, 1, 3, 10), "v_pages": rand(2, 4, 1, 3, 10)}
     yield "copy_pages_", _copied, pool | {"src": longs(0), "dst": longs(3)}
     turn = {"pages": longs(3, 0), "deltas": longs(-5, 12), "frequencies": frequencies}
+    rows = {"sources": longs(2, 0, 4, -1).reshape(2, 2), "targets": longs(9, 11)}
+    yield "pool_pages_", _pooled, {"pages": rand(2, 4, 1, 3, 10), **rows, "weights": rand(2, 2, 1, 10)}
     yield "rotate_pages_", _rotated, {"k_pages": rand(2, 4, 1, 3, 10), **turn}
 
 
@@ -161,6 +163,11 @@ def _attention(q: Tensor, k_pages: Tensor, v_pages: Tensor) -> tuple[Tensor, Ten
 def _copied(k_pages: Tensor, v_pages: Tensor, src: Tensor, dst: Tensor) -> tuple[Tensor, Tensor]:
     ops.copy_pages_(k_pages, v_pages, src, dst)
     return k_pages, v_pages
+
+
+def _pooled(pages: Tensor, weights: Tensor, **given: Tensor) -> Tensor:
+    ops.pool_pages_(pages, weights=weights.float(), **given)
+    return pages
 
 
 def _rotated(k_pages: Tensor, **given: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ def elementwise(dtype: torch.dtype) -> list[torch.Tensor]:
     ops.copy_pages_(k, v, torch.tensor([0]), torch.tensor([2]))
     frequencies = torch.rand(5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     ops.rotate_pages_(k, torch.tensor([2, 1]), torch.tensor([7, -3]), frequencies)
+    ops.pool_pages_(k, torch.tensor([[0, 1]]), torch.tensor([k.shape[3]]))
     for dim in (10, 200):
         pages = draw(6, 2, 3, 1, 4, dim).to(dtype)
         results.append(

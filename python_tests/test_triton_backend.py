@@ -75,6 +75,7 @@ def page_pool(device: str) -> Tensors:
     first, last = torch.tensor([0], device=device), torch.tensor([2], device=device)
     ops.copy_pages_(k, v, first, last)
     ops.rotate_pages_(k, last, first + 5, frequencies)
+    ops.pool_pages_(k, first[None] + 1, last * k.shape[-2] + 1)
     return q, k, v
 
 

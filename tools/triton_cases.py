@@ -20,6 +20,7 @@ from ardiff_engine.kernels.triton import (
     norm_rope_write,
     pages,
     philox_normal,
+    pool_pages,
     sample_timesteps,
     solver_step,
 )
@@ -92,6 +93,8 @@ def _pages(heads: int, dim: int, dtype: torch.dtype) -> None:
         q, k, v = norm_rope.run(qkv, ids, heads, heads, norm, *weights, 1e-5, frequencies, qkv[0])
         norm_rope.backward(q, k, v, qkv, ids, heads, heads, norm, *weights[:2], 1e-5, frequencies, qkv[0])
     pages.copy_pages(pool, pool, ids[:1], ids[1:2])
+    pool_pages.run(pool, ids[None, :2], ids[2:3], None)
+    pool_pages.run(pool, ids[None, :2], ids[2:3], torch.zeros(1, 2, *pool.shape[2::2]))
     pages.rotate_pages(pool, ids[:1], ids[1:2], frequencies, None)
 
 

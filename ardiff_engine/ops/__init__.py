@@ -15,6 +15,7 @@ from ardiff_engine.ops.norm_rope_pages import norm_rope_pages
 from ardiff_engine.ops.norm_rope_write import norm_rope_write_
 from ardiff_engine.ops.pages import copy_pages_, rotate_pages_
 from ardiff_engine.ops.philox_normal import philox_normal
+from ardiff_engine.ops.pool_pages import pool_pages_
 from ardiff_engine.ops.sample_timesteps import sample_timesteps
 from ardiff_engine.ops.solver_step import solver_step
 
@@ -36,6 +37,7 @@ __all__ = [
     "norm_rope_write_",
     "pack_linear",
     "philox_normal",
+    "pool_pages_",
     "rotate_pages_",
     "sample_timesteps",
     "solver_step",

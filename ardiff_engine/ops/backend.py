@@ -53,6 +53,7 @@ OPS = (
     "philox_normal",
     "copy_pages_",
     "rotate_pages_",
+    "pool_pages_",
 )
 _TRITON = "ardiff_engine.kernels.triton"
 # Ops that share a file with another one: file, function.

@@ -35,7 +35,7 @@ _OWN: ContextVar[ErrorWords | None] = ContextVar("own_error_words", default=None
 _FINDINGS = {
     1: "modulate or gate_residual: a frame id without a row (its output row is NaN)",
     2: "norm_rope_write_: a slot outside the page pool (it was not written)",
-    4: "copy_pages_ or rotate_pages_: a page outside the pool (it was left alone)",
+    4: "copy_pages_, rotate_pages_ or pool_pages_: a page outside the pool (it was left alone)",
     8: "frame_attention: a page or row outside the pool (it was not seen)",
 }
 

@@ -231,6 +231,18 @@ def _ops() -> Iterator[tuple[str, Recipe]]:
         ),
     )
     yield (
+        "pool_pages_",
+        Recipe(
+            ops.pool_pages_,
+            lambda: {
+                "pages": rand(2, 3, 1, 4, 8),
+                "sources": longs(0, 5, 2, -1).reshape(2, 2),
+                "targets": longs(9, 7),
+                "weights": rand(2, 2, 1, 8),
+            },
+        ),
+    )
+    yield (
         "rotate_pages_",
         Recipe(
             ops.rotate_pages_,

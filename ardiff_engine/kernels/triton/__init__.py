@@ -8,6 +8,7 @@
 | `gate_residual` | `run`, `run_in_place`, `backward` |
 | `norm_rope_pages`, `norm_rope`, `bias_gelu` | `run`, `backward` |
 | `norm_rope_write`, `add_noise`, `solver_step`, `philox_normal`, `sample_timesteps` | `run` each |
+| `pool_pages` | `run` |
 | `pages` | `copy_pages`, `rotate_pages` |
 
 Each takes what the runner of its op in `ardiff_engine.ops` takes, after that op's checks, and returns what it

@@ -10,7 +10,7 @@ namespace ardiff {
 enum DeviceError : std::int32_t {
   kBadFrameId = 1,  // modulate, gate_residual: a row that the tables do not have; the output row is NaN
   kBadSlot = 2,     // norm_rope_write_: a slot outside the pool; nothing is written for the token
-  kBadPage = 4,     // copy_pages_, rotate_pages_: a page outside the pool; it is neither read nor written
+  kBadPage = 4,     // copy_pages_, rotate_pages_, pool_pages_: outside the pool; neither read nor written
   kBadView = 8,     // frame_attention: a page or row outside the pool; the entry is not seen
 };
 
