@@ -5,6 +5,7 @@ const PAST = 24; // earlier frames that are shown
 const PING = 20000; // a session without a message for a minute is ended by the server
 const byId = (id) => document.getElementById(id);
 const start = byId("start");
+const sessions = new Set();
 let takes = [];
 
 const tell = (text) => { byId("message").textContent = text; };
@@ -50,7 +51,7 @@ class Session {
     this.drawn = Promise.resolve();
     this.socket.onopen = () => this.send({ type: "session.start", ...wish });
     this.socket.onmessage = (event) => this.receive(event.data);
-    this.socket.onclose = () => { clearInterval(this.pings); this.views.forEach((view) => view.end("closed")); };
+    this.socket.onclose = () => { clearInterval(this.pings); sessions.delete(this); this.views.forEach((view) => view.end("closed")); };
     this.pings = setInterval(() => this.send({ type: "session.ping" }), PING);
   }
 
@@ -192,9 +193,11 @@ start.onsubmit = (event) => {
   }
   if (wish.num_frames === undefined) wish.endless = true;
   if (takes.includes("prompt")) wish.prompt = start.elements.prompt.value;
-  new Session(wish);
+  sessions.add(new Session(wish));
 };
 start.elements.key.onchange = lookAround;
+// At once, not when the browser gets round to it.
+addEventListener("pagehide", () => sessions.forEach((session) => session.socket.close()));
 lookAround();
 watchPool();
 setInterval(watchPool, 1000);

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a server, in a real browser: start, watch, steer, fork, pause, go back, leave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from helpers.server import running
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def streams(url: str) -> int:
+    return int(json.load(urllib.request.urlopen(f"{url}/ready"))["streams_running"])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
+def test_the_page(tiny_model: Path, tmp_path: Path) -> None:
+    from helpers.browser import opened
+
+    assert CHROMIUM is not None
+    with running(tiny_model, tmp_path / "data") as server, opened(CHROMIUM, tmp_path / "profile") as page:
+        page.open(server.url)
+        page.wait("document.querySelector('#model') && document.querySelector('#model').textContent")
+        page.value("start.elements.num_frames.value = 1000")
+        page.value("start.requestSubmit()")
+        first = "document.querySelectorAll('article')[0]"
+        picture = f"{first}.querySelector('canvas').toDataURL()"
+        page.wait(f"{first} && {first}.querySelectorAll('.past button').length > 3")
+        seen = page.value(picture)
+        page.wait(f"{picture} !== {json.dumps(seen)}")
+        assert page.wait(f"document.activeElement === {first}"), "a new stream has the keyboard"
+
+        page.value(f"{first}.querySelector('.steer input').value = '1'")
+        page.value(f"{first}.querySelector('.steer').requestSubmit()")
+        page.wait("[...sessions][0].views.values().next().value.line.textContent.length > 0")
+
+        page.key("f")
+        page.wait("document.querySelectorAll('article').length === 2")
+        fork = "document.querySelectorAll('article')[1]"
+        page.wait(f"{fork}.querySelectorAll('.past button').length > 1")
+        assert streams(server.url) == 2
+
+        page.value(f"{first}.focus()")
+        page.key("p")
+        page.wait(f"{first}.querySelector('.pause').textContent === 'Resume'")
+        assert streams(server.url) == 1
+        page.key("p")
+        page.wait(f"{first}.querySelector('.pause').textContent === 'Pause'")
+
+        oldest = page.value(f"Number({first}.querySelector('.past button').dataset.chunk)")
+        page.value(f"{first}.querySelector('.past button').click()")
+        page.wait(f"Number({first}.querySelector('.past button').dataset.chunk) === {oldest}")
+        assert page.value("byId('message').textContent") == ""
+        assert page.complaints == []
+
+        page.open("about:blank")
+        until = time.monotonic() + 10
+        while streams(server.url) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert json.load(urllib.request.urlopen(f"{server.url}/ready"))["pages_held"] == 0

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/realtime/video of a real server process: steering, forks, going back, pauses, lost connections."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import socket as sockets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.server import ServerProcess, running
+from PIL import Image
+
+import ardiff_engine as ade
+from ardiff_engine.engine import Engine, Request
+from ardiff_engine.memory import RecomputedWindow
+
+httpx, client = pytest.importorskip("httpx"), pytest.importorskip("websockets.sync.client")
+QUICK = {"num_inference_steps": 6, "lag": 2, "size": "16x16", "format": "webp"}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with running(tiny_model, tmp_path_factory.mktemp("live") / "data") as found:
+        yield found
+        assert found.stop() == 143
+        assert "Traceback" not in found.errors
+
+
+class Session:
+    """A connection. frames: of each stream, the picture of every piece; applied: the events that it names."""
+
+    def __init__(self, server: ServerProcess, **wish: Any) -> None:
+        self.socket = client.connect(server.socket, max_queue=4, open_timeout=30, close_timeout=0.5)
+        self.frames: dict[str, dict[int, np.ndarray]] = {}
+        self.applied: dict[str, dict[int, list[str]]] = {}
+        self.sequence = 0
+        self.send("session.start", **{**QUICK, **wish})
+        self.stream = self.until("session.created")["stream_id"]
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self.socket.send(json.dumps({"type": kind, **fields}))
+
+    def receive(self) -> dict[str, Any]:
+        message: dict[str, Any] = json.loads(self.socket.recv(timeout=30))
+        assert message["sequence"] == self.sequence + 1
+        self.sequence += 1
+        if message["type"] == "video.chunk_metadata":
+            data = self.socket.recv(timeout=30)
+            assert len(data) == message["bytes"]
+            stream, index = message["stream_id"], message["chunk_index"]
+            self.frames.setdefault(stream, {})[index] = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+            self.applied.setdefault(stream, {})[index] = message["applied_event_ids"]
+        return message
+
+    def until(self, kind: str, stream: str | None = None) -> dict[str, Any]:
+        while True:
+            message = self.receive()
+            if message["type"] == kind and stream in (None, message.get("stream_id")):
+                return message
+            assert message["type"] != "error", message
+
+    def video(self, stream: str) -> np.ndarray:
+        frames = self.frames[stream]
+        return np.stack([frames[index] for index in sorted(frames)])
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> Engine:
+    pipe = ade.Pipeline.from_pretrained(tiny_model)
+    memory = RecomputedWindow(pipe.transformer.spec.num_frames)
+    solver = ade.solvers.DDIM(pipe.schedule, 6, prediction=pipe.prediction)
+    return Engine(pipe.transformer, solver=solver, memory=memory, codec=pipe.codec, max_pages=256)
+
+
+def alone(engine: Engine, **wish: Any) -> np.ndarray:
+    stream = engine.submit(Request(lag=2, **wish))
+    return np.stack([picture.image.numpy() for picture in stream.pictures()])
+
+
+def settled(server: ServerProcess) -> dict[str, Any]:
+    """What /ready says once nothing runs; within a few seconds."""
+    until = time.monotonic() + 10
+    while True:
+        found: dict[str, Any] = httpx.get(f"{server.url}/ready", timeout=30).json()
+        if found["streams_running"] + found["streams_waiting"] == 0 or time.monotonic() > until:
+            return found
+        time.sleep(0.05)
+
+
+def test_a_live_stream_has_the_frames_of_the_video_alone(server: ServerProcess, engine: Engine) -> None:
+    sessions = [Session(server, num_frames=9 + n, seed=n) for n in range(4)]
+    for n, session in enumerate(sessions):
+        assert session.until("video.done")["status"] == "finished"
+        np.testing.assert_array_equal(session.video(session.stream), alone(engine, num_frames=9 + n, seed=n))
+        session.send("session.stop")
+        session.until("session.done")
+
+
+def test_a_receipt_names_the_first_frame_that_shows_the_event(server: ServerProcess, engine: Engine) -> None:
+    session = Session(server, num_frames=60, seed=5)
+    while session.receive()["type"] != "video.chunk_metadata":
+        pass
+    session.send("session.interaction", event_id="steer", event={"class": 1})
+    receipt = session.until("session.interaction.queued")
+    assert (receipt["event_id"], receipt["effect"]) == ("steer", "keep")
+    session.until("video.done")
+    first = receipt["first_chunk"]
+    named = [index for index, events in session.applied[session.stream].items() if "steer" in events]
+    assert named == [first] and 0 < first < 60
+    plain, shown = alone(engine, num_frames=60, seed=5), session.video(session.stream)
+    np.testing.assert_array_equal(shown[:first], plain[:first])
+    assert (shown[first] != plain[first]).any()
+
+
+def test_a_fork_goes_its_own_way_and_the_first_one_does_not_notice(
+    server: ServerProcess, engine: Engine
+) -> None:
+    session = Session(server, num_frames=40, seed=6)
+    session.send("session.fork", event_id="f", seed=99)
+    forked = session.until("session.forked")
+    other = forked["stream_id"]
+    assert forked["event_id"] == "f"
+    ended = {session.until("video.done")["stream_id"] for _ in range(2)}
+    assert ended == {session.stream, other}
+    plain = alone(engine, num_frames=40, seed=6)
+    np.testing.assert_array_equal(session.video(session.stream), plain)
+    assert max(session.frames[other]) == 39
+    assert (session.frames[other][39] != plain[39]).any()
+
+
+def test_going_back_makes_the_same_frames_again(server: ServerProcess, engine: Engine) -> None:
+    session = Session(server, num_frames=200, seed=7)
+    while len(session.frames.get(session.stream, {})) < 6:
+        session.receive()
+    session.send("session.rollback", chunk_index=3)
+    session.until("session.rolled_back")
+    before = dict(session.frames[session.stream])
+    session.frames[session.stream] = {n: frame for n, frame in before.items() if n < 3}
+    session.until("video.done")
+    again = session.video(session.stream)
+    assert len(again) == 200
+    stream = engine.submit(Request(lag=2, num_frames=200, seed=7))
+    frames = iter(stream)
+    kept = [next(frames) for _ in range(6)][:3]
+    stream.rollback(3)
+    expected = [frame.pictures[0].image.numpy() for frame in [*kept, *frames]]
+    np.testing.assert_array_equal(again, np.stack(expected))
+
+
+def test_a_paused_stream_holds_no_pages_and_goes_on_as_it_was(server: ServerProcess, engine: Engine) -> None:
+    session = Session(server, num_frames=60, seed=8)
+    while session.receive()["type"] != "video.chunk_metadata":
+        pass
+    session.send("session.suspend")
+    assert session.until("session.suspended")["pages"] == 0
+    session.send("session.ping", event_id="p")
+    pong = session.until("session.pong")
+    assert (pong["event_id"], pong["streams"][0]["state"]) == ("p", "suspended")
+    session.send("session.resume")
+    session.until("session.resumed")
+    session.until("video.done")
+    np.testing.assert_array_equal(session.video(session.stream), alone(engine, num_frames=60, seed=8))
+
+
+def test_mp4_fragments_are_one_film(server: ServerProcess, tmp_path: Path) -> None:
+    socket = client.connect(server.socket, open_timeout=30)
+    start = {"type": "session.start", "num_frames": 10, "num_inference_steps": 6, "lag": 2}
+    socket.send(json.dumps(start))
+    data, pieces = b"", 0
+    while True:
+        message = socket.recv(timeout=30)
+        if isinstance(message, bytes):
+            data, pieces = data + message, pieces + 1
+        elif "video.done" in message:
+            break
+    (tmp_path / "film.mp4").write_bytes(data)
+    assert pieces >= 10
+    assert ade.read_video(tmp_path / "film.mp4").shape == (10, 256, 256, 3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "{",
+        "[]",
+        "3",
+        '"x"',
+        "[" * 2000,
+        "{}",
+        '{"type": 3}',
+        '{"type": "session.fly"}',
+        '{"type": "session.start"}',
+        '{"type": "session.rollback", "chunk_index": -1}',
+        '{"type": "session.rollback", "chunk_index": true}',
+        '{"type": "session.rollback", "chunk_index": 1e999}',
+        '{"type": "session.rollback", "chunk_index": 99999}',
+        '{"type": "session.fork", "seed": "x"}',
+        '{"type": "session.fork", "seed": 1e30}',
+        '{"type": "session.fork", "seed": 99999999999999999999999}',
+        '{"type": "session.interaction"}',
+        '{"type": "session.interaction", "event": {"class": 99}}',
+        '{"type": "session.interaction", "event": {"class": NaN}}',
+        '{"type": "session.interaction", "event": {"prompt": "cat"}}',
+        '{"type": "session.ping", "event_id": []}',
+        '{"type": "session.suspend", "stream_id": "stream_other"}',
+        '{"type": "session.suspend", "stream_id": []}',
+        '{"type": "session.suspend", "extra": 1}',
+        b"bytes",
+    ],
+)
+def test_wrong_messages_are_answered_and_the_stream_goes_on(server: ServerProcess, message: Any) -> None:
+    session = Session(server, num_frames=30)
+    session.socket.send(message)
+    while (answer := session.receive())["type"] != "error":
+        pass
+    assert answer["error"]["type"] == "invalid_request_error" and answer["error"]["what"]
+    session.send("session.ping")
+    session.until("session.pong")
+    session.socket.close()
+
+
+def test_first_message_and_wrong_wishes(server: ServerProcess) -> None:
+    for wish in ({"num_frames": 0}, {"model": "other"}, {"format": "gif"}, {"endless": 1}, {"x": 1}):
+        socket = client.connect(server.socket, open_timeout=30)
+        socket.send(json.dumps({"type": "session.suspend"}))
+        assert json.loads(socket.recv(timeout=30))["type"] == "error"
+        socket.send(json.dumps({"type": "session.start", **wish}))
+        assert json.loads(socket.recv(timeout=30))["type"] == "error"
+        socket.close()
+    for origin in ("http://evil.example", "null"):
+        with pytest.raises(Exception, match="403|4401|rejected"):
+            client.connect(server.socket, origin=origin, open_timeout=30)
+
+
+def test_random_disconnects_leave_no_page_held(server: ServerProcess) -> None:
+    chance = random.Random(0)
+    open_now: list[Session] = []
+    for _ in range(60):
+        if len(open_now) < 6:
+            open_now.append(Session(server, endless=True))
+        session = open_now[chance.randrange(len(open_now))]
+        act = chance.randrange(6)
+        if act == 0:
+            session.socket.close()
+        elif act == 1:  # as a machine that is switched off
+            session.socket.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            session.socket.socket.shutdown(sockets.SHUT_RDWR)
+            session.socket.close()
+        elif act == 2:
+            session.send("session.fork", seed=chance.randrange(1000))
+        elif act == 3:
+            session.send("session.suspend")
+        elif act == 4:
+            session.send("session.interaction", event={"class": chance.randrange(3)})
+        if act < 2:
+            open_now.remove(session)
+    for session in open_now:
+        session.socket.close()
+    found = settled(server)
+    assert (found["pages_held"], found["streams_running"], found["streams_waiting"]) == (0, 0, 0)
+
+
+def test_a_reader_who_does_not_read_stalls_his_own_stream_alone(
+    server: ServerProcess, engine: Engine
+) -> None:
+    # Pictures so large that the buffers of the connection are soon full.
+    slow = Session(server, endless=True, size="2048x2048", format="jpeg")
+    other = Session(server, num_frames=100, seed=3)
+    other.until("video.done")
+    np.testing.assert_array_equal(other.video(other.stream), alone(engine, num_frames=100, seed=3))
+
+    def ticks() -> float:
+        text = httpx.get(f"{server.url}/metrics", timeout=30).text
+        found = re.search(r"^ardiff_passes_total (\S+)$", text, re.MULTILINE)
+        assert found
+        return float(found[1])
+
+    until = time.monotonic() + 30
+    before, now = -1.0, ticks()
+    while before != now and time.monotonic() < until:
+        time.sleep(0.5)
+        before, now = now, ticks()
+    assert before == now, "an endless stream without a reader should have paused"
+    slow.socket.close()
+    assert settled(server)["pages_held"] == 0
+
+
+def test_a_stop_tells_the_sessions(tiny_model: Path, tmp_path: Path) -> None:
+    with running(tiny_model, tmp_path / "data") as own:
+        session = Session(own, endless=True)
+        own.process.terminate()
+        done = session.until("session.done")
+        assert done["error"]["code"] == "server_stops"
+        assert own.process.wait(30) == 143
+        assert "Traceback" not in own.errors
