@@ -24,10 +24,11 @@ SCHEDULE = NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)
 SOLVER = solvers.DDIM(SCHEDULE, num_inference_steps=3)
 MIXED = PerLayer((Window(2), Full(), Window(4, sink=1)), (0, 1, 2))
 LOCAL = PerLayer((Window(4, sink=1), Window(3)), (1, 0, 1))
+HEADED = PerLayer((Window(2), Full(), Window(4, sink=1)), ((0, 0, 1, 2), 1, (2, 1, 2, 0)))
 
 
 class LayeredDense(DenseTransformer):
-    """masks: of each layer."""
+    """masks: of each layer, or of each head of it."""
 
     masks: Sequence[torch.Tensor]
 
@@ -52,7 +53,12 @@ def dense_video(model, memory: PerLayer, ours: plan.Plan, noise, context) -> tor
     dense, x = LayeredDense(model), noise.double()
     frames = range(len(x))
     dense.masks = [
-        visibility(model.config, len(x), lambda q, k: sees(memory.memories[own], ours, q, k))  # noqa: B023
+        torch.stack(
+            [
+                visibility(model.config, len(x), lambda q, k: sees(memory.memories[n], ours, q, k))  # noqa: B023
+                for n in (own if isinstance(own, tuple) else (own,))
+            ]
+        )
         for own in memory.of_layer
     ]
     for tick in range(ours.num_ticks):
@@ -66,7 +72,7 @@ def dense_video(model, memory: PerLayer, ours: plan.Plan, noise, context) -> tor
 
 @pytest.mark.parametrize("as_modules", [False, True])
 @pytest.mark.parametrize("rule", [plan.blocks(1, lag=2), plan.blocks(2)], ids=["lag", "blocks"])
-@pytest.mark.parametrize("memory", [MIXED, LOCAL], ids=["mixed", "local"])
+@pytest.mark.parametrize("memory", [MIXED, LOCAL, HEADED], ids=["mixed", "local", "heads"])
 def test_the_dense_network_under_a_mask_for_each_layer(memory, rule, as_modules) -> None:
     model, generator = network(), torch.Generator().manual_seed(1)
     model.as_modules = as_modules
@@ -87,6 +93,7 @@ def test_alone_and_together_are_the_same_bits() -> None:
         Request(8, plan=plan.blocks(2), seed=1, memory=MIXED),
         Request(8, lag=2, seed=2, memory=LOCAL, guidance_scale=2.0),
         Request(8, lag=1, seed=3, memory=Window(3)),
+        Request(8, lag=2, seed=7, memory=HEADED, guidance_scale=2.0),
         Request(8, plan=plan.blocks(2), seed=4, memory=Placed(Window(4), "window")),
         Request(
             6,
@@ -137,6 +144,27 @@ def test_wan_sees_by_layers() -> None:
     torch.testing.assert_close(video(PerLayer((Window(2), Full()), (0, 1))), layered, rtol=1e-4, atol=1e-4)
 
 
+def test_wan_sees_by_heads() -> None:
+    """Each head by its own window, natively and op by op; both alike is that window."""
+    model = small_wan()
+    solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), 2)
+
+    def video(memory: MemoryPolicy) -> torch.Tensor:
+        engine = ade.Engine(model, solver=solver, memory=memory, max_pages=200)
+        request = Request(6, plan=plan.blocks(2), size=(4, 6), condition=prompt(1), seed=4)
+        return engine.submit(request).result()
+
+    near, far = video(Window(2)), video(Full())
+    both = video(PerLayer((Window(2), Full()), ((0, 1), (1, 0))))
+    for other in (near, far, video(PerLayer((Window(2), Full()), ((1, 0), (0, 1))))):
+        assert not torch.allclose(both, other, rtol=1e-2)
+    assert torch.equal(video(PerLayer((Window(2),), ((0, 0), 0))), near)
+    model.freeze = lambda: None  # type: ignore[method-assign]
+    model._native = None
+    again = video(PerLayer((Window(2), Full()), ((0, 1), (1, 0))))
+    torch.testing.assert_close(again, both, rtol=1e-4, atol=1e-4)
+
+
 def test_a_batch_on_its_device_is_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
     engine = Engine(network(), solver=SOLVER, memory=MIXED)
@@ -151,6 +179,8 @@ REFUSED = {
     "other numbers of layers": lambda: PerLayer((Window(2), Full()), (0, 1)),
     "a memory of no layer": lambda: PerLayer((Window(2), Full()), (0, 0, 0)),
     "joint and not": lambda: PerLayer((Window(2), Full(joint=True)), (0, 1, 0)),
+    "other numbers of heads": lambda: PerLayer((Window(2), Full()), ((0, 1), 0, 0)),
+    "heads that differ in number": lambda: PerLayer((Window(2), Full()), ((0, 1, 1, 0), (0, 1), 0)),
     "another kind": lambda: PerLayer((Window(2), LOCAL), (0, 1, 0)),
     "placed": lambda: Placed(LOCAL, "window"),
 }

@@ -196,9 +196,10 @@ def by_layer(sequences: list[SequenceViews]) -> tuple[list[list[SequenceViews]],
     """The different views that layers have of the same lists, and which of them each one has: empty where all
     have one."""
     depth = max(len(views.of_layer) for views in sequences)
+    # Of each layer, or of each head of each layer: who has fewer has the same for all heads of a layer.
     columns = [
-        tuple([views.of_layer[layer] if views.of_layer else -1 for views in sequences])
-        for layer in range(depth)
+        tuple([own[number * len(own) // depth] if own else -1 for own in (v.of_layer for v in sequences)])
+        for number in range(depth)
     ]
     different = list(dict.fromkeys(columns))
     seen = [

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that see more, and layers that see less: local layers with a short window between global ones."""
+"""Layers and heads that see more, or less: local layers with a short window between global ones; heads that
+need the last frames alone beside those that look far back (Forcing-KV)."""
 
 from __future__ import annotations
 
@@ -16,23 +17,27 @@ from ardiff_engine.plan import Frames, Now, Plan
 
 @dataclass(frozen=True, slots=True)
 class PerLayer(StoresClean):
-    """memories: Full or Window, alike in joint and clean. of_layer: which of them each layer sees by.
+    """memories: Full or Window, alike in joint and clean. of_layer: which of them each layer sees by; or,
+    where its heads differ, each kv head of it. Heads that see alike cost least side by side: they share a
+    call.
 
-    A page serves all layers, so frames stay for as long as the memory that sees most keeps them.
+    A page serves all layers and heads, so frames stay for as long as the memory that sees most keeps them.
     """
 
     memories: tuple[Full | Window, ...]
-    of_layer: tuple[int, ...]
+    of_layer: tuple[int | tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
         plain = all(type(memory) in (Full, Window) for memory in self.memories)
         alike = (
             plain and len({(own.joint, own.stores(Fed(range(1), 1, 1, True))) for own in self.memories}) == 1
         )
-        if not alike or set(self.of_layer) != set(range(len(self.memories))):
+        used = {number for own in self.of_layer for number in (own if isinstance(own, tuple) else (own,))}
+        if not alike or used != set(range(len(self.memories))) or len(self._heads) > 1:
             raise ConfigError(
                 f"memory.PerLayer({self.memories!r}, {self.of_layer!r}): give memories, Full or Window, "
-                "alike in joint and clean, and the index of one of them for each layer; all must be used"
+                "alike in joint and clean, and the index of one of them for each layer, or for each kv head "
+                "of a layer; all must be used"
             )
 
     @property
@@ -64,6 +69,12 @@ class PerLayer(StoresClean):
                 + ("" if spec.views_per_layer else ", which has one view for all of them")
             )
 
+        if self._heads and (self._heads != {spec.kv_heads} or not spec.views_per_head):
+            raise ConfigError(
+                f"memory.PerLayer of {max(self._heads)} heads with a model of {spec.kv_heads} kv heads"
+                + ("" if spec.views_per_head else ", which has one view for all heads of a layer")
+            )
+
     def most_frames(self, plan: Plan) -> int:
         return self.widest.most_frames(plan)
 
@@ -71,9 +82,15 @@ class PerLayer(StoresClean):
         return self.widest.view(fed, now)
 
     def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
-        """What each layer sees."""
-        views = [memory.view(fed, now) for memory in self.memories]
-        return tuple([views[number] for number in self.of_layer])
+        """What each layer sees; or each kv head of each layer, where heads differ."""
+        views, heads = [memory.view(fed, now) for memory in self.memories], max(self._heads, default=1)
+        numbers = [own if isinstance(own, tuple) else (own,) * heads for own in self.of_layer]
+        return tuple([views[number] for own in numbers for number in own])
+
+    @property
+    def _heads(self) -> set[int]:
+        """Lengths of the entries for heads."""
+        return {len(own) for own in self.of_layer if isinstance(own, tuple)}
 
     def kept(self, oldest: range, now: Now) -> Frames:
         return self.widest.kept(oldest, now)

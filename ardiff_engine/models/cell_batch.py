@@ -34,7 +34,8 @@ class CellBatch:
         then its own in the frame, along the axes of `ModelSpec.grid`.
     frame_ids: int32 [T], row of the modulation table for each token.
     table: views in token order; every query frame is one context unit or one frame.
-    layers: the table of each layer, where they differ; `table_of` knows.
+    layers: the table of each layer, where they differ, or of each kv head of each layer; `table_of` and
+        `tables_of` know.
     k_pages, v_pages: [layers, pages, heads, page_rows, head_dim], written and read in place.
     wanted: bool [T], tokens whose output is wanted; that of others, which only store K/V, may be anything.
         None: all of them.
@@ -56,5 +57,18 @@ class CellBatch:
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def table_of(self, layer: int) -> FrameTable:
-        """The views of a layer."""
+        """The views of a layer all of whose heads see alike."""
         return self.layers[layer] if self.layers else self.table
+
+    def tables_of(self, layer: int) -> list[tuple[range, FrameTable]]:
+        """Neighbouring kv heads of a layer that see alike, and their views; in the order of heads."""
+        heads = self.k_pages.shape[2]
+        if not self.layers:
+            return [(range(heads), self.table)]
+        parts = len(self.layers) // len(self.k_pages)
+        own = self.layers[layer * parts : (layer + 1) * parts]
+        starts = [n for n in range(parts) if n == 0 or own[n] is not own[n - 1]]
+        wide = heads // parts
+        return [
+            (range(a * wide, b * wide), own[a]) for a, b in zip(starts, [*starts[1:], parts], strict=True)
+        ]

@@ -91,7 +91,8 @@ class ModelSpec:
     forgets: K/V of a finished frame depend on itself and on earlier frames only. Otherwise every visible
         frame must be fed in every pass.
     frames_see_later: every frame sees all frames of the pass, later ones too.
-    views_per_layer: every layer sees by `CellBatch.table_of`, not all by one table.
+    views_per_layer: every layer sees by `CellBatch.table_of`, not all by one table; views_per_head: and every
+        kv head of it, by `CellBatch.tables_of`.
     condition_sees_frames: the tokens of a joint condition see the frames as well.
     """
 
@@ -113,6 +114,7 @@ class ModelSpec:
     frames_see_later: bool = False
     condition_sees_frames: bool = False
     views_per_layer: bool = False
+    views_per_head: bool = False
 
     def grid(self, size: Size | None = None) -> tuple[int, ...]:
         """Tokens of a frame along each of its axes: rows and columns, or one axis alone.

@@ -12,6 +12,9 @@ from ardiff_engine.systems.system import System
 FRAMES = 24
 """Of the picture of an endless system."""
 
+LONGEST = 240
+"""Characters of a field of a memory."""
+
 HEAD = """# Systems
 
 <!-- Written by `python -m ardiff_engine.systems --docs docs`; a test compares. -->
@@ -48,7 +51,8 @@ def _shown(policy: Any) -> str:
     for own in fields(policy):
         value = getattr(policy, own.name)
         if value != own.default:
-            given.append(_shown(value) if is_dataclass(value) else f"{own.name}={value!r}")
+            said = repr(value) if len(repr(value)) <= LONGEST else repr(value)[:LONGEST] + "…"
+            given.append(_shown(value) if is_dataclass(value) else f"{own.name}={said}")
     return f"{type(policy).__name__}({', '.join(given)})"
 
 

@@ -97,7 +97,8 @@ class Block {
     write_.page_stride = pages.page_stride;
     write_.head_stride = pages.head_stride;
     write_.row_stride = pages.row_stride;
-    attend_ = attention(b_.self_attention, pages, layer);
+    attend_.push_back(attention(b_.self_attention, pages, layer));
+    for (const PagesSpec& own : p_.further) attend_.push_back(attention(b_.self_attention, own, layer));
     if (b_.has_cross_attention) {
       cross_write_ = projected(b_.cross_attention, nullptr);
       cross_write_.kv_heads = 0;  // K and V of the condition are in their pages already
@@ -114,7 +115,9 @@ class Block {
         return "a slot beyond the page pool";
       }
     }
-    if (!table_fits(attend_, p_.tokens)) return "a table of another batch or pool";
+    for (const FrameAttentionParams& own : attend_) {
+      if (!table_fits(own, p_.tokens)) return "a table of another batch or pool";
+    }
     if (b_.has_cross_attention && !table_fits(cross_attend_, p_.tokens)) {
       return "a table of conditions of another batch or pool";
     }
@@ -129,7 +132,7 @@ class Block {
       linear(rows, self.projection, u_, wide_, LinearEpilogue::none);
       norm_rope(rows, write_);
     }
-    ardiff::cpu::frame_attention(attend_);
+    for (const FrameAttentionParams& own : attend_) ardiff::cpu::frame_attention(own);
     for (Range rows{0, 0}; next(&rows, wanted);) {
       residual(rows, self.out, o_ + rows.first * inner(self), self.branch);
       if (b_.has_cross_attention) {
@@ -168,11 +171,14 @@ class Block {
 
   FrameAttentionParams attention(const AttentionSpec& a, const PagesSpec& pages, std::int64_t layer) const {
     FrameAttentionParams f{};
-    f.q = q_;
-    f.k = pointer<const float>(pages.k) + layer * pages.layer_stride;
-    f.v = pointer<const float>(pages.v) + layer * pages.layer_stride;
-    f.o = o_;
-    f.lse = lse_;
+    const std::int64_t share = a.heads.heads / a.heads.kv_heads, first = pages.first_head * share;
+    const std::int64_t start = layer * pages.layer_stride + pages.first_head * pages.head_stride;
+    f.q = q_ + first * a.heads.dim;
+    f.k = pointer<const float>(pages.k) + start;
+    f.v = pointer<const float>(pages.v) + start;
+    f.o = o_ + first * a.heads.dim;
+    f.lse = lse_ + first;
+    f.row_heads = a.heads.heads;
     f.frame_ptr = pointer<const std::int32_t>(pages.frame_ptr);
     f.group_ptr = pointer<const std::int32_t>(pages.group_ptr);
     f.page_ptr = pointer<const std::int32_t>(pages.page_ptr);
@@ -181,8 +187,8 @@ class Block {
     f.seen = pointer<const std::int32_t>(pages.seen);
     f.bias = pointer<const float>(pages.bias);
     f.groups = pages.groups;
-    f.heads = a.heads.heads;
-    f.kv_heads = a.heads.kv_heads;
+    f.kv_heads = pages.heads ? pages.heads : a.heads.kv_heads;
+    f.heads = f.kv_heads * share;
     f.dim = a.heads.dim;
     f.num_pages = pages.pages;
     f.page_rows = pages.page_rows;
@@ -278,7 +284,8 @@ class Block {
   const std::int32_t* frame_ids_;
   float *wide_, *u_ = nullptr, *q_ = nullptr, *o_ = nullptr, *lse_ = nullptr;
   NormRopeWriteParams write_{}, cross_write_{};
-  FrameAttentionParams attend_{}, cross_attend_{};
+  std::vector<FrameAttentionParams> attend_;
+  FrameAttentionParams cross_attend_{};
 };
 
 void dit_blocks(const std::vector<const BlockSpec*>& blocks, const PassSpec& pass) {
@@ -419,7 +426,9 @@ void def_pages(py::module_& m) {
       .ARDIFF_FIELD(valid)
       .ARDIFF_FIELD(seen)
       .ARDIFF_FIELD(bias)
-      .ARDIFF_FIELD(groups);
+      .ARDIFF_FIELD(groups)
+      .ARDIFF_FIELD(first_head)
+      .ARDIFF_FIELD(heads);
 }
 
 void def_pass(py::module_& m) {
@@ -439,6 +448,7 @@ void def_pass(py::module_& m) {
       .ARDIFF_FIELD(modulation_stride)
       .ARDIFF_FIELD(axes)
       .ARDIFF_FIELD(pages)
+      .ARDIFF_FIELD(further)
       .ARDIFF_FIELD(condition)
       .ARDIFF_FIELD(workspace)
       .ARDIFF_FIELD(workspace_floats);

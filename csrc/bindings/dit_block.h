@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "ardiff/linear.h"
 #include "ardiff/modulate.h"
@@ -69,14 +70,17 @@ struct PagesSpec {
   std::int64_t layer_stride = 0, pages = 0, page_rows = 0, page_stride = 0, head_stride = 0, row_stride = 0;
   Address frame_ptr = 0, group_ptr = 0, page_ptr = 0, page_ids = 0, valid = 0, seen = 0, bias = 0;
   std::int64_t groups = 0;
+  std::int64_t first_head = 0, heads = 0;  // the kv heads that see by this table; heads 0: all of them
 };
 
+// further: tables of other kv heads than those that see by `pages`, over the same pages.
 // h [tokens, width], in place. modulation: [rows, values, width] of the first block, those of the next one
 // are modulation_stride floats further on. wanted: uint8 [tokens], whose output of the last block is; 0: all.
 struct PassSpec {
   Address h = 0, modulation = 0, frame_ids = 0, slots = 0, positions = 0, frequencies = 0, wanted = 0;
   std::int64_t tokens = 0, width = 0, rows = 0, values = 6, modulation_stride = 0, axes = 1;
   PagesSpec pages, condition;
+  std::vector<PagesSpec> further;
   Address workspace = 0;
   std::int64_t workspace_floats = 0;
 };

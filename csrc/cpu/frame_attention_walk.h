@@ -75,13 +75,13 @@ class QueryItems {
 template <int M>
 struct QueryTile {
   int lanes;
-  std::int64_t index[M];  // token * heads + head
+  std::int64_t index[M];  // token * row_heads + head
   std::int64_t q_offset[M];
   alignas(64) float limit[M];  // entries that the lane sees
   int fewest = 0, most = 0;    // over the lanes
 
   QueryTile(const FrameAttentionParams& p, const QueryItem& item) {
-    const std::int64_t share = p.heads / p.kv_heads;
+    const std::int64_t share = p.heads / p.kv_heads, row = p.row_heads ? p.row_heads : p.heads;
     std::int64_t frame = p.group_ptr[item.group];
     const std::int64_t token0 = p.frame_ptr[frame], token_end = p.frame_ptr[p.group_ptr[item.group + 1]];
     const std::int64_t rows = (token_end - token0) * share - item.first_row;
@@ -90,7 +90,7 @@ struct QueryTile {
       const std::int64_t token = token0 + (item.first_row + lane) / share;
       const std::int64_t head = item.kv_head * share + (item.first_row + lane) % share;
       while (token >= p.frame_ptr[frame + 1]) ++frame;
-      index[lane] = token * p.heads + head;
+      index[lane] = token * row + head;
       q_offset[lane] = token * p.q_token + head * p.q_head;
       limit[lane] = static_cast<float>(p.seen[frame]);
       if (lane == 0 || p.seen[frame] < fewest) fewest = p.seen[frame];

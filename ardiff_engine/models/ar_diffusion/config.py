@@ -152,6 +152,7 @@ class ARDiffusionConfig:
             condition=context,
             movable=rotary,
             views_per_layer=True,
+            views_per_head=True,
             # A token is one place, so a frame is as many as it has tokens.
             frame_angles=tuple(
                 self.tokens_per_frame * rate for rate in rope_frequencies(self.head_dim).tolist()

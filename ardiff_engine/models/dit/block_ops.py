@@ -13,6 +13,7 @@ from ardiff_engine import ops
 from ardiff_engine.errors import PageTableError
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.dit.block_spec import BlockSpec, Branch, Heads
+from ardiff_engine.models.dit.paged_attention import attend
 
 
 def run_blocks(
@@ -57,7 +58,7 @@ def _run(
         eps=heads.eps,
         frequencies=frequencies,
     )
-    seen = ops.frame_attention(q, k_pages, v_pages, cells.table_of(layer)).flatten(1)
+    seen = attend(q, cells, layer)
     h = _added(h, own.out(seen), own.branch, rows, ids)
     if spec.cross_attention is not None:
         cross, held = spec.cross_attention, needed(cells.conditions)

@@ -106,8 +106,10 @@ class NativeBlocks:
         workspace: torch.Tensor,
         layers: range,
     ) -> Any:
-        """For layers that see by one table."""
+        """For layers that see by the same tables."""
         first = layers.start
+        k, v = cells.k_pages[first:], cells.v_pages[first:]
+        tables = [_pages(k, v, table, own) for own, table in cells.tables_of(first)]
         batch = kernels().PassSpec(
             h=h.data_ptr(),
             modulation=modulation[first:].data_ptr(),
@@ -123,14 +125,15 @@ class NativeBlocks:
             values=modulation.shape[2],
             modulation_stride=modulation.stride(0),
             axes=1 if positions.ndim == 1 else positions.shape[1],
-            pages=_pages(cells.k_pages[first:], cells.v_pages[first:], cells.table_of(first)),
+            pages=tables[0],
+            further=tables[1:],
             workspace=workspace.data_ptr(),
             workspace_floats=len(workspace),
         )
         if any(spec.cross_attention is not None for spec in self._specs):
             held = self._conditions(cells)
             (table,) = held.tables
-            batch.condition = _pages(held.k[first:], held.v[first:], table)
+            batch.condition = _pages(held.k[first:], held.v[first:], table, range(0))
         return batch
 
     def _conditions(self, cells: CellBatch) -> ConditionPages:
@@ -240,8 +243,9 @@ class NativeBlocks:
 
 
 def _stretches(cells: CellBatch, layers: int) -> list[range]:
-    """Neighbouring layers that see by the same table."""
-    starts = [n for n in range(layers) if n == 0 or cells.table_of(n) is not cells.table_of(n - 1)]
+    """Neighbouring layers that see by the same tables."""
+    kinds = [[(own, id(table)) for own, table in cells.tables_of(n)] for n in range(layers)]
+    starts = [n for n in range(layers) if n == 0 or kinds[n] != kinds[n - 1]]
     return [range(a, b) for a, b in zip(starts, [*starts[1:], layers], strict=True)]
 
 
@@ -256,7 +260,8 @@ def all_are_hooked() -> bool:
     return bool(forward or module._global_backward_hooks or module._global_backward_pre_hooks)
 
 
-def _pages(k: torch.Tensor, v: torch.Tensor, table: FrameTable) -> Any:
+def _pages(k: torch.Tensor, v: torch.Tensor, table: FrameTable, heads: range) -> Any:
+    """heads: the kv heads that see by the table; none: all."""
     return kernels().PagesSpec(
         k=k.data_ptr(),
         v=v.data_ptr(),
@@ -274,6 +279,8 @@ def _pages(k: torch.Tensor, v: torch.Tensor, table: FrameTable) -> Any:
         seen=table.seen.data_ptr(),
         bias=_address(table.bias),
         groups=table.num_groups,
+        first_head=heads.start,
+        heads=len(heads),
     )
 
 

@@ -53,4 +53,21 @@ class PagedAttention:
             eps=QK_NORM_EPS,
             frequencies=self.frequencies,
         )
-        return ops.frame_attention(q, k_pages, v_pages, self.batch.table_of(self.layer)).flatten(1)
+        return attend(q, self.batch, self.layer)
+
+
+def attend(q: torch.Tensor, cells: CellBatch, layer: int) -> torch.Tensor:
+    """q [T, heads, dim] over the pages of a layer -> [T, heads dim]: a call for neighbouring heads that see
+    alike."""
+    k, v = cells.k_pages[layer], cells.v_pages[layer]
+    share = q.shape[1] // k.shape[1]
+    seen = [
+        ops.frame_attention(
+            q[:, own.start * share : own.stop * share],
+            k[:, own.start : own.stop],
+            v[:, own.start : own.stop],
+            table,
+        )
+        for own, table in cells.tables_of(layer)
+    ]
+    return (seen[0] if len(seen) == 1 else torch.cat(seen, dim=1)).flatten(1)

@@ -74,6 +74,7 @@ class PagedWan(nn.Module, VideoModel):
             kv_heads=config.heads,
             head_dim=config.head_dim,
             views_per_layer=True,
+            views_per_head=True,
             frame_angles=tuple(axis_frequencies(config.head_dim)[0].tolist()),
             condition=_condition_spec(config),
             frame_inputs=(FrameInput(PICTURES, beside, places=True),) if beside else (),

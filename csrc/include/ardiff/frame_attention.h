@@ -27,6 +27,7 @@ struct FrameAttentionParams {
   std::int64_t k_page, k_head, k_row;
   std::int64_t v_page, v_head, v_row;
   float scale;
+  std::int64_t row_heads;  // heads of a row of o and lse, where this call writes H of them; 0: H
 };
 
 // With P = exp(S - lse) and delta = rowsum(do * o) - dlse:  dS = P * (do v^T - delta),  dq = scale dS k,
