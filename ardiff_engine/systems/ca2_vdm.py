@@ -17,6 +17,7 @@ from ardiff_engine.plan import Plan, blocks
 from ardiff_engine.systems.calls import Call, CallsOf, Cell, by_kind
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.trace import Trace
+from ardiff_engine.systems.training_draws import Training, prefixes
 from ardiff_engine.systems.wan_family import Entry
 
 
@@ -93,3 +94,9 @@ def from_spec(entry: Entry) -> System:
         calls_of=causal(not entry["partial_causal"]),
         recorded=in_a_ring(entry["position_table"]) if ring else SYSTEM.recorded,
     )
+
+
+def training(entry: Entry) -> Training:
+    """The prefixes of its clips."""
+    own = (entry["draws"], entry["min_prefix"], entry["block"], entry["max_frames"], entry["seed"])
+    return Training(SYSTEM.name, lambda: prefixes(*own))

@@ -17,6 +17,7 @@ from ardiff_engine.plan import Plan, blocks
 from ardiff_engine.systems.calls import Call, CallsOf
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.trace import Trace
+from ardiff_engine.systems.training_draws import Training, chained
 from ardiff_engine.systems.wan_family import Entry
 
 
@@ -80,3 +81,9 @@ def from_spec(entry: Entry) -> System:
         given_frames=window,
         calls_of=encoded(window),
     )
+
+
+def training(entry: Entry) -> Training:
+    """Its chains of forwards."""
+    own = (entry["condition_frames"], entry["chain"], entry["every"])
+    return Training(SYSTEM.name, lambda: chained(*own))

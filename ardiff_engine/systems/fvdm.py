@@ -12,6 +12,7 @@ from ardiff_engine.diffusion.solvers import Table, ddim_rows
 from ardiff_engine.memory.windows import Windows, overlapping
 from ardiff_engine.plan import blocks, parts
 from ardiff_engine.systems.system import System
+from ardiff_engine.systems.training_draws import Training, shared_or_not
 from ardiff_engine.systems.wan_family import Entry
 from ardiff_engine.systems.window_calls import given_at
 
@@ -54,3 +55,9 @@ def from_spec(entry: Entry) -> System:
         num_frames=frames,
         calls_of=given_at(entry["given_places"]),
     )
+
+
+def training(entry: Entry) -> Training:
+    """Its probabilistic timesteps (PTSS)."""
+    own = (entry["draws"], entry["batch"], entry["frames"], entry["probability"], entry["seed"])
+    return Training(SYSTEM.name, lambda: shared_or_not(*own))

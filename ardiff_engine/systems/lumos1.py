@@ -13,7 +13,6 @@ import torch
 
 from ardiff_engine.diffusion.solvers import Table
 from ardiff_engine.diffusion.solvers.solver import coefficient_table
-from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory import Full
 from ardiff_engine.plan import Plan, blocks
 from ardiff_engine.systems.calls import Call, by_kind
@@ -95,8 +94,6 @@ SYSTEM = System(
 
 
 def from_spec(entry: Entry) -> System:
-    if entry.get("mode", "") == "training_masks_and_rope":
-        raise ConfigError("lumos-1: masks of its training are not expressed here")
     rows, columns = entry["height_pixels"] // PIXELS, entry["width_pixels"] // PIXELS
     return replace(
         SYSTEM,

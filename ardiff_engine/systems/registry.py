@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Systems by name. A module beside this one that has a `SYSTEM` is one: the system as it was released, with
-`VARIANTS` of it, if any, and `from_spec`, which makes it in other sizes."""
+`VARIANTS` of it, if any, and `from_spec`, which makes it in other sizes; `training`, if any, says what is
+drawn when it is trained."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Any
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.systems.system import System
+from ardiff_engine.systems.training_draws import Training
 
 
 @cache
@@ -38,13 +40,17 @@ def get(name: str) -> System:
     return _entry(name)[0]
 
 
-def from_spec(entry: Mapping[str, Any]) -> System:
+def from_spec(entry: Mapping[str, Any]) -> System | Training:
     """A system in the sizes of `entry`: frames, block, window, timesteps, … as in the index of the golden
-    numbers. ConfigError for an unknown system, or an entry that lacks something."""
+    numbers; of a mode of training, what is drawn in it. ConfigError for an unknown system, one without such a
+    mode, or an entry that lacks something."""
     name = str(entry.get("system"))
     module = _entry(name)[1]
+    kind = "training" if "training" in str(entry.get("mode")) else "from_spec"
+    if not hasattr(module, kind):
+        raise ConfigError(f"what {name} draws in training is not expressed: expected an entry without mode")
     try:
-        system: System = module.from_spec(entry)
+        system: System | Training = getattr(module, kind)(entry)
     except KeyError as missing:
         raise ConfigError(f"an entry of {name} needs {missing}, and has {', '.join(entry)}") from None
     return system
