@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from ardiff_engine import systems
+from ardiff_engine import ops, systems
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.request import Request
 from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.memory import Window
+from ardiff_engine.systems import liveact
 from ardiff_engine.systems.calls import ANY_NETWORK, by_kind
 from ardiff_engine.systems.lumos1 import history_mask
 
@@ -277,3 +278,46 @@ def test_systems_in_other_sizes(name: str) -> None:
     entry = {"system": name, "position": "rope", "partial_causal": False} | sizes | more
     made = systems.from_spec(entry)
     assert made.name == name and made.trace().fed.any()
+
+
+def test_liveact_reads_merged_slots() -> None:
+    """Token by token: pages that hold the numbers of frames and calls, merged as its slots are."""
+    official = golden("liveact_trace")
+    system = systems.from_spec(INDEX["liveact_trace"])
+    made, plan = system.trace(), system.plan_of(system.num_frames)
+    most, tokens = official["read_token_frame"].shape[1:]
+    steps = system.tracks[0].num_steps
+    taps, pooled = liveact.TAPS, [2, 3]
+    # Pages: the slots of a block, then room for those of the next. K holds frames, V calls.
+    pages = torch.full((2, steps, 2 * most, 1, tokens, 1), torch.nan)
+    for call, moved in enumerate(made.updated):
+        step, frames = call % steps, np.flatnonzero(moved)
+        own = pages[:, step : step + 1]
+        held = most if frames[0] > liveact.FIRST else 0 if frames[0] == 0 else liveact.FIRST
+        if held == most:
+            rows = torch.arange(taps * tokens).reshape(tokens, taps)
+            for number, slot in enumerate(pooled):
+                for plane in own:
+                    first = (2 + number * taps) * tokens
+                    ops.pool_pages_(plane, first + rows, (most + slot) * tokens + torch.arange(tokens))
+            own[:, :, pooled] = own[:, :, [most + slot for slot in pooled]]
+            own[:, :, [4, 5]] = own[:, :, [12, 13]]
+            held = 6
+        own[:, 0, held : held + len(frames)] = torch.stack(
+            [torch.as_tensor(frames), torch.full((len(frames),), call)]
+        ).float()[:, :, None, None, None]
+        stop = held + len(frames)
+        for plane, name in zip(
+            own[:, 0, :stop, 0, :, 0], ("read_token_frame", "read_token_call"), strict=True
+        ):
+            np.testing.assert_allclose(plane, official[name][call, :stop], rtol=1e-6)
+        assert (official["read_token_frame"][call, stop:] == -1).all()
+        slots = liveact.slots(plan, plan.block(int(frames[0])))
+        assert len(slots) == stop
+        for slot, inside in enumerate(slots):
+            assert made.visible[call, frames[0], inside].all()
+            assert (made.position[call, inside] == official["read_slot_position"][call, slot]).all()
+            assert set(np.floor(official["read_token_frame"][call, slot])) <= set(inside)
+        assert made.visible[call, frames[0]].sum() == sum(map(len, slots))
+    fed = official["fed"]
+    np.testing.assert_array_equal(made.position[fed], official["query_position"][fed])
