@@ -358,3 +358,28 @@ def test_pictures_of_titok(tiny_model) -> None:
     # Together, frames are rounded otherwise than one by one.
     assert int((images.int() - pipe.decode(stream.result()).int()).abs().max()) <= 1
     assert [picture.frame for picture in other.pictures()] == [3, 4, 5, 6, 7]
+
+
+def test_given_frames_are_decoded_and_not_delivered(
+    model: WanTransformer, vae: WanVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures behind them are those of the whole latents; a codec that fails changes nothing."""
+    engine = engine_for(model, vae)
+    stream = engine.submit(request(num_frames=8))
+    while stream.frames_ready < 6:
+        engine.step(1)
+    read = [picture for frame in stream.take_ready()[:4] for picture in frame.pictures]
+    given = torch.randn(2, 4, *SIZE, generator=torch.Generator().manual_seed(3))
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="today"):
+        patched.setattr(VideoDecoder, "push", lambda *_: (_ for _ in ()).throw(RuntimeError("not today")))
+        stream.rollback(4, given)
+    assert stream.frames_ready == 0
+    stream.rollback(4, given)
+    assert stream.frames_ready == 0
+    latents = stream.result()
+    assert torch.equal(latents[4:6], given)
+    expected = decoded(vae, latents)
+    rest = [picture for frame in stream.take_ready() for picture in frame.pictures]
+    assert [picture.index for picture in rest] == list(range(21, 29))
+    assert torch.equal(torch.stack([own.pixels for own in read]), expected[:13])
+    assert torch.equal(torch.stack([own.pixels for own in rest]), expected[21:])
