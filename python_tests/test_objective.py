@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_wan import prompt, small_wan
 from test_trainer import write_config
 from torch import Tensor
 
+from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
+from ardiff_engine.training.config import DiffusionLossConfig, OptimizerConfig, TrainConfig
+from ardiff_engine.training.denoising import denoising
 from ardiff_engine.training.objective import Clips, Denoising
+from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.training.timesteps import training_levels
 from ardiff_engine.training.trainer import Trainer
@@ -71,6 +75,45 @@ def test_an_objective_of_a_wrong_shape(tmp_path: Path) -> None:
         trainer(tmp_path, "of_a_wrong_shape").step(0)
 
 
+def test_a_flow_has_its_own_timesteps_and_target() -> None:
+    schedule = FlowSchedule(shift=5.0)
+    task = Denoising(lambda x, *_: x, schedule, DiffusionLossConfig(prediction="flow"))
+    clips = Clips(range(2), torch.randn(2, 3, 4, 5), torch.zeros(2, 1), seed=3)
+    wanted = torch.tensor([[0, 500, 999], [999, 1, 20]])
+    noisy, t, target = task.noised(clips, wanted)
+    assert float(t[0, 2]) == 1000.0 and torch.equal(t[0, 0].double(), schedule.timesteps[-1])
+    sigma = schedule.sigma(t).float()[..., None, None]
+    noise = target + clips.frames
+    assert torch.allclose(noisy, (1 - sigma) * clips.frames + sigma * noise, atol=1e-5)
+    assert torch.allclose(noisy[0, 2], noise[0, 2], atol=1e-6)
+
+
+def test_a_wan_transformer_learns_with_teacher_forcing_and_without() -> None:
+    model = small_wan().train()
+    settings = DiffusionLossConfig(prediction="flow", timesteps="ptss", block=2, teacher_forcing=0.5)
+
+    def predict(
+        x: Tensor, t: Tensor, text: Tensor, history: Tensor | None, history_t: Tensor | None
+    ) -> Tensor:
+        return model.forward_clip(x, t, text, block=2, history=history, history_t=history_t)
+
+    task = Denoising(predict, FlowSchedule(shift=3.0), settings)
+    optimizer = Optimizer(model, OptimizerConfig(lr=3e-3), 60)
+    frame = torch.randn(1, 1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    losses: dict[str, list[float]] = {"teacher_loss": [], "diffusion_loss": []}
+    for step in range(60):
+        clips = Clips(
+            range(4 * step, 4 * step + 4), frame.expand(4, 4, -1, -1, -1), prompt(1).expand(4, -1, -1), 0
+        )
+        parts = denoising(task, clips)
+        torch.stack([part.sum() for part in parts.values()]).sum().div(4).backward()
+        optimizer.update(step)
+        for name, part in parts.items():
+            losses[name].append(float(part.detach().mean()))
+    for name, values in losses.items():
+        assert sum(values[-10:]) < 0.7 * sum(values[:10]), name
+
+
 def levels(loss: DiffusionLossConfig, samples: int = 4000, frames: int = 6, total: int = 1000) -> Tensor:
     return training_levels(range(samples), frames, total, loss, seed=4)
 
@@ -117,6 +160,7 @@ def test_logit_normal_levels() -> None:
         "loss.logit_normal=[0.0]",
         "loss.logit_normal=[0.0, 0.0]",
         "loss.block=0",
+        "loss.prediction=flow",
         "loss.history_dropped=1.5",
     ],
 )

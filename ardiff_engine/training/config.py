@@ -267,7 +267,7 @@ class ScheduleConfig:
 class DiffusionLossConfig:
     """objective: "module:function", see `training.objective`; the usual one follows the settings below.
 
-    prediction: what the network predicts.
+    prediction: what the network predicts; "flow" for a `Denoising` with a `FlowSchedule` alone.
     timesteps: how the noise levels of a clip's frames go together. "fopp", "uniform", "iid", "shared": see
         `ops.sample_timesteps`; "ptss" (FVDM): iid with probability `independent_probability`, else shared.
     block: frames that stand at one level.
@@ -286,7 +286,7 @@ class DiffusionLossConfig:
     """
 
     objective: str = "ardiff_engine.training.denoising:denoising"
-    prediction: Literal["x0", "eps", "v"] = "x0"
+    prediction: Literal["x0", "eps", "v", "flow"] = "x0"
     timesteps: Literal["fopp", "uniform", "iid", "shared", "ptss"] = "fopp"
     independent_probability: float = 0.2
     block: int = 1
@@ -340,6 +340,11 @@ class TrainConfig:
                     expected="a folder of stage 1",
                     fix=f"Data source {self.data.source!r} is encoded with it.",
                 )
+            )
+        if self.loss.prediction == "flow":
+            raise ConfigError(
+                "loss.prediction: got 'flow', expected x0, eps or v with the noise schedules of [schedule]. "
+                "For networks that predict a flow use training.objective.Denoising with a FlowSchedule."
             )
         highest = max((*self.loss.level_list, self.loss.history_levels[0]))
         if highest >= self.schedule.num_timesteps:

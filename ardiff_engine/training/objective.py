@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ardiff_engine.data.choice import uniform
+from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.diffusion.noise import noise_keys
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.ops import add_noise
@@ -128,7 +129,9 @@ class Denoising:
         return (output - target).square().flatten(1).mean(1)
 
     def timesteps(self, levels: Tensor) -> Tensor:
-        """What the network is told."""
+        """What the network is told. A flow's levels are those of its table, the cleanest first."""
+        if isinstance(self.schedule, FlowSchedule):
+            return self.schedule.timesteps.flip(0)[levels]
         return levels
 
     def _sizes(self, clips: Clips) -> tuple[Sequence[int], int, int]:
