@@ -88,6 +88,13 @@ def _copy(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return k, v
 
 
+def _pool(pages: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    pages = pages.clone()
+    sources, targets = torch.tensor([[0, 5], [3, -1]]), torch.tensor([9, 10])
+    ops.pool_pages_(pages, sources, targets, weights.float())
+    return pages
+
+
 def _cases() -> dict[str, Case]:
     rows, table, column = (T, D), (M, D), (D,)
     gate = {"residual": rows, "branch": rows, "gate": table, "bias": column}
@@ -108,6 +115,7 @@ def _cases() -> dict[str, Case]:
         ),
         "rotate_pages_": Case(_rotate, {"k": pool, "frequencies": (4,)}),
         "rotate_pages_ source": Case(_rotate, {"k": pool, "source": (2, 2, 2, 4, 8)}),
+        "pool_pages_": Case(_pool, {"pages": pool, "weights": (2, 2, 2, 8)}),
         "copy_pages_": Case(_copy, {"k": pool, "v": pool}),
     }
     for gelu in (False, True):
