@@ -139,6 +139,7 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
                        ("text", "with text_encoder/ and tokenizer/")):  # fmt: skip
         group.add_argument(f"--{part}", metavar="PATH", help=f"in place of the folder's own: {what}")
     group.add_argument("--lora", metavar="PATH", help="merged into the transformer")
+    group.add_argument("--tile", type=_size, metavar="HxW", help="latents to decode at a time, such as 32x32")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -178,6 +178,7 @@ def _parts(options: argparse.Namespace) -> VideoParts:
         vae=options.vae,
         text=options.text,
         lora=options.lora,
+        tile=options.tile,
     )
 
 

@@ -8,6 +8,7 @@ last input frame of each of its nine blocks. So pieces of any length give the sa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from os import PathLike
 
 import torch
@@ -22,6 +23,27 @@ from ardiff_engine.weights.safetensors_file import SafetensorsFile
 
 DROPPED = 3
 """Frames at the start of a video that no pixel belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class TAEHVFile:
+    """What a file holds, before any weight is read."""
+
+    file: SafetensorsFile
+    channels: int
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> TAEHVFile | None:
+        """None: a file of something else. CheckpointError: a damaged one."""
+        file = SafetensorsFile(path)
+        if not {"encoder.17.weight", "decoder.1.weight"} <= file.shapes.keys():
+            return None
+        return cls(file, file.shapes["encoder.17.weight"][0])
+
+    def empty(self) -> TAEHV:
+        """The model without its weights."""
+        with torch.device("meta"):
+            return TAEHV(self.channels)
 
 
 class MemoryBlock(nn.Module):
@@ -73,6 +95,9 @@ class TAEHV(nn.Module):
 
     black = 0.0
     scale = 8
+    patch = 1
+    decoder_width = 64
+    residual = False
     frames_per_latent = FRAMES_PER_LATENT
     first_frames = FRAMES_PER_LATENT
     reach = 8

@@ -12,7 +12,7 @@ from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.memory_plan import MIB, MemoryPlan
 from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.pipeline.parts import VideoParts
-from ardiff_engine.pipeline.pixels import FRAMES, Size, checked_latents, checked_size, frames_of
+from ardiff_engine.pipeline.pixels import FRAMES, Size, checked_latents, checked_size, frames_of, in_tiles
 from ardiff_engine.systems import System
 
 MOST_FIRST = 1000
@@ -99,12 +99,16 @@ def video_memory(
     plan = Engine.memory_plan(
         model, solver=system.solver, memory=system.memory, request=request, streams=streams
     )
-    item = vae.mean.element_size()
+    item = torch.float32.itemsize  # of the autoencoder, whatever `dtype`
+    codec = in_tiles(vae, parts.tile)
+    shown = height * width
+    if parts.tile is not None:
+        shown = min(shown, parts.tile[0] * parts.tile[1] * vae.scale**2)
     return VideoMemory(
         engine=plan,
         codec=sum(weight.numel() for weight in vae.parameters()) * item,
-        decoders=streams * vae.bytes_per_stream(rows),
-        decoding=FEATURE_MAPS * FRAMES * height * width * vae.decoder_width // vae.patch**2 * item,
+        decoders=streams * codec.bytes_per_stream(rows),
+        decoding=FEATURE_MAPS * FRAMES * shown * vae.decoder_width // vae.patch**2 * item,
         text=0 if parts.text is None else parts.text.weights * dtype.itemsize,
         stored=parts.transformer.file.bytes_as(),
     )

@@ -14,14 +14,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from ardiff_engine import arguments
-from ardiff_engine.codec import WanVAE
+from ardiff_engine.codec import TAEHV, WanVAE
+from ardiff_engine.codec.taehv import TAEHVFile
 from ardiff_engine.codec.wan.layout import VAEFile, open_vae
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.parsing import read_json, shown
-from ardiff_engine.pipeline.pixels import FRAMES
+from ardiff_engine.pipeline.pixels import FRAMES, Size, VideoVAE, in_tiles
 from ardiff_engine.weights.load_wan import WanFile, open_wan
 from ardiff_engine.weights.lora import check_lora
 from ardiff_engine.weights.safetensors_file import INDEX_SUFFIX, NAMES, SafetensorsFile, unsafe
@@ -51,20 +54,28 @@ class TextFiles:
 @dataclass(frozen=True, slots=True)
 class VideoParts:
     """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them. lora: what
-    is merged into the transformer. image: the folder with image_encoder/, of models that see a picture."""
+    is merged into the transformer. tile: rows and columns of latents that are decoded at a time, None: all.
+    image: the folder with image_encoder/, of models that see a picture."""
 
     transformer: WanFile
-    vae: VAEFile
+    vae: VAEFile | TAEHVFile
     text: TextFiles | None
     scheduler: dict[str, object]
     lora: Path | None = None
     image: Path | None = None
+    tile: Size | None = None
 
     def empty_transformer(self) -> WanTransformer:
         return self.transformer.empty()
 
-    def empty_vae(self) -> WanVAE:
-        return WanVAE.empty(self.vae)
+    def empty_vae(self) -> VideoVAE:
+        return self.vae.empty() if isinstance(self.vae, TAEHVFile) else WanVAE.empty(self.vae)
+
+    def load_vae(self, device: torch.device) -> VideoVAE:
+        path = self.vae.file.path
+        if isinstance(self.vae, TAEHVFile):
+            return TAEHV.from_file(path, device=device)
+        return WanVAE.from_file(path, mean=self.vae.mean, std=self.vae.std, device=device)
 
 
 def holds_video_parts(name: PathName) -> bool:
@@ -98,9 +109,10 @@ def find_parts(
     vae: PathName | None = None,
     text: PathName | Literal[False] | None = None,
     lora: PathName | None = None,
+    tile: Size | None = None,
 ) -> VideoParts:
     """What `name` holds; the other paths take the place of its parts. text: False leaves the encoder out.
-    lora: see `weights.load_lora`.
+    lora: see `weights.load_lora`. tile: see `VideoParts`.
 
     CheckpointError: a part that is missing, damaged, in shards of different saves, or of another kind of
     model; a LoRA for another one. ConfigError: parts that do not fit each other.
@@ -112,14 +124,16 @@ def find_parts(
         _check_kind(place / INDEX)
     found = VideoParts(
         transformer=open_wan(_transformer(place) if transformer is None else transformer),
-        vae=open_vae(_vae(place) if vae is None else arguments.path("vae", vae)),
+        vae=_opened_vae(_vae(place) if vae is None else arguments.path("vae", vae)),
         text=None
         if text is False
         else _text(place if text is None else arguments.path("text", text), wanted=text is not None),
         scheduler=_scheduler(place),
         lora=None if lora is None else arguments.path("lora", lora),
         image=place.parent if place.is_file() else place,
+        tile=tile,
     )
+    in_tiles(found.empty_vae(), tile)  # refuses tiles that cannot be
     if found.lora is not None:
         check_lora(found.empty_transformer(), found.lora)
     config = found.transformer.config
@@ -166,6 +180,12 @@ def _transformer(place: Path) -> Path:
             f"{held[0].name} or {held[2].name}. Give its file by transformer=…, or check the path."
         )
     return inside
+
+
+def _opened_vae(path: Path) -> VAEFile | TAEHVFile:
+    if path.is_dir():
+        return open_vae(path)
+    return TAEHVFile.open(path) or open_vae(path)
 
 
 def _vae(place: Path) -> Path:

@@ -101,6 +101,7 @@ class Pipeline:
         vae: PathName | None = ...,
         text: PathName | Literal[False] | None = ...,
         lora: PathName | None = ...,
+        tile: tuple[int, int] | None = ...,
     ) -> TextToVideoPipeline: ...
 
     @classmethod
@@ -117,6 +118,7 @@ class Pipeline:
         vae: PathName | None = None,
         text: PathName | Literal[False] | None = None,
         lora: PathName | None = None,
+        tile: tuple[int, int] | None = None,
     ) -> Pipeline | TextToVideoPipeline:
         """Load a pipeline.
 
@@ -129,9 +131,12 @@ class Pipeline:
             dtype: of transformer and text encoder, float32 if not given. The autoencoder stays float32.
             torch_dtype: another name of `dtype`.
             transformer, vae, text: files or folders in place of those in the folder, for text-to-video
-                models: a distilled transformer is often one file. text=False loads no text encoder; prompts
+                models: a distilled transformer is often one file; a light autoencoder (TAEHV) decodes much
+                faster. text=False loads no text encoder; prompts
                 are embeddings then.
             lora: merged into the transformer, see `weights.load_lora`.
+            tile: rows and columns of latents that the autoencoder decodes at a time, such as (32, 32): large
+                frames take less memory then. Tiles overlap, and are blended.
 
         Raises:
             CheckpointError: no such model, damaged or missing files, models of another kind.
@@ -140,9 +145,9 @@ class Pipeline:
         """
         dtype = inputs.chosen_dtype(dtype, torch_dtype)
         if system is not None:
-            parts = find_parts(name, transformer=transformer, vae=vae, text=text, lora=lora)
+            parts = find_parts(name, transformer=transformer, vae=vae, text=text, lora=lora, tile=tile)
             return TextToVideoPipeline.from_parts(parts, system, device=device, dtype=dtype)
-        if any(part is not None for part in (transformer, vae, text, lora)) or holds_video_parts(name):
+        if any(part is not None for part in (transformer, vae, text, lora, tile)) or holds_video_parts(name):
             raise ConfigError(
                 f"{name} holds a text-to-video model: say how it is run, system=… of {', '.join(names())}."
             )

@@ -10,7 +10,7 @@ import torch
 
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.arguments import integer
-from ardiff_engine.codec import WanVAE
+from ardiff_engine.codec import TAEHV, Tiled, WanVAE
 from ardiff_engine.codec.protocol import Decoder
 from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.host_copy import read_here
@@ -18,6 +18,7 @@ from ardiff_engine.models.pictures import to_uint8
 from ardiff_engine.systems import System
 
 Size = tuple[int, int]
+VideoVAE = WanVAE | TAEHV
 FRAMES = 4
 """Pictures of every latent but the first, which is one."""
 MOST_FRAMES = 10**6
@@ -84,35 +85,46 @@ def checked_latents(num_frames: object, system: System) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
-    """A video autoencoder as a pipeline uses it: pictures uint8 [T, H, W, 3] on the CPU."""
+    """A video autoencoder as a pipeline uses it: pictures uint8 [T, H, W, 3] on the CPU. tile: see
+    `in_tiles`."""
 
-    vae: WanVAE
+    vae: VideoVAE
+    tile: Size | None = None
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """[1 + 4k, H, W, 3] -> clean latents, float32 [1 + k, C, h, w]."""
-        clip = pixels.permute(3, 0, 1, 2)[None].to(self.vae.mean.device, self.vae.mean.dtype) / 127.5 - 1
-        return self.vae.encode(clip)[0].transpose(0, 1).float()
+        return self._encoded(self._scaled(pixels.permute(3, 0, 1, 2)[None].to(_weight(self.vae))))
 
     @torch.no_grad()
     def beside(self, first: torch.Tensor, latents: int) -> torch.Tensor:
         """What image-to-video models take beside the latents, float32 [latents, 4 + C, h, w]: a mask of the
         pictures that are given, and the latents of the first one [1, H, W, 3] followed by grey."""
         scale, (height, width) = self.vae.scale, first.shape[1:3]
-        clip = torch.zeros(1, 3, frames_of(latents), height, width)
-        clip[0, :, 0] = first[0].permute(2, 0, 1) / 127.5 - 1
-        z = self.vae.encode(clip.to(self.vae.mean.device, self.vae.mean.dtype))[0].transpose(0, 1).float()
+        clip = torch.full((1, 3, frames_of(latents), height, width), (1 + self.vae.black) / 2)
+        clip[0, :, 0] = self._scaled(first[0].permute(2, 0, 1).float())
+        z = self._encoded(clip.to(_weight(self.vae)))
         mask = z.new_zeros(latents, FRAMES, height // scale, width // scale)
         mask[0] = 1
         return torch.cat([mask, z], dim=1)
 
     def decoder(self, given: torch.Tensor | None = None) -> PixelDecoder:
-        return PixelDecoder(self.vae, self.vae.decoder(given))
+        return PixelDecoder(self.vae, in_tiles(self.vae, self.tile).decoder(given))
+
+    def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """0 to 255 -> black to 1."""
+        return pixels / (255 / (1 - self.vae.black)) + self.vae.black
+
+    def _encoded(self, clip: torch.Tensor) -> torch.Tensor:
+        """[1, 3, 1 + 4k, H, W] -> [1 + k, C, h, w]. Where a video begins with a whole latent, the first
+        picture fills it."""
+        filled = clip[:, :, :1].expand(-1, -1, self.vae.first_frames - 1, -1, -1)
+        return self.vae.encode(torch.cat([filled, clip], dim=2))[0].transpose(0, 1).float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PixelDecoder:
-    vae: WanVAE
+    vae: VideoVAE
     decoder: Decoder
 
     @ordinary_mode()
@@ -120,9 +132,21 @@ class PixelDecoder:
     def push(self, latents: torch.Tensor) -> torch.Tensor:
         """The next latents [n, C, h, w] -> the pictures that they complete, uint8 [m, H, W, 3]."""
         read_here(latents)
-        z = latents.to(self.vae.mean.device)
+        z, black = latents.to(_weight(self.vae).device), self.vae.black
         # One at a time, so that there is one picture's worth of float32 beside the bytes.
-        return torch.cat([to_uint8((self.decoder.push(latent) + 1) / 2) for latent in z.split(1)])
+        return torch.cat(
+            [to_uint8((self.decoder.push(latent) - black) / (1 - black)) for latent in z.split(1)]
+        )
 
     def close(self) -> None:
         self.decoder.close()
+
+
+def in_tiles(vae: VideoVAE, tile: Size | None) -> VideoVAE | Tiled:
+    """What decodes frames part by part, of `tile` rows and columns of latents; None: whole ones.
+    ConfigError: tiles that are too small."""
+    return vae if tile is None else Tiled(vae, tile)
+
+
+def _weight(vae: VideoVAE) -> torch.Tensor:
+    return next(vae.parameters())

@@ -12,7 +12,6 @@ import torch
 from tqdm.auto import tqdm
 
 from ardiff_engine.ambient import ordinary_mode
-from ardiff_engine.codec import WanVAE
 from ardiff_engine.conditions import UMT5, CLIPVision
 from ardiff_engine.device import usable_device
 from ardiff_engine.engine import Request, Stream
@@ -28,7 +27,15 @@ from ardiff_engine.pipeline.kept_engine import KeptEngine
 from ardiff_engine.pipeline.memory import check_loading, least_memory
 from ardiff_engine.pipeline.output import Given, OutputType, StepInfo, VideoOutput
 from ardiff_engine.pipeline.parts import VideoParts, check_inputs, takes_picture
-from ardiff_engine.pipeline.pixels import Pixels, Size, checked_latents, checked_size, latents_of
+from ardiff_engine.pipeline.pixels import (
+    Pixels,
+    Size,
+    VideoVAE,
+    checked_latents,
+    checked_size,
+    in_tiles,
+    latents_of,
+)
 from ardiff_engine.pipeline.prompts import Prompt, Prompts, Timed, listed, timed
 from ardiff_engine.pipeline.systems import asked_latents, check_fits, system_named, with_scheduler, with_steps
 from ardiff_engine.pipeline.video_job import VideoJob
@@ -54,13 +61,15 @@ class TextToVideoPipeline:
     def __init__(
         self,
         transformer: WanTransformer,
-        vae: WanVAE,
+        vae: VideoVAE,
         system: str | System,
         text: UMT5 | Callable[[], UMT5] | None = None,
         see: CLIPVision | None = None,
+        tile: Size | None = None,
     ) -> None:
         """text: an encoder, or what loads it; None: prompts are given as embeddings. see: for models that
-        take CLIP's view of a picture.
+        take CLIP's view of a picture. tile: rows and columns of latents that are decoded at a time, for large
+        frames; None: whole ones.
 
         ConfigError: an unknown system, or one that this network cannot run; an autoencoder of other latents.
         """
@@ -74,7 +83,8 @@ class TextToVideoPipeline:
         self.transformer, self.vae = transformer.eval(), vae.eval()
         self.system = system_named(system)
         check_fits(self.system, transformer)
-        self.pixels = Pixels(vae)
+        in_tiles(vae, tile)  # refuses tiles that cannot be
+        self.pixels = Pixels(vae, tile)
         load = (lambda: text) if isinstance(text, UMT5) else text
         self.prompts = Prompts(load, (config.text_tokens, config.text_dim))
         self._see = see
@@ -107,14 +117,14 @@ class TextToVideoPipeline:
         check_inputs(parts.empty_transformer())
         check_fits(chosen, parts.empty_transformer())
         check_loading(least_memory(parts, chosen, dtype=dtype), place)
-        vae = WanVAE.from_file(parts.vae.file.path, mean=parts.vae.mean, std=parts.vae.std, device=place)
+        vae = parts.load_vae(place)
         transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
         if parts.lora is not None:
             load_lora(transformer, parts.lora)
         see = None
         if parts.image is not None:
             see = CLIPVision.from_pretrained(parts.image, device=place, dtype=dtype)
-        pipe = cls(transformer, vae, chosen, see=see)
+        pipe = cls(transformer, vae, chosen, see=see, tile=parts.tile)
         pipe.prompts = cls.prompts_of(parts, device=place, dtype=dtype)
         return pipe
 

@@ -55,7 +55,7 @@ def serve(options: argparse.Namespace) -> int:
     if options.system is None:
         pipe = Pipeline.from_pretrained(options.model, **arguments)
     else:
-        parts = {part: getattr(options, part) for part in ("transformer", "vae", "text", "lora")}
+        parts = {part: getattr(options, part) for part in ("transformer", "vae", "text", "lora", "tile")}
         pipe = Pipeline.from_pretrained(options.model, system=options.system, **arguments, **parts)
     name = Path(options.model).name
     model = served_model(name, pipe, limits, *(() if options.size is None else (options.size,)))

@@ -20,7 +20,7 @@ from ardiff_engine.errors import ArdiffError, ConfigError
 from ardiff_engine.memory import RecomputedWindow
 from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.pipeline.parts import takes_picture
-from ardiff_engine.pipeline.pixels import checked_latents, checked_size
+from ardiff_engine.pipeline.pixels import checked_latents, checked_size, in_tiles
 from ardiff_engine.pipeline.systems import with_steps
 from ardiff_engine.pipeline.text_to_video import TextToVideoPipeline
 from ardiff_engine.serve.errors import invalid
@@ -130,9 +130,8 @@ class TextModel:
             Wish(num_frames=frames), condition=torch.zeros(config.text_tokens, config.text_dim)
         )
         solver = tracks_of(pipe.system.solver)[0]
-        self.engine = engine_for(
-            pipe.transformer, solver, pipe.system.memory, pipe.vae, longest.request, limits
-        )
+        codec = in_tiles(pipe.vae, pipe.pixels.tile)
+        self.engine = engine_for(pipe.transformer, solver, pipe.system.memory, codec, longest.request, limits)
 
     def order(self, wish: Wish, condition: torch.Tensor | None = None) -> Order:
         for name in ("lag", "class_id"):
