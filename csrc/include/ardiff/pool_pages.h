@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of the pool [layers, P, H, R, d] that become weighted sums of other rows; a page [H, R, d] is dense.
 //
-//   row targets[n] = sum over j of weights[j] row sources[n, j]     a row of the pool: page R + row of the page
+//   row targets[n] = sum over j of weights[j] row sources[n, j]
 //
+// Row r of page p is row p R + r of the pool.
 // A source of -1 is left out. Without weights: the mean of those that are there.
 #pragma once
 
