@@ -30,7 +30,8 @@ SYSTEM = replace(
     memory=memory_of([[True] * 6 + [False] * 6] * 30),
     exact="Views of its heads against dense attention in float64.",
     left_out="Segments of old frames by the likeness of their keys, which its other heads see: here they see "
-    "as many of the last frames. The heads of its checkpoints: give their table to `memory_of`.",
+    "as many of the last frames. The heads of its checkpoints: give their table to `memory_of`. "
+    "The picture shows the first layer.",
 )
 
 
