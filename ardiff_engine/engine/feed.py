@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
-from ardiff_engine.memory.view import View
+from ardiff_engine.memory.view import View, frames_in, union
 from ardiff_engine.plan import Frames, Plan
 
 PER_CELL = ("frames", "updates", "levels", "steps", "tracks", "views", "copies", "positions", "layers")
@@ -49,6 +49,14 @@ class Roster:
         object.__setattr__(self, "updated", tuple(compress(self.frames, self.updates)))
         left = [steps - level for steps, level in zip(self.steps, self.levels, strict=True)]
         object.__setattr__(self, "passes_left", min(compress(left, self.updates), default=1))
+
+    def without_stores(self, passed: int, kept: Frames) -> Roster:
+        """What follows `passed` passes after the first, once all that this stores is stored, as if planned
+        anew. kept: by policy and plan, which no frame has started or finished to change."""
+        cells = self.moving()
+        cells["levels"] = tuple([level + passed for level in cells["levels"]])
+        kept = union(kept, frames_in(dict.fromkeys(cells["views"])))
+        return Roster(**cells, kept=kept, feeds_context=False)
 
     def moving(self) -> dict[str, Any]:
         """What is said per cell, of those that the solver moves alone."""

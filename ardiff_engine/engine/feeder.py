@@ -8,7 +8,7 @@ be stored again; where a network does not forget, frames that change nothing are
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ardiff_engine.engine.feed import Feed, Roster, given_chunks
 from ardiff_engine.memory.per_layer import PerLayer
@@ -18,10 +18,10 @@ from ardiff_engine.memory.view import (
     Run,
     View,
     agree,
-    contains,
     forget,
     frames_in,
     numbers,
+    outside,
     own_run,
     union,
     within,
@@ -35,12 +35,13 @@ from ardiff_engine.plan import Frames, Now, Plan
 class _Steady:
     """From tick `begin` to before `end` of `plan` the solver moves the same frames. The roster is fed in all
     of them; if it `stores` K/V of other frames or of the context, in the first alone, and the next one
-    follows from it."""
+    follows from it. kept: by the policy and the plan."""
 
     plan: Plan
     begin: int
     end: int
     roster: Roster
+    kept: Frames
     stores: bool
 
 
@@ -107,20 +108,21 @@ class Feeder:
             return self._prefill_feed(self._prefill[0])
         steady, tick = self._steady, self.tick
         if steady is None or steady.plan is not self.plan or not steady.begin <= tick < steady.end:
-            self._steady, feed = None, self._planned()
+            self._steady = None
+            feed, kept = self._planned()
             if not feed.roster.updated:
                 return feed
             stores = self._forgets and (feed.roster.feeds_context or not all(feed.roster.updates))
             end = tick + 1 if self._policy.by_level else self.plan.steady_until(tick)
-            self._steady = _Steady(self.plan, tick, end, feed.roster, stores)
+            self._steady = _Steady(self.plan, tick, end, feed.roster, kept, stores)
             return feed
         if not steady.stores:
             return Feed(steady.roster, tick - steady.begin)
         if tick == steady.begin:
             return Feed(steady.roster)
-        feed = self._without_stores(steady.roster, tick - steady.begin)
-        self._steady = _Steady(self.plan, tick, steady.end, feed.roster, stores=False)
-        return feed
+        roster = steady.roster.without_stores(tick - steady.begin, steady.kept)
+        self._steady = _Steady(self.plan, tick, steady.end, roster, steady.kept, stores=False)
+        return Feed(roster)
 
     @property
     def passes_ahead(self) -> int:
@@ -142,7 +144,7 @@ class Feeder:
         """Blocks whose K/V the next tick would store, whatever else it does, and what they see."""
         now = self.plan.now(self.tick)
         feds = [self._fed(block, stores=True) for block in self._to_store(now, self._kept_by_policy(now))]
-        return [(fed, self._view(fed, now)) for fed in feds]
+        return self._views(feds, now)
 
     def advance(self, feed: Feed, passes: int = 1) -> None:
         """Record that `passes` have run, the last one over `feed`."""
@@ -166,7 +168,7 @@ class Feeder:
         self._stored.update([frame for frame, updates in cells if not updates])
         self._stored.difference_update(roster.updated)
         levels, kept = self.levels, roster.kept
-        for frame in () if self._prefill else [f for f in levels if not contains(kept, f)]:
+        for frame in () if self._prefill else outside(kept, levels):
             del levels[frame]
             self._stored.discard(frame)
         self._advanced = roster
@@ -189,7 +191,8 @@ class Feeder:
         self._stored.difference_update(numbers(self._policy.stale("prompt", kept)))
         blocks = list(self._to_store(now, kept)) if self._forgets else []
         anew = union(kept, *[(block,) for block in blocks])
-        carried = without(frames_in([self._view(self._fed(b, stores=True), now) for b in blocks]), anew)
+        views = [view for _, view in self._views([self._fed(b, stores=True) for b in blocks], now)]
+        carried = without(frames_in(views), anew)
         if carried:
             self._forgotten = union(self._forgotten, without((range(carried[-1].stop),), anew))
         self._prefill = self._still_seen(self._prefill)
@@ -219,7 +222,7 @@ class Feeder:
         feds = [self._fed(b, stores=True) for b in self._blocks([f for f in needed if f not in stored])]
         due = [fed for fed in feds if self._policy.stores(fed)]
         here = stored.union(*[fed.block for fed in due]).intersection(self.levels)
-        return [f for f in numbers(frames_in([self._view(fed, now) for fed in due])) if f not in here]
+        return [f for f in numbers(frames_in([view for _, view in self._views(due, now)])) if f not in here]
 
     def restart(self, plan: Plan, anew: int = 0) -> None:
         """Go on with another plan, whose given frames are finished; K/V of the last `anew` are not stored."""
@@ -238,13 +241,14 @@ class Feeder:
 
     # --- private
 
-    def _planned(self) -> Feed:
+    def _planned(self) -> tuple[Feed, Frames]:
         """What the plan's tick moves, and before it what is to be stored: in a pass before, where their views
-        do not agree."""
+        do not agree. Then the frames that policy and plan keep."""
         tick, now = self.plan.tick(self.tick), self.plan.now(self.tick)
         levels = dict(zip(tick.frames, tick.levels, strict=True))
         if not self._forgets:
-            return self._everything(levels, now)
+            feed = self._everything(levels, now)
+            return feed, feed.roster.kept
         if tick.index != self._renewed:
             for block in self._blocks(f for f, level in levels.items() if level == 0):
                 self._policy = self._policy.begun(block, self._remembered(now))
@@ -253,40 +257,30 @@ class Feeder:
         kept = self._kept_by_policy(now)
         stores = [self._fed(block, stores=True) for block in self._to_store(now, kept)]
         moves = [self._fed(block, level=levels[block.start]) for block in self._blocks(tick.frames)]
-        seen = [(fed, self._view(fed, now)) for fed in stores + moves]
+        seen = self._views(stores + moves, now)
         if stores and not agree([view for _, view in seen]):
             del seen[len(stores) :]
             while not agree([view for _, view in seen]):
                 seen.pop()
-        return self._feed(seen, now, union(kept, now.unfinished))
-
-    def _without_stores(self, roster: Roster, passed: int) -> Feed:
-        """As planned anew, once what the roster stores is stored: no frame has started or finished since."""
-        now = self.plan.now(self.tick)
-        cells = roster.moving()
-        cells["levels"] = tuple([level + passed for level in cells["levels"]])
-        kept = union(self._kept_by_policy(now), now.unfinished, frames_in(dict.fromkeys(cells["views"])))
-        return Feed(replace(roster, **cells, kept=kept, feeds_context=False))
+        kept = union(kept, now.unfinished)
+        return self._feed(seen, now, kept), kept
 
     def _fed(self, block: range, *, level: int | None = None, stores: bool = False) -> Fed:
         own = self.levels.get(block.start, 0) if level is None else level
         return Fed(block, own, self.plan.steps(block.start), stores)
 
     def _feed(self, seen: list[tuple[Fed, View]], now: Now, kept: Frames) -> Feed:
-        frames: list[int] = []
-        cells: list[tuple[bool, int, int, int, View, int, int]] = []
+        copy_of, track_of = self._policy.copy, self.plan.track
+        cells: list[tuple[int, bool, int, int, int, View, int, int]] = []
         for fed, view in seen:
-            copy = self._policy.copy(fed)
-            shift = own_run(view, fed.block, copy).shift
-            track = self.plan.track(fed.block.start)
-            for frame in fed.block:
-                frames.append(frame)
-                cells.append((not fed.stores, fed.level, fed.steps, track, view, copy, frame + shift))
-        updates, levels, steps, tracks, views, copies, positions = zip(*cells, strict=True)
-        shown = frames_in(dict.fromkeys(views))
+            block, copy = fed.block, copy_of(fed)
+            shift = own_run(view, block, copy).shift
+            own = not fed.stores, fed.level, fed.steps, track_of(block.start), view, copy
+            cells += [(frame, *own, frame + shift) for frame in block]
+        frames, updates, levels, steps, tracks, views, copies, positions = zip(*cells, strict=True)
         return Feed(
             Roster(
-                frames=tuple(frames),
+                frames=frames,
                 updates=updates,
                 levels=levels,
                 steps=steps,
@@ -294,7 +288,7 @@ class Feeder:
                 views=views,
                 copies=copies,
                 positions=positions,
-                kept=union(kept, shown),
+                kept=union(kept, frames_in([view for _, view in seen])),
                 feeds_context=self._has_context and not self._context_done,
                 layers=self._layers([fed for fed, _ in seen], now),
             )
@@ -316,7 +310,7 @@ class Feeder:
         remembered = numbers(without((chunk,), self._forgotten))
         feds = [self._fed(block, stores=True) for block in self._blocks(remembered)]
         waiting = (range(chunk.stop, self.plan.prefix),) if chunk.stop < self.plan.prefix else ()
-        return self._feed([(fed, self._view(fed, now)) for fed in feds], now, union(kept, waiting))
+        return self._feed(self._views(feds, now), now, union(kept, waiting))
 
     def _everything(self, moved: dict[int, int], now: Now) -> Feed:
         """All frames of the window, waiting ones included: in such a network each one changes the others."""
@@ -327,7 +321,8 @@ class Feeder:
         if plan.num_frames is not None:
             end = min(end, plan.num_frames)
         frames = range(max(start, self.floor), end)
-        shift = self._view(self._fed(plan.block(now.newest)), now)[0].shift
+        (_, shown), *_ = self._views([self._fed(plan.block(now.newest))], now)
+        shift = shown[0].shift
         own = {frame: self.levels.get(frame, 0) for frame in frames}
         steps = [plan.steps(frame) for frame in frames]
         stops = [end if self._sees_later else plan.block(frame).stop for frame in frames]
@@ -349,8 +344,12 @@ class Feeder:
             )
         )
 
-    def _view(self, fed: Fed, now: Now) -> View:
-        return self._standing(self._policy.view(fed, self._remembered(now)))
+    def _views(self, feds: list[Fed], now: Now) -> list[tuple[Fed, View]]:
+        """The blocks, each with what it sees."""
+        now, view = self._remembered(now), self._policy.view
+        if not self._forgotten and not self._base:
+            return [(fed, view(fed, now)) for fed in feds]
+        return [(fed, self._standing(view(fed, now))) for fed in feds]
 
     def _remembered(self, now: Now) -> Now:
         gone = self._forgotten

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -152,16 +152,20 @@ class Outcome:
         """Of one pass."""
         return sum(len(feed.roster.updated) for _, feed in self.work)
 
-    def parts(self) -> list[tuple[StreamState, Feed, torch.Tensor, torch.Tensor | None]]:
-        """Every stream with its own latents [updates, tokens, channels] and history [P, updates, ...]."""
+    def parts(self) -> list[tuple[StreamState, Feed, Sequence[torch.Tensor], torch.Tensor | None]]:
+        """Every stream with the latents [tokens, channels] of its frames and its history [P, updates, ...]."""
+        tokens = [state.tokens for state, feed in self.work for _ in feed.roster.updated]
+        rows = self.latents.split(tokens)
         parts = []
-        begin = 0
+        first = begin = 0
         for state, feed in self.work:
-            shape = (len(feed.roster.updated), state.tokens)
-            own = slice(begin, begin + shape[0] * shape[1])
-            begin = own.stop
-            history = None if self.history is None else self.history[:, own].unflatten(1, shape)
-            parts.append((state, feed, self.latents[own].unflatten(0, shape), history))
+            count = len(feed.roster.updated)
+            own, begin = begin, begin + count * state.tokens
+            history = None
+            if self.history is not None:
+                history = self.history[:, own:begin].unflatten(1, (count, state.tokens))
+            parts.append((state, feed, rows[first : first + count], history))
+            first += count
         return parts
 
 

@@ -23,7 +23,7 @@ from ardiff_engine.engine.starting_noise import StartingNoise
 from ardiff_engine.engine.stream_pages import SavedPages, StreamPages
 from ardiff_engine.errors import ArdiffError
 from ardiff_engine.memory import MemoryPolicy
-from ardiff_engine.memory.view import contains
+from ardiff_engine.memory.view import outside
 from ardiff_engine.plan import Plan
 
 Status = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
@@ -122,7 +122,7 @@ class StreamState:
         if self.pages.ready_for(roster):
             return
         rosters = self.rosters(feed)
-        for frame in [f for f in self.latents if not contains(roster.kept, f)]:
+        for frame in outside(roster.kept, self.latents):
             del self.latents[frame]
             self.inputs.drop(frame)
             self.history.pop(frame, None)
@@ -149,7 +149,7 @@ class StreamState:
             latents[cell] = signal * latents[cell] + sigma * noise
         return latents
 
-    def clean_copies(self, feed: Feed, latents: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    def clean_copies(self, feed: Feed, latents: Sequence[torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
         """The frames that are due after a pass over `feed`; latents: of those it moved. Changes nothing."""
         due = self.feeder.due(feed)
         moved = dict(zip(feed.roster.updated, latents, strict=True)) if due else {}
@@ -160,13 +160,13 @@ class StreamState:
         self,
         feed: Feed,
         passes: int,
-        latents: torch.Tensor,
+        latents: Sequence[torch.Tensor],
         history: torch.Tensor | None,
         clean: list[tuple[int, torch.Tensor]],
     ) -> None:
         """`passes` have run, the last one over `feed`; latents, history [P, ...]: of the frames it moved."""
         self.pages.turned()
-        self.latents.update(zip(feed.roster.updated, latents.unbind(0), strict=True))
+        self.latents.update(zip(feed.roster.updated, latents, strict=True))
         if history is not None and self.schedule.looks_back:
             own = history[: self.schedule.looks_back].unbind(1)
             self.history.update(zip(feed.roster.updated, own, strict=True))

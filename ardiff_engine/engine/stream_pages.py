@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import sub
 
 import torch
 
@@ -38,7 +40,7 @@ class StreamPages:
     """
 
     __slots__ = (
-        "_own_frames",
+        "_fed",
         "_per_context",
         "_per_frame",
         "_places",
@@ -73,8 +75,8 @@ class StreamPages:
         self._shifts: dict[tuple[int, int], int] = {}
         self._places: dict[tuple[int, int], int] = {}
         self._prepared: Roster | None = None
-        # Frames whose pages nobody else can hold by now: sharing empties it.
-        self._own_frames: frozenset[tuple[int, int, int]] = frozenset()
+        # Of each branch, what the last pass fed: nobody else can hold these pages. Sharing empties it.
+        self._fed: list[frozenset[tuple[int, int]]] = [frozenset()] * branches
 
     @property
     def held(self) -> int:
@@ -95,15 +97,15 @@ class StreamPages:
 
         rosters: what each branch makes of `roster`. keys: of the branches' cross conditions.
         """
-        own = self._own_frames
-        fed = [list(zip(branch.frames, branch.copies, strict=True)) for branch in rosters]
+        fed_before = self._fed
         self._unprepare()
         self.version += 1
         lease = self._open()
         if keys:
             self.conditions = self._store.exchanged(self.conditions, keys, lease)
         for frames, branch in zip(self.frames, rosters, strict=True):
-            for gone in [cell for cell in frames if not contains(branch.kept, cell[0])]:
+            kept = set().union(*branch.kept)
+            for gone in [cell for cell in frames if cell[0] not in kept]:
                 lease.give_back(frames.pop(gone))
                 if not contains(roster.kept, gone[0]):
                     self._shifts.pop(gone, None)
@@ -113,24 +115,24 @@ class StreamPages:
         if roster.feeds_context:
             for number, pages in enumerate(self.context):
                 self.context[number] = self._own(pages, self._per_context)
-        for number, (frames, cells) in enumerate(zip(self.frames, fed, strict=True)):
-            for cell in cells:
-                if (number, *cell) not in own or cell not in frames:
-                    frames[cell] = self._own(frames.get(cell, []), self._per_frame)
+        fed = [frozenset(zip(branch.frames, branch.copies, strict=True)) for branch in rosters]
+        for frames, cells, before in zip(self.frames, fed, fed_before, strict=True):
+            for cell in sorted(cells - (before & frames.keys())):
+                frames[cell] = self._own(frames.get(cell, []), self._per_frame)
         self._place(places)
-        self._prepared = roster
-        self._own_frames = frozenset((number, *cell) for number, cells in enumerate(fed) for cell in cells)
+        self._prepared, self._fed = roster, fed
 
     def shown(self, branch: int, source: int, cells: Sequence[tuple[int, int]]) -> Iterator[int]:
         """The pages of (frame, copy), of `source` where the branch has none of its own."""
         own, others = self.frames[branch], self.frames[source]
         if not self._places:
-            for cell in cells:
-                yield from own[cell] if cell in own else others[cell]
-            return
-        for cell in cells:
-            holder = branch if cell in own else source
-            yield from self.placed[holder].get(cell) or self.frames[holder][cell]
+            held = own if branch == source else others | own
+            return chain.from_iterable([held[cell] for cell in cells])
+        holders = [branch if cell in own else source for cell in cells]
+        places = zip(cells, holders, strict=True)
+        return chain.from_iterable(
+            [self.placed[holder].get(cell) or self.frames[holder][cell] for cell, holder in places]
+        )
 
     def written(self, frame: int) -> tuple[list[int], int]:
         """The pages of a frame of the first branch, and the place where it was written."""
@@ -198,14 +200,14 @@ class StreamPages:
             self.placed, self._places, self.turns = [{} for _ in self.frames], {}, []
 
     def _unprepare(self) -> None:
-        self._prepared, self._own_frames = None, frozenset()
+        self._prepared, self._fed = None, [frozenset()] * len(self.frames)
 
     def _seen_elsewhere(self, roster: Roster) -> dict[tuple[int, int], int]:
         """The shifts of what the roster sees elsewhere than where it was written. Notes those of what it
         feeds."""
         shifts = self._shifts
-        for frame, copy, position in zip(roster.frames, roster.copies, roster.positions, strict=True):
-            shifts[frame, copy] = position - frame
+        cells = zip(roster.frames, roster.copies, strict=True)
+        shifts.update(zip(cells, map(sub, roster.positions, roster.frames), strict=True))
         views = dict.fromkeys(roster.views)
         if len({run.shift for view in views for run in view} | set(shifts.values())) == 1:
             return {}

@@ -92,10 +92,22 @@ def contains(frames: Frames, frame: int) -> bool:
     return False
 
 
+def outside(frames: Frames, asked: Iterable[int]) -> list[int]:
+    """Those of the frames asked for that are not in `frames`."""
+    inside = set().union(*frames)
+    return [frame for frame in asked if frame not in inside]
+
+
 def frames_in(views: Iterable[View]) -> Frames:
     """The frames that any of the views shows."""
-    spans = {(run.first, run.stop) for view in views for run in view}
-    return union(*[(range(*span),) for span in sorted(spans)])
+    found: list[range] = []
+    for first, stop in sorted({(run.first, run.stop) for view in views for run in view}):
+        if found and first <= found[-1].stop:
+            if stop > found[-1].stop:
+                found[-1] = range(found[-1].start, stop)
+        else:
+            found.append(range(first, stop))
+    return tuple(found)
 
 
 def agree(views: Collection[View]) -> bool:
