@@ -115,7 +115,7 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
             faulty = fault.around(call)
             return lambda state, *rest: (faulty if state is inside(host) else call)(state, *rest)
 
-        wrap(Packer, "pack", lambda _, work: pass_.pack(work))
+        wrap(Packer, "pack", lambda _, *given: pass_.pack(*given))
         wrap(Batch, "following", lambda batch, *inputs: pass_.following(batch, *inputs))
         if fault.place == "plan":
             wrap(inside(host).feeder, "next", fault.around(inside(host).feeder.next))
@@ -158,9 +158,9 @@ class _Pass:
         assert self._fault.victim is not None
         return inside(self._fault.victim)
 
-    def pack(self, work: Work) -> Batch:
+    def pack(self, work: Work, passes: int = 1) -> Batch:
         self._work = work
-        return self._packing(partial(self._pack, work))
+        return self._packing(partial(self._pack, work, passes))
 
     def following(self, batch: Batch, *inputs: Any) -> Batch:
         return self._packing(partial(self._following, batch, *inputs))

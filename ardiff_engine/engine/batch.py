@@ -7,6 +7,7 @@ From pass to pass mostly levels change, so everything else is kept in a `Layout`
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,21 +28,29 @@ LAYOUTS_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Moves:
-    """How a batch goes on while nothing but levels changes. rows: int32 [T], what `frame_ids` rise by.
-    weight_table, weight_rows: as in Layout."""
+class Levels:
+    """What differs between passes that follow each other over the same cells: as in CellBatch and Batch."""
 
-    rows: torch.Tensor
-    weight_table: np.ndarray
-    weight_rows: np.ndarray
+    frame_ids: torch.Tensor
+    weights: torch.Tensor
+    coefficients: torch.Tensor
+    keys: torch.Tensor | None
 
-    @property
-    def weights(self) -> torch.Tensor:
-        """As in Batch."""
-        return torch.from_numpy(np.ascontiguousarray(self.weight_table[self.weight_rows].T))
-
-    def following(self) -> Moves:
-        return replace(self, weight_rows=self.weight_rows + 1)
+    @classmethod
+    def of(cls, layout: Layout, passed: np.ndarray, passes: int) -> list[Levels]:
+        """Of so many passes, worked out together. passed: int32, by each stream since its roster began."""
+        ahead = np.arange(passes, dtype=np.int32)[:, None]
+        risen = passed[layout.update_owners] + ahead
+        rows = layout.rows + layout.row_moves * (passed[layout.token_owners] + ahead)
+        weights = layout.weights[layout.weight_rows + risen].transpose(0, 2, 1)
+        keys: list[torch.Tensor] | list[None] = [None] * passes
+        if layout.keys is not None:
+            counted = np.repeat(layout.keys[None], passes, axis=0)
+            counted[:, :, 4] += risen
+            keys = list(torch.from_numpy(counted).unbind(0))
+        arrays = rows, np.ascontiguousarray(weights), layout.coefficients + risen
+        tensors = [torch.from_numpy(array).unbind(0) for array in arrays]
+        return list(map(cls, *tensors, keys))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +90,7 @@ class Batch:
         coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any, `history` float32
         [P, Y, C] the predictions of the P steps before, the latest first, None if no solver looks back,
         `noise` float32 [Y, C] in place of keys, where a stream brings that of its steps.
-    moves: what the next pass differs in; None over static buffers. turns: what the pass begins with.
+    ahead: how the passes differ that may follow. turns: what the pass begins with.
     """
 
     cells: CellBatch
@@ -94,27 +103,21 @@ class Batch:
     keys: torch.Tensor | None
     history: torch.Tensor | None = None
     noise: torch.Tensor | None = None
-    moves: Moves | None = None
+    ahead: Sequence[Levels] = ()
     turns: PageTurns | None = None
 
     def following(self, x: torch.Tensor, history: torch.Tensor | None) -> Batch:
         """The same cells one pass later, each one that moves at its next level."""
-        assert self.moves is not None, "packed on the host"
-        moves = self.moves.following()
-        keys = self.keys
-        if keys is not None:
-            keys = keys.clone()
-            keys[:, 4] += 1
-        cells = replace(self.cells, frame_ids=self.cells.frame_ids + moves.rows)
+        levels, *ahead = self.ahead
         return replace(
             self,
-            cells=cells,
+            cells=replace(self.cells, frame_ids=levels.frame_ids),
             x=x,
-            weights=moves.weights,
-            coefficients=self.coefficients + 1,
-            keys=keys,
+            weights=levels.weights,
+            coefficients=levels.coefficients,
+            keys=levels.keys,
             history=history,
-            moves=moves,
+            ahead=ahead,
             turns=None,
         )
 
@@ -188,23 +191,19 @@ class Packer:
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
         self._model = model
 
-    def pack(self, work: Work) -> Batch:
+    def pack(self, work: Work, passes: int = 1) -> Batch:
+        """The first pass over this work, with the levels of those that may follow it."""
         x, condition, history = self._inputs(work)
         self._write_conditions(work)
         layout, pool = self._layout(work), self._pool
         passed = np.array([feed.passed for _, feed in work], np.int32)
-        risen = passed[layout.update_owners]
-        moves = Moves(torch.from_numpy(layout.row_moves), layout.weights, layout.weight_rows + risen)
-        keys = noise = None
-        if layout.keys is not None:
-            keys = layout.keys.copy()
-            keys[:, 4] += risen
-            noise = _noise(work, torch.from_numpy(keys), x)
+        levels, *ahead = Levels.of(layout, passed, passes)
+        noise = None if levels.keys is None else _noise(work, levels.keys, x)
         cells = CellBatch(
             num_contexts=layout.num_contexts,
             slots=layout.slots,
             positions=layout.positions,
-            frame_ids=torch.from_numpy(layout.rows + layout.row_moves * passed[layout.token_owners]),
+            frame_ids=levels.frame_ids,
             table=layout.table,
             k_pages=pool.k,
             v_pages=pool.v,
@@ -219,12 +218,12 @@ class Packer:
             condition=condition,
             spans=layout.spans,
             branch_cells=layout.branch_cells,
-            weights=moves.weights,
-            coefficients=torch.from_numpy(layout.coefficients + risen),
-            keys=None if keys is None or noise is not None else torch.from_numpy(keys),
+            weights=levels.weights,
+            coefficients=levels.coefficients,
+            keys=levels.keys if noise is None else None,
             history=history,
             noise=noise,
-            moves=moves,
+            ahead=ahead,
             turns=PageTurns.of(work),
         )
 

@@ -73,7 +73,7 @@ class FrameInputs:
 
     def fetch(self, frames: Iterable[int]) -> None:
         """Have the rows of these frames. What a user's function raises comes through."""
-        for frame in frames:
+        for frame in frames if self._shapes else ():
             if frame not in self._held:
                 self._held[frame] = tuple([self._rows(name, frame) for name in self._shapes])
 

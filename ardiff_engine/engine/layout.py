@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,8 +70,7 @@ class Layout:
     update_owners: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class _Sequence:
+class _Sequence(NamedTuple):
     """What a branch feeds. updates, levels, tracks: of each cell. first: level, track and update of the cell
     that a joint condition goes by."""
 
@@ -81,8 +81,7 @@ class _Sequence:
     first: tuple[int, int, bool]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
     numbers, noise keys and weights.
 

@@ -9,6 +9,7 @@ and then the copies of frames that any view shows, and every view is gathered fr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,7 @@ from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.frame_table import FrameTable
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceViews:
+class SequenceViews(NamedTuple):
     """Of one sequence, in places of its list of shown frames, so that windows that slide stay equal.
 
     num_shown: length of that list. own: of each cell, the place of its own frame. counts: runs in its view;

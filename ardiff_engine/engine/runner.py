@@ -153,7 +153,7 @@ class Outcome:
         return sum(len(feed.roster.updated) for _, feed in self.work)
 
     def parts(self) -> list[tuple[StreamState, Feed, Sequence[torch.Tensor], torch.Tensor | None]]:
-        """Every stream with the latents [tokens, channels] of its frames and its history [P, updates, ...]."""
+        """Every stream, the latents [tokens, channels] of its frames, and its history [P, updates, ...]."""
         tokens = [state.tokens for state, feed in self.work for _ in feed.roster.updated]
         rows = self.latents.split(tokens)
         parts = []
@@ -235,7 +235,7 @@ class Runner:
 
     def _passes(self, work: Work, passes: int, run: Run) -> Outcome:
         """Raises if the first one does. A later one that fails has not been: it is done again."""
-        batch, computed = self._pass(partial(self.packer.pack, work), run)
+        batch, computed = self._pass(partial(self.packer.pack, work, passes), run)
         latents, findings = computed.latents, [computed.findings]
         on_host = batch.x.device.type == "cpu"
         if passes > 1 and on_host and not good(computed.findings):
