@@ -300,6 +300,7 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Request]]] = {
         lambda: Request(9, lag=1, memory=Placed(Window(6), "window")),
     ),
     "no plan": (ConfigError, lambda: Request(4, plan="blocks")),
+    "a plan and a lag": (ConfigError, lambda: Request(4, plan=plan.blocks(2), lag=2)),
     "no solver": (ConfigError, lambda: Request(4, solver=(S4, 3))),
 }
 

@@ -134,6 +134,11 @@ class Request:
             raise ConfigError(
                 f"Request.plan={self.plan!r}: give a rule such as plan.blocks(3), a plan, or None for `lag`"
             )
+        if self.plan is not None and self.lag is not None:
+            raise ConfigError(
+                f"Request.lag={self.lag} beside Request.plan={self.plan!r:.80}: a plan says when frames start, "
+                "so give one of the two"
+            )
 
     @property
     def guidance(self) -> tuple[Branch, ...]:
