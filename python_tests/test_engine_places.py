@@ -297,6 +297,9 @@ class Elsewhere:
     def __getattr__(self, name: str) -> object:
         return getattr(Full(), name)
 
+    def begun(self, block: range, now: plan.Now) -> Elsewhere:
+        return self
+
     def most_frames(self, ours: plan.Plan) -> int:
         return 2 * (ours.num_frames or 0)
 

@@ -136,8 +136,8 @@ class Request:
             )
         if self.plan is not None and self.lag is not None:
             raise ConfigError(
-                f"Request.lag={self.lag} beside Request.plan={self.plan!r:.80}: a plan says when frames start, "
-                "so give one of the two"
+                f"Request.lag={self.lag} beside Request.plan={self.plan!r:.80}: a plan says when frames "
+                "start, so give one of the two"
             )
 
     @property
