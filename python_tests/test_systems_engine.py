@@ -156,6 +156,32 @@ def test_the_noise_of_a_system_is_that_of_its_requests(model: WanTransformer) ->
     assert idle.request(replace(asked, latents=torch.zeros(8, 3, 2, 4))).noise is None
 
 
+def test_magi_is_guided_by_three_branches(model: WanTransformer) -> None:
+    """Without a past the branches of the negative prompt are one; from t = 0.3 on only the past counts."""
+    magi, text, negative = systems.get("magi-1"), torch.randn(5, 10), torch.randn(5, 10)
+    asked = ade.Request(num_frames=4, size=(2, 4), condition=text, negative_condition=negative, seed=3)
+    branches = magi.request(asked).branches
+    assert branches is not None
+    assert [own.writes for own in branches] == [False, True, False]
+    weights = torch.tensor([own.weights([64]) for own in branches])
+    assert torch.equal(weights[:, 0], torch.tensor([7.5, -6.0, -0.5]))
+    assert torch.equal(weights[:, -1], torch.tensor([0.0, 1.0, 0.0]))
+    guided = [t < 0.3 for t in magi.tracks[0].timesteps[:-1].tolist()]
+    assert (weights[0] > 0).tolist() == guided
+    assert magi.request(replace(asked, guidance_scale=2.0)).branches is None
+    few = systems.from_spec(
+        {"system": "magi-1", "chunks": 3, "steps": 4, "window": 2, "chunk_frames": 6, "shift": 3.0}
+        | {"given_pixel_frames": 0, "shortcut": False, "all_history": False}
+    )
+    made = engine(model, 1000).submit(few.request(replace(asked, num_frames=3))).result()
+    alone = replace(asked, num_frames=3, condition=negative, negative_condition=None)
+    plain = engine(model, 1000).submit(few.request(alone)).result()
+    assert torch.isfinite(made).all() and not torch.equal(made, plain)
+    same = few.request(replace(asked, num_frames=3, condition=negative))
+    first = engine(model, 1000).submit(same).result()[0]
+    torch.testing.assert_close(first, plain[0], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "facts"),
     [

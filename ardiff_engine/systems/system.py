@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy.typing as npt
 
+from ardiff_engine.diffusion.guidance import Branch, Condition
 from ardiff_engine.diffusion.solvers import Solver
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import Tracks, tracks_of
@@ -35,7 +36,8 @@ class System:
     name: for `systems.get`. title, paper, repository: who published it; paper: an arXiv number.
     plan: who is fed when. solver: of all blocks, or of each track. memory: who sees what, and where.
     noise: what its videos start from; None: independent noise for each frame.
-    guidance: scale of the release; 1: none. on_prompt: what a new prompt does to stored K/V (see
+    guidance: scale of the release; 1: none. branches_of: other guidance than by a scale, of a condition and a
+        negative one. on_prompt: what a new prompt does to stored K/V (see
         `Stream.set_condition`). fps: pictures per second of its videos.
     takes_scheduler: its solver is that of a model's folder, where that names one (scheduler_config.json).
     num_frames, given_frames: of the video, for systems that need a length and those that were made for one;
@@ -55,6 +57,7 @@ class System:
     memory: MemoryPolicy
     noise: NoiseSource | None = None
     guidance: float = 1.0
+    branches_of: Callable[[Condition, Condition], tuple[Branch, ...]] | None = None
     on_prompt: Literal["keep", "recommit", "reset"] = "keep"
     fps: int = 16
     takes_scheduler: bool = False
@@ -82,8 +85,12 @@ class System:
 
     def request(self, request: Request) -> Request:
         """The request with this system's plan, solver and memory; with its noise, where the request brings
-        none; and with its guidance scale, where the request has a negative condition and no scale."""
+        none; and with its guidance, where the request has a negative condition and no scale."""
         self._check_served()
+        negative = request.negative_condition
+        if self.branches_of and negative is not None and request.guidance_scale == 1.0:
+            branches = self.branches_of(request.condition, negative)
+            request = replace(request, condition=None, negative_condition=None, branches=branches)
         scale = request.guidance_scale
         if scale == 1.0 and request.negative_condition is not None:
             scale = self.guidance
