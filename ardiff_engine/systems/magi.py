@@ -71,7 +71,7 @@ SYSTEM = System(
     recorded=recorded(6),
     fps=24,
     exact="Calls and latents; with a prefix, and the shortcut of twelve steps.",
-    left_out="A text for each chunk, chunks given in part, the mix with a prediction without history.",
+    left_out="A text for each chunk, chunks given in part, the mix of the distilled one without history.",
 )
 
 
