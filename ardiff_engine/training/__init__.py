@@ -3,11 +3,14 @@
 
 from ardiff_engine.training.config import EncodeConfig, TrainConfig, VaeTrainConfig
 from ardiff_engine.training.encode import encode, run_encode
+from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.training.trainer import run_train, train
 from ardiff_engine.training.vae_trainer import run_train_vae, train_vae
 
 __all__ = [
+    "Clips",
+    "Denoising",
     "EncodeConfig",
     "TrainConfig",
     "VaeTrainConfig",
