@@ -83,6 +83,18 @@ def test_every_validation_shows_reconstructions_and_tells_a_collapse(
     assert pictures == ["step-00000003.png", "step-00000006.png"]
 
 
+def test_a_step_may_be_split_into_micro_batches(tmp_path: Path) -> None:
+    """Noise was drawn for each micro-batch: 2 x 2 pictures were another step than 4."""
+    weights = []
+    for batch, accumulate in ((4, 1), (2, 2)):
+        run = {"batch": batch, "accumulate": accumulate, "precision": "float64"}
+        trainer = VaeTrainer(config(tmp_path, run=run, loss={"kl": 1e-3, "latent_noise": 0.2}))
+        for step in range(3):
+            trainer.step(step)
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert float((weights[0] - weights[1]).norm() / weights[0].norm()) < 1e-12
+
+
 def test_spread_of_latents_is_the_deviation_of_their_tokens() -> None:
     tokens = torch.nn.functional.normalize(torch.randn(50, 3, 7, 4), dim=-1)
     spread = LatentSpread()

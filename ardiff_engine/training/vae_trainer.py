@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.data.sources import clip_source
+from ardiff_engine.diffusion.noise import noise_keys
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.files import make_folder
 from ardiff_engine.media import contact_sheet
 from ardiff_engine.models import TiTok, to_tokens
+from ardiff_engine.ops import philox_normal
+from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
@@ -104,9 +107,10 @@ class VaeTrainer:
         totals: dict[str, float] = {}
         self.model.train()
         for micro in range(run.accumulate):
-            images, classes = self.source.clips(sample_ids(step, micro, run.batch, run.accumulate))
+            samples = sample_ids(step, micro, run.batch, run.accumulate)
+            images, classes = self.source.clips(samples)
             images = images.to(run.device, weights_dtype(run))
-            reconstruction, terms = self.terms(images, classes, seed=_noise_seed(run.seed, step, micro))
+            reconstruction, terms = self.terms(images, classes, samples)
             loss = _weighted(terms)
             values = {"loss": loss} | {name: term for name, (_, term) in terms.items()}
             if self.discriminator is not None and step >= self.config.loss.gan_start:
@@ -122,22 +126,24 @@ class VaeTrainer:
                 totals |= {"gradient_norm": norm} if name == "model" else {}
         return totals
 
-    def terms(self, images: Tensor, classes: Tensor | None, seed: int | None) -> tuple[Tensor, Terms]:
-        """Reconstruction [B·T, 3, H, W] and weighted loss terms of clips [B, T, 3, H, W]; `seed` None:
-        without noise."""
+    def terms(
+        self, images: Tensor, classes: Tensor | None, samples: Sequence[int] | None
+    ) -> tuple[Tensor, Terms]:
+        """Reconstruction [B·T, 3, H, W] and weighted loss terms of clips [B, T, 3, H, W]; with noise if
+        their ids are given."""
         loss = self.config.loss
         frames = images.flatten(0, 1)
         with autocast(self.config.run):
             mean, log_variance = self.model.moments(frames)
         mean, log_variance = mean.to(frames.dtype), log_variance.to(frames.dtype)
         z = mean
-        if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
+        if samples is not None:
+            seed = self.config.run.seed
             if loss.sample_posterior and loss.kl:
-                z = z + torch.exp(0.5 * log_variance) * torch.randn(z.shape, generator=generator).to(z)
+                z = z + torch.exp(0.5 * log_variance) * _noise(z, len(images), seed, samples, 0)
             if loss.latent_noise:
                 z = F.normalize(z, dim=1, eps=1e-12)
-                z = z + loss.latent_noise * torch.randn(z.shape, generator=generator).to(z)
+                z = z + loss.latent_noise * _noise(z, len(images), seed, samples, 1)
         with autocast(self.config.run):
             decoded = self.model.decode(z.unflatten(0, images.shape[:2]), frames_per_pass=frames.shape[0])
         reconstruction = decoded.flatten(0, 1).to(frames.dtype)
@@ -166,7 +172,7 @@ class VaeTrainer:
             samples = own[first : first + run.batch]
             images, classes = source.clips(samples)
             images = images.to(run.device, weights_dtype(run))
-            reconstruction, terms = self.terms(images, classes, seed=None)
+            reconstruction, terms = self.terms(images, classes, None)
             spread.add(to_tokens(self.model.encode(images)))
             if first == 0:
                 shown = images.flatten(0, 1), reconstruction
@@ -262,7 +268,7 @@ def _set_memory_format(model: TiTok, memory_format: torch.memory_format) -> None
             parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
-def _noise_seed(seed: int, step: int, micro: int) -> int:
-    """A seed per (run, step, micro-batch, process): no state has to be saved to go on with the same
-    numbers."""
-    return hash((seed, step, micro, rank())) & (2**63 - 1)
+def _noise(z: Tensor, clips: int, seed: int, samples: Sequence[int], draw: int) -> Tensor:
+    """Standard normal like z [clips·frames, ...]; that of a clip depends on (seed, sample id, draw) alone."""
+    keys = noise_keys(seed, [n % 2**32 for n in samples], draw, Purpose.TRAIN, [n // 2**32 for n in samples])
+    return philox_normal(keys.to(z.device), z.numel() // clips).reshape(z.shape).to(z.dtype)
