@@ -80,6 +80,8 @@ def run_all(cases: list[Case], record: Path) -> dict[Case, str]:
     with record.open("a", buffering=1) as file:
         for number, case in enumerate(cases):
             if case not in done:
+                if number % 50 == 0:
+                    gc.collect()  # an engine that failed is in circles with its error, and its pages with it
                 done[case] = attempt(case)
                 file.write(json.dumps([*astuple(case), done[case]]) + "\n")
             if time.monotonic() - reported > REPORT_SECONDS:
