@@ -316,6 +316,9 @@ class OfSomebodyElse:
     def __getattr__(self, name: str) -> object:
         return getattr(Full(), name)
 
+    def begun(self, block: range, now: Now) -> OfSomebodyElse:
+        return self
+
     def stores(self, fed: Fed) -> bool:
         return fed.level == fed.steps
 
