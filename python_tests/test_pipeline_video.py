@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import ardiff_engine as ade
 from ardiff_engine import systems
 from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError, PlanError, TensorError
+from ardiff_engine.models.wan import WanExperts
 from ardiff_engine.pipeline.text_to_video import TextToVideoPipeline
 from ardiff_engine.plan import blocks
 
@@ -236,6 +237,50 @@ def test_a_clean_first_frame_is_diffusers_own_pipeline(tmp_path: Path) -> None:
         ours("a cat", video=clip(5, *size), **options)
     with pytest.raises(ArdiffError):
         ours.stream("a cat", None, image=pictures[0], size=size)
+
+
+def test_two_experts_are_diffusers_own_pipeline(tmp_path: Path) -> None:
+    """Wan 2.2's A14B: a transformer for high noise and one for low, chosen by the timestep."""
+    experts = {"transformer_2": wan_folder.transformer(seed=7), "boundary_ratio": 0.875}
+    theirs = wan_folder.wan_pipeline(**experts)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_pretrained(tmp_path)
+    ours = ade.Pipeline.from_pretrained(tmp_path, system="wan")
+    assert isinstance(ours.transformer, WanExperts) and ours.transformer.boundary == 875
+    noise = torch.randn(2, 4, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    steps = {"guidance_scale": 4.0, "num_inference_steps": 8, "num_frames": 9, "negative_prompt": "dog"}
+    got = ours(PROMPTS, size=SIZE, latents=noise.transpose(1, 2), progress=False, **steps).latents
+    sizes = {"height": SIZE[0], "width": SIZE[1], "output_type": "latent"}
+    want = theirs(PROMPTS, latents=noise.clone(), **sizes, **steps).frames.transpose(1, 2)
+    assert 0 < int((theirs.scheduler.timesteps >= 875).sum()) < 8
+    assert float((got - want).norm() / want.norm()) <= 1e-4
+    # Streams that join later stand on the other side of the boundary: to the bit as they are alone.
+    parts = [ours.prompts.encode(prompt) for prompt in PROMPTS]
+    solver = ade.solvers.UniPC(ade.FlowSchedule(3.0), 8)
+
+    def asked(number: int) -> ade.Request:
+        return ade.Request(
+            num_frames=3, size=(4, 6), seed=number, condition=parts[number], plan=ours.system.plan
+        )
+
+    def engine() -> ade.Engine:
+        memory = ours.system.memory
+        return ade.Engine(ours.transformer, solver=solver, memory=memory, max_pages=100)
+
+    alone = [engine().submit(asked(number)).result() for number in range(2)]
+    together = engine()
+    first = together.submit(asked(0))
+    together.step(5)
+    second = together.submit(asked(1))
+    assert torch.equal(second.result(), alone[1]) and torch.equal(first.result(), alone[0])
+    with pytest.raises(ConfigError, match="two transformers"):
+        ade.Pipeline.from_pretrained(tmp_path, system="self-forcing")
+    with pytest.raises(ConfigError, match="lora"):
+        ade.Pipeline.from_pretrained(tmp_path, system="wan", lora=tmp_path / "any.safetensors")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": None}))
+    with pytest.raises(CheckpointError, match="boundary_ratio"):
+        ade.Pipeline.from_pretrained(tmp_path, system="wan")
 
 
 def test_shapes_and_that_prompts_matter(pipe: TextToVideoPipeline) -> None:
@@ -506,7 +551,7 @@ def pickled(folder: Path) -> None:
         (another_kind, CheckpointError, "StableDiffusion"),
         (other_text, ConfigError, "24 wide"),
         (other_latents, ConfigError, "channels"),
-        (two_experts, CheckpointError, "two transformers"),
+        (two_experts, CheckpointError, "boundary_ratio"),
         (with_clip, ConfigError, "CLIP"),
         (another_clip, ConfigError, "257 tokens of 4"),
         (odd_channels, ConfigError, "7 channels"),

@@ -94,6 +94,7 @@ class ModelSpec:
     views_per_layer: every layer sees by `CellBatch.table_of`, not all by one table; views_per_head: and every
         kv head of it, by `CellBatch.tables_of`.
     condition_sees_frames: the tokens of a joint condition see the frames as well.
+    reads_back: what a pass does depends on values on the device. Such passes are never CUDA graphs.
     """
 
     num_frames: int
@@ -115,6 +116,7 @@ class ModelSpec:
     condition_sees_frames: bool = False
     views_per_layer: bool = False
     views_per_head: bool = False
+    reads_back: bool = False
 
     def grid(self, size: Size | None = None) -> tuple[int, ...]:
         """Tokens of a frame along each of its axes: rows and columns, or one axis alone.

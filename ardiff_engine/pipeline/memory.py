@@ -110,7 +110,7 @@ def video_memory(
         decoders=streams * codec.bytes_per_stream(rows),
         decoding=FEATURE_MAPS * FRAMES * shown * vae.decoder_width // vae.patch**2 * item,
         text=0 if parts.text is None else parts.text.weights * dtype.itemsize,
-        stored=parts.transformer.file.bytes_as(),
+        stored=sum(own.file.bytes_as() for own in (parts.transformer, parts.low_noise) if own is not None),
     )
 
 

@@ -21,12 +21,12 @@ from ardiff_engine.codec import TAEHV, WanVAE
 from ardiff_engine.codec.taehv import TAEHVFile
 from ardiff_engine.codec.wan.layout import VAEFile, open_vae
 from ardiff_engine.errors import CheckpointError, ConfigError
-from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.models.wan import WanConfig, WanExperts, WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.parsing import read_json, shown
 from ardiff_engine.pipeline.pixels import FRAMES, Size, VideoVAE, in_tiles
-from ardiff_engine.weights.load_wan import WanFile, open_wan
-from ardiff_engine.weights.lora import check_lora
+from ardiff_engine.weights.load_wan import WanFile, load_wan, open_wan
+from ardiff_engine.weights.lora import check_lora, load_lora
 from ardiff_engine.weights.safetensors_file import INDEX_SUFFIX, NAMES, SafetensorsFile, unsafe
 
 PathName = str | PathLike[str]
@@ -55,7 +55,9 @@ class TextFiles:
 class VideoParts:
     """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them. lora: what
     is merged into the transformer. tile: rows and columns of latents that are decoded at a time, None: all.
-    image: the folder with image_encoder/, of models that see a picture."""
+    image: the folder with image_encoder/, of models that see a picture.
+    low_noise, boundary: the second transformer of models with two, and the timestep below which it is used;
+    `transformer` is then the one for high noise."""
 
     transformer: WanFile
     vae: VAEFile | TAEHVFile
@@ -64,9 +66,23 @@ class VideoParts:
     lora: Path | None = None
     image: Path | None = None
     tile: Size | None = None
+    low_noise: WanFile | None = None
+    boundary: float = 0.0
 
-    def empty_transformer(self) -> WanTransformer:
-        return self.transformer.empty()
+    def empty_transformer(self) -> WanTransformer | WanExperts:
+        high = self.transformer.empty()
+        return high if self.low_noise is None else WanExperts(high, self.low_noise.empty(), self.boundary)
+
+    def load_transformer(self, device: torch.device, dtype: torch.dtype) -> WanTransformer | WanExperts:
+        """With its weights, and a LoRA merged."""
+        high, *low = [
+            load_wan(own.file.path, own.config, device=device, dtype=dtype)
+            for own in (self.transformer, self.low_noise)
+            if own is not None
+        ]
+        if self.lora is not None:
+            load_lora(high, self.lora)
+        return WanExperts(high, low[0], self.boundary) if low else high
 
     def empty_vae(self) -> VideoVAE:
         return self.vae.empty() if isinstance(self.vae, TAEHVFile) else WanVAE.empty(self.vae)
@@ -86,12 +102,12 @@ def holds_video_parts(name: PathName) -> bool:
     return (place / INDEX).is_file() or any((place / f"{name}.safetensors").is_file() for name in VAE_NAMES)
 
 
-def takes_picture(model: WanTransformer) -> bool:
+def takes_picture(model: WanTransformer | WanExperts) -> bool:
     """Whether it is an image-to-video model: with channels of a first picture beside the latents."""
     return any(own.name == PICTURES for own in model.spec.frame_inputs)
 
 
-def check_inputs(model: WanTransformer) -> None:
+def check_inputs(model: WanTransformer | WanExperts) -> None:
     """ConfigError for what image-to-video models take and a pipeline does not make."""
     config = model.config
     with_picture = 2 * config.out_channels + FRAMES
@@ -122,6 +138,12 @@ def find_parts(
         raise CheckpointError(f"model: there is no {shown(str(place))}. Check the path.")
     if (place / INDEX).is_file():
         _check_kind(place / INDEX)
+    low_noise, boundary = _low_noise(place)
+    if low_noise is not None and (lora, transformer) != (None, None):
+        raise ConfigError(
+            f"{place} has two transformers, for high and low noise: transformer= and lora= are for models "
+            "with one."
+        )
     found = VideoParts(
         transformer=open_wan(_transformer(place) if transformer is None else transformer),
         vae=_opened_vae(_vae(place) if vae is None else arguments.path("vae", vae)),
@@ -132,10 +154,13 @@ def find_parts(
         lora=None if lora is None else arguments.path("lora", lora),
         image=place.parent if place.is_file() else place,
         tile=tile,
+        low_noise=low_noise,
+        boundary=boundary,
     )
     in_tiles(found.empty_vae(), tile)  # refuses tiles that cannot be
     if found.lora is not None:
-        check_lora(found.empty_transformer(), found.lora)
+        check_lora(found.transformer.empty(), found.lora)
+    found.empty_transformer()  # experts of different sizes are told now
     config = found.transformer.config
     found = replace(found, image=None if config.image_dim is None else found.image)
     if found.image is not None:
@@ -162,10 +187,20 @@ def _check_kind(index: Path) -> None:
             f"{index} is of a {shown(kind)}, expected one of {', '.join(_KINDS)}. Other models of "
             "diffusers are not known here."
         )
-    if any(values.get("transformer_2") or ()):
+
+
+def _low_noise(place: Path) -> tuple[WanFile | None, float]:
+    """The second transformer of a folder in diffusers' layout, and its boundary; none: nothing and 0."""
+    values = read_json(place / INDEX) if (place / INDEX).is_file() else {}
+    if not isinstance(values, dict) or not any(values.get("transformer_2") or ()):
+        return None, 0.0
+    ratio = values.get("boundary_ratio")
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
         raise CheckpointError(
-            f"{index} has two transformers, for high and low noise (Wan 2.2 A14B): models with one run here."
+            f"{place / INDEX} has two transformers and boundary_ratio {shown(ratio)}, expected the share of "
+            "the noise below which the second is used, between 0 and 1."
         )
+    return open_wan(place / "transformer_2"), 1000 * float(ratio)
 
 
 def _transformer(place: Path) -> Path:

@@ -15,6 +15,7 @@ from ardiff_engine.errors import ArdiffError, ConfigError
 from ardiff_engine.memory import Full
 from ardiff_engine.memory.windows import Windows
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.models.wan import WanExperts
 from ardiff_engine.parsing import shown
 from ardiff_engine.pipeline.pixels import checked_latents, latents_of
 from ardiff_engine.plan.cut import Cut
@@ -122,6 +123,9 @@ def with_scheduler(system: System, settings: Mapping[str, object]) -> System:
 
 
 def _why_not(system: System, model: VideoModel) -> str | None:
+    joint = isinstance(system.memory, Full) and system.memory.joint
+    if isinstance(model, WanExperts) and not joint:
+        return "it has two transformers, for high and low noise, and the system stores K/V of one."
     try:
         system.check(model.spec)
     except ArdiffError as error:

@@ -17,7 +17,7 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.engine import Request, Stream
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.media import Clip
-from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan import WanExperts, WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.pipeline import inputs
 from ardiff_engine.pipeline import output as outputs
@@ -41,7 +41,6 @@ from ardiff_engine.pipeline.systems import asked_latents, check_fits, system_nam
 from ardiff_engine.pipeline.video_job import VideoJob
 from ardiff_engine.pipeline.video_stream import PromptSwitches, VideoStream
 from ardiff_engine.systems import System
-from ardiff_engine.weights import load_lora, load_wan
 
 SIZE = (480, 832)
 LATENTS_AHEAD = 2
@@ -60,7 +59,7 @@ class TextToVideoPipeline:
 
     def __init__(
         self,
-        transformer: WanTransformer,
+        transformer: WanTransformer | WanExperts,
         vae: VideoVAE,
         system: str | System,
         text: UMT5 | Callable[[], UMT5] | None = None,
@@ -113,14 +112,12 @@ class TextToVideoPipeline:
         the parts and the smallest video take.
         """
         chosen = with_scheduler(system_named(system), parts.scheduler)
-        config, place = parts.transformer.config, usable_device(device)
+        place = usable_device(device)
         check_inputs(parts.empty_transformer())
         check_fits(chosen, parts.empty_transformer())
         check_loading(least_memory(parts, chosen, dtype=dtype), place)
         vae = parts.load_vae(place)
-        transformer = load_wan(parts.transformer.file.path, config, device=place, dtype=dtype)
-        if parts.lora is not None:
-            load_lora(transformer, parts.lora)
+        transformer = parts.load_transformer(place, dtype)
         see = None
         if parts.image is not None:
             see = CLIPVision.from_pretrained(parts.image, device=place, dtype=dtype)

@@ -20,8 +20,8 @@ def transformer(**changes: object):
     return _transformer(WanTransformer3DModel, **changes)
 
 
-def _transformer(kind: type, **changes: object):
-    torch.manual_seed(0)
+def _transformer(kind: type, seed: int = 0, **changes: object):
+    torch.manual_seed(seed)
     settings = {
         "patch_size": (1, 2, 2),
         "num_attention_heads": 2,
@@ -147,17 +147,18 @@ def scheduler(shift: float = 3.0):
     )
 
 
-def wan_pipeline():
+def wan_pipeline(**changes: object):
     """diffusers' own pipeline of these parts."""
     from diffusers import WanPipeline
 
-    return WanPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=text_encoder(),
-        transformer=transformer(),
-        vae=vae(),
-        scheduler=scheduler(),
-    )
+    parts = {
+        "tokenizer": tokenizer(),
+        "text_encoder": text_encoder(),
+        "transformer": transformer(),
+        "vae": vae(),
+        "scheduler": scheduler(),
+    }
+    return WanPipeline(**parts | changes)
 
 
 def skyreels_pipeline():

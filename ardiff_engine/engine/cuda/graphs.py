@@ -324,6 +324,8 @@ def graphs_for(
     forward: Forward, schedules: Schedules, spec: ModelSpec, device: torch.device, cuda_graphs: bool | None
 ) -> PassGraphs:
     """How an engine on this device runs its passes; cuda_graphs: as in Engine."""
+    if spec.reads_back:
+        return PassGraphs(forward, schedules, spec, None, "the network reads values back from the device")
     if cuda_graphs is False or (cuda_graphs is None and device.type != "cuda"):
         off = "turned off: cuda_graphs=False" if device.type == "cuda" else f"no CUDA graphs on {device.type}"
         return PassGraphs(forward, schedules, spec, None, off)

@@ -3,8 +3,9 @@
 
 from ardiff_engine.models.registry import Kind, register
 from ardiff_engine.models.wan.config import WanConfig
+from ardiff_engine.models.wan.experts import WanExperts
 from ardiff_engine.models.wan.transformer import WanTransformer
 
-__all__ = ["WanConfig", "WanTransformer"]
+__all__ = ["WanConfig", "WanExperts", "WanTransformer"]
 
 register(Kind("wan", WanConfig, WanTransformer))
