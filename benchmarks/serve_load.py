@@ -162,7 +162,9 @@ def served(url: str, streams: int) -> float:
         fields = {"num_frames": 4 * FRAMES, "num_inference_steps": STEPS, "lag": LAG}
         names = [client.post("/v1/videos", json={**fields, "seed": n}).json()["id"] for n in range(streams)]
         for name in names:
-            while client.get(f"/v1/videos/{name}").json()["status"] != "completed":
+            while (video := client.get(f"/v1/videos/{name}").json())["status"] != "completed":
+                if video["status"] == "failed":
+                    raise RuntimeError(video["error"]["message"])
                 time.sleep(0.02)
         return streams * 4 * FRAMES / (time.perf_counter() - began)
 
