@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Linear layer: x [T, K], W [N, K] in packed panels of 48 outputs, or transposed -> y [T, N], with bias and an
-// activation or a gated residual applied in registers.
+// Linear layer: x [T, K], W [N, K] in packed panels of 48 outputs, or transposed -> y [T, N], with bias and
+// an activation or a gated residual applied in registers.
 //
 // Work 2 T N K FLOPs. Floor: at T tokens a weight is used T times, so below about 25 tokens (16 FLOPs a cycle
 // and byte of memory rate) reading the weights once, 4 N K bytes, takes longer than the arithmetic.
@@ -38,7 +38,7 @@ constexpr std::int64_t kBlockRows = 128;   // rows of x that stay in the L2 cach
 
 // What a register tile works on: one piece of a panel and a range of inputs.
 struct Piece {
-  const float* weights;     // of the first input of the range, `stride` floats per input
+  const float* weights;  // of the first input of the range, `stride` floats per input
   std::int64_t stride;
   std::int64_t output;      // its first output
   std::int64_t begin, end;  // inputs

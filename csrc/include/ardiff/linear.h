@@ -17,13 +17,13 @@ constexpr std::int64_t kPanelOutputs = 48;
 enum class LinearEpilogue { none = 0, gelu = 1, gated = 2, gelu_erf = 3, silu = 4 };
 
 struct LinearParams {
-  const float* x;       // [rows, inputs]
+  const float* x;  // [rows, inputs]
   // weight[48 p + c, i] = weights[p panel_stride + i input_stride + c]. Packed panels [ceil(outputs / 48),
   // inputs, 48] have an input_stride of 48; a transposed weight [inputs, >= outputs] a panel_stride of 48.
   const float* weights;
   std::int64_t panel_stride, input_stride;
   const float* bias;  // [outputs] or null
-  float* y;             // [rows, outputs]; may be `residual` itself
+  float* y;           // [rows, outputs]; may be `residual` itself
   std::int64_t rows, inputs, outputs;
   LinearEpilogue epilogue;
   const float *residual, *gate;   // gated: [rows, outputs]; [.., outputs], rows strided, or null
