@@ -346,3 +346,16 @@ def test_agree() -> None:
     assert agree([(Run(0, 3, shift=1),), (Run(0, 3, copy=1),)])
     assert not agree([(Run(0, 3, shift=1),), (Run(2, 5),)])
     assert not agree([(Run(0, 9),), (Run(1, 2),), (Run(4, 5, shift=2),)])
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_an_extension_that_a_memory_cannot_show_is_refused_and_changes_nothing(block: int) -> None:
+    """Four frames fit a window of four; of more, two blocks that move together see a frame at two places."""
+    engine = engine_of(network(), Placed(Window(4), "window"))
+    request = Request(num_frames=4, plan=plan.blocks(block, lag=block), seed=1)
+    alone = engine.submit(request).result()
+    stream = engine.submit(request)
+    engine.step(4)
+    with pytest.raises(PlanError, match="two places"):
+        stream.extend(block)
+    assert torch.equal(stream.result(), alone)

@@ -63,13 +63,18 @@ def admit(
     check_memory(memory)
     request.check(spec)
     plan = plan_of(request, steps, rule)
-    memory.check(plan, spec)
-    if not isinstance(memory, Full | PerLevel | Ranges | RecomputedWindow | Window):
-        rehearse(plan, memory, spec)
+    check_served(plan, memory, spec)
     branches, rows = request.guidance, rows_of_pages(spec, page_rows)
     check_branches(branches, memory.network(spec), steps)
     need = page_need(plan, spec, memory, branches, request.size, rows)
     return Admission(plan, branches, weight_table(branches, steps), need)
+
+
+def check_served(plan: Plan, memory: MemoryPolicy, spec: ModelSpec) -> None:
+    """PlanError or ConfigError unless the memory keeps, and can show, what the plan's blocks see."""
+    memory.check(plan, spec)
+    if not isinstance(memory, Full | PerLevel | Ranges | RecomputedWindow | Window):
+        rehearse(plan, memory, spec)
 
 
 def plan_of(request: Request, steps: tuple[int, ...], default: Rule | None) -> Plan:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ardiff_engine.diffusion.guidance import Branch, same_condition, weight_table
-from ardiff_engine.engine.admission import page_need
+from ardiff_engine.engine.admission import check_served, page_need
 from ardiff_engine.engine.condition_store import condition_keys
 from ardiff_engine.engine.decoding import StreamDecoder
 from ardiff_engine.engine.feeder import Feeder
@@ -254,6 +254,7 @@ class Editor:
         state.inputs.check_length(total + frames)
         plan, done = state.feeder.plan, state.feeder.tick
         longer = (state.then or plan).extended(frames)
+        check_served(longer, state.policy, self._model.spec)
         if state.then is None:
             if _same_until(plan, longer, done):
                 self._make_room(state, longer)
