@@ -198,6 +198,17 @@ def test_a_full_queue_says_when_to_come_again(tiny_model: Path, tmp_path: Path) 
             assert foreign.status_code == 403
 
 
+def listed(client: httpx.Client) -> list[dict]:
+    """All videos, page by page."""
+    found: list[dict] = []
+    while True:
+        after = {"after": found[-1]["id"]} if found else {}
+        page = client.get("/v1/videos", params={"limit": 100, **after}).json()
+        found += page["data"]
+        if not page["has_more"]:
+            return found
+
+
 def killed_at_random(model: Path, folder: Path, times: int) -> None:
     chance = random.Random(times)
     whole: dict[str, bytes] = {}
@@ -206,15 +217,15 @@ def killed_at_random(model: Path, folder: Path, times: int) -> None:
             with httpx.Client(base_url=server.url, timeout=30) as client:
                 for name, content in whole.items():
                     assert client.get(f"/v1/videos/{name}/content").content == content
-                listed = client.get("/v1/videos", params={"limit": 100}).json()["data"]
-                assert {own["status"] for own in listed} <= {"completed", "failed"}
-                assert all(KILLED in own["error"]["message"] for own in listed if own["status"] == "failed")
+                videos = listed(client)
+                assert {own["status"] for own in videos} <= {"completed", "failed"}
+                assert all(KILLED in own["error"]["message"] for own in videos if own["status"] == "failed")
                 assert not list(folder.glob("*.part"))
-                assert len(list(folder.glob("*.mp4"))) == sum(own["status"] == "completed" for own in listed)
+                assert len(list(folder.glob("*.mp4"))) == sum(own["status"] == "completed" for own in videos)
                 for _ in range(4):
                     client.post("/v1/videos", json={"num_frames": chance.randint(4, 40), **QUICK})
                 time.sleep(chance.random() * 0.6)
-                for own in client.get("/v1/videos", params={"limit": 100}).json()["data"]:
+                for own in listed(client):
                     if own["status"] == "completed" and own["id"] not in whole:
                         whole[own["id"]] = client.get(f"/v1/videos/{own['id']}/content").content
             server.kill()
