@@ -38,7 +38,7 @@ HOPPER = {"ARDIFF_HOPPER": "1"}
 SM80, SM90 = "test_cuda_frame_attention.py", "test_cuda_frame_attention_sm90.py"
 CHECKS = ("memcheck", "synccheck", "racecheck")
 _PASSED = re.compile(r"\b[1-9]\d* passed\b")  # what pytest says; compute-sanitizer has the last word after it
-_OTHER_OPS = ("backend", "bias_gelu", "modulate", "noise", "norm_rope_pages", "pages")
+_OTHER_OPS = ("backend", "bias_gelu", "modulate", "noise", "norm_rope_pages", "pages", "pool_pages")
 TRITON = " ".join(f"test_triton_{op}.py" for op in _OTHER_OPS)
 
 
@@ -88,7 +88,7 @@ def sanitized(check: str, files: str, seconds: int, **options: Any) -> Step:
 
 STEPS = (
     speed("rates", "timing.py", 60),
-    tests("tests_ops", "test_cuda_ops.py", 120, "not nvrtc"),
+    tests("tests_ops", "test_cuda_ops.py test_pool_pages.py", 120, "not nvrtc"),
     tests("tests_attention_sm80", SM80, 120, "not nvrtc and not large"),
     speed("attention_sm80", "attention.py", 60, "--variant", "sm_80"),
     tests("tests_sm90_first", SM90, 40, "page_rows and gpu-112 and not nvrtc", hopper=True),
@@ -112,9 +112,9 @@ STEPS = (
     tests("tests_triton_attention", "test_triton_frame_attention.py", 240),
     speed("training", "training.py", 180),
     tests("tests_triton", TRITON, 300),
-    tests("tests_nvrtc", f"test_cuda_ops.py {SM80}", 240, "nvrtc"),
+    tests("tests_nvrtc", f"test_cuda_ops.py test_pool_pages.py {SM80}", 240, "nvrtc"),
     tests("tests_nvrtc_sm90", SM90, 180, "nvrtc", needs="tests_sm90", hopper=True),
-    *(sanitized(check, f"test_cuda_ops.py {SM80}", 240) for check in CHECKS),
+    *(sanitized(check, f"test_cuda_ops.py test_pool_pages.py {SM80}", 240) for check in CHECKS),
     *(sanitized(check, SM90, 240, needs="tests_sm90", hopper=True) for check in CHECKS),
 )  # fmt: skip
 

@@ -255,13 +255,15 @@ class Editor:
         plan, done = state.feeder.plan, state.feeder.tick
         longer = (state.then or plan).extended(frames)
         check_served(longer, state.policy, self._model.spec)
+        # Also where it goes on as a plan of its own: that one knows nothing of frames that finish together at
+        # the end of the first, which are stored beside those that start.
+        self._make_room(state, longer)
         if state.then is None:
             if _same_until(plan, longer, done):
-                self._make_room(state, longer)
                 state.feeder.plan = longer
                 return
             longer = longer.continued(total)
-        self._make_room(state, longer)
+            self._make_room(state, longer)
         state.then = longer
 
     def suspend(self, state: StreamState) -> None:

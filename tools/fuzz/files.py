@@ -54,7 +54,12 @@ SCHEDULE = {
     "prediction": "x0",
 }
 RUN = RunConfig(output="out", steps=10)
-STATE = {"settings": {"x": 1, "list": [1, 2]}, "ema_updates": 0}
+SETTINGS = {
+    "run": {"seed": 1, "steps": 10, "batch": 2, "accumulate": 1},
+    "optimizer": {"schedule": "cosine"},
+    "list": [1, 2],
+}
+STATE = {"settings": SETTINGS, "processes": 1, "averages": {"loss": [2.0, 4]}, "ema_updates": 0}
 ROW = {"op": "linear", "shape": "2x2", "threads": 1, "opponent": "torch", "seconds": 1e-3}
 RECORD = {
     "machine": {
@@ -210,7 +215,7 @@ def read_run(path: Path) -> None:
     module = torch.nn.Linear(2, 2)
     optimizer = Optimizer(module, OptimizerConfig(), 10)
     run = RunConfig(output=str(path), steps=10)
-    TrainingLoop(run, {"model": module}, {"model": optimizer}, None, {"x": 1, "list": [1, 2]})._start(True)
+    TrainingLoop(run, {"model": module}, {"model": optimizer}, None, SETTINGS)._start(True)
     read_log(path / "training_log.jsonl")
 
 
