@@ -359,3 +359,12 @@ def test_an_extension_that_a_memory_cannot_show_is_refused_and_changes_nothing(b
     with pytest.raises(PlanError, match="two places"):
         stream.extend(block)
     assert torch.equal(stream.result(), alone)
+
+
+def test_frames_that_finish_together_are_stored_beside_those_of_an_extension() -> None:
+    """Two frames end in the last tick of the first plan, and two start in the first of the second."""
+    engine = engine_of(network(), Window(3))
+    stream = engine.submit(Request(num_frames=4, plan=plan.pyramid(0.5), seed=1))
+    engine.step(3)
+    stream.extend(2)
+    assert len(stream.result()) == 6
