@@ -365,6 +365,7 @@ def test_frames_that_finish_together_are_stored_beside_those_of_an_extension() -
     """Two frames end in the last tick of the first plan, and two start in the first of the second."""
     engine = engine_of(network(), Window(3))
     stream = engine.submit(Request(num_frames=4, plan=plan.pyramid(0.5), seed=1))
-    engine.step(3)
+    for _ in range(3):
+        engine.step(1)
     stream.extend(2)
     assert len(stream.result()) == 6
