@@ -12,7 +12,8 @@ from ardiff_engine.kernels.triton import pool_pages
 from ardiff_engine.ops import check_device
 from ardiff_engine.ops.pool_pages import reference_pool_pages_
 
-LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
+# Triton's interpreter cuts bits off where a GPU rounds to the nearest bfloat16.
+LIMITS = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 SOURCES = torch.tensor([[0, 7, 2], [19, -1, 3], [-1, -1, 4], [-1, -1, -1]])
 TARGETS = torch.tensor([9, 10, 16, 12])
 

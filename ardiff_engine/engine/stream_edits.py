@@ -253,17 +253,17 @@ class Editor:
             )
         state.inputs.check_length(total + frames)
         plan, done = state.feeder.plan, state.feeder.tick
-        longer = (state.then or plan).extended(frames)
-        check_served(longer, state.policy, self._model.spec)
-        # Also where it goes on as a plan of its own: that one knows nothing of frames that finish together at
-        # the end of the first, which are stored beside those that start.
-        self._make_room(state, longer)
-        if state.then is None:
-            if _same_until(plan, longer, done):
-                state.feeder.plan = longer
-                return
+        longer = whole = (state.then or plan).extended(frames)
+        goes_on = state.then is None and _same_until(plan, longer, done)
+        if state.then is None and not goes_on:
             longer = longer.continued(total)
-            self._make_room(state, longer)
+        check_served(longer, state.policy, self._model.spec)
+        self._make_room(state, longer)
+        # One of its own knows nothing of frames that finish together before it, stored beside its first ones.
+        self._promise(state, whole)
+        if goes_on:
+            state.feeder.plan = longer
+            return
         state.then = longer
 
     def suspend(self, state: StreamState) -> None:
@@ -342,8 +342,11 @@ class Editor:
 
     def _make_room(self, state: StreamState, plan: Plan) -> None:
         """Check the plan against the memory policy and raise the promise of pages to what it can need."""
+        state.policy.check(plan, self._model.spec)
+        self._promise(state, plan)
+
+    def _promise(self, state: StreamState, plan: Plan) -> None:
         spec, total = self._model.spec, self._pool.manager.total
-        state.policy.check(plan, spec)
         branches, size, rows = state.branches, state.request.size, self._pool.page_rows
         need = page_need(plan, spec, state.policy, branches, size, rows).most
         if need > total:
