@@ -17,6 +17,10 @@ def test_clips_depend_on_seed_split_and_index_only() -> None:
     alone = MovingShapes(seed=5).clip(7, num_frames=10)
     assert np.array_equal(alone.video, CLIPS[7].video[:10]), "a longer clip begins alike"
     assert alone.scene == CLIPS[7].scene and np.array_equal(alone.actions, CLIPS[7].actions[:10])
+    part = MovingShapes(seed=5).clip(7, num_frames=3, first_frame=40)
+    assert np.array_equal(part.video, CLIPS[7].video[40:43])
+    assert np.array_equal(part.centres, CLIPS[7].centres[40:43])
+    assert np.array_equal(part.actions, CLIPS[7].actions[40:43])
     for other in (MovingShapes(seed=6), MovingShapes(seed=5, split="held_out")):
         assert not np.array_equal(other.clip(7, num_frames=10).video, alone.video)
 

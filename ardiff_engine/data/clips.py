@@ -11,7 +11,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.data.moving_digits import MovingDigits
+from ardiff_engine.data.moving_shapes import MovingShapes
+from ardiff_engine.purposes import Purpose
+
+WINDOW_STARTS = 48
+"""Frames that a window of moving shapes may begin at."""
 
 
 class ClipSource(Protocol):
@@ -39,6 +45,25 @@ class DigitClips:
 
     def held_out(self) -> DigitClips:
         return DigitClips(replace(self.digits, split="held_out"), self.num_frames)
+
+
+class ShapeClips:
+    """Windows of clips of moving shapes, from their first four seconds; captions and actions are not told."""
+
+    def __init__(self, shapes: MovingShapes, num_frames: int) -> None:
+        self.shapes = shapes
+        self.num_frames = num_frames
+
+    def clips(self, samples: Sequence[int]) -> tuple[torch.Tensor, None]:
+        made = []
+        for sample in samples:
+            start = below(uniform(self.shapes.seed, Purpose.WINDOW, sample, 1)[0], WINDOW_STARTS)
+            clip = self.shapes.clip(sample, num_frames=self.num_frames, first_frame=start)
+            made.append(clip.video)
+        return to_images(np.stack(made)), None
+
+    def held_out(self) -> ShapeClips:
+        return ShapeClips(replace(self.shapes, split="held_out"), self.num_frames)
 
 
 def to_images(videos: np.ndarray) -> torch.Tensor:

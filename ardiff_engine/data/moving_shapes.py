@@ -115,24 +115,34 @@ class MovingShapes:
             raise DataError(f"split: got {self.split!r}, expected 'train' or 'held_out'.")
 
     def clip(
-        self, index: int, *, num_frames: int | None = None, actions: Sequence[int] | None = None
+        self,
+        index: int,
+        *,
+        num_frames: int | None = None,
+        first_frame: int = 0,
+        actions: Sequence[int] | None = None,
     ) -> ShapeClip:
-        """Clip `index`. actions: other keys than its own, one for each frame."""
+        """Clip `index`, frames first_frame .. first_frame + num_frames - 1. actions: other keys than its own,
+        one for each frame from 0 on."""
         given = None if actions is None else np.asarray(actions, dtype=np.int64)[None]
-        return self.batch([index], num_frames=num_frames, actions=given)[0]
+        return self.batch([index], num_frames=num_frames, first_frame=first_frame, actions=given)[0]
 
     def batch(
         self,
         indices: Sequence[int],
         *,
         num_frames: int | None = None,
+        first_frame: int = 0,
         actions: NDArray[np.int64] | None = None,
     ) -> list[ShapeClip]:
-        """Several clips at once. actions: [B, T], instead of the clips' own.
+        """Several clips at once. actions: [B, first_frame + T], instead of the clips' own.
 
-        DataError: actions of another shape, or numbers that are none.
+        DataError: no frame, actions of another shape, or numbers that are none.
         """
-        frames = self.num_frames if num_frames is None else num_frames
+        shown = self.num_frames if num_frames is None else num_frames
+        if shown < 1 or first_frame < 0:
+            raise DataError(f"num_frames {shown}, first_frame {first_frame}: expected >= 1 and >= 0.")
+        frames = first_frame + shown
         if actions is not None and (
             actions.shape != (len(indices), frames) or not ((actions >= 0) & (actions < len(ACTIONS))).all()
         ):
@@ -147,7 +157,10 @@ class MovingShapes:
         backgrounds = textures(draws[:, _SCENE_DRAWS:], self.canvas)
         return [
             ShapeClip(
-                _rendered(setup, path, background), setup.scene, path[:, : len(setup.scene.shapes)], own
+                _rendered(setup, path[first_frame:], background),
+                setup.scene,
+                path[first_frame:, : len(setup.scene.shapes)],
+                own[first_frame:],
             )
             for setup, path, background, own in zip(setups, centres, backgrounds, keys, strict=True)
         ]

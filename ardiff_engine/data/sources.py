@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ardiff_engine.data.clips import ClipSource, DigitClips
+from ardiff_engine.data.clips import ClipSource, DigitClips, ShapeClips
 from ardiff_engine.data.video_folder import VideoFolder
 from ardiff_engine.errors import ConfigError, explain
 
@@ -20,13 +20,19 @@ def clip_source(config: DataConfig, image_size: int, seed: int = 0) -> ClipSourc
         return VideoFolder(
             config.path, config.num_frames, image_size, config.held_out, fps=config.fps, seed=seed
         )
+    if config.source == "moving_shapes":
+        if config.shapes.canvas != image_size:
+            raise ConfigError(
+                f"data.shapes.canvas: got {config.shapes.canvas}, expected {image_size}, the model's."
+            )
+        return ShapeClips(config.shapes, config.num_frames)
     if config.source != "moving_digits":
         raise ConfigError(
             explain(
                 "data.source",
                 got=repr(config.source),
                 expected="a source of pixels",
-                fix="Use moving_digits or videos.",
+                fix="Use moving_digits, moving_shapes or videos.",
             )
         )
     if config.digits.canvas != image_size:

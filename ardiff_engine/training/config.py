@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ardiff_engine.data.moving_digits import MovingDigits
+from ardiff_engine.data.moving_shapes import MovingShapes
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.titok.config import TiTokConfig
@@ -105,8 +106,8 @@ class EmaConfig:
 class DataConfig:
     """What to train on.
 
-    source: "moving_digits" (see `digits`), "videos" (a folder, `path`) or "latents" (a folder of .npy files,
-        `path`).
+    source: "moving_digits" (see `digits`), "moving_shapes" (see `shapes`), "videos" (a folder, `path`) or
+        "latents" (a folder of .npy files, `path`).
     num_frames: frames per clip. held_out: videos, or at least so many latent files, kept apart for
         validation; latent files of one video stay together.
     fps: videos only: frames per second at which they are read; None for each one's own rate.
@@ -114,7 +115,7 @@ class DataConfig:
         training, and every training clip is a window of one of them; 0 encodes clips on the fly.
     """
 
-    source: Literal["moving_digits", "videos", "latents"] = "moving_digits"
+    source: Literal["moving_digits", "moving_shapes", "videos", "latents"] = "moving_digits"
     path: str = ""
     num_frames: int = 16
     held_out: int = 64
@@ -122,11 +123,12 @@ class DataConfig:
     clips: int = 0
     clip_frames: int = 32
     digits: MovingDigits = field(default_factory=MovingDigits)
+    shapes: MovingShapes = field(default_factory=MovingShapes)
 
     def __post_init__(self) -> None:
         _at_least("data", self, 1, "num_frames", "held_out", "clip_frames")
         _at_least("data", self, 0, "clips")
-        if self.source != "moving_digits" and not self.path:
+        if self.source in ("videos", "latents") and not self.path:
             raise ConfigError(
                 explain(
                     "data.path", got="nothing", expected="a folder", fix=f"source {self.source!r} needs one."

@@ -18,11 +18,13 @@ from ardiff_engine.files import make_folder
 from ardiff_engine.media import contact_sheet
 from ardiff_engine.models import TiTok, to_tokens
 from ardiff_engine.ops import philox_normal
+from ardiff_engine.parsing import read_toml
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.ema import Ema
+from ardiff_engine.training.frame_vae_trainer import FrameVaeTrainConfig, FrameVaeTrainer
 from ardiff_engine.training.latent_spread import LatentSpread
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.losses import (
@@ -228,7 +230,11 @@ def train_vae(config: VaeTrainConfig, *, resume: bool = False) -> Path:
 
 
 def run_train_vae(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """`train_vae` with a TOML file and `section.name=value` overrides."""
+    """`train_vae` with a TOML file and `section.name=value` overrides. `autoencoder = "frame_vae"` in it: the
+    small one of `training.frame_vae_trainer`."""
+    if read_toml(Path(config_path), ConfigError).get("autoencoder") == "frame_vae":
+        small = read_config(FrameVaeTrainConfig, config_path, overrides)
+        return FrameVaeTrainer(small).train(resume=resume)
     return train_vae(read_config(VaeTrainConfig, config_path, overrides), resume=resume)
 
 
