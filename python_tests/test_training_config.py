@@ -11,10 +11,11 @@ from ardiff_engine.errors import ConfigError
 from ardiff_engine.training.config import EncodeConfig, TrainConfig, VaeTrainConfig
 from ardiff_engine.training.frame_vae_trainer import FrameVaeTrainConfig
 from ardiff_engine.training.read_config import read_config
+from ardiff_engine.training.wan_trainer import WanTrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = {"vae": VaeTrainConfig, "encode": EncodeConfig}
-OWN = {"moving_shapes_vae": FrameVaeTrainConfig}
+OWN = {"moving_shapes_vae": FrameVaeTrainConfig, "moving_shapes": WanTrainConfig}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)

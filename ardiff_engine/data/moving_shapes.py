@@ -11,7 +11,7 @@ A clip is a pure function of (settings, split, seed, index): no files, no size, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,9 +26,10 @@ ACTIONS = ("none", "left", "right", "up", "down")
 STEPS = np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)], dtype=np.float64)
 """(x, y) of an action."""
 
-_MARGIN = 2.0
-_HELD = 4
+HELD = 4
 """Frames for which a key is held, or none is."""
+
+_MARGIN = 2.0
 _PRESSED = 0.4
 _STILL = 0.5
 _SCENE_DRAWS = 18
@@ -38,7 +39,7 @@ _COLOR_NAMES = tuple(COLORS)
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What a caption says. colors, shapes: of the first shape and, in scenes with two, the second: rows of
-    `COLORS` and `SHAPES`. direction: action number of the first one's movement at the start."""
+    `COLORS` and `SHAPES`. direction: action number of the first one's movement in the first frame."""
 
     colors: tuple[int, ...]
     shapes: tuple[int, ...]
@@ -153,16 +154,16 @@ class MovingShapes:
         draws = np.stack([self._uniform(index, 0, _SCENE_DRAWS + TEXTURE_DRAWS) for index in indices])
         keys = self._keys(indices, draws[:, 0], frames) if actions is None else actions
         setups = [self._setup(row) for row in draws]
-        centres = [self._moved(setup, own) for setup, own in zip(setups, keys, strict=True)]
+        moved = [self._moved(setup, own) for setup, own in zip(setups, keys, strict=True)]
         backgrounds = textures(draws[:, _SCENE_DRAWS:], self.canvas)
         return [
             ShapeClip(
                 _rendered(setup, path[first_frame:], background),
-                setup.scene,
+                replace(setup.scene, direction=int(headings[first_frame])),
                 path[first_frame:, : len(setup.scene.shapes)],
                 own[first_frame:],
             )
-            for setup, path, background, own in zip(setups, centres, backgrounds, keys, strict=True)
+            for setup, (path, headings), background, own in zip(setups, moved, backgrounds, keys, strict=True)
         ]
 
     # --- private
@@ -174,12 +175,12 @@ class MovingShapes:
 
     def _keys(self, indices: Sequence[int], steered: NDArray[np.float64], frames: int) -> NDArray[np.int64]:
         """Keys that are held for a few frames each. None at first: the caption's direction must be seen."""
-        spans = -(-frames // _HELD)
+        spans = -(-frames // HELD)
         draws = np.stack([self._uniform(index, 1, 2 * spans) for index in indices]).reshape(-1, spans, 2)
         pressed = (draws[..., 0] < _PRESSED) & (steered < self.steered)[:, None]
         keys = np.where(pressed, 1 + (4 * draws[..., 1]).astype(np.int64), 0)
-        keys = np.repeat(keys, _HELD, axis=1)[:, :frames]
-        keys[:, :_HELD] = 0
+        keys = np.repeat(keys, HELD, axis=1)[:, :frames]
+        keys[:, :HELD] = 0
         return keys
 
     def _setup(self, draws: NDArray[np.float64]) -> _Setup:
@@ -209,12 +210,12 @@ class MovingShapes:
         velocities = np.stack([first * STEPS[direction], slow * np.array([np.cos(angle), np.sin(angle)])])
         return _Setup(scene, radii, starts, velocities, first)
 
-    def _moved(self, setup: _Setup, keys: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Centres [T, 2, 2]."""
+    def _moved(self, setup: _Setup, keys: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Centres [T, 2, 2], and the way that the first shape then goes, as action numbers [T]."""
         low = (setup.radii + _MARGIN)[:, None]
         high = self.canvas - 1 - low
         place, velocity = setup.starts.copy(), setup.velocities.copy()
-        path = np.empty((len(keys), 2, 2))
+        path, headings = np.empty((len(keys), 2, 2)), np.empty(len(keys), dtype=np.int64)
         for frame, key in enumerate(keys):
             if key:
                 velocity[0] = setup.speed * STEPS[key]
@@ -228,8 +229,8 @@ class MovingShapes:
                     # A held key keeps the shape at the wall.
                     folded[0], outside[0] = np.clip(place[0], low[0], high[0]), False
                 place, velocity = folded, np.where(outside, -velocity, velocity)
-            path[frame] = place
-        return path
+            path[frame], headings[frame] = place, (STEPS @ velocity[0]).argmax()
+        return path, headings
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,12 +42,12 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clips:
-    """samples: their B ids, rising. frames: clean latents [B, F, ...]. condition: [B, ...]. All randomness is
-    a function of (seed, sample id)."""
+    """samples: their B ids, rising. frames: clean latents [B, F, ...]. condition: [B, ...], or whatever else
+    rows can be chosen of. All randomness is a function of (seed, sample id)."""
 
     samples: Sequence[int]
     frames: Tensor
-    condition: Tensor
+    condition: Any
     seed: int
 
     def chosen(self, rows: Sequence[int]) -> Clips:
@@ -74,7 +74,7 @@ class Predict(Protocol):
     """
 
     def __call__(
-        self, noisy: Tensor, t: Tensor, condition: Tensor, history: Tensor | None, history_t: Tensor | None, /
+        self, noisy: Tensor, t: Tensor, condition: Any, history: Tensor | None, history_t: Tensor | None, /
     ) -> Tensor: ...
 
 

@@ -19,6 +19,7 @@ from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, DataError, explain
 from ardiff_engine.files import write_atomic
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup
+from ardiff_engine.parsing import read_toml
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
@@ -29,6 +30,7 @@ from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
 from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, world_size
 from ardiff_engine.training.read_config import read_config, to_dict
+from ardiff_engine.training.wan_trainer import WanTrainConfig, WanTrainer
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
 from ardiff_engine.weights.scheduler_file import write_schedule
 
@@ -218,7 +220,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 
 
 def run_train(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """`train` with a TOML file and `section.name=value` overrides."""
+    """`train` with a TOML file and `section.name=value` overrides. `network = "wan"` in it: see
+    `training.wan_trainer`."""
+    if read_toml(Path(config_path), ConfigError).get("network") == "wan":
+        return WanTrainer(read_config(WanTrainConfig, config_path, overrides)).train(resume=resume)
     return train(read_config(TrainConfig, config_path, overrides), resume=resume)
 
 

@@ -34,6 +34,7 @@ class WanConfig:
     frequency_dim: of the sinusoid of a timestep.
     image_dim: of CLIP's image tokens, for Wan 2.1's image-to-video models; None without that branch.
     image_tokens: of them, for one picture.
+    actions: numbers that every frame is told beside its latents, such as which keys are held; None: none.
     fps_embedding: the model is told whether its pictures are 16 a second (SkyReels-V2 1.3B).
 
     ConfigError: sizes that are not whole numbers in range, or that do not go together.
@@ -53,13 +54,13 @@ class WanConfig:
     image_tokens: int = 257
     eps: float = 1e-6
     fps_embedding: bool = False
+    actions: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, most = getattr(self, field.name), MAX_LAYERS if field.name == "depth" else MAX_SIZE
-            if field.name in ("patch", "eps", "fps_embedding") or (
-                field.name == "image_dim" and value is None
-            ):
+            optional = value is None and field.name in ("image_dim", "actions")
+            if optional or field.name in ("patch", "eps", "fps_embedding"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ConfigError(

@@ -35,6 +35,8 @@ class WanTransformer(PagedWan):
         self.head = Head(config)
         if config.image_dim is not None:
             self.img_emb = ImageEmbedding(config.image_dim, width)
+        if config.actions is not None:
+            self.action_embedding = nn.Linear(config.actions, width, bias=False)
         self.fps = 24
         """Pictures a second that models with `fps_embedding` are told; others do not ask."""
         if config.fps_embedding:
@@ -55,6 +57,7 @@ class WanTransformer(PagedWan):
         history: Tensor | None = None,
         history_t: Tensor | None = None,
         image: Tensor | None = None,
+        actions: Tensor | None = None,
     ) -> Tensor:
         """Whole clips at once, differentiable.
 
@@ -68,10 +71,11 @@ class WanTransformer(PagedWan):
             history: clean frames, like x (teacher forcing): a frame sees those of the blocks before in place
                 of x's, and its own block of x. history_t: their timesteps [B, F], 0 if not given.
             image: CLIP's tokens [B, rows, image_dim], for models that take them.
+            actions: [B, F, actions], for models that take them; those of x and of history.
 
         Returns [B, F, out_channels, H, W]. TensorError: shapes that do not fit.
         """
-        self._check(x, t, text, image)
+        self._check(x, t, text, image, actions)
         frames = x.shape[1]
         if history is not None:
             if history.shape != x.shape or block is None or window is not None:
@@ -91,6 +95,8 @@ class WanTransformer(PagedWan):
         attend = self._clip_attention(token_positions(places, rows, columns), visible, rows * columns)
         # Each frame has one row of modulation, or one for each of its tokens.
         h, embedding, time = self.embedded(x), *self.time_rows(t.unflatten(1, (x.shape[1], -1)))
+        if actions is not None:
+            h = h + self.action_embedding(actions).repeat(1, x.shape[1] // frames, 1)[:, :, None]
         prompt, picture = self.prompt_rows(text), None if image is None else self.picture_rows(image)
         for layer in self.blocks:
             h = layer(h, time, attend, prompt, picture)
@@ -146,7 +152,9 @@ class WanTransformer(PagedWan):
 
         return attend
 
-    def _check(self, x: Tensor, t: Tensor, text: Tensor, image: Tensor | None) -> None:
+    def _check(
+        self, x: Tensor, t: Tensor, text: Tensor, image: Tensor | None, actions: Tensor | None
+    ) -> None:
         config = self.config
         rows, columns = config.patch[1:]
         if x.dim() != 5 or x.shape[2] != config.channels or x.shape[3] % rows or x.shape[4] % columns:
@@ -170,3 +178,7 @@ class WanTransformer(PagedWan):
             )
         if (image is None) != (config.image_dim is None):
             raise TensorError(f"image: got {'none' if image is None else 'one'}, expected the opposite.")
+        expected = None if config.actions is None else [len(x), frames, config.actions]
+        if (None if actions is None else list(actions.shape)) != expected:
+            got = None if actions is None else list(actions.shape)
+            raise TensorError(f"actions: got {got}, expected {expected}.")

@@ -34,6 +34,8 @@ NUM_FRAMES, SIZE = 21, (60, 104)
 """Latent frames of the 81 pictures that Wan was trained on, and their rows and columns (480 x 832 pixels)."""
 PICTURES = "pictures"
 """Of image-to-video models: channels beside those of the latents, a mask and the given pictures' latents."""
+ACTIONS = "actions"
+"""Of models that are steered: what holds for a whole frame, such as which keys are held."""
 
 
 class PagedWan(nn.Module, VideoModel):
@@ -43,9 +45,10 @@ class PagedWan(nn.Module, VideoModel):
     patch_embedding: nn.Conv3d
     blocks: nn.ModuleList
     head: Head
+    action_embedding: nn.Linear
     _native: NativeBlocks | None = None
     _packed: list[BlockSpec] | None = None
-    _frozen: tuple[nn.Linear, nn.Linear, Tensor] | None = None
+    _frozen: tuple[nn.Linear, nn.Linear, nn.Linear | None, Tensor] | None = None
 
     @abstractmethod
     def time_rows(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,6 +67,9 @@ class PagedWan(nn.Module, VideoModel):
         config = self.config
         rows, columns = config.patch[1:]
         beside = config.channels - config.out_channels
+        inputs = [FrameInput(PICTURES, beside, places=True)] if beside else []
+        if config.actions is not None:
+            inputs.append(FrameInput(ACTIONS, config.actions))
         return ModelSpec(
             num_frames=NUM_FRAMES,
             channels=config.out_channels * rows * columns,
@@ -77,7 +83,7 @@ class PagedWan(nn.Module, VideoModel):
             views_per_head=True,
             frame_angles=tuple(axis_frequencies(config.head_dim)[0].tolist()),
             condition=_condition_spec(config),
-            frame_inputs=(FrameInput(PICTURES, beside, places=True),) if beside else (),
+            frame_inputs=tuple(inputs),
         )
 
     def to_tokens(self, latents: Tensor) -> Tensor:
@@ -196,11 +202,13 @@ class PagedWan(nn.Module, VideoModel):
     @torch.no_grad()
     def forward(self, x: Tensor, cells: CellBatch, tables: Tables, condition: Tensor | None = None) -> Tensor:
         """Tokens x [X, channels] over pages; see `VideoModel`."""
-        embed, project, rates = self._frozen or self._ends()
+        embed, project, told, rates = self._frozen or self._ends()
         (modulation, head), positions = tables.parts, cells.positions
-        if cells.inputs:
+        if PICTURES in cells.inputs:
             x = torch.cat([x, cells.inputs[PICTURES].to(x.dtype)], dim=1)
         h = embed(x)
+        if told is not None:
+            h = h + told(cells.inputs[ACTIONS].to(h.dtype))
         if self._native is not None and self._native.takes(h, cells, positions):
             self._native.run(h, modulation, cells, positions, rates)
         else:
@@ -242,9 +250,9 @@ class PagedWan(nn.Module, VideoModel):
     def _specs(self) -> list[BlockSpec]:
         return [_block_spec(block, self.config.eps) for block in self._blocks]
 
-    def _ends(self) -> tuple[nn.Linear, nn.Linear, Tensor]:
-        """Patch embedding and head as linear layers between tokens as the solver has them and the blocks, and
-        the frequencies of the positions."""
+    def _ends(self) -> tuple[nn.Linear, nn.Linear, nn.Linear | None, Tensor]:
+        """Patch embedding and head as linear layers between tokens as the solver has them and the blocks, the
+        embedding of actions, and the frequencies of the positions."""
         conv, head = self.patch_embedding, self.head.head
         rows, columns = self.config.patch[1:]
         # The official head gives a patch's rows and columns first, then channels.
@@ -255,7 +263,11 @@ class PagedWan(nn.Module, VideoModel):
         made = []
         for weight, offset in parts:
             made.append(row_linear(weight, offset))
-        return made[0], made[1], axis_frequencies(self.config.head_dim).to(self.device)
+        told = None
+        if self.config.actions is not None:
+            of_actions = self.action_embedding.weight
+            told = row_linear(of_actions, of_actions.new_zeros(len(of_actions)))
+        return made[0], made[1], told, axis_frequencies(self.config.head_dim).to(self.device)
 
 
 def _condition_spec(config: WanConfig) -> ConditionSpec:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latents of moving shapes with their captions and actions, encoded when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ardiff_engine.data.choice import below, uniform
+from ardiff_engine.data.clips import to_images
+from ardiff_engine.data.moving_shapes import ACTIONS, HELD, MovingShapes
+from ardiff_engine.models.frame_vae import FrameVAE
+from ardiff_engine.purposes import Purpose
+
+STARTS = 12
+"""Places, `HELD` frames apart, at which a clip may begin."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SteeredClips:
+    """latents float32 [B, F, C, h, w]; captions [B]; actions float32 [B, F, 4]: one for each arrow key, 1
+    where it is held."""
+
+    latents: Tensor
+    captions: list[str]
+    actions: Tensor
+
+
+class SteeredShapes:
+    """Clips by sample id, half of them from the beginning of a scene."""
+
+    def __init__(self, shapes: MovingShapes, vae: FrameVAE, num_frames: int) -> None:
+        self.shapes, self.vae, self.num_frames = shapes, vae.eval(), num_frames
+
+    @torch.no_grad()
+    def clips(self, samples: Sequence[int]) -> SteeredClips:
+        made = []
+        for sample in samples:
+            choice = uniform(self.shapes.seed, Purpose.WINDOW, sample, 2)
+            start = HELD * below(choice[1], STARTS) if choice[0] < 0.5 else 0
+            made.append(self.shapes.clip(sample, num_frames=self.num_frames, first_frame=start))
+        images = to_images(np.stack([clip.video for clip in made])).flatten(0, 1).to(self.vae.mean)
+        latents = self.vae.latents(images).unflatten(0, (len(made), -1))
+        actions = torch.from_numpy(np.stack([clip.actions for clip in made]))
+        return SteeredClips(latents, [clip.scene.caption for clip in made], keys_held(actions))
+
+    def held_out(self) -> SteeredShapes:
+        return SteeredShapes(replace(self.shapes, split="held_out"), self.vae, self.num_frames)
+
+
+def keys_held(actions: Tensor) -> Tensor:
+    """Action numbers [...] -> float32 [..., 4]; no key: zeros."""
+    return torch.nn.functional.one_hot(actions, len(ACTIONS))[..., 1:].float()

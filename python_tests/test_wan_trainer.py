@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of a steered Wan transformer: its loss, its data, resuming, and configs that cannot work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ardiff_engine.conditions.captions import CaptionEncoder
+from ardiff_engine.data.moving_shapes import MovingShapes
+from ardiff_engine.data.steered_clips import SteeredShapes
+from ardiff_engine.errors import ArdiffError, ConfigError
+from ardiff_engine.models.frame_vae import FrameVAE, FrameVAEConfig
+from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.training import read_config, run_train
+from ardiff_engine.training.wan_trainer import Steering, WanTrainConfig, WanTrainer
+from ardiff_engine.weights import load_model, save_model
+
+TOML = """
+network = "wan"
+vae = "{folder}/vae"
+shift = 3.0
+[run]
+output = "{folder}/run"
+steps = 4
+batch = 3
+log_every = 1
+validate_every = 4
+validation_clips = 3
+checkpoint_every = 2
+[data]
+source = "moving_shapes"
+num_frames = 4
+[data.shapes]
+canvas = 32
+min_radius = 4.0
+max_radius = 6.0
+[model]
+width = 32
+depth = 2
+heads = 2
+mlp_width = 48
+channels = 4
+out_channels = 4
+text_dim = 16
+text_tokens = 64
+frequency_dim = 16
+actions = 4
+[text]
+width = 16
+[optimizer]
+lr = 1e-2
+[loss]
+prediction = "flow"
+block = 2
+teacher_forcing = 0.5
+history_levels = [0, 50]
+[ema]
+decay = 0.9
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_model(FrameVAE(FrameVAEConfig(image_size=32, channels=4, width=8)).eval(), tmp_path / "vae")
+    file = tmp_path / "wan.toml"
+    file.write_text(TOML.format(folder=tmp_path))
+    return file
+
+
+def test_training_resumes_bit_for_bit_and_leaves_a_folder(config: Path, tmp_path: Path) -> None:
+    folder, parts = run_train(config), tmp_path / "parts"
+    output = f"run.output={json.dumps(str(parts))}"
+    run_train(config, [output, "run.steps=2"])
+    run_train(config, [output], resume=True)
+    for name, kind in (("transformer", WanTransformer), ("text_encoder", CaptionEncoder), ("vae", FrameVAE)):
+        once, twice = load_model(folder / name), load_model(parts / name)
+        assert isinstance(once, kind)
+        assert all(torch.equal(a, twice.state_dict()[key]) for key, a in once.state_dict().items())
+    lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    assert {"teacher_loss", "diffusion_loss", "validation_loss"} <= set().union(*lines)
+    assert json.loads((folder / "training_config.json").read_text())["network"] == "wan"
+
+
+def test_the_loss_is_that_of_the_flow_from_clean_blocks(config: Path) -> None:
+    trainer = WanTrainer(
+        read_config(WanTrainConfig, config, ["loss.teacher_forcing=1.0", "loss.history_levels=[0, 0]"])
+    )
+    torch.nn.init.normal_(trainer.model.head.head.weight, std=0.2)
+    clips = trainer.clips(trainer.source, [4, 5, 9], 0, 0.0)
+    loss = trainer.objective(trainer.denoising, clips)["teacher_loss"]
+    levels = trainer.denoising.independent_levels(clips)
+    assert (levels[:, ::2] == levels[:, 1::2]).all()
+    noisy, t, target = trainer.denoising.noised(clips, levels)
+    sigma = (t / 1000)[:, :, None, None, None]
+    noise = (noisy - (1 - sigma) * clips.frames) / sigma
+    assert torch.allclose(target, (noise - clips.frames).to(target.dtype), atol=2e-3)
+    history, history_t = trainer.denoising.history(clips)
+    assert torch.allclose(history, clips.frames, atol=0.02)
+    out = trainer.model.forward_clip(
+        noisy,
+        t.float(),
+        clips.condition.text,
+        2,
+        history=history,
+        history_t=history_t.float(),
+        actions=clips.condition.actions,
+    )
+    assert torch.allclose(loss, (out - target).square().flatten(1).mean(1), atol=1e-5)
+
+
+def test_everything_learns_the_text_encoder_too(config: Path) -> None:
+    trainer = WanTrainer(read_config(WanTrainConfig, config))
+    before = {name: value.clone() for name, value in trainer.both.named_parameters()}
+    for step in range(3):
+        trainer.step(step)
+    still = [name for name, value in trainer.both.named_parameters() if torch.equal(value, before[name])]
+    assert not still
+
+
+def test_a_share_of_clips_has_no_caption(config: Path) -> None:
+    trainer = WanTrainer(read_config(WanTrainConfig, config))
+    clips = trainer.clips(trainer.source, range(40), 0, 0.4)
+    silent = (clips.condition.text == 0).flatten(1).all(1).float().mean()
+    assert 0.2 < silent < 0.6
+    chosen = clips.chosen([3, 1])
+    assert isinstance(chosen.condition, Steering)
+    assert torch.equal(chosen.condition.actions, clips.condition.actions[[3, 1]])
+
+
+def test_clips_have_their_captions_and_keys() -> None:
+    torch.manual_seed(0)
+    vae = FrameVAE(FrameVAEConfig(channels=4, width=8)).eval()
+    shapes = MovingShapes(steered=1.0, seed=2)
+    made = SteeredShapes(shapes, vae, 8).clips(range(20))
+    assert made.latents.shape == (20, 8, 4, 8, 8) and made.actions.shape == (20, 8, 4)
+    assert set(np.unique(made.actions.sum(-1))) == {0.0, 1.0}
+    first = SteeredShapes(shapes, vae, 8).held_out().clips([3])
+    assert not torch.equal(first.latents[0], made.latents[3])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'loss.prediction="x0"',
+        'data.source="moving_digits"',
+        "model.text_dim=8",
+        "model.actions=3",
+        "model.channels=5",
+        "data.num_frames=5",
+        "data.shapes.canvas=64",
+        "model.width=33",
+        'vae="/nowhere"',
+    ],
+)
+def test_configs_that_cannot_work_are_refused_before_anything_is_written(
+    config: Path, tmp_path: Path, override: str
+) -> None:
+    with pytest.raises(ArdiffError):
+        run_train(config, [override])
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_autoencoder_is_refused(config: Path, tmp_path: Path) -> None:
+    save_model(CaptionEncoder(), tmp_path / "vae")
+    with pytest.raises(ConfigError, match="frame_vae"):
+        run_train(config)
