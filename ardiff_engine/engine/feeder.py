@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from ardiff_engine.engine.feed import Feed, Roster, given_chunks
+from ardiff_engine.engine.feed import PER_CELL, Feed, Roster, given_chunks
 from ardiff_engine.memory.per_layer import PerLayer
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.view import (
@@ -67,6 +68,7 @@ class Feeder:
         self._base = 0
         self._kept: Frames = ()
         self._context_done = False
+        self._stores_first = False
         self._steady: _Steady | None = None
         self._advanced: Roster | None = None
 
@@ -178,7 +180,14 @@ class Feeder:
     def renew_context(self) -> None:
         """The context changed: feed it again. Stored K/V of frames stay as they are."""
         self._steady = None
-        self._context_done = False
+        self._context_done = self._stores_first = False
+
+    def store_first(self) -> bool:
+        """Whether finished frames wait for their K/V: then the next pass stores them and moves nothing."""
+        self._steady = None
+        begun = self._forgets and self._advanced is not None and not self._prefill
+        self._stores_first = begun and bool(self.unstored())
+        return self._stores_first
 
     def recommit(self) -> list[int]:
         """Store again the clean frames that the policy calls stale when the condition changes.
@@ -258,7 +267,7 @@ class Feeder:
         stores = [self._fed(block, stores=True) for block in self._to_store(now, kept)]
         moves = [self._fed(block, level=levels[block.start]) for block in self._blocks(tick.frames)]
         seen = self._views(stores + moves, now)
-        if stores and not agree([view for _, view in seen]):
+        if stores and (self._stores_first or not agree([view for _, view in seen])):
             del seen[len(stores) :]
             while not agree([view for _, view in seen]):
                 seen.pop()
@@ -277,22 +286,11 @@ class Feeder:
             shift = own_run(view, block, copy).shift
             own = not fed.stores, fed.level, fed.steps, track_of(block.start), view, copy
             cells += [(frame, *own, frame + shift) for frame in block]
-        frames, updates, levels, steps, tracks, views, copies, positions = zip(*cells, strict=True)
-        return Feed(
-            Roster(
-                frames=frames,
-                updates=updates,
-                levels=levels,
-                steps=steps,
-                tracks=tracks,
-                views=views,
-                copies=copies,
-                positions=positions,
-                kept=union(kept, frames_in([view for _, view in seen])),
-                feeds_context=self._has_context and not self._context_done,
-                layers=self._layers([fed for fed, _ in seen], now),
-            )
-        )
+        columns: dict[str, Any] = dict(zip(PER_CELL, zip(*cells, strict=True), strict=False))
+        columns["layers"] = self._layers([fed for fed, _ in seen], now)
+        kept = union(kept, frames_in([view for _, view in seen]))
+        context = self._has_context and not self._context_done
+        return Feed(Roster(**columns, kept=kept, feeds_context=context))
 
     def _layers(self, feds: list[Fed], now: Now) -> tuple[tuple[View, ...], ...]:
         policy = self._policy

@@ -29,6 +29,17 @@ from ardiff_engine.plan import Plan
 Status = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Steering:
+    """branches: of guidance. weights: float32 [branches, levels of all tracks]. conditions: of the branches;
+    condition_keys: of cross ones."""
+
+    branches: tuple[Branch, ...]
+    weights: np.ndarray
+    conditions: torch.Tensor
+    condition_keys: tuple[bytes, ...]
+
+
 @dataclass(slots=True, eq=False)
 class StreamState:
     """
@@ -36,8 +47,8 @@ class StreamState:
     request: without its callback, which belongs to the handle: through it a stream would keep itself alive.
     watched: it has a callback, so passes are not run several at a time.
     tokens: of one frame.
-    branches: of guidance. conditions: theirs; condition_keys: of cross ones. weights: float32 [branches,
-        levels of all tracks].
+    branches, weights, conditions, condition_keys: as in `Steering`. next_steering: new ones, for the passes
+        after those that store what is finished.
     inputs: of frames, beside the latents.
     latents: frame -> float32 [tokens, channels], of all frames that somebody may still need.
     history: frame -> float32 [steps, tokens, channels], the predictions of its last steps, the latest first,
@@ -67,6 +78,7 @@ class StreamState:
     outbox: Outbox
     schedule: ScheduleRows
     history: dict[int, torch.Tensor] = field(default_factory=dict)
+    next_steering: Steering | None = None
     decoder: StreamDecoder | None = None
     then: Plan | None = None
     exact: bool = True
@@ -174,6 +186,18 @@ class StreamState:
         for frame, _ in clean:
             self.history.pop(frame, None)
         self.feeder.advance(feed, passes)
+        if self.next_steering is not None:
+            self.steer(self.next_steering)
+
+    def steer(self, new: Steering, *, stored_first: bool = True) -> None:
+        """By new conditions from the next pass on. stored_first: from the one after, where finished frames
+        wait for their K/V, which are those of the conditions that they were made under."""
+        if stored_first and self.feeder.store_first():
+            self.next_steering = new
+            return
+        self.feeder.renew_context()
+        self.next_steering, self.branches, self.weights = None, new.branches, new.weights
+        self.conditions, self.condition_keys = new.conditions, new.condition_keys
 
     def restart(self, plan: Plan, *, from_scratch: bool, given: Sequence[torch.Tensor] = ()) -> None:
         """Go on with another plan, whose given frames are the finished ones and then `given`.
@@ -189,6 +213,8 @@ class StreamState:
         self.pages.drop_from(made)
         self.latents = {f: latent for f, latent in latents.items() if f < made} | dict(enumerate(given, made))
         self.feeder.restart(plan, len(given))
+        if self.next_steering is not None:
+            self.steer(self.next_steering, stored_first=False)
 
     def start_extension(self) -> None:
         """The plan is done and an extension waits: its frames continue the finished ones."""

@@ -24,7 +24,7 @@ from ardiff_engine.engine.request import Request, check_frames, checked_branches
 from ardiff_engine.engine.scheduler import Scheduler
 from ardiff_engine.engine.schedules import Schedules, tracks_of
 from ardiff_engine.engine.starting_noise import StartingNoise, given_frames
-from ardiff_engine.engine.state import StreamState
+from ardiff_engine.engine.state import Steering, StreamState
 from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError, StreamClosedError, explain
 from ardiff_engine.memory import PagePool
 from ardiff_engine.memory.mean_keys import mean_keys
@@ -68,7 +68,8 @@ class Editor:
     ) -> ConditionReceipt:
         _require_alive(state, "set_condition")
         conditions = self._conditions(state, condition, negative_condition)
-        return self._renew(state, state.branches, state.weights, conditions, effect)
+        last = state.next_steering or state
+        return self._renew(state, last.branches, last.weights, conditions, effect)
 
     def set_branches(
         self, state: StreamState, branches: Sequence[Branch], effect: Effect
@@ -100,19 +101,11 @@ class Editor:
         effect: Effect,
     ) -> ConditionReceipt:
         if effect not in get_args(Effect):
-            raise ConfigError(
-                explain(
-                    "effect",
-                    got=repr(effect),
-                    expected=" | ".join(get_args(Effect)),
-                    fix="Choose one of them.",
-                )
-            )
+            raise ConfigError(f"effect: got {effect!r}, expected one of {', '.join(get_args(Effect))}.")
         feeder = state.feeder
         first, floor = feeder.oldest_unfinished, feeder.floor
         recommitted: list[int] = []
         forgotten = range(0)
-        feeder.renew_context()
         if effect == "recommit":
             recommitted = self._recommit(state)
             state.exact = state.exact and feeder.floor == floor
@@ -120,8 +113,9 @@ class Editor:
             forgotten = range(floor, feeder.forget())
         else:
             state.exact = state.exact and not state.policy.network(self._model.spec).forgets
-        state.branches, state.weights, state.conditions = branches, weights, torch.stack(conditions)
-        state.condition_keys = condition_keys(self._model.spec, state.conditions)
+        stacked = torch.stack(conditions)
+        keys = condition_keys(self._model.spec, stacked)
+        state.steer(Steering(branches, weights, stacked, keys), stored_first=effect == "keep")
         return ConditionReceipt(effect, first, tuple(recommitted), forgotten)
 
     def _recommit(self, state: StreamState) -> list[int]:
@@ -322,15 +316,16 @@ class Editor:
         negative_condition: torch.Tensor | int | None,
     ) -> list[torch.Tensor]:
         """Of all branches: the new ones, and those that stay."""
+        last = state.next_steering or state
         new = checked_condition(self._model, condition)
         if state.request.branches is not None:
             if negative_condition is not None:
                 raise ConfigError(
                     "negative_condition of a stream with branches: only the first one's changes"
                 )
-            own = zip(same_condition(state.branches), state.conditions, strict=True)
+            own = zip(same_condition(last.branches), last.conditions, strict=True)
             return [new if changes else kept for changes, kept in own]
-        conditions = [new, *state.conditions[1:]]
+        conditions = [new, *last.conditions[1:]]
         if negative_condition is not None and len(conditions) > 1:
             conditions[1] = checked_condition(self._model, negative_condition)
         return conditions

@@ -24,6 +24,8 @@ class Shots(StoresClean):
     offset: every scene stands that many frames further on than the one before.
     carried: frames of the scene before that stay visible besides the sink; None: all of the window
         (Infinity-RoPE's flush carries 2).
+    late: the first block of a scene is made in sight of the one before; it is stored without, and seen without
+        (LongLive 2.0's clean re-cache).
     positions: as in `Placed`; None: at the numbers of the frames, and the offset.
     hard: those of the starts whose first block stands at `jump` while it is made (Infinity-RoPE's cut).
     """
@@ -33,6 +35,7 @@ class Shots(StoresClean):
     pin: int = 0
     offset: int = 0
     carried: int | None = None
+    late: bool = False
     positions: Positions | None = None
     hard: tuple[int, ...] = ()
     jump: int = 45
@@ -72,7 +75,8 @@ class Shots(StoresClean):
 
     def view(self, fed: Fed, now: Now) -> View:
         block = fed.block
-        frames = self._seen(block, within(now.started, 0, block.stop))
+        begun = block.start + (fed.stores or not self.late)
+        frames = self._seen(block, within(now.started, 0, block.stop), begun)
         if self.positions is not None:
             view = place(view_of(frames), self.positions)
         else:
@@ -81,7 +85,7 @@ class Shots(StoresClean):
 
     def kept(self, oldest: range, now: Now) -> Frames:
         recent = within(now.started, oldest.stop - self.window.size, now.newest + 1)
-        return union(self._seen(oldest, now.started), recent)
+        return union(self._seen(oldest, now.started, oldest.start + (not self.late)), recent)
 
     def stores(self, fed: Fed) -> bool:
         return self.window.stores(fed)
@@ -91,16 +95,17 @@ class Shots(StoresClean):
         """Whether a frame is ever seen elsewhere than where its K/V were written."""
         return self.positions is not None or bool(self.hard)
 
-    def _seen(self, block: range, frames: Frames) -> Frames:
+    def _seen(self, block: range, frames: Frames, begun: int) -> Frames:
+        """begun: what scenes from before this frame have carried with them is all that is left."""
         sink = within(frames, 0, self.window.sink)
         first = min(block.stop - self.window.size, block.start)
-        begun = [start for start in self.starts if start < block.start]
+        pins = [start for start in self.starts if start < block.start]
         pinned: Frames = ()
-        if self.pin and begun and begun[-1] < first:
-            pinned = within(frames, begun[-1], begun[-1] + self.pin)
+        if self.pin and pins and pins[-1] < first:
+            pinned = within(frames, pins[-1], pins[-1] + self.pin)
             first = min(first + self.pin, block.start)
         if self.carried is not None:
-            scenes = [start for start in self.starts if start <= block.start]
+            scenes = [start for start in self.starts if start < begun]
             first = max(first, scenes[-1] - self.carried) if scenes else first
         return union(sink, pinned, within(frames, first, frames[-1].stop))
 
