@@ -24,8 +24,8 @@ class Shots(StoresClean):
     offset: every scene stands that many frames further on than the one before.
     carried: frames of the scene before that stay visible besides the sink; None: all of the window
         (Infinity-RoPE's flush carries 2).
-    late: the first block of a scene is made in sight of the one before; it is stored without, and seen without
-        (LongLive 2.0's clean re-cache).
+    late: the first block of a scene is made in sight of the one before, and stored without it (LongLive 2.0's
+        clean re-cache).
     positions: as in `Placed`; None: at the numbers of the frames, and the offset.
     hard: those of the starts whose first block stands at `jump` while it is made (Infinity-RoPE's cut).
     """
