@@ -94,3 +94,28 @@ def test_the_next_prompt_is_the_last_one_given() -> None:
     assert torch.equal(made(by_going_back)[:2], expected[:2])
     recommitted = made(lambda stream: (stream.set_condition(prompts[1], effect="recommit"), stream)[1])
     assert error(recommitted[2:], expected[2:]) > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("neighbour", [False, True])
+def test_a_picture_within_the_first_block(neighbour: bool) -> None:
+    """The given frame is fed clean beside the other one of its block; places count half."""
+    model, golden, config = official("x_longlive2_relative_i2v")
+    assert model.config.time_scale == config["t_scale"] == 0.5
+    noise, image, size = golden["noise"][0], golden["image"][0], config["block"]
+    solver = ade.solvers.UniPC(ade.FlowSchedule(shift=config["shift"]), config["steps"])
+    rule = blocks(size, given_within=True)
+    engine = ade.Engine(model, solver=solver, memory=memory_of(config, ()), plan=rule, max_pages=100)
+    request = ade.Request(
+        num_frames=len(noise),
+        size=tuple(noise.shape[2:]),
+        condition=golden["text_0"][0],
+        prefix=image,
+        latents=noise[1:],
+    )
+    stream = engine.submit(request)
+    if neighbour:
+        engine.submit(request)
+    assert error(stream.result(), golden["latents"][0]) <= 1e-5
+    calls = golden["calls"].tolist()
+    assert golden["t_0"][0].tolist()[: len(image)] == [0] and calls[0][:2] == [0, size]

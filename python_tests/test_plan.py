@@ -363,8 +363,20 @@ def test_blocks_of_a_list_move_together() -> None:
         plan.explicit(ticks, 4, 3, blocks=blocks).verify()
     with pytest.raises(PlanError, match="blocks"):
         plan.explicit(ticks, 4, 3, blocks=[range(2), range(3, 4)])
-    with pytest.raises(PlanError, match="in part"):
-        plan.explicit(ticks[2:], 4, 3, prefix=1, blocks=blocks).verify()
+
+
+def test_a_block_may_be_given_in_part() -> None:
+    given = [Tick(n, (2, 3), (n, n)) for n in range(3)]
+    plan.explicit(given, 4, 3, prefix=2, blocks=[range(4)]).verify()
+    with pytest.raises(PlanError, match="of its block"):
+        plan.explicit(given, 4, 3, prefix=1, blocks=[range(4)]).verify()
+    for frames, prefix in ((9, 1), (9, 5), (None, 4)):
+        ours = plan.blocks(3, given_within=True).plan(frames, (2, 1), prefix)
+        ours.verify(None if frames else 6)
+        assert ours.tick(0).frames == tuple(range(prefix, -(-prefix // 3) * 3))
+        assert ours.now(0).finished == (range(prefix),)
+    with pytest.raises(PlanError, match="given"):
+        plan.blocks(3).plan(9, (2,), 4)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ def given_chunks(plan: Plan, most: int, first: int = 0) -> list[range]:
     frame = first
     while most and frame < plan.prefix:
         block = plan.block(frame)
+        if block.stop > plan.prefix:  # its given frames are fed beside the others
+            break
         if chunks and block.stop - chunks[-1].start <= most:
             chunks[-1] = range(chunks[-1].start, block.stop)
         else:

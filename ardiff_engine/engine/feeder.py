@@ -115,7 +115,8 @@ class Feeder:
             if not feed.roster.updated:
                 return feed
             stores = self._forgets and (feed.roster.feeds_context or not all(feed.roster.updates))
-            end = tick + 1 if self._policy.by_level else self.plan.steady_until(tick)
+            anew = self._policy.by_level or self.plan.block(feed.roster.updated[0]).start < self.plan.prefix
+            end = tick + 1 if anew else self.plan.steady_until(tick)
             self._steady = _Steady(self.plan, tick, end, feed.roster, kept, stores)
             return feed
         if not steady.stores:
@@ -265,7 +266,7 @@ class Feeder:
             self._renewed = tick.index
         kept = self._kept_by_policy(now)
         stores = [self._fed(block, stores=True) for block in self._to_store(now, kept)]
-        moves = [self._fed(block, level=levels[block.start]) for block in self._blocks(tick.frames)]
+        moves = [self._fed(block, level=levels[block[-1]]) for block in self._blocks(tick.frames)]
         seen = self._views(stores + moves, now)
         if stores and (self._stores_first or not agree([view for _, view in seen])):
             del seen[len(stores) :]
@@ -275,8 +276,8 @@ class Feeder:
         return self._feed(seen, now, kept), kept
 
     def _fed(self, block: range, *, level: int | None = None, stores: bool = False) -> Fed:
-        own = self.levels.get(block.start, 0) if level is None else level
-        return Fed(block, own, self.plan.steps(block.start), stores)
+        own = self.levels.get(block[-1], 0) if level is None else level
+        return Fed(block, own, self.plan.steps(block[-1]), stores)
 
     def _feed(self, seen: list[tuple[Fed, View]], now: Now, kept: Frames) -> Feed:
         copy_of, track_of = self._policy.copy, self.plan.track
@@ -284,8 +285,12 @@ class Feeder:
         for fed, view in seen:
             block, copy = fed.block, copy_of(fed)
             shift = own_run(view, block, copy).shift
-            own = not fed.stores, fed.level, fed.steps, track_of(block.start), view, copy
-            cells += [(frame, *own, frame + shift) for frame in block]
+            track = track_of(block[-1])
+            for frame in block:
+                # A given frame of a block that moves is fed clean beside the others.
+                given = not fed.stores and frame < self.plan.prefix
+                updates, level = not fed.stores and not given, fed.steps if given else fed.level
+                cells.append((frame, updates, level, fed.steps, track, view, copy, frame + shift))
         columns: dict[str, Any] = dict(zip(PER_CELL, zip(*cells, strict=True), strict=False))
         columns["layers"] = self._layers([fed for fed, _ in seen], now)
         kept = union(kept, frames_in([view for _, view in seen]))

@@ -62,7 +62,7 @@ def continuing(system: System, given: int, latents: int | None, *, first_clean: 
         return replace(system, memory=Windows(((0, latents),), joint=True), given_frames=given)
     cut = getattr(system.plan, "cut", None)
     plan = system.plan
-    if cut is not None:
+    if cut is not None and not cut.given_within:
         plan = replace(plan, cut=Cut(cut.size, given % cut.size))  # type: ignore[type-var]
     return replace(system, plan=plan, given_frames=given)
 

@@ -3,7 +3,7 @@
 
 1. Ticks are numbered 0, 1, 2, …; each moves at least one frame, and no frame twice; frames ascend.
 2. Every generated frame takes the levels 0, 1, … of its track once each, in order; given frames never move.
-3. The frames of a block move together, and a block is given as a whole or not at all.
+3. The frames of a block that are not given move together.
 4. No frame is ever noisier than a later one, by the share of its steps that is left (unless the rule declares
    itself free of this: `ordered=False`).
 5. When the plan ends, every frame is finished.
@@ -45,17 +45,15 @@ class _Replay:
             block = plan.block(frame)
             if frame not in block or any(plan.block(other) != block for other in block):
                 raise PlanError(f"frame {frame} is in block {block}, which not all of its frames are in")
-            if block.start < plan.prefix < block.stop:
-                raise PlanError(f"block {block} is given in part ({plan.prefix} frames are): give it whole")
 
     def move(self, n: int, tick: Tick) -> None:
         self._check_form(n, tick)
         started = {f for f, level in enumerate(self.levels) if level} | set(tick.frames)
         self._check_now(n, started)
-        moved = set(tick.frames)
+        together = {*tick.frames, *range(self.plan.prefix)}
         for frame, level in zip(tick.frames, tick.levels, strict=True):
             self._move(n, frame, level)
-            apart = [other for other in self.plan.block(frame) if other not in moved]
+            apart = [other for other in self.plan.block(frame) if other not in together]
             if apart:
                 raise PlanError(f"tick {n} moves frame {frame} without frame {apart[0]} of its block")
         if self.plan.ordered:

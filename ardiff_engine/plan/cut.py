@@ -11,10 +11,15 @@ from ardiff_engine.plan.sizes import whole
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Blocks of `size` frames; the first one has `first` frames (default: `size`)."""
+    """Blocks of `size` frames; the first one has `first` frames (default: `size`).
+
+    given_within: given frames may end within a block, whose other frames are made beside them: they are fed
+        clean in every pass of it. Otherwise a block is given as a whole.
+    """
 
     size: int = 1
     first: int = 0
+    given_within: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", whole("size of a block", self.size))

@@ -89,6 +89,7 @@ class Staircase(Plan):
             given = self.cut.number(self.prefix)
             for number in range(first, last):
                 block = self.cut.block(given + number)
+                block = range(max(block.start, self.prefix), block.stop)
                 frames += block
                 levels += [n - self._start(number)] * len(block)
             return Tick(n, tuple(frames), tuple(levels))
@@ -160,7 +161,8 @@ class Staircase(Plan):
             if name != "num_frames" or self.num_frames is not None:
                 object.__setattr__(self, name, whole(name, getattr(self, name)))
         check_sizes(self.num_frames, self.num_steps, self.prefix)
-        self.cut.check("given frames", self.prefix)
+        if not self.cut.given_within:
+            self.cut.check("given frames", self.prefix)
         if self.num_frames is not None:
             self.cut.check("the video", self.num_frames)
 
@@ -174,7 +176,7 @@ class Staircase(Plan):
         return self.cut.number(frame) - self.cut.number(self.prefix)
 
     def _first_frame(self, number: int) -> int:
-        return self.cut.begin(self.cut.number(self.prefix) + number)
+        return max(self.prefix, self.cut.begin(self.cut.number(self.prefix) + number))
 
     def _end(self, number: int) -> int:
         return self._start(number) + self._steps(number)

@@ -74,11 +74,13 @@ def by_pass(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
 
 
 def by_kind(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-    """A pass is two calls: for what it stores, then for what it moves. Where nothing moves, each block has
-    one."""
+    """A pass is two calls: for what it stores, then for what it moves, given frames of those blocks included.
+    Where nothing moves, each block has one."""
     for cells in walk:
-        moved = [cell for cell in cells if cell.updates]
-        stored = [cell for cell in cells if not cell.updates]
+        blocks = {plan.block(cell.frame).start for cell in cells if cell.updates}
+        given = [cell.frame < plan.prefix and plan.block(cell.frame).start in blocks for cell in cells]
+        moved = [cell for cell, own in zip(cells, given, strict=True) if cell.updates or own]
+        stored = [cell for cell, own in zip(cells, given, strict=True) if not (cell.updates or own)]
         if stored and moved:
             yield stored
         elif stored:

@@ -7,7 +7,6 @@ from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
 from ardiff_engine.memory import Shots, Window
 from ardiff_engine.plan import blocks
-from ardiff_engine.systems.official_calls import clean_within
 from ardiff_engine.systems.system import System
 from ardiff_engine.systems.wan_family import Entry, frames
 
@@ -16,12 +15,12 @@ SYSTEM = System(
     title="LongLive 2.0",
     paper="",
     repository="NVlabs/LongLive",
-    plan=blocks(8),
+    plan=blocks(8, given_within=True),
     solver=UniPC(FlowSchedule(5.0), 4),
     memory=Window(24, sink=8),
     fps=24,
     exact="Calls and latents; cuts that pin a block, places that count from the window, a given frame.",
-    left_out="A given frame within a block is traced, not served; caches in four bits.",
+    left_out="Caches in four bits.",
 )
 
 
@@ -36,9 +35,9 @@ def from_spec(entry: Entry) -> System:
     )
     return replace(
         SYSTEM,
-        plan=blocks(size),
+        plan=blocks(size, given_within=True),
         solver=UniPC(FlowSchedule(entry["shift"]), entry["steps"]),
         memory=memory,
         num_frames=frames(entry),
-        calls_of=clean_within(entry["given_frames"]),
+        given_frames=entry["given_frames"],
     )

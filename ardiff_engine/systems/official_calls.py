@@ -66,17 +66,6 @@ def recached(prompts: tuple[int, ...], reach: int) -> CallsOf:
     return calls_of
 
 
-def clean_within(given: int) -> CallsOf:
-    """LongLive 2.0: given frames are fed clean within the first block, whose other frames move."""
-
-    def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-        for cells in by_kind(plan, walk):
-            clean = [cell._replace(updates=False, level=plan.num_steps) for cell in cells]
-            yield [clean[i] if cell.frame < given else cell for i, cell in enumerate(cells)]
-
-    return calls_of
-
-
 def recomputed(context: int, keep_first: bool) -> CallsOf:
     """Krea Realtime: before each block a call feeds the last `context` frames, also where nothing has
     changed; keep_first: the first frame and the last ones. Blocks of them see themselves and those before."""

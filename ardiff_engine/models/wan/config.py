@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ardiff_engine.arguments import number
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.settings import MAX_LAYERS, MAX_SIZE
+
+MAX_TIME_SCALE = 100.0
 
 OFFICIAL_NAMES = {
     "dim": "width",
@@ -21,6 +24,7 @@ OFFICIAL_NAMES = {
     "text_len": "text_tokens",
     "freq_dim": "frequency_dim",
     "inject_sample_info": "fps_embedding",
+    "t_scale": "time_scale",
 }
 
 
@@ -34,6 +38,7 @@ class WanConfig:
     frequency_dim: of the sinusoid of a timestep.
     image_dim: of CLIP's image tokens, for Wan 2.1's image-to-video models; None without that branch.
     image_tokens: of them, for one picture.
+    time_scale: frames stand that far apart on the time axis of the positions (LongLive 2.0's t_scale).
     actions: numbers that every frame is told beside its latents, such as which keys are held; None: none.
     fps_embedding: the model is told whether its pictures are 16 a second (SkyReels-V2 1.3B).
 
@@ -55,12 +60,13 @@ class WanConfig:
     eps: float = 1e-6
     fps_embedding: bool = False
     actions: int | None = None
+    time_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, most = getattr(self, field.name), MAX_LAYERS if field.name == "depth" else MAX_SIZE
             optional = value is None and field.name in ("image_dim", "actions")
-            if optional or field.name in ("patch", "eps", "fps_embedding"):
+            if optional or field.name in ("patch", "eps", "fps_embedding", "time_scale"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ConfigError(
@@ -76,6 +82,11 @@ class WanConfig:
             )
         if not 0 < self.eps < 1:
             raise ConfigError(f"WanConfig.eps: got {self.eps!r}, expected a number in (0, 1).")
+        object.__setattr__(self, "time_scale", number("WanConfig.time_scale", self.time_scale))
+        if not 0 < self.time_scale <= MAX_TIME_SCALE:
+            raise ConfigError(
+                f"WanConfig.time_scale: got {self.time_scale}, expected more than 0, at most {MAX_TIME_SCALE}."
+            )
         if not isinstance(self.fps_embedding, bool):
             raise ConfigError(f"WanConfig.fps_embedding: got {self.fps_embedding!r}, expected True or False.")
 

@@ -142,7 +142,7 @@ class WanTransformer(PagedWan):
         return self.patch_embedding.weight.dtype
 
     def _clip_attention(self, positions: Tensor, visible: Tensor | None, tokens: int) -> Attend:
-        cosine, sine = rotation(positions, self.config.head_dim)
+        cosine, sine = rotation(positions, self.config.head_dim, self.config.time_scale)
         mask = None
         if visible is not None:
             mask = visible.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1).to(positions.device)

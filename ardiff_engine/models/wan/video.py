@@ -81,7 +81,7 @@ class PagedWan(nn.Module, VideoModel):
             head_dim=config.head_dim,
             views_per_layer=True,
             views_per_head=True,
-            frame_angles=tuple(axis_frequencies(config.head_dim)[0].tolist()),
+            frame_angles=tuple(axis_frequencies(config.head_dim, config.time_scale)[0].tolist()),
             condition=_condition_spec(config),
             frame_inputs=tuple(inputs),
         )
@@ -260,6 +260,7 @@ class PagedWan(nn.Module, VideoModel):
         order = order.to(head.weight.device)
         bias = conv.bias if conv.bias is not None else conv.weight.new_zeros(conv.out_channels)
         parts = ((conv.weight.flatten(1), bias), (head.weight[order], head.bias[order]))
+        frequencies = axis_frequencies(self.config.head_dim, self.config.time_scale)
         made = []
         for weight, offset in parts:
             made.append(row_linear(weight, offset))
@@ -267,7 +268,7 @@ class PagedWan(nn.Module, VideoModel):
         if self.config.actions is not None:
             of_actions = self.action_embedding.weight
             told = row_linear(of_actions, of_actions.new_zeros(len(of_actions)))
-        return made[0], made[1], told, axis_frequencies(self.config.head_dim).to(self.device)
+        return made[0], made[1], told, frequencies.to(self.device)
 
 
 def _condition_spec(config: WanConfig) -> ConditionSpec:
