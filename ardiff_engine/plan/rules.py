@@ -29,13 +29,11 @@ class Rule(Protocol):
         """
 
 
-def blocks(
-    size: int, first: int | None = None, lag: int | None = None, given_within: bool = False
-) -> Rule:
+def blocks(size: int, first: int | None = None, lag: int | None = None, given_within: bool = False) -> Rule:
     """Blocks of `size` frames (the first of `first`), one after the other, or `lag` ticks apart.
 
     One after the other, block b follows track min(b, last), so that tracks may differ in their steps.
-    given_within: given frames may end within a block, which then sees them clean (LongLive 2.0's first frame).
+    given_within: given frames may end within a block, which then sees them clean (LongLive 2.0's picture).
     """
     cut = Cut(size, first or 0, given_within)
     return BlocksRule(cut) if lag is None else LagRule(lag, cut)

@@ -85,7 +85,7 @@ class WanConfig:
         object.__setattr__(self, "time_scale", number("WanConfig.time_scale", self.time_scale))
         if not 0 < self.time_scale <= MAX_TIME_SCALE:
             raise ConfigError(
-                f"WanConfig.time_scale: got {self.time_scale}, expected more than 0, at most {MAX_TIME_SCALE}."
+                f"WanConfig.time_scale: got {self.time_scale}, expected in (0, {MAX_TIME_SCALE}]."
             )
         if not isinstance(self.fps_embedding, bool):
             raise ConfigError(f"WanConfig.fps_embedding: got {self.fps_embedding!r}, expected True or False.")
