@@ -67,8 +67,7 @@ class Feeder:
         self._forgotten: Frames = ()
         self._base = 0
         self._kept: Frames = ()
-        self._context_done = False
-        self._stores_first = False
+        self._context_done = self._stores_first = False
         self._steady: _Steady | None = None
         self._advanced: Roster | None = None
 
@@ -289,8 +288,8 @@ class Feeder:
             for frame in block:
                 # A given frame of a block that moves is fed clean beside the others.
                 given = not fed.stores and frame < self.plan.prefix
-                updates, level = not fed.stores and not given, fed.steps if given else fed.level
-                cells.append((frame, updates, level, fed.steps, track, view, copy, frame + shift))
+                own = not (fed.stores or given), fed.steps if given else fed.level
+                cells.append((frame, *own, fed.steps, track, view, copy, frame + shift))
         columns: dict[str, Any] = dict(zip(PER_CELL, zip(*cells, strict=True), strict=False))
         columns["layers"] = self._layers([fed for fed, _ in seen], now)
         kept = union(kept, frames_in([view for _, view in seen]))
@@ -349,10 +348,8 @@ class Feeder:
 
     def _views(self, feds: list[Fed], now: Now) -> list[tuple[Fed, View]]:
         """The blocks, each with what it sees."""
-        now, view = self._remembered(now), self._policy.view
-        if not self._forgotten and not self._base:
-            return [(fed, view(fed, now)) for fed in feds]
-        return [(fed, self._standing(view(fed, now))) for fed in feds]
+        now, view, as_seen = self._remembered(now), self._policy.view, not (self._forgotten or self._base)
+        return [(fed, view(fed, now) if as_seen else self._standing(view(fed, now))) for fed in feds]
 
     def _remembered(self, now: Now) -> Now:
         gone = self._forgotten
