@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Video that is steered while it is made: a caption, and arrow keys frame by frame.
+
+For folders that `ardiff train` leaves with network = "wan": transformer/, text_encoder/, vae/ and
+training_config.json, which says the frames of a block, of a clip, and the noise levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ardiff_engine import arguments, plan
+from ardiff_engine.arguments import integer
+from ardiff_engine.conditions.captions import CaptionEncoder
+from ardiff_engine.data.moving_shapes import ACTIONS, FPS
+from ardiff_engine.data.steered_clips import keys_held
+from ardiff_engine.diffusion.flow_schedule import FlowSchedule
+from ardiff_engine.diffusion.solvers import Euler
+from ardiff_engine.engine import Request, Stream
+from ardiff_engine.errors import CheckpointError, ConfigError
+from ardiff_engine.memory import Window
+from ardiff_engine.models.frame_vae import SCALE, FrameVAE, FrameVAECodec
+from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan.video import ACTIONS as INPUT
+from ardiff_engine.parsing import read_json
+from ardiff_engine.pipeline.decoding import stream_pictures
+from ardiff_engine.pipeline.files import ASSETS
+from ardiff_engine.pipeline.inputs import chosen_seed
+from ardiff_engine.pipeline.kept_engine import KeptEngine
+from ardiff_engine.pipeline.output import VideoFrame
+from ardiff_engine.weights import load_model
+
+Part = TypeVar("Part", bound=nn.Module)
+
+STEPS = 4
+CONFIG_FILE = "training_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """Of the training clips. block: frames that are made together. frames: of a clip, which a block sees at
+    most. shift: of the noise levels."""
+
+    block: int
+    frames: int
+    shift: float
+
+
+class SteeredStream(Iterator[VideoFrame]):
+    """Frames in order. `close()` and leaving its last reference end it."""
+
+    def __init__(
+        self, frames: Iterator[VideoFrame], stream: Stream, encode: Callable[[str], torch.Tensor]
+    ) -> None:
+        self._frames, self._stream, self._encode = frames, stream, encode
+
+    def __next__(self) -> VideoFrame:
+        return next(self._frames)
+
+    def set_prompt(self, prompt: str) -> int:
+        """Another caption from the next pass on; returns the first frame that is made by it. What was before
+        is forgotten: the new scene begins with a cut."""
+        return int(self._stream.set_condition(self._encode(prompt), effect="reset").first_frame)
+
+    def close(self) -> None:
+        self._stream.cancel()
+        close = getattr(self._frames, "close", None)
+        if close is not None:
+            close()
+
+
+class SteeredPipeline:
+    """Transformer, text encoder and autoencoder of one folder, and the engine that runs them."""
+
+    fps = FPS
+
+    def __init__(
+        self, transformer: WanTransformer, text: CaptionEncoder, vae: FrameVAE, rhythm: Rhythm
+    ) -> None:
+        """ConfigError: parts that do not fit each other."""
+        told, read = transformer.config, text.config
+        if (told.text_tokens, told.text_dim) != (read.tokens, read.width):
+            raise ConfigError(
+                f"transformer and text encoder do not fit: the first takes {told.text_tokens} rows of "
+                f"{told.text_dim}, the second makes {read.tokens} of {read.width}."
+            )
+        if told.actions != len(ACTIONS) - 1:
+            raise ConfigError(f"transformer: got {told.actions} actions, expected {len(ACTIONS) - 1}.")
+        self.transformer, self.text, self.vae = transformer.eval(), text.eval(), vae.eval()
+        self.codec = FrameVAECodec(vae, transformer.spec)
+        self.rhythm = rhythm
+        self._kept = KeptEngine()
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, device: str | torch.device = "cpu") -> SteeredPipeline:
+        """A bundled model or a folder. CheckpointError: files of something else, or none."""
+        folder = steered_folder(model)
+        if folder is None:
+            raise CheckpointError(
+                f"model: {str(model)!r:.200} holds no steered model; expected a folder that `ardiff train` "
+                f'left with network = "wan": transformer/, text_encoder/, vae/, {CONFIG_FILE}.'
+            )
+        rhythm = read_rhythm(folder / CONFIG_FILE)
+        transformer = _loaded(WanTransformer, folder / "transformer", device)
+        text = _loaded(CaptionEncoder, folder / "text_encoder", device)
+        return cls(transformer, text, _loaded(FrameVAE, folder / "vae", device), rhythm)
+
+    def stream(
+        self,
+        prompt: str,
+        num_frames: int | None = None,
+        *,
+        action: Callable[[int], int] = lambda frame: 0,
+        steps: int = STEPS,
+        guidance_scale: float = 1.0,
+        seed: int | None = None,
+    ) -> SteeredStream:
+        """Frames as they become clean, a block at a time.
+
+        prompt: such as "a red circle moves left behind a blue square". num_frames: whole blocks; None never
+        ends. action: which key is held in a frame (its number in `moving_shapes.ACTIONS`); it is asked when
+        the block of that frame begins. seed: key of all noise; None draws one.
+
+        ConfigError, PlanError: arguments, before anything is computed.
+        """
+        size = self.vae.config.image_size // SCALE
+        request = Request(
+            num_frames=num_frames,
+            size=(size, size),
+            plan=plan.blocks(self.rhythm.block),
+            condition=self._condition(prompt),
+            negative_condition=None if guidance_scale == 1 else self.transformer.null_condition(),
+            guidance_scale=guidance_scale,
+            seed=chosen_seed(seed),
+            frame_inputs={INPUT: lambda frame: keys_held(torch.tensor(_number(action(frame))))},
+            solver=Euler(FlowSchedule(self.rhythm.shift), integer("steps", steps, low=1)),
+            memory=Window(self.rhythm.frames),
+            max_ahead=self.rhythm.block,
+        )
+        engine, (stream,) = self._kept.submit(self.transformer, self.transformer, [request])
+        frames = stream_pictures(engine, stream, self.codec, None, 0, self.rhythm.block)
+        return SteeredStream(frames, stream, self._condition)
+
+    def _condition(self, prompt: str) -> torch.Tensor:
+        return self.text.encode([prompt])[0]
+
+
+def _loaded(kind: type[Part], folder: Path, device: str | torch.device) -> Part:
+    part = load_model(folder, device=device)
+    if not isinstance(part, kind):
+        raise CheckpointError(f"{folder}: got {type(part).__name__}, expected {kind.__name__}.")
+    return part
+
+
+def steered_folder(model: str | Path) -> Path | None:
+    """The folder of a bundled model or of that name, if it holds a steered one."""
+    path = arguments.path("model", model)
+    for folder in (ASSETS / path, path):
+        if (folder / CONFIG_FILE).is_file() and (folder / "text_encoder").is_dir():
+            return folder
+    return None
+
+
+def read_rhythm(path: Path) -> Rhythm:
+    """CheckpointError: a file that does not say it."""
+    values = read_json(path)
+    try:
+        rhythm = Rhythm(
+            int(values["loss"]["block"]), int(values["data"]["num_frames"]), float(values["shift"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} lacks {error}; expected loss.block, data.num_frames and shift, as `ardiff train` writes."
+        ) from error
+    if not 1 <= rhythm.block <= rhythm.frames <= 1 << 16:
+        raise CheckpointError(f"{path}: blocks of {rhythm.block} frames and clips of {rhythm.frames}.")
+    return rhythm
+
+
+def _number(action: int) -> int:
+    return integer("action", action, low=0, high=len(ACTIONS) - 1)

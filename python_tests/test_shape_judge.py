@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector of moving shapes and what is judged by it, where the truth is known: real clips pass; frozen,
+shuffled, noisy, empty and wrongly described ones fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ardiff_engine.data.moving_shapes import MovingShapes, Scene
+from ardiff_engine.data.shape_drawing import COLORS, SHAPES
+from ardiff_engine.errors import TensorError
+from ardiff_engine.evaluation import shapes as command
+from ardiff_engine.evaluation.shape_detector import NOTHING, tracks
+from ardiff_engine.evaluation.shape_judge import (
+    appears,
+    constant,
+    follows,
+    moves_as_told,
+    obeys,
+    shows_scene,
+    smooth,
+)
+
+WORLD = MovingShapes(split="held_out", steered=0.0, seed=7)
+CLIPS = WORLD.batch(range(40), num_frames=24)
+FOUND = [tracks(clip.video) for clip in CLIPS]
+DICE = np.random.default_rng(0)
+
+
+def noisy(video: np.ndarray, strength: float) -> np.ndarray:
+    return np.clip(video + DICE.normal(0, strength, video.shape), 0, 255).astype(np.uint8)
+
+
+def test_colors_shapes_and_places_are_found() -> None:
+    for clip, found in zip(CLIPS, FOUND, strict=True):
+        for place, (color, shape) in enumerate(zip(clip.scene.colors, clip.scene.shapes, strict=True)):
+            assert found.shape_of(color) == shape
+            if len(clip.scene.colors) == 1:
+                error = found.centres[:, color] - clip.centres[:, place]
+                # The mean pixel of a triangle lies below its middle.
+                assert np.abs(error[:, 0]).max() < 0.5
+                assert np.abs(error[:, 1] - (3.2 if SHAPES[shape] == "triangle" else 0)).max() < 1.1
+        others = [color for color in range(len(COLORS)) if color not in clip.scene.colors]
+        assert not found.seen[:, others].any()
+
+
+def test_real_clips_pass_and_clips_that_fail_fail() -> None:
+    assert np.mean([follows(found, clip.scene) for found, clip in zip(FOUND, CLIPS, strict=True)]) >= 0.95
+    order, few = DICE.permutation(24), CLIPS[:20]
+    for spoilt in (
+        lambda video: np.repeat(video[:1], 24, axis=0),
+        lambda video: video[order],
+        lambda video: noisy(video, 80),
+        lambda video: np.full_like(video, 128),
+        lambda video: np.repeat(video.mean(axis=0, keepdims=True).astype(np.uint8), 24, axis=0),
+    ):
+        answers = [follows(tracks(spoilt(clip.video)), clip.scene) for clip in few]
+        assert np.mean(answers) <= 0.1
+
+
+def test_a_little_noise_changes_nothing() -> None:
+    found = [tracks(noisy(clip.video, 8)) for clip in CLIPS]
+    assert np.mean([follows(own, clip.scene) for own, clip in zip(found, CLIPS, strict=True)]) >= 0.95
+
+
+def test_a_wrong_caption_is_noticed() -> None:
+    for clip, found in zip(CLIPS, FOUND, strict=True):
+        scene = clip.scene
+        free = next(color for color in range(len(COLORS)) if color not in scene.colors)
+        assert not shows_scene(found, replace(scene, colors=(free, *scene.colors[1:])))
+        assert not shows_scene(found, replace(scene, shapes=((scene.shapes[0] + 1) % 3, *scene.shapes[1:])))
+        assert not shows_scene(
+            found, Scene((*scene.colors[:1], free), (*scene.shapes[:1], 0), scene.direction)
+        )
+        assert not moves_as_told(found, replace(scene, direction=1 + scene.direction % 4))
+
+
+def test_keys_are_seen_to_act() -> None:
+    for index in range(12):
+        for key in range(1, 5):
+            clip = WORLD.clip(index, num_frames=15, actions=[0] * 12 + [key] * 3)
+            moved = clip.centres[14, 0] - clip.centres[11, 0]
+            found, color = tracks(clip.video), clip.scene.colors[0]
+            if np.abs(moved).max() < 2 or not found.seen[[11, 14], color].all():
+                continue  # at a wall, or hidden
+            if len(clip.scene.colors) == 1:
+                assert obeys(found, color, key, 12, 3)
+            assert not obeys(found, color, 1 + key % 4, 12, 3)
+
+
+def test_constancy_over_a_long_clip() -> None:
+    long = WORLD.batch(range(5), num_frames=200)
+    found = [tracks(clip.video) for clip in long]
+    assert np.mean([constant(own, clip.scene) for own, clip in zip(found, long, strict=True)]) >= 0.9
+    for own, clip in zip(found, long, strict=True):
+        other = replace(clip.scene, shapes=((clip.scene.shapes[0] + 1) % 3, *clip.scene.shapes[1:]))
+        assert not constant(own, other)
+    # One that turns grey half-way, and one that turns into another one.
+    grey = long[0].video.copy()
+    grey[100:] = 128
+    assert not constant(tracks(grey), long[0].scene)
+    turned = np.concatenate([long[0].video[:100], long[1].video[:100]])
+    assert not constant(tracks(turned), long[0].scene)
+
+
+def test_a_new_shape_appears() -> None:
+    first, second = CLIPS[0], next(c for c in CLIPS if c.scene.colors[0] not in CLIPS[0].scene.colors)
+    found = tracks(np.concatenate([first.video[:12], second.video[:9]]))
+    assert appears(found, second.scene, 12, 21) and not appears(found, second.scene, 0, 12)
+
+
+def test_a_frozen_video_is_not_smooth_and_nothing_is_nowhere() -> None:
+    empty = tracks(np.full((6, 64, 64, 3), 100, np.uint8))
+    assert (empty.areas == 0).all() and (empty.shapes == NOTHING).all()
+    assert empty.direction(0, 0, 5) == 0 and empty.shape_of(0) == NOTHING and not smooth(empty, 0)
+    for wrong in (np.zeros((6, 64, 64), np.uint8), np.zeros((6, 64, 64, 3))):
+        with pytest.raises(TensorError, match="video"):
+            tracks(wrong)
+
+
+@pytest.mark.slow
+def test_the_command_judges_the_world_itself_as_it_should() -> None:
+    scenes = [clip.scene for clip in CLIPS[:8]]
+    true = command.real(WORLD)
+    good = command.evaluate(true, scenes, 3, 120)
+    still = command.evaluate(command.changed(true, "frozen", command.frozen), scenes, 3, 120)
+    for measure, bar in command.BARS.items():
+        assert good.share(measure)[0] >= bar
+    assert still.share("prompt")[0] == still.share("action")[0] == 0
+    share, low, high = good.share("prompt")
+    assert low <= share <= high and "prompt" in command.report([good, still])
