@@ -26,3 +26,7 @@ class Purpose(enum.IntEnum):
     # 20 is taken: it chose micro-batches for teacher forcing
     VIDEO = 21  # which video, and where in it
     COUPLING = 22  # whether the frames of a clip stand at levels of their own or at one
+    EXIT = 23  # at which of its steps a roll-out gets its gradient
+    SCORE_LEVEL = 24  # noise level at which a roll-out is scored
+    SCORE = 25  # noise on a roll-out that is scored
+    POINT = 26  # which point of a teacher's path the student starts from

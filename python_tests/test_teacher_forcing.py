@@ -12,7 +12,7 @@ from dense_oracle import randomise
 from ardiff_engine.errors import TensorError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 from ardiff_engine.training.config import DiffusionLossConfig
-from ardiff_engine.training.denoising import is_teacher_forced
+from ardiff_engine.training.taught import is_teacher_forced
 from ardiff_engine.training.timesteps import KNOWN_LEVELS, history_levels, independent_levels
 
 

@@ -124,7 +124,7 @@ def test_loss_is_the_stated_mean_square(tmp_path: Path, prediction: str) -> None
     trainer = Trainer(config)
     samples = range(6, 9)
     clips = trainer.clips(trainer.source, samples, seed=5)
-    (got,) = trainer.objective(trainer.denoising, clips).values()
+    (got,) = trainer.recipe.phases[0].loss(clips).values()
     x0, classes = trainer.source.latents(samples)
     t = training_levels(samples, 4, 40, config.loss, 5)
     from ardiff_engine.diffusion.noise import noise_keys
@@ -366,7 +366,7 @@ def test_gradients_of_other_ways_to_compute(tmp_path: Path, change: str, limit: 
         clips = trainer.clips(trainer.source, range(4), 0)
         for parameter in trainer.model.parameters():
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(3))
-        trainer.objective(trainer.denoising, clips)["diffusion_loss"].sum().backward()  # type: ignore[call-overload]
+        trainer.recipe.phases[0].loss(clips)["diffusion_loss"].sum().backward()  # type: ignore[call-overload]
         return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
     plain, other = gradients(), gradients(change)

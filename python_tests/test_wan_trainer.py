@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_the_flow_from_clean_blocks(config: Path) -> None:
     )
     torch.nn.init.normal_(trainer.model.head.head.weight, std=0.2)
     clips = trainer.clips(trainer.source, [4, 5, 9], 0, 0.0)
-    loss = trainer.objective(trainer.denoising, clips)["teacher_loss"]
+    loss = trainer.recipe.phases[0].loss(clips)["teacher_loss"]
     levels = trainer.denoising.independent_levels(clips)
     assert (levels[:, ::2] == levels[:, 1::2]).all()
     noisy, t, target = trainer.denoising.noised(clips, levels)

@@ -16,6 +16,7 @@ from ardiff_engine.data.moving_shapes import MovingShapes
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.titok.config import TiTokConfig
+from ardiff_engine.training.distillation import DistillationConfig
 
 SMALLEST_GAN_IMAGE = 24
 MOST_THREADS = 1 << 12
@@ -267,7 +268,8 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True)
 class DiffusionLossConfig:
-    """objective: "module:function", see `training.objective`; the usual one follows the settings below.
+    """objective: a name of `training.recipes`, or "module:function", see `training.objective`; the usual one
+        follows the settings below.
 
     prediction: what the network predicts; "flow" for a `Denoising` with a `FlowSchedule` alone.
     timesteps: how the noise levels of a clip's frames go together. "fopp", "uniform", "iid", "shared": see
@@ -330,6 +332,7 @@ class TrainConfig:
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     vae: str = ""
     init: str = ""
 

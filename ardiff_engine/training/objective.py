@@ -22,6 +22,7 @@ from torch import Tensor
 from ardiff_engine.data.choice import uniform
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.diffusion.noise import noise_keys
+from ardiff_engine.diffusion.prediction import x0_weights
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.ops import add_noise
 from ardiff_engine.purposes import Purpose
@@ -43,12 +44,14 @@ class Schedule(Protocol):
 @dataclass(frozen=True, slots=True, eq=False)
 class Clips:
     """samples: their B ids, rising. frames: clean latents [B, F, ...]. condition: [B, ...], or whatever else
-    rows can be chosen of. All randomness is a function of (seed, sample id)."""
+    rows can be chosen of. null: the same without conditions, for guidance. All randomness is a function of
+    (seed, sample id)."""
 
     samples: Sequence[int]
     frames: Tensor
     condition: Any
     seed: int
+    null: Any = None
 
     def chosen(self, rows: Sequence[int]) -> Clips:
         """The clips of these rows."""
@@ -58,6 +61,7 @@ class Clips:
             samples=[self.samples[row] for row in rows],
             frames=self.frames[index],
             condition=self.condition[index],
+            null=None if self.null is None else self.null[index],
         )
 
     def uniform(self, purpose: int, count: int) -> Tensor:
@@ -128,11 +132,32 @@ class Denoising:
         output = self.predict(noisy, t, clips.condition, *(history or (None, None)))
         return (output - target).square().flatten(1).mean(1)
 
+    def x0(
+        self, noisy: Tensor, t: Tensor, condition: Any, history: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """What the network takes the clean frames for, like noisy."""
+        output = self.predict(noisy, t, condition, *(history or (None, None)))
+        return self._weighted(*x0_weights(*self._rates(t), self.settings.prediction), noisy, output)
+
+    def moved(self, noisy: Tensor, x0: Tensor, t: Tensor, after: Tensor) -> Tensor:
+        """DDIM's step from timesteps t to `after` [B, F], α'·x̂0 + σ'·(x − α·x̂0)/σ; for a flow, Euler's."""
+        (signal, sigma), (next_signal, next_sigma) = self._rates(t), self._rates(after)
+        return self._weighted(next_sigma / sigma, next_signal - next_sigma * signal / sigma, noisy, x0)
+
     def timesteps(self, levels: Tensor) -> Tensor:
         """What the network is told. A flow's levels are those of its table, the cleanest first."""
         if isinstance(self.schedule, FlowSchedule):
             return self.schedule.timesteps.flip(0)[levels]
         return levels
+
+    def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.schedule.signal(t), self.schedule.sigma(t)
+
+    @staticmethod
+    def _weighted(first: Tensor, second: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        shape = (*first.shape, *(1,) * (x.ndim - first.ndim))
+        first, second = (weight.to(x.device, x.dtype).reshape(shape) for weight in (first, second))
+        return first * x + second * y
 
     def _sizes(self, clips: Clips) -> tuple[Sequence[int], int, int]:
         return clips.samples, clips.frames.shape[1], self.schedule.num_timesteps

@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ardiff_engine.data.choice import uniform
 from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips, LatentSource
@@ -23,13 +24,15 @@ from ardiff_engine.parsing import read_toml
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
+from ardiff_engine.training.distillation import teacher_folder
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
-from ardiff_engine.training.objective import Clips, Denoising, find_objective, named_losses
+from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
-from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, world_size
+from ardiff_engine.training.processes import enter, rank, world_size
 from ardiff_engine.training.read_config import read_config, to_dict
+from ardiff_engine.training.recipe import Cast, find_recipe, run_step
 from ardiff_engine.training.wan_trainer import WanTrainConfig, WanTrainer
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
 from ardiff_engine.weights.scheduler_file import write_schedule
@@ -61,12 +64,29 @@ class Trainer:
         self.vae = load_titok(config.vae).to(run.device).requires_grad_(False) if config.vae else None
         self._check_sizes()
         self.schedule = noise_schedule(config.schedule)
-        self.objective = find_objective(config.loss.objective)
-        self.denoising = Denoising(self._predict, self.schedule, config.loss)
+        if config.distillation.teacher:
+            self._follow(self._teacher())
+        self.denoising = self._task(self.model)
         self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
         self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
+        self.recipe = find_recipe(
+            config.loss.objective,
+            Cast(
+                self.model,
+                self._task,
+                self._teacher,
+                self._asked,
+                config.distillation,
+                config.optimizer,
+                run,
+            ),
+        )
         self.loop = TrainingLoop(
-            run, {"model": self.model}, {"model": self.optimizer}, self.ema, to_dict(config)
+            run,
+            {"model": self.model, **self.recipe.networks},
+            {"model": self.optimizer, **self.recipe.optimizers},
+            self.ema,
+            to_dict(config),
         )
         self.source = self._source()
 
@@ -82,19 +102,15 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, float]:
         """Means over this process's clips: of the loss, and of its parts where it has several."""
-        run, averages = self.config.run, Averages()
+        run = self.config.run
         self.model.train()
-        for micro in range(run.accumulate):
-            samples = sample_ids(step, micro, run.batch, run.accumulate)
-            clips = self.clips(self.source, samples, run.seed)
-            losses = named_losses(self.objective(self.denoising, clips), clips)
-            total = torch.stack([values.sum() for values in losses.values()]).sum()
-            (total / (run.batch * run.accumulate)).backward()
-            averages.add("loss", float(total.detach()), len(samples))
-            for name in losses.keys() - {"loss"} if len(losses) > 1 else ():
-                averages.add(name, float(losses[name].detach().sum()), len(losses[name]))
-        average_gradients(self.optimizer.parameters.values())
-        return averages.means() | {"gradient_norm": self.optimizer.update(step)}
+        return run_step(
+            self.recipe,
+            self.loop.optimizers,
+            run,
+            step,
+            lambda samples: self.clips(self.source, samples, run.seed),
+        )
 
     def clips(
         self, source: LatentSource, samples: Sequence[int], seed: int, *, always_conditioned: bool = False
@@ -104,7 +120,8 @@ class Trainer:
         x0, classes = source.latents(samples)
         x0 = regroup(x0, self.config.model.tokens_per_frame).to(self.model.device, self.model.dtype)
         null = 0.0 if always_conditioned else self.config.loss.null_probability
-        return Clips(samples, x0, self._context(samples, classes, seed, null), seed)
+        context = self._context(samples, classes, seed, null)
+        return Clips(samples, x0, context, seed, self.model.null_context(len(samples)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -148,13 +165,51 @@ class Trainer:
         text = json.dumps(to_dict(self.config), indent=2)
         write_atomic(folder / "training_config.json", f"{text}\n".encode())
 
-    def _predict(
-        self, noisy: Tensor, t: Tensor, context: Tensor, history: Tensor | None, history_t: Tensor | None
-    ) -> Tensor:
-        """No frame sees the last one of the history, and this network does not take it."""
-        past = () if history is None or history_t is None else (history[:, :-1], history_t[:, :-1])
-        with autocast(self.config.run):
-            return self.model.forward_clip(noisy, t, context, *past).to(noisy.dtype)
+    def _task(self, network: nn.Module, *, whole: bool = False, held_history: bool = False) -> Denoising:
+        """Whether a network of this kind sees whole clips is said by its mask."""
+        assert isinstance(network, ARDiffusionTransformer)
+
+        def predict(
+            noisy: Tensor, t: Tensor, context: Tensor, history: Tensor | None, history_t: Tensor | None
+        ) -> Tensor:
+            # No frame sees the last one of the history, and this network does not take it.
+            past = () if history is None or history_t is None else (history[:, :-1], history_t[:, :-1])
+            with autocast(self.config.run):
+                return network.forward_clip(noisy, t, context, *past).to(noisy.dtype)
+
+        return Denoising(predict, self.schedule, self.config.loss)
+
+    def _teacher(self) -> ARDiffusionTransformer:
+        """ConfigError: one of other frames or conditions."""
+        teacher = load_ar_diffusion(teacher_folder(self.config.distillation))
+        own, other = self.model.spec, teacher.spec
+        expected = (own.tokens_per_frame, own.channels, own.condition.shape, self.config.model.num_classes)
+        got = (other.tokens_per_frame, other.channels, other.condition.shape, teacher.config.num_classes)
+        if got != expected:
+            raise ConfigError(
+                f"distillation.teacher: got tokens of a frame, channels, conditions and classes {got}, "
+                f"expected the student's {expected}."
+            )
+        return teacher.to(self.config.run.device, weights_dtype(self.config.run)).requires_grad_(False)
+
+    def _follow(self, teacher: ARDiffusionTransformer) -> None:
+        """Begin with the teacher's weights, unless there are others; keep its conditions.
+
+        ConfigError: a student of another size, without weights of its own.
+        """
+        if not self.config.init:
+            if teacher.config != self.config.model:
+                raise ConfigError(
+                    f"distillation.teacher: got {teacher.config}, expected [model], {self.config.model}. "
+                    "Set `init` to the weights that a student of another size begins with."
+                )
+            self.model.load_state_dict(teacher.state_dict())
+        with torch.no_grad():
+            self.model.context_embedding.copy_(teacher.context_embedding)
+        self.model.context_embedding.requires_grad_(False)
+
+    def _asked(self, clips: Clips) -> list[dict[str, Any]]:
+        return [{"condition": context.detach()} for context in clips.condition]
 
     def _context(
         self, samples: Sequence[int], classes: Tensor | None, seed: int, probability: float

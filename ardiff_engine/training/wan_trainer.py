@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from ardiff_engine.errors import ConfigError
 from ardiff_engine.files import write_atomic
 from ardiff_engine.models.frame_vae import SCALE, FrameVAE
 from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.models.wan.video import ACTIONS as ACTIONS_INPUT
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import (
@@ -33,13 +35,15 @@ from ardiff_engine.training.config import (
     OptimizerConfig,
     RunConfig,
 )
+from ardiff_engine.training.distillation import DistillationConfig, teacher_folder
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
-from ardiff_engine.training.objective import Clips, Denoising, find_objective, named_losses
+from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
-from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, world_size
+from ardiff_engine.training.processes import enter, rank, world_size
 from ardiff_engine.training.read_config import to_dict
+from ardiff_engine.training.recipe import Cast, find_recipe, run_step
 from ardiff_engine.weights import load_model, save_model
 
 VALIDATION_SEED = 1
@@ -52,7 +56,7 @@ class WanTrainConfig:
     """`ardiff train` with network = "wan".
 
     vae: a folder of `ardiff train-vae` with autoencoder = "frame_vae". shift: of the flow's noise levels.
-    `loss.prediction` is "flow".
+    init: a folder of an earlier run, whose weights it begins with. `loss.prediction` is "flow".
     """
 
     network: str
@@ -64,7 +68,9 @@ class WanTrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: DiffusionLossConfig = field(default_factory=lambda: DiffusionLossConfig(prediction="flow"))
     ema: EmaConfig = field(default_factory=EmaConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     shift: float = 1.0
+    init: str = ""
 
     def __post_init__(self) -> None:
         if self.data.source != "moving_shapes":
@@ -112,17 +118,34 @@ class WanTrainer:
         self.model = WanTransformer(config.model)
         _initialise(self.model)
         self.text = CaptionEncoder(config.text)
+        if folder := config.init or config.distillation.teacher:
+            self._begin(Path(folder))
         both = nn.ModuleDict({"transformer": self.model, "text": self.text})
         self.both = both.to(run.device, weights_dtype(run))
         if run.recompute:
             recompute_blocks(self.model)
         self.schedule = FlowSchedule(config.shift)
-        self.objective = find_objective(config.loss.objective)
-        self.denoising = Denoising(self._predict, self.schedule, config.loss)
+        self.denoising = self._task(self.model)
         self.optimizer = Optimizer(self.both, config.optimizer, run.steps)
         self.ema = Ema(self.both, config.ema.decay) if config.ema.decay else None
+        self.recipe = find_recipe(
+            config.loss.objective,
+            Cast(
+                self.model,
+                self._task,
+                self._teacher,
+                self._asked,
+                config.distillation,
+                config.optimizer,
+                run,
+            ),
+        )
         self.loop = TrainingLoop(
-            run, {"model": self.both}, {"model": self.optimizer}, self.ema, to_dict(config)
+            run,
+            {"model": self.both, **self.recipe.networks},
+            {"model": self.optimizer, **self.recipe.optimizers},
+            self.ema,
+            to_dict(config),
         )
         self.source = SteeredShapes(config.data.shapes, self.vae, config.data.num_frames)
 
@@ -135,19 +158,15 @@ class WanTrainer:
 
     def step(self, step: int) -> dict[str, float]:
         """Means over this process's clips: of the loss, and of its parts where it has several."""
-        run, averages = self.config.run, Averages()
+        run, null = self.config.run, self.config.loss.null_probability
         self.both.train()
-        for micro in range(run.accumulate):
-            samples = sample_ids(step, micro, run.batch, run.accumulate)
-            clips = self.clips(self.source, samples, run.seed, self.config.loss.null_probability)
-            losses = named_losses(self.objective(self.denoising, clips), clips)
-            total = torch.stack([values.sum() for values in losses.values()]).sum()
-            (total / (run.batch * run.accumulate)).backward()
-            averages.add("loss", float(total.detach()), len(samples))
-            for name in losses.keys() - {"loss"} if len(losses) > 1 else ():
-                averages.add(name, float(losses[name].detach().sum()), len(losses[name]))
-        average_gradients(self.optimizer.parameters.values())
-        return averages.means() | {"gradient_norm": self.optimizer.update(step)}
+        return run_step(
+            self.recipe,
+            self.loop.optimizers,
+            run,
+            step,
+            lambda samples: self.clips(self.source, samples, run.seed, null),
+        )
 
     def clips(self, source: SteeredShapes, samples: Sequence[int], seed: int, null: float) -> Clips:
         """The clips with these sample ids; a share `null` of them without caption."""
@@ -156,7 +175,8 @@ class WanTrainer:
         told = torch.tensor([uniform(seed, Purpose.NULL, sample, 1)[0] >= null for sample in samples])
         text = self.text(self.text.ids(made.captions).to(device)) * told.to(device)[:, None, None]
         steering = Steering(text, made.actions.to(device, dtype))
-        return Clips(samples, made.latents.to(device, dtype), steering, seed)
+        empty = Steering(torch.zeros_like(text), steering.actions)
+        return Clips(samples, made.latents.to(device, dtype), steering, seed, empty)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -192,20 +212,54 @@ class WanTrainer:
         text = json.dumps(to_dict(self.config), indent=2)
         write_atomic(folder / "training_config.json", f"{text}\n".encode())
 
-    def _predict(
-        self, noisy: Tensor, t: Tensor, condition: Steering, history: Tensor | None, history_t: Tensor | None
-    ) -> Tensor:
-        with autocast(self.config.run):
-            out = self.model.forward_clip(
-                noisy,
-                t.to(noisy.dtype),
-                condition.text,
-                self.config.loss.block,
-                history=history,
-                history_t=None if history_t is None else history_t.to(noisy.dtype),
-                actions=condition.actions,
+    def _task(self, network: nn.Module, *, whole: bool = False, held_history: bool = False) -> Denoising:
+        assert isinstance(network, WanTransformer)
+        block = (whole and self.config.distillation.teacher_block) or self.config.loss.block
+
+        def predict(
+            noisy: Tensor, t: Tensor, condition: Steering, history: Tensor | None, history_t: Tensor | None
+        ) -> Tensor:
+            with autocast(self.config.run):
+                out = network.forward_clip(
+                    noisy,
+                    t.to(noisy.dtype),
+                    condition.text,
+                    block,
+                    history=history,
+                    history_t=None if history_t is None else history_t.to(noisy.dtype),
+                    actions=condition.actions,
+                )
+            return out.to(noisy.dtype)
+
+        return Denoising(predict, self.schedule, self.config.loss)
+
+    def _teacher(self) -> WanTransformer:
+        """ConfigError: one of other latents, texts or actions."""
+        folder, own = teacher_folder(self.config.distillation), self.config.model
+        teacher = load_model(folder)
+        if not isinstance(teacher, WanTransformer) or _seen(teacher.config) != _seen(own):
+            got = _seen(teacher.config) if isinstance(teacher, WanTransformer) else type(teacher).__name__
+            raise ConfigError(
+                f"distillation.teacher: {folder} has {got}, expected the student's channels, patch, text "
+                f"and actions, {_seen(own)}."
             )
-        return out.to(noisy.dtype)
+        return teacher.to(self.config.run.device, weights_dtype(self.config.run)).requires_grad_(False)
+
+    def _begin(self, folder: Path) -> None:
+        """With the weights of an earlier run. A student's captions are embedded as its teacher does, for
+        good. ConfigError: a run of other sizes."""
+        self.model.load_state_dict(_loaded(folder / "transformer", self.model, "model").state_dict())
+        if teacher := self.config.distillation.teacher:
+            folder = Path(teacher)
+        self.text.load_state_dict(_loaded(folder / "text_encoder", self.text, "text").state_dict())
+        self.text.requires_grad_(not teacher)
+
+    def _asked(self, clips: Clips) -> list[dict[str, Any]]:
+        size = tuple(clips.frames.shape[3:])
+        return [
+            {"condition": text.detach(), "frame_inputs": {ACTIONS_INPUT: actions}, "size": size}
+            for text, actions in zip(clips.condition.text, clips.condition.actions, strict=True)
+        ]
 
 
 def _initialise(model: WanTransformer) -> None:
@@ -221,6 +275,21 @@ def _initialise(model: WanTransformer) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(zeroed):
             nn.init.zeros_(parameter)
+
+
+def _seen(config: WanConfig) -> tuple[object, ...]:
+    return (config.channels, config.patch, config.text_dim, config.text_tokens, config.actions)
+
+
+T = TypeVar("T", WanTransformer, CaptionEncoder)
+
+
+def _loaded(folder: Path, own: T, section: str) -> T:
+    found = load_model(folder)
+    if not isinstance(found, type(own)) or found.config != own.config:
+        got = found.config if isinstance(found, type(own)) else type(found).__name__
+        raise ConfigError(f"{folder}: got {got}, expected [{section}], {own.config}.")
+    return found
 
 
 def _frame_vae(config: WanTrainConfig) -> FrameVAE:
