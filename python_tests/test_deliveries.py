@@ -66,7 +66,7 @@ def engine_for(delay: int = 1, *, cuda_graphs: bool = True) -> Engine:
         max_pages=200,
         cuda_graphs=cuda_graphs,
     )
-    engine._results.delay = delay
+    engine._runner.delay = delay
     return engine
 
 

@@ -148,7 +148,7 @@ def test_streams_that_are_no_pair_are_refused() -> None:
     while own.frames_ready < 8:
         own.engine.step(1)
     with pytest.raises(PlanError, match="back"):
-        own.rollback(4, torch.zeros(2, 3, network().config.channels))
+        own.rollback(2, torch.zeros(2, 3, network().config.channels))
 
 
 def test_the_worst_frame_decides() -> None:

@@ -7,8 +7,8 @@ From pass to pass mostly levels change, so everything else is kept in a `Layout`
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -40,8 +40,9 @@ class Levels:
     def of(cls, layout: Layout, passed: np.ndarray, passes: int) -> list[Levels]:
         """Of so many passes, worked out together. passed: int32, by each stream since its roster began."""
         ahead = np.arange(passes, dtype=np.int32)[:, None]
-        risen = passed[layout.update_owners] + ahead
-        rows = layout.rows + layout.row_moves * (passed[layout.token_owners] + ahead)
+        shape = layout.shape
+        risen = passed[shape.update_owners] + ahead
+        rows = shape.rows + shape.row_moves * (passed[shape.token_owners] + ahead)
         weights = layout.weights[layout.weight_rows + risen].transpose(0, 2, 1)
         keys: list[torch.Tensor] | list[None] = [None] * passes
         if layout.keys is not None:
@@ -90,7 +91,8 @@ class Batch:
         coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any, `history` float32
         [P, Y, C] the predictions of the P steps before, the latest first, None if no solver looks back,
         `noise` float32 [Y, C] in place of keys, where a stream brings that of its steps.
-    ahead: how the passes differ that may follow. turns: what the pass begins with.
+    ahead: how the passes differ that may follow. rest: the one that follows, as far as it is known, where it
+        feeds less. turns: what the pass begins with.
     """
 
     cells: CellBatch
@@ -103,12 +105,19 @@ class Batch:
     keys: torch.Tensor | None
     history: torch.Tensor | None = None
     noise: torch.Tensor | None = None
-    ahead: Sequence[Levels] = ()
+    ahead: Iterator[Levels] = field(default_factory=lambda: iter(()))
+    rest: Batch | None = None
     turns: PageTurns | None = None
 
+    @property
+    def num_cells(self) -> int:
+        return sum(span.cells for span in self.spans)
+
     def following(self, x: torch.Tensor, history: torch.Tensor | None) -> Batch:
-        """The same cells one pass later, each one that moves at its next level."""
-        levels, *ahead = self.ahead
+        """One pass later: each cell that moves is at its next level."""
+        if self.rest is not None:
+            return replace(self.rest, x=x, history=history)
+        levels = next(self.ahead)
         return replace(
             self,
             cells=replace(self.cells, frame_ids=levels.frame_ids),
@@ -117,7 +126,6 @@ class Batch:
             coefficients=levels.coefficients,
             keys=levels.keys,
             history=history,
-            ahead=ahead,
             turns=None,
         )
 
@@ -184,6 +192,7 @@ class Packer:
     """
 
     def __init__(self, model: VideoModel, pool: PagePool, schedules: Schedules) -> None:
+        self.device = model.device
         self._pool = pool
         self._spec = model.spec
         self._schedules = schedules
@@ -193,21 +202,40 @@ class Packer:
 
     def pack(self, work: Work, passes: int = 1) -> Batch:
         """The first pass over this work, with the levels of those that may follow it."""
-        x, condition, history = self._inputs(work)
+        x = self._latents(work)
         self._write_conditions(work)
-        layout, pool = self._layout(work), self._pool
+        layout = self._layout(work)
         passed = np.array([feed.passed for _, feed in work], np.int32)
-        levels, *ahead = Levels.of(layout, passed, passes)
-        noise = None if levels.keys is None else _noise(work, levels.keys, x)
+        rest = None
+        if passes > 1 and any(feed.roster.once for _, feed in work):
+            later = [(state, feed.later(1)) for state, feed in work]
+            following = self._layout(later, layout)
+            levels = Levels.of(following, passed + 1, passes - 1)
+            rest, passes = self._batch(later, following, levels, x), 1
+        batch = self._batch(work, layout, Levels.of(layout, passed, passes), x)
+        noise = None if batch.keys is None else _noise(work, batch.keys, x)
+        return replace(
+            batch,
+            keys=batch.keys if noise is None else None,
+            history=_history(work, x),
+            noise=noise,
+            rest=rest,
+            turns=PageTurns.of(work),
+        )
+
+    def _batch(self, work: Work, layout: Layout, passes: list[Levels], x: torch.Tensor) -> Batch:
+        ahead, shape = iter(passes), layout.shape
+        conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]
+        levels, pool = next(ahead), self._pool
         cells = CellBatch(
-            num_contexts=layout.num_contexts,
+            num_contexts=shape.num_contexts,
             slots=layout.slots,
             positions=layout.positions,
             frame_ids=levels.frame_ids,
             table=layout.table,
             k_pages=pool.k,
             v_pages=pool.v,
-            wanted=layout.wanted,
+            wanted=shape.wanted,
             layers=layout.layers,
             inputs=self._frame_inputs(work),
             conditions=ConditionPages(pool.k, pool.v, layout.conditions) if layout.conditions else None,
@@ -215,24 +243,23 @@ class Packer:
         return Batch(
             cells=cells,
             x=x,
-            condition=condition,
-            spans=layout.spans,
-            branch_cells=layout.branch_cells,
+            condition=torch.cat(conditions) if conditions else None,
+            spans=shape.spans,
+            branch_cells=shape.branch_cells,
             weights=levels.weights,
             coefficients=levels.coefficients,
-            keys=levels.keys if noise is None else None,
-            history=history,
-            noise=noise,
+            keys=levels.keys,
             ahead=ahead,
-            turns=PageTurns.of(work),
         )
 
-    def _layout(self, work: Work) -> Layout:
+    def _layout(self, work: Work, before: Layout | None = None) -> Layout:
+        """before: that of the pass before, which may have fed more."""
         parts = [(state.number, state.pages.version, feed.roster) for state, feed in work]
         key = (self._schedules.version, *parts)
         layout = self._layouts.get(key)
         if layout is None:
-            layout = self._layouts[key] = self._builder.build(work)
+            layout = self._builder.build(work) if before is None else self._builder.rest(before)
+            self._layouts[key] = layout
             if len(self._layouts) > LAYOUTS_KEPT:
                 self._layouts.popitem(last=False)
         self._layouts.move_to_end(key)
@@ -261,15 +288,13 @@ class Packer:
         ]
         return {own.name: torch.cat(rows) for own, rows in zip(wanted, zip(*cells, strict=True), strict=True)}
 
-    def _inputs(self, work: Work) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """x, condition and history, as in Batch, as the streams have them."""
-        conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]
+    def _latents(self, work: Work) -> torch.Tensor:
+        """x, as in Batch, as the streams have it."""
         latents: list[torch.Tensor] = []
         for state, feed in work:
             for branch, roster in zip(state.branches, state.rosters(feed), strict=True):
                 latents += state.latents_of(branch, roster, feed.roster)
-        x = torch.cat(latents)
-        return x, torch.cat(conditions) if conditions else None, _history(work, x)
+        return torch.cat(latents)
 
     def turn_pages(self, batch: Batch) -> None:
         """What the batch begins with, on the device."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
-from ardiff_engine.memory.view import View, frames_in, union
+from ardiff_engine.memory.view import View
 from ardiff_engine.plan import Frames, Plan
 
 PER_CELL = ("frames", "updates", "levels", "steps", "tracks", "views", "copies", "positions", "layers")
@@ -20,12 +20,15 @@ class Roster:
     While cells only go from level to level it stays the same object, so that what depends on it alone
     (pages, views, positions) is looked up and not computed again.
 
+    The first pass may feed more than those that follow: the context, and frames for their K/V alone.
+
     frames: of each cell; a frame that is both moved and stored in a pass has two. updates: which of them the
         solver moves. levels: row of its track's timesteps in the first pass, that after the last for a frame
         that waits to start. steps: of its track; tracks: which one that is.
     views: what each cell sees, its own frame included. copies: which copy of its K/V it writes. positions:
         where it stands. kept: frames whose pages and latents stay.
     feeds_context: whether the context is part of the pass.
+    once: whether the context and frames that are not moved are part of the first pass alone.
     layers: where layers see differently, what each cell sees in each of them: parts of `views`.
     """
 
@@ -39,24 +42,28 @@ class Roster:
     positions: tuple[int, ...]
     kept: Frames
     feeds_context: bool
+    once: bool = False
     layers: tuple[tuple[View, ...], ...] = ()
     updated: tuple[int, ...] = field(init=False)
     """The frames that the solver moves."""
     passes_left: int = field(init=False)
     """Passes with this roster after which one of them is finished."""
+    _rest: Roster | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "updated", tuple(compress(self.frames, self.updates)))
         left = [steps - level for steps, level in zip(self.steps, self.levels, strict=True)]
         object.__setattr__(self, "passes_left", min(compress(left, self.updates), default=1))
 
-    def without_stores(self, passed: int, kept: Frames) -> Roster:
-        """What follows `passed` passes after the first, once all that this stores is stored, as if planned
-        anew. kept: by policy and plan, which no frame has started or finished to change."""
-        cells = self.moving()
-        cells["levels"] = tuple([level + passed for level in cells["levels"]])
-        kept = union(kept, frames_in(dict.fromkeys(cells["views"])))
-        return Roster(**cells, kept=kept, feeds_context=False)
+    @property
+    def rest(self) -> Roster:
+        """What the passes after the first one feed. The same stays, and waits for the next roster to go."""
+        if not self.once:
+            return self
+        if self._rest is None:
+            rest = Roster(**self.moving(), kept=self.kept, feeds_context=False)
+            object.__setattr__(self, "_rest", rest)
+        return self._rest or self
 
     def moving(self) -> dict[str, Any]:
         """What is said per cell, of those that the solver moves alone."""
@@ -65,11 +72,20 @@ class Roster:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Feed:
-    """One pass of one stream: `passed` passes after the roster's first. Frames that the solver moves have
-    risen by one level in each of them."""
+    """One pass of one stream: `passed` passes after the first one with a roster. Frames that the solver moves
+    have risen by one level in each of them."""
 
-    roster: Roster
+    first: Roster
     passed: int = 0
+
+    @property
+    def roster(self) -> Roster:
+        """What this pass feeds."""
+        return self.first.rest if self.passed else self.first
+
+    def later(self, passes: int) -> Feed:
+        """So many passes after this one, or before it, while only levels change."""
+        return Feed(self.first, self.passed + passes)
 
     @property
     def levels(self) -> tuple[int, ...]:

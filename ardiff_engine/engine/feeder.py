@@ -34,16 +34,12 @@ from ardiff_engine.plan import Frames, Now, Plan
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Steady:
-    """From tick `begin` to before `end` of `plan` the solver moves the same frames. The roster is fed in all
-    of them; if it `stores` K/V of other frames or of the context, in the first alone, and the next one
-    follows from it. kept: by the policy and the plan."""
+    """From tick `begin` to before `end` of `plan` the solver moves the same frames: those of the roster."""
 
     plan: Plan
     begin: int
     end: int
     roster: Roster
-    kept: Frames
-    stores: bool
 
 
 class Feeder:
@@ -87,7 +83,7 @@ class Feeder:
         moved = self.moved
         if moved is not None:
             risen = [level + 1 for level in moved.updated_levels]
-            self._levels.update(zip(moved.roster.updated, risen, strict=True))
+            self._levels.update(zip(moved.first.updated, risen, strict=True))
             self.moved = None
         return self._levels
 
@@ -110,34 +106,27 @@ class Feeder:
         steady, tick = self._steady, self.tick
         if steady is None or steady.plan is not self.plan or not steady.begin <= tick < steady.end:
             self._steady = None
-            feed, kept = self._planned()
-            if not feed.roster.updated:
-                return feed
-            stores = self._forgets and (feed.roster.feeds_context or not all(feed.roster.updates))
-            anew = self._policy.by_level or self.plan.block(feed.roster.updated[0]).start < self.plan.prefix
-            end = tick + 1 if anew else self.plan.steady_until(tick)
-            self._steady = _Steady(self.plan, tick, end, feed.roster, kept, stores)
+            feed = self._planned()
+            if feed.first.updated:
+                begins = self.plan.block(feed.first.updated[0]).start
+                anew = self._policy.by_level or begins < self.plan.prefix
+                end = tick + 1 if anew else self.plan.steady_until(tick)
+                self._steady = _Steady(self.plan, tick, end, feed.first)
             return feed
-        if not steady.stores:
-            return Feed(steady.roster, tick - steady.begin)
-        if tick == steady.begin:
-            return Feed(steady.roster)
-        roster = steady.roster.without_stores(tick - steady.begin, steady.kept)
-        self._steady = _Steady(self.plan, tick, steady.end, roster, steady.kept, stores=False)
-        return Feed(roster)
+        return Feed(steady.roster, tick - steady.begin)
 
     @property
     def passes_ahead(self) -> int:
-        """Passes from this one on, for which `next` was asked, that feed the same, each one level higher."""
+        """Passes from this one on, for which `next` was asked, that move the same, each one level higher."""
         steady = self._steady
-        if self._prefill or steady is None or steady.stores:
+        if self._prefill or steady is None:
             return 1
         return min(steady.end, steady.begin + steady.roster.passes_left) - self.tick
 
     def due(self, feed: Feed) -> range:
         """The frames that a reader gets once `feed`, the next one of this walk, has run: those that are
         finished then and come after finished ones alone. Others wait for the frames before them."""
-        if self._prefill or self._steady is None or feed.passed + 1 < feed.roster.passes_left:
+        if self._prefill or self._steady is None or feed.passed + 1 < feed.first.passes_left:
             return range(0)
         oldest = self.plan.oldest_unfinished
         return range(oldest(self.tick), oldest(self._steady.begin + feed.passed + 1))
@@ -150,11 +139,11 @@ class Feeder:
 
     def advance(self, feed: Feed, passes: int = 1) -> None:
         """Record that `passes` have run, the last one over `feed`."""
-        self._take_up(feed.roster)
+        self._take_up(feed.first)
         if self._prefill:
             self._prefill.pop(0)
             return
-        if not feed.roster.updated:
+        if not feed.first.updated:
             return
         self.moved = feed
         self.tick += passes
@@ -250,14 +239,13 @@ class Feeder:
 
     # --- private
 
-    def _planned(self) -> tuple[Feed, Frames]:
+    def _planned(self) -> Feed:
         """What the plan's tick moves, and before it what is to be stored: in a pass before, where their views
-        do not agree. Then the frames that policy and plan keep."""
+        do not agree."""
         tick, now = self.plan.tick(self.tick), self.plan.now(self.tick)
         levels = dict(zip(tick.frames, tick.levels, strict=True))
         if not self._forgets:
-            feed = self._everything(levels, now)
-            return feed, feed.roster.kept
+            return self._everything(levels, now)
         if tick.index != self._renewed:
             for block in self._blocks(f for f, level in levels.items() if level == 0):
                 self._policy = self._policy.begun(block, self._remembered(now))
@@ -271,8 +259,7 @@ class Feeder:
             del seen[len(stores) :]
             while not agree([view for _, view in seen]):
                 seen.pop()
-        kept = union(kept, now.unfinished)
-        return self._feed(seen, now, kept), kept
+        return self._feed(seen, now, union(kept, now.unfinished))
 
     def _fed(self, block: range, *, level: int | None = None, stores: bool = False) -> Fed:
         own = self.levels.get(block[-1], 0) if level is None else level
@@ -294,7 +281,8 @@ class Feeder:
         columns["layers"] = self._layers([fed for fed, _ in seen], now)
         kept = union(kept, frames_in([view for _, view in seen]))
         context = self._has_context and not self._context_done
-        return Feed(Roster(**columns, kept=kept, feeds_context=context))
+        once = context or not all(columns["updates"])
+        return Feed(Roster(**columns, kept=kept, feeds_context=context, once=once))
 
     def _layers(self, feds: list[Fed], now: Now) -> tuple[tuple[View, ...], ...]:
         policy = self._policy

@@ -8,20 +8,29 @@ and other frames. So shapes are kept, and laying out a pass whose shape is known
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from ardiff_engine.engine.branch_rosters import source_of
 from ardiff_engine.engine.feed import Feed, Roster
-from ardiff_engine.engine.page_lists import PageLists, SequenceViews, by_layer, page_lists, ranges, views_of
+from ardiff_engine.engine.page_lists import (
+    FedSequence,
+    PageLists,
+    Part,
+    SequenceViews,
+    by_layer,
+    page_lists,
+    ranges,
+    valid_rows,
+    views_of,
+)
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.models.protocol import VideoModel
-from ardiff_engine.models.spec import Size
 from ardiff_engine.ops.frame_table import FrameTable
 from ardiff_engine.purposes import Purpose
 
@@ -41,79 +50,44 @@ class Span:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """For the model and the solver, as in CellBatch and Batch: `num_contexts`, `wanted`, `slots`,
-    `positions`, `table`, `layers`, `spans`, `branch_cells`. conditions: the tables of cross conditions.
+    """For the model and the solver, as in CellBatch and Batch: `slots`, `positions`, `table`, `layers`.
+    conditions: the tables of cross conditions. ids: the pages of all sequences, as their lists name them.
 
-    What follows the levels, for the first pass of each stream's roster, on the host: `rows` int32 [T] of the
-    model's tables, `coefficients` int64 [U], `weight_rows` int64 [U] of `weights` [R, B] (guidance, of all
-    streams), `keys` int64 [U, 5] of step noise (None if no solver draws any). With every pass of its stream a
-    token's row moves on by `row_moves` [T], and the rest by one. token_owners [T], update_owners [U]: which
-    stream of the pass that is.
+    What follows the levels, for the first pass of each stream's roster, on the host: `coefficients` int64
+    [U], `weight_rows` int64 [U] of `weights` [R, B] (guidance, of all streams), `keys` int64 [U, 5] of step
+    noise (None if no solver draws any). With every pass of its stream each moves on by one.
     """
 
-    num_contexts: int
-    wanted: torch.Tensor | None
+    shape: Shape
+    ids: np.ndarray
     slots: torch.Tensor
     positions: torch.Tensor
     table: FrameTable
     layers: tuple[FrameTable, ...]
     conditions: tuple[FrameTable, ...]
-    spans: tuple[Span, ...]
-    branch_cells: torch.Tensor
     weights: np.ndarray
     weight_rows: np.ndarray
-    rows: np.ndarray
-    row_moves: np.ndarray
     coefficients: np.ndarray
     keys: np.ndarray | None
-    token_owners: np.ndarray
-    update_owners: np.ndarray
 
 
-class _Sequence(NamedTuple):
-    """What a branch feeds. updates, levels, tracks: of each cell. first: level, track and update of the cell
-    that a joint condition goes by."""
+@dataclass(slots=True, eq=False)
+class Shape:
+    """What passes of the same parts have in common. For the model and the solver, as in CellBatch and Batch:
+    `num_contexts`, `wanted`, `spans`, `branch_cells`.
 
-    views: SequenceViews
-    updates: tuple[bool, ...]
-    levels: tuple[int, ...]
-    tracks: tuple[int, ...]
-    first: tuple[int, int, bool]
-
-
-class _Part(NamedTuple):
-    """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
-    numbers, noise keys and weights.
-
-    size: of the frames, as in Request. sequences: the different ones; branches: which of them each branch is.
-    *_offsets: of each track."""
-
-    size: Size | None
-    sequences: tuple[_Sequence, ...]
-    branches: tuple[int, ...]
-    table_base: int
-    timesteps: int
-    table_offsets: tuple[int, ...]
-    coefficient_offsets: tuple[int, ...]
-
-    @property
-    def cells(self) -> int:
-        return sum(len(self.sequences[branch].levels) for branch in self.branches)
-
-    @property
-    def updates(self) -> int:
-        """Every branch feeds all frames that the solver moves."""
-        return sum(self.sequences[0].updates)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Shape:
-    """What passes of the same parts have in common; as in Layout. slot_places, slot_rows: [T] where in the
-    joined lists of pages a token's page is, and its row there. solver_rows, update_levels: [U].
+    rows: int32 [T], of the model's tables, in the first pass of each stream's roster. With every pass of its
+        stream a token's row moves on by `row_moves` [T]. token_owners [T], update_owners [U]: which stream of
+        the pass that is. solver_rows, update_levels: [U].
+    slot_places, slot_rows: [T] where in the joined lists of pages a token's page is, and its row there.
     lists: of views that differ; of_layer: which of them each layer has, if not all the first one.
     conditions: with any pages. cell_tokens: [N]; places: int64 [X, 1 + axes], the positions of all tokens but
-    for their frames'."""
+        for their frames'.
+    rest: of the pass after this one, once it was asked for. cells_again: [N] which of the cells it feeds.
+    """
 
+    parts: tuple[Part, ...]
+    num_contexts: int
     lists: tuple[PageLists, ...]
     of_layer: tuple[int, ...]
     conditions: tuple[FrameTable, ...]
@@ -130,6 +104,8 @@ class _Shape:
     update_levels: np.ndarray
     token_owners: np.ndarray
     update_owners: np.ndarray
+    cells_again: np.ndarray
+    rest: Shape | None = None
 
 
 class LayoutBuilder:
@@ -140,14 +116,14 @@ class LayoutBuilder:
         self._model = model
         self._spec = spec
         self._page_rows = page_rows
-        self._context_valid = _valid_rows(spec.context_tokens, page_rows)
+        self._context_valid = valid_rows(spec.context_tokens, page_rows)
         self._crosses = spec.condition.kind == "cross"
         parts = spec.condition.parts or (spec.condition.tokens,)
-        self._condition_valid = [_valid_rows(rows, page_rows) for rows in parts]
-        self._shapes: dict[tuple[_Part, ...], _Shape] = {}
+        self._condition_valid = [valid_rows(rows, page_rows) for rows in parts]
+        self._shapes: dict[tuple[Part, ...], Shape] = {}
 
     def build(self, work: Work) -> Layout:
-        parts: list[_Part] = []
+        parts: list[Part] = []
         pages: list[int] = []
         conditions: list[list[int]] = [[] for _ in self._condition_valid]
         positions: list[int] = []
@@ -166,8 +142,9 @@ class LayoutBuilder:
                     for own, valid in zip(conditions, self._condition_valid, strict=True):
                         own += islice(held, len(valid))
             parts.append(
-                _Part(
+                Part(
                     stream.request.size,
+                    feed.roster.once,
                     tuple(
                         _sequence(own, views, feed.roster)
                         for own, (_, views) in zip(distinct, found, strict=True)
@@ -181,38 +158,37 @@ class LayoutBuilder:
             )
         shape = self._shape(tuple(parts))
         bases = np.array([stream.schedule.coefficient_base for stream, _ in work])
-        ids = np.array(pages, np.int64)
-        slots = ids[shape.slot_places] * self._page_rows + shape.slot_rows
-        tokens = shape.places.copy()
-        tokens[:, 0] = np.repeat(np.array(positions, np.int64), shape.cell_tokens)
-        tables = [
-            lists.table.with_pages(torch.from_numpy(ids[lists.listed].astype(np.int32)))
-            for lists in shape.lists
-        ]
         weights, weight_bases = _weights(work)
         return Layout(
-            num_contexts=shape.lists[0].num_contexts,
-            wanted=shape.wanted,
-            slots=torch.from_numpy(slots),
-            positions=torch.from_numpy(tokens),
-            table=tables[0],
-            layers=tuple([tables[number] for number in shape.of_layer]),
+            **self._placed(shape, np.array(pages, np.int64), np.array(positions, np.int64)),
             conditions=tuple(
                 [
                     table.with_pages(torch.tensor(own, dtype=torch.int32))
                     for table, own in zip(shape.conditions, conditions, strict=False)
                 ]
             ),
-            spans=shape.spans,
-            branch_cells=shape.branch_cells,
             weights=weights,
             weight_rows=shape.solver_rows + weight_bases[shape.update_owners],
-            rows=shape.rows,
-            row_moves=shape.row_moves,
             coefficients=shape.solver_rows + bases[shape.update_owners],
             keys=_keys(work, shape.update_levels),
-            token_owners=shape.token_owners,
-            update_owners=shape.update_owners,
+        )
+
+    def rest(self, layout: Layout) -> Layout:
+        """Of the pass that follows one with this layout: the same pages, without what it feeds once."""
+        shape = layout.shape
+        if shape.rest is None:
+            shape.rest = self._shape_of(tuple([part.rest for part in shape.parts]))
+        tokens = shape.cell_tokens.cumsum() - shape.cell_tokens
+        positions = layout.positions.numpy()[tokens[shape.cells_again], 0]
+        return replace(
+            layout,
+            **self._placed(shape.rest, layout.ids, positions),
+            conditions=tuple(
+                [
+                    table.with_pages(own.pages)
+                    for table, own in zip(shape.rest.conditions, layout.conditions, strict=True)
+                ]
+            ),
         )
 
     def forget(self) -> None:
@@ -220,7 +196,24 @@ class LayoutBuilder:
 
     # --- private
 
-    def _shape(self, parts: tuple[_Part, ...]) -> _Shape:
+    def _placed(self, shape: Shape, ids: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
+        """What pages and places of a layout come to. positions: of the frames of all cells."""
+        tokens = shape.places.copy()
+        tokens[:, 0] = np.repeat(positions, shape.cell_tokens)
+        tables = [
+            lists.table.with_pages(torch.from_numpy(ids[lists.listed].astype(np.int32)))
+            for lists in shape.lists
+        ]
+        return {
+            "shape": shape,
+            "ids": ids,
+            "slots": torch.from_numpy(ids[shape.slot_places] * self._page_rows + shape.slot_rows),
+            "positions": torch.from_numpy(tokens),
+            "table": tables[0],
+            "layers": tuple([tables[number] for number in shape.of_layer]),
+        }
+
+    def _shape(self, parts: tuple[Part, ...]) -> Shape:
         # The oldest goes first, whoever was used last: the keys are long, and hashing one twice costs more
         # than a shape that is made anew now and then.
         shape = self._shapes.get(parts)
@@ -230,7 +223,7 @@ class LayoutBuilder:
                 self._shapes.pop(next(iter(self._shapes)))
         return shape
 
-    def _shape_of(self, parts: tuple[_Part, ...]) -> _Shape:
+    def _shape_of(self, parts: tuple[Part, ...]) -> Shape:
         spec = self._spec
         branches = max(len(part.branches) for part in parts)
         branch_cells: list[list[int]] = [[] for _ in range(branches)]
@@ -252,7 +245,7 @@ class LayoutBuilder:
                     continue
                 own, start = part.sequences[part.branches[branch]], len(levels)
                 sequences.append(own.views)
-                frame_valid.append(_valid_rows(of_tokens[owner], self._page_rows))
+                frame_valid.append(valid_rows(of_tokens[owner], self._page_rows))
                 owners += [owner] * len(own.levels)
                 leads += [start] * len(own.levels)
                 levels += own.levels
@@ -284,7 +277,10 @@ class LayoutBuilder:
         begins = np.cumsum([0, *(span.cells for span in spans)])[:-1]
         in_span = np.repeat(begins, [span.updates for span in spans])
         wanted = np.repeat(np.concatenate([np.zeros(len(contexts), bool), np.array(moves, bool)]), tokens)
-        return _Shape(
+        again = np.array(moves, bool) | ~np.array([part.once for part in parts])[of_cells]
+        return Shape(
+            parts=parts,
+            num_contexts=lists.num_contexts,
             lists=tuple(all_lists),
             of_layer=of_layer,
             conditions=self._condition_tables(sequences, cell_tokens) if self._crosses else (),
@@ -303,6 +299,7 @@ class LayoutBuilder:
             update_levels=update_levels,
             token_owners=np.repeat(np.concatenate([of_contexts[:, 0], of_cells]), tokens),
             update_owners=update_owners,
+            cells_again=again,
         )
 
     def _condition_tables(
@@ -324,7 +321,7 @@ class LayoutBuilder:
 
     def _rows(
         self,
-        parts: tuple[_Part, ...],
+        parts: tuple[Part, ...],
         owners: np.ndarray,
         leads: np.ndarray,
         contexts: np.ndarray,
@@ -344,7 +341,7 @@ class LayoutBuilder:
         return (found + bases[np.concatenate([contexts[:, 0], owners])]).astype(np.int32)
 
 
-def _spans(tokens: list[int], parts: tuple[_Part, ...]) -> tuple[Span, ...]:
+def _spans(tokens: list[int], parts: tuple[Part, ...]) -> tuple[Span, ...]:
     """tokens: of the frames of each part."""
     spans = []
     for count, group in groupby(zip(tokens, parts, strict=True), key=itemgetter(0)):
@@ -360,11 +357,11 @@ def _places(grid: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([np.zeros_like(inside[:, :1]), inside], axis=1)
 
 
-def _sequence(own: Roster, views: SequenceViews, all_fed: Roster) -> _Sequence:
+def _sequence(own: Roster, views: SequenceViews, all_fed: Roster) -> FedSequence:
     """all_fed: by the branch that feeds most: a condition goes by its first cell where it feeds no frames."""
     lead = own if own.frames else all_fed
     first = lead.levels[0], lead.tracks[0], lead.updates[0]
-    return _Sequence(views, own.updates, own.levels, own.tracks, first)
+    return FedSequence(views, own.updates, own.levels, own.tracks, first)
 
 
 def _keys(work: Work, levels: np.ndarray) -> np.ndarray | None:
@@ -390,8 +387,3 @@ def _weights(work: Work) -> tuple[np.ndarray, np.ndarray]:
         joined[row : row + table.shape[1], : len(table)] = table.T
         row += table.shape[1]
     return joined, np.array(begins)
-
-
-def _valid_rows(tokens: int, page_rows: int) -> list[int]:
-    full, rest = divmod(tokens, page_rows)
-    return [page_rows] * full + ([rest] if rest else [])

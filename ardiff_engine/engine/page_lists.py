@@ -9,6 +9,7 @@ and then the copies of frames that any view shows, and every view is gathered fr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from ardiff_engine.engine.feed import Roster
 from ardiff_engine.memory.view import View
-from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.models.spec import ModelSpec, Size
 from ardiff_engine.ops.frame_table import FrameTable
 
 
@@ -39,6 +40,73 @@ class SequenceViews(NamedTuple):
     feeds_context: bool
     layers: tuple[SequenceViews, ...] = ()
     of_layer: tuple[int, ...] = ()
+
+    def of(self, cells: tuple[bool, ...]) -> SequenceViews:
+        """Those of some cells, without the context, in the same list."""
+        runs = list(
+            chain.from_iterable([[own] * count for own, count in zip(cells, self.counts, strict=True)])
+        )
+        return SequenceViews(
+            num_shown=self.num_shown,
+            own=tuple(compress(self.own, cells)),
+            counts=tuple(compress(self.counts, cells)),
+            begins=tuple(compress(self.begins, runs)),
+            lengths=tuple(compress(self.lengths, runs)),
+            biases=tuple(compress(self.biases, runs)),
+            feeds_context=False,
+            layers=tuple([views.of(cells) for views in self.layers]),
+            of_layer=self.of_layer,
+        )
+
+
+class FedSequence(NamedTuple):
+    """What a branch feeds. updates, levels, tracks: of each cell. first: level, track and update of the cell
+    that a joint condition goes by."""
+
+    views: SequenceViews
+    updates: tuple[bool, ...]
+    levels: tuple[int, ...]
+    tracks: tuple[int, ...]
+    first: tuple[int, int, bool]
+
+    def moving(self) -> FedSequence:
+        """Without context, and without cells that the solver does not move."""
+        moving = self.updates
+        levels, tracks = (tuple(compress(own, moving)) for own in (self.levels, self.tracks))
+        return FedSequence(self.views.of(moving), (True,) * sum(moving), levels, tracks, self.first)
+
+
+class Part(NamedTuple):
+    """The shape of one stream's part of a pass: what its part of a layout depends on, but for pages, frame
+    numbers, noise keys and weights.
+
+    size: of the frames, as in Request. once: as in Roster. sequences: the different ones; branches: which of
+    them each branch is. *_offsets: of each track."""
+
+    size: Size | None
+    once: bool
+    sequences: tuple[FedSequence, ...]
+    branches: tuple[int, ...]
+    table_base: int
+    timesteps: int
+    table_offsets: tuple[int, ...]
+    coefficient_offsets: tuple[int, ...]
+
+    @property
+    def cells(self) -> int:
+        return sum(len(self.sequences[branch].levels) for branch in self.branches)
+
+    @property
+    def updates(self) -> int:
+        """Every branch feeds all frames that the solver moves."""
+        return sum(self.sequences[0].updates)
+
+    @property
+    def rest(self) -> Part:
+        """That of the passes after the first one."""
+        if not self.once:
+            return self
+        return self._replace(once=False, sequences=tuple([own.moving() for own in self.sequences]))
 
 
 def views_of(roster: Roster) -> tuple[list[tuple[int, int]], SequenceViews]:
@@ -220,3 +288,8 @@ def ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """begins[0], begins[0] + 1, ... (lengths[0] of them), begins[1], ..."""
     ends = np.cumsum(lengths)
     return np.repeat(begins - (ends - lengths), lengths) + np.arange(ends[-1])
+
+
+def valid_rows(tokens: int, page_rows: int) -> list[int]:
+    full, rest = divmod(tokens, page_rows)
+    return [page_rows] * full + ([rest] if rest else [])

@@ -63,7 +63,7 @@ def pass_records(
     A turn that was run again stream by stream is one pass.
     """
     work = [part for outcome in run.outcomes for part in outcome.work]
-    fed = {state.number: stream_tick(state, feed) for state, feed in work}
+    fed = {state.number for state, _ in work}
     held = [stream_tick(state, None) for state in alive if state.number not in fed and state.pages.held]
     times = run.times
     if len(run.outcomes) != 1:
@@ -86,7 +86,11 @@ def pass_records(
             pack_seconds=time.pack,
             model_seconds=time.model,
             solver_seconds=time.solver,
-            streams=(*fed.values(), *held),
+            # What they fed in the last pass is known.
+            streams=(
+                *[stream_tick(state, feed.later(number + 1 - len(times))) for state, feed in work],
+                *held,
+            ),
             pages_held=manager.held,
             pages_total=manager.total,
         )

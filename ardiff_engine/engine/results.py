@@ -37,13 +37,9 @@ class _Step:
 
 
 class Results:
-    """delay: steps that may be on their way when the next one has been started; 0 on the CPU, 1 on a GPU.
-
-    passes, cells, updates, frames, first_frame_seconds: as in EngineStats.
-    """
+    """passes, cells, updates, frames, first_frame_seconds: as in EngineStats."""
 
     def __init__(self, scheduler: Scheduler, runner: Runner, device: torch.device) -> None:
-        self.delay = 1 if device.type == "cuda" else 0
         self.passes = self.cells = self.updates = self.frames = 0
         self.first_frame_seconds: float | None = None
         self._scheduler = scheduler
@@ -65,12 +61,12 @@ class Results:
         for state, error in run.failed:
             self._fail(state, wrapped(error))
         step = _Step([(o, [s.feeder.ticks_total for s, _ in o.work]) for o in run.outcomes], deque())
-        if not self.delay:
+        if not self._runner.delay:
             self._fail_struck(step)
         moved: list[StreamState] = []
         self.passes += max((outcome.passes for outcome in run.outcomes), default=1)
         for outcome in run.outcomes:
-            self.cells += outcome.cells * outcome.passes
+            self.cells += outcome.cells
             self.updates += outcome.updates * outcome.passes
             for state, feed, latents, history in outcome.parts():
                 if state.over:
@@ -87,14 +83,14 @@ class Results:
                 step.deliveries.append((state, clean))
                 moved.append(state)
         self._steps.append(step)
-        self.deliver(self.delay)
+        self.deliver(self._runner.delay)
         return moved
 
     def deliver(self, on_their_way: int = 0) -> None:
         """Hand frames to their readers, of all steps but the last `on_their_way`; waits for those steps."""
         while len(self._steps) > on_their_way:
             step = self._steps[0]
-            if self.delay:
+            if self._runner.delay:
                 self._fail_struck(step)
             # One by one: what breaks off a decoder must not lose the others' frames.
             while step.deliveries:
@@ -146,6 +142,8 @@ class Results:
         """Streams with a number that is not finite fail; all of them, if a kernel was given ids that do not
         exist, since nobody can tell whose they were. Waits for the passes."""
         for outcome, ticks in step.outcomes:
+            if outcome.sound:
+                continue
             for number, findings in enumerate(outcome.findings):
                 if good(findings):
                     continue

@@ -131,35 +131,33 @@ class Outcome:
 
     work: the streams, and what each fed in the last pass. latents: [Y, C], of the frames that the last pass
     moved, stream by stream, at their next level. history: theirs, as in Batch. findings: of each pass.
+    cells: that all passes fed. sound: whether all numbers are finite; None: see the findings.
     """
 
     work: Work
     latents: torch.Tensor
     history: torch.Tensor | None
     findings: list[HostCopy]
+    cells: int
+    sound: bool | None
 
     @property
     def passes(self) -> int:
         return len(self.findings)
 
     @property
-    def cells(self) -> int:
-        """Of one pass."""
-        return sum(len(roster.frames) for state, feed in self.work for roster in state.rosters(feed))
-
-    @property
     def updates(self) -> int:
         """Of one pass."""
-        return sum(len(feed.roster.updated) for _, feed in self.work)
+        return sum(len(feed.first.updated) for _, feed in self.work)
 
     def parts(self) -> list[tuple[StreamState, Feed, Sequence[torch.Tensor], torch.Tensor | None]]:
         """Every stream, the latents [tokens, channels] of its frames, and its history [P, updates, ...]."""
-        tokens = [state.tokens for state, feed in self.work for _ in feed.roster.updated]
+        tokens = [state.tokens for state, feed in self.work for _ in feed.first.updated]
         rows = self.latents.split(tokens)
         parts = []
         first = begin = 0
         for state, feed in self.work:
-            count = len(feed.roster.updated)
+            count = len(feed.first.updated)
             own, begin = begin, begin + count * state.tokens
             history = None
             if self.history is not None:
@@ -182,6 +180,7 @@ class Run:
 
 class Runner:
     """stop: whether something waits to be done between two passes. retried: passes run again, so far.
+    delay: steps that may be on their way when the next one has been started; 0 on the CPU, 1 on a GPU.
     error_words: what kernels of this engine find; those of another one do not reach its streams."""
 
     def __init__(
@@ -189,6 +188,7 @@ class Runner:
     ) -> None:
         self.packer = packer
         self.graphs = graphs
+        self.delay = 1 if packer.device.type == "cuda" else 0
         self.retried = 0
         self.error_words: ErrorWords = {}
         self._forward = forward
@@ -235,29 +235,31 @@ class Runner:
 
     def _passes(self, work: Work, passes: int, run: Run) -> Outcome:
         """Raises if the first one does. A later one that fails has not been: it is done again."""
-        batch, computed = self._pass(partial(self.packer.pack, work, passes), run)
-        latents, findings = computed.latents, [computed.findings]
-        on_host = batch.x.device.type == "cpu"
-        if passes > 1 and on_host and not good(computed.findings):
+        batch, computed, sound = self._pass(partial(self.packer.pack, work, passes), run)
+        latents, findings, cells = computed.latents, [computed.findings], batch.num_cells
+        if sound is False:
             passes = 1
-        source = _source(work, batch.x.device) if passes > 1 else None
+        given = batch.x
+        source = _source(work, given.device) if passes > 1 else None
         for _ in range(1, passes):
             if self._stop():
                 break
             try:
-                x = latents if source is None else torch.cat([latents, batch.x])[source]
-                batch, later = self._pass(partial(batch.following, x, computed.history), run)
+                x = latents if source is None else torch.cat([latents, given])[source]
+                batch, later, fine = self._pass(partial(batch.following, x, computed.history), run)
             except Exception:
                 break
-            if on_host and not good(later.findings):
+            if fine is False:
                 break
             computed, latents = later, later.latents
             findings.append(computed.findings)
+            cells += batch.num_cells
         if len(findings) > 1:
-            work = [(state, Feed(feed.roster, feed.passed + len(findings) - 1)) for state, feed in work]
-        return Outcome(work, latents, computed.history, findings)
+            work = [(state, feed.later(len(findings) - 1)) for state, feed in work]
+        return Outcome(work, latents, computed.history, findings, cells, sound)
 
-    def _pass(self, pack: Callable[[], Batch], run: Run) -> tuple[Batch, Computed]:
+    def _pass(self, pack: Callable[[], Batch], run: Run) -> tuple[Batch, Computed, bool | None]:
+        """The pass, and whether it computed finite numbers: None where nobody waits to know."""
         forward = self._forward
         began, model, solver = time.perf_counter(), forward.model_seconds, forward.solver_seconds
         with annotate("ardiff.pack"):
@@ -267,12 +269,13 @@ class Runner:
             with own_words(self.error_words):
                 self.packer.turn_pages(batch)
                 computed = self.graphs.run(batch)
+            sound = None if self.delay else good(computed.findings)
         finally:
             ended = time.perf_counter()
             run.compute_seconds += ended - packed
         model, solver = forward.model_seconds - model, forward.solver_seconds - solver
         run.times.append(PassTimes(began, packed - began, model, solver, ended))
-        return batch, computed
+        return batch, computed, sound
 
 
 def good(findings: HostCopy) -> bool:
@@ -287,11 +290,12 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def _source(work: Work, device: torch.device) -> torch.Tensor | None:
-    """int64 [X]: where each token's next input lies in what the solver returns, followed by the inputs.
+    """int64 [X]: where each token's next input lies in what the solver returns, followed by the inputs of the
+    first pass over this work.
 
-    None if the two are the same: every cell moves, and has one branch.
+    None if the first is all: every cell that is fed again moves, and has one branch.
     """
-    if all(len(state.weights) == 1 and all(feed.roster.updates) for state, feed in work):
+    if all(len(state.weights) == 1 and (f.roster.once or all(f.roster.updates)) for state, f in work):
         return None
     given = sum(len(feed.roster.updated) * state.tokens for state, feed in work)
     begins: list[int] = []
@@ -301,9 +305,10 @@ def _source(work: Work, device: torch.device) -> torch.Tensor | None:
         for roster in state.rosters(feed):
             at = moved
             for updates in roster.updates:
-                begins.append(at if updates else given)
+                if updates or not feed.roster.once:
+                    begins.append(at if updates else given)
+                    lengths.append(state.tokens)
                 at += updates * state.tokens
                 given += state.tokens
-            lengths += [state.tokens] * len(roster.frames)
         moved += len(feed.roster.updated) * state.tokens
     return upload(torch.from_numpy(ranges(np.array(begins), np.array(lengths))), device)

@@ -131,7 +131,7 @@ class StreamState:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
         roster = feed.roster
         self.inputs.fetch(roster.frames)
-        if self.pages.ready_for(roster):
+        if self.pages.ready_for(feed.first):
             return
         rosters = self.rosters(feed)
         for frame in outside(roster.kept, self.latents):
@@ -141,7 +141,7 @@ class StreamState:
         for frame in roster.frames:
             if frame not in self.latents:
                 self.latents[frame] = self.noise.of(frame)
-        self.pages.prepare(roster, rosters, self.condition_keys)
+        self.pages.prepare(feed, rosters, self.condition_keys)
 
     def rosters(self, feed: Feed) -> tuple[Roster, ...]:
         """What each guidance branch feeds in its part of this pass."""
@@ -164,7 +164,7 @@ class StreamState:
     def clean_copies(self, feed: Feed, latents: Sequence[torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
         """The frames that are due after a pass over `feed`; latents: of those it moved. Changes nothing."""
         due = self.feeder.due(feed)
-        moved = dict(zip(feed.roster.updated, latents, strict=True)) if due else {}
+        moved = dict(zip(feed.first.updated, latents, strict=True)) if due else {}
         # Copied: a row would keep the whole batch alive.
         return [(frame, (moved[frame] if frame in moved else self.latents[frame]).clone()) for frame in due]
 
@@ -178,10 +178,10 @@ class StreamState:
     ) -> None:
         """`passes` have run, the last one over `feed`; latents, history [P, ...]: of the frames it moved."""
         self.pages.turned()
-        self.latents.update(zip(feed.roster.updated, latents, strict=True))
+        self.latents.update(zip(feed.first.updated, latents, strict=True))
         if history is not None and self.schedule.looks_back:
             own = history[: self.schedule.looks_back].unbind(1)
-            self.history.update(zip(feed.roster.updated, own, strict=True))
+            self.history.update(zip(feed.first.updated, own, strict=True))
         self.latents.update(clean)
         for frame, _ in clean:
             self.history.pop(frame, None)

@@ -15,7 +15,7 @@ from operator import sub
 import torch
 
 from ardiff_engine.engine.condition_store import ConditionStore, StoredCondition
-from ardiff_engine.engine.feed import Roster
+from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.errors import ConfigError, PageTableError, PlanError, explain
 from ardiff_engine.memory.page_manager import Lease
 from ardiff_engine.memory.page_pool import PagePool
@@ -88,16 +88,17 @@ class StreamPages:
         contexts = [page for pages in self.context for page in pages]
         return contexts + [page for frames in self.frames for pages in frames.values() for page in pages]
 
-    def ready_for(self, roster: Roster) -> bool:
-        """Whether `prepare` has nothing to do: it was done for this roster, and no page was shared since."""
-        return self._prepared is roster and self.lease is not None
+    def ready_for(self, first: Roster) -> bool:
+        """Whether `prepare` has nothing to do: it was done with this roster, and no page was shared since."""
+        return self._prepared is first and self.lease is not None
 
-    def prepare(self, roster: Roster, rosters: Sequence[Roster], keys: Sequence[bytes]) -> None:
-        """Give back pages that nobody sees any more; make sure that what is fed has pages of its own.
+    def prepare(self, feed: Feed, rosters: Sequence[Roster], keys: Sequence[bytes]) -> None:
+        """Give back pages that nobody sees any more; make sure that what is fed has pages of its own, in this
+        pass and those that follow with its roster.
 
-        rosters: what each branch makes of `roster`. keys: of the branches' cross conditions.
+        rosters: what each branch feeds. keys: of the branches' cross conditions.
         """
-        fed_before = self._fed
+        roster, fed_before = feed.roster, self._fed
         self._unprepare()
         self.version += 1
         lease = self._open()
@@ -120,7 +121,7 @@ class StreamPages:
             for cell in sorted(cells - (before & frames.keys())):
                 frames[cell] = self._own(frames.get(cell, []), self._per_frame)
         self._place(places)
-        self._prepared, self._fed = roster, fed
+        self._prepared, self._fed = feed.first, fed
 
     def shown(self, branch: int, source: int, cells: Sequence[tuple[int, int]]) -> Iterator[int]:
         """The pages of (frame, copy), of `source` where the branch has none of its own."""
