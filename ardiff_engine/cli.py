@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_generate(subparsers)
     _add_stream(subparsers)
+    _add_play(subparsers)
     _add_serve(subparsers)
     _add_training(
         subparsers, "train-vae", "train the frame autoencoder (stage 1)", commands.train_vae, resumable=True
@@ -215,6 +216,27 @@ def _add_stream(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     _add_sampling(parser)
     _add_output(parser, "stream", "a folder for .png files, or an .mp4 that plays while it grows")
+
+
+def _add_play(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        subparsers,
+        "play",
+        "show a model in the terminal and steer it by keys",
+        commands.play,
+        ["ardiff play", "ardiff play --model FOLDER --frames 48 --keys ....llll....rrrr --out played.webp"],
+    )
+    add = parser.add_argument
+    add("--model", default=DEFAULT_MODEL, help="a bundled or steered model (default: %(default)s)")
+    add("--prompt", metavar="TEXT", help="what a steered model shows")
+    add("--steps", type=int, metavar="S", help="denoising steps (default: 4, of digits 20)")
+    add("--seed", type=int, metavar="N", help="the same seed and keys give the same video")
+    add("--device", default="cpu", help="torch device (default: %(default)s)")
+    add("--frames", type=int, metavar="N", help="stop after N frames (default: endless)")
+    add(
+        "--keys", metavar="TEXT", help="pressed by itself, one letter a frame: l, r, u, d, digits, . for none"
+    )
+    add("--out", metavar="PATH", help="write a file instead, .mp4, .webp, .gif, or a folder of png")
 
 
 def _add_serve(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

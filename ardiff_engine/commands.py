@@ -99,6 +99,12 @@ def stream(options: argparse.Namespace) -> int:
     return 0
 
 
+def play(options: argparse.Namespace) -> int:
+    from ardiff_engine.play.command import play
+
+    return play(options)
+
+
 def serve(options: argparse.Namespace) -> int:
     try:
         from ardiff_engine.serve import command

@@ -31,7 +31,7 @@ from ardiff_engine.errors import ArdiffError, ConfigError, MediaError
 from ardiff_engine.media import open_video
 from ardiff_engine.plan import lag
 
-COMMANDS = ("generate", "stream", "serve", "train-vae", "encode", "train", "convert", "bench", "info")
+COMMANDS = ("generate", "stream", "play", "serve", "train-vae", "encode", "train", "convert", "bench", "info")
 ROOT = Path(__file__).resolve().parent.parent
 
 

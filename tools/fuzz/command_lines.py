@@ -172,6 +172,7 @@ def _working(command: str, rng: random.Random) -> list[str]:
     lines = {
         "generate": [*sampling, *length, "--out", rng.choice(("o.mp4", "o.webp", "o.gif", "o"))],
         "stream": [*sampling, *rng.choice((length, [])), "--out", rng.choice(("o.mp4", "o"))],
+        "play": ["--model", MODEL, "--steps", "4", *length, "--keys", "..7. q", "--out", "o.webp"],
         "train-vae": [VAE_CONFIG],
         "encode": [ENCODE_CONFIG],
         "train": [CONFIG],
