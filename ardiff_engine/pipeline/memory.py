@@ -27,20 +27,21 @@ class VideoMemory:
     """Bytes for `engine.streams` videos at a time.
 
     engine: of the transformer and its streams. codec: weights of the autoencoder; decoders: what it keeps of
-    each video; decoding: at most, while a latent is decoded. text: of the text encoder, which a command drops
-    before it loads the rest. stored: of the transformer's weights in its file, whatever their dtype there.
+    each video; decoding: at most, while a latent is decoded. image: of CLIP's vision tower. text: of the text
+    encoder, which a command drops before it loads the rest. stored: of the transformer's weights in its file, whatever their dtype there.
     """
 
     engine: MemoryPlan
     codec: int
     decoders: int
     decoding: int
+    image: int
     text: int
     stored: int
 
     @property
     def running(self) -> int:
-        return self.engine.total_bytes + self.codec + self.decoders + self.decoding
+        return self.engine.total_bytes + self.codec + self.decoders + self.decoding + self.image
 
     @property
     def peak(self) -> int:
@@ -56,6 +57,7 @@ class VideoMemory:
             ("passes", plan.tables_bytes + plan.workspace_bytes, "tables, and the largest pass, from above"),
             ("autoencoder", self.codec, ""),
             ("decoding", self.decoders + self.decoding, "state of each stream, and one latent at work"),
+            ("image encoder", self.image, "CLIP's view of the first picture"),
             ("running", self.running, ""),
             ("text encoder", self.text, "only while prompts are encoded"),
         ]
@@ -109,6 +111,7 @@ def video_memory(
         codec=sum(weight.numel() for weight in vae.parameters()) * item,
         decoders=streams * codec.bytes_per_stream(rows),
         decoding=FEATURE_MAPS * FRAMES * shown * vae.decoder_width // vae.patch**2 * item,
+        image=0 if parts.image is None else parts.image.weights * dtype.itemsize,
         text=0 if parts.text is None else parts.text.weights * dtype.itemsize,
         stored=sum(own.file.bytes_as() for own in (parts.transformer, parts.low_noise) if own is not None),
     )

@@ -21,9 +21,10 @@ from ardiff_engine.codec import TAEHV, WanVAE
 from ardiff_engine.codec.taehv import TAEHVFile
 from ardiff_engine.codec.wan.layout import VAEFile, open_vae
 from ardiff_engine.errors import CheckpointError, ConfigError
-from ardiff_engine.models.wan import WanConfig, WanExperts, WanTransformer
+from ardiff_engine.models.wan import WanExperts, WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.parsing import read_json, shown
+from ardiff_engine.pipeline.image_encoder import ImageFiles, find_image_encoder
 from ardiff_engine.pipeline.pixels import FRAMES, Size, VideoVAE, in_tiles
 from ardiff_engine.weights.load_wan import WanFile, load_wan, open_wan
 from ardiff_engine.weights.lora import check_lora, load_lora
@@ -55,7 +56,7 @@ class TextFiles:
 class VideoParts:
     """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them. lora: what
     is merged into the transformer. tile: rows and columns of latents that are decoded at a time, None: all.
-    image: the folder with image_encoder/, of models that see a picture.
+    image: CLIP's vision tower, of models that see a picture.
     low_noise, boundary: the second transformer of models with two, and the timestep below which it is used;
     `transformer` is then the one for high noise."""
 
@@ -64,7 +65,7 @@ class VideoParts:
     text: TextFiles | None
     scheduler: dict[str, object]
     lora: Path | None = None
-    image: Path | None = None
+    image: ImageFiles | None = None
     tile: Size | None = None
     low_noise: WanFile | None = None
     boundary: float = 0.0
@@ -152,7 +153,6 @@ def find_parts(
         else _text(place if text is None else arguments.path("text", text), wanted=text is not None),
         scheduler=_scheduler(place),
         lora=None if lora is None else arguments.path("lora", lora),
-        image=place.parent if place.is_file() else place,
         tile=tile,
         low_noise=low_noise,
         boundary=boundary,
@@ -162,9 +162,9 @@ def find_parts(
         check_lora(found.transformer.empty(), found.lora)
     found.empty_transformer()  # experts of different sizes are told now
     config = found.transformer.config
-    found = replace(found, image=None if config.image_dim is None else found.image)
-    if found.image is not None:
-        _check_image_encoder(found.image, config)
+    if config.image_dim is not None:
+        root = place.parent if place.is_file() else place
+        found = replace(found, image=find_image_encoder(root, config))
     if found.vae.channels != config.out_channels:
         raise ConfigError(
             f"{found.vae.file.path} has latents of {found.vae.channels} channels, and "
@@ -259,26 +259,6 @@ def _text(place: Path, *, wanted: bool) -> TextFiles | None:
             )
         return None
     return TextFiles(root, width, sum(prod(shape) for shape in SafetensorsFile(inside).shapes.values()))
-
-
-def _check_image_encoder(place: Path, config: WanConfig) -> None:
-    """ConfigError where a folder does not hold CLIP's vision tower as the transformer was trained with it."""
-    file = place / "image_encoder" / "config.json"
-    values = read_json(file) if file.is_file() else None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"the transformer takes CLIP's view of a picture, and {place} holds no image_encoder/: give a "
-            "folder as diffusers write it, with image_encoder/ and image_processor/."
-        )
-    width, size, patch = (values.get(name) for name in ("hidden_size", "image_size", "patch_size"))
-    tokens = None
-    if isinstance(size, int) and isinstance(patch, int) and patch > 0:
-        tokens = 1 + (size // patch) ** 2
-    if (width, tokens) != (config.image_dim, config.image_tokens):
-        raise ConfigError(
-            f"{file.parent} gives {tokens} tokens of {width}, and the transformer takes "
-            f"{config.image_tokens} of {config.image_dim}: they belong to different models."
-        )
 
 
 def _scheduler(place: Path) -> dict[str, object]:

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ardiff_engine.ambient import ordinary_mode
-from ardiff_engine.conditions import UMT5, CLIPVision
+from ardiff_engine.conditions import UMT5
 from ardiff_engine.device import usable_device
 from ardiff_engine.engine import Request, Stream
 from ardiff_engine.errors import ConfigError
@@ -22,6 +22,7 @@ from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.pipeline import inputs
 from ardiff_engine.pipeline import output as outputs
 from ardiff_engine.pipeline.decoding import batch_pictures, stream_pictures
+from ardiff_engine.pipeline.image_encoder import PictureEncoder
 from ardiff_engine.pipeline.inputs import Picture, Video
 from ardiff_engine.pipeline.kept_engine import KeptEngine
 from ardiff_engine.pipeline.memory import check_loading, least_memory
@@ -63,7 +64,7 @@ class TextToVideoPipeline:
         vae: VideoVAE,
         system: str | System,
         text: UMT5 | Callable[[], UMT5] | None = None,
-        see: CLIPVision | None = None,
+        see: PictureEncoder | None = None,
         tile: Size | None = None,
     ) -> None:
         """text: an encoder, or what loads it; None: prompts are given as embeddings. see: for models that
@@ -118,9 +119,7 @@ class TextToVideoPipeline:
         check_loading(least_memory(parts, chosen, dtype=dtype), place)
         vae = parts.load_vae(place)
         transformer = parts.load_transformer(place, dtype)
-        see = None
-        if parts.image is not None:
-            see = CLIPVision.from_pretrained(parts.image, device=place, dtype=dtype)
+        see = None if parts.image is None else parts.image.load(place, dtype)
         pipe = cls(transformer, vae, chosen, see=see, tile=parts.tile)
         pipe.prompts = cls.prompts_of(parts, device=place, dtype=dtype)
         return pipe
