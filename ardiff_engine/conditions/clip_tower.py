@@ -77,8 +77,8 @@ class TowerFile:
         shapes = {name: shapes[name] for name in used}
         if layers < 1 or width % HEAD_DIM or isqrt(tokens - 1) ** 2 != tokens - 1:
             raise CheckpointError(
-                f"{origin}: {layers + 1} layers, {tokens} tokens of {width}; expected at least 2, a square of "
-                f"patches and one more, and a width in heads of {HEAD_DIM}."
+                f"{origin}: {layers + 1} layers, {tokens} tokens of {width}; expected at least 2, a square "
+                f"of patches and one more, and a width in heads of {HEAD_DIM}."
             )
         found = cls(file, {name: names[name] for name in used}, shapes, width, tokens, layers)
         check_fit(

@@ -56,8 +56,8 @@ def find_image_encoder(place: Path, config: WanConfig) -> ImageFiles:
         )
     if (width, tokens) != (config.image_dim, config.image_tokens):
         raise ConfigError(
-            f"CLIP's vision tower in {found.place} gives {tokens} tokens of {width}, and the transformer takes "
-            f"{config.image_tokens} of {config.image_dim}: they belong to different models."
+            f"CLIP's vision tower in {found.place} gives {tokens} tokens of {width}, and the transformer "
+            f"takes {config.image_tokens} of {config.image_dim}: they belong to different models."
         )
     return found
 

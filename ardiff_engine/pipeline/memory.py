@@ -28,7 +28,8 @@ class VideoMemory:
 
     engine: of the transformer and its streams. codec: weights of the autoencoder; decoders: what it keeps of
     each video; decoding: at most, while a latent is decoded. image: of CLIP's vision tower. text: of the text
-    encoder, which a command drops before it loads the rest. stored: of the transformer's weights in its file, whatever their dtype there.
+    encoder, which a command drops before it loads the rest. stored: of the transformer's weights in its file,
+    whatever their dtype there.
     """
 
     engine: MemoryPlan
