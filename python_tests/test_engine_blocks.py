@@ -308,7 +308,7 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Request]]] = {
 class OfSomebodyElse:
     """A memory that is not of this package, as Full but for what a test changes."""
 
-    chunk, by_level = 16, False
+    chunk, by_level, proven = 16, False, False
 
     def __init__(self, **changes: Callable) -> None:
         self.__dict__.update(changes)
@@ -351,6 +351,15 @@ def test_a_memory_that_shows_what_is_not_there_is_refused_before_anything_is_tak
     assert torch.equal(
         engine.submit(Request(9, plan=plan.blocks(3), memory=OfSomebodyElse())).result(), expected
     )
+
+
+def test_joint_is_refused_where_no_frame_sees_later_ones() -> None:
+    engine = Engine(tiny(), solver=S4, memory=Full(joint=True))
+    with pytest.raises(ConfigError, match="later"):
+        engine.submit(Request(4, lag=1))
+    assert engine.submit(Request(4, lag=1, memory=Full())).result().shape[0] == 4
+    seeing = Engine(tiny(mask="none"), solver=S4, memory=Full(joint=True))
+    assert seeing.submit(Request(4, lag=1)).result().shape[0] == 4
 
 
 @pytest.mark.parametrize("name", REFUSED)

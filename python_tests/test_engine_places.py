@@ -292,7 +292,7 @@ def test_moves_that_fail_are_done_again(monkeypatch: pytest.MonkeyPatch) -> None
 class Elsewhere:
     """As Full, but all frames before a block are seen one place nearer."""
 
-    chunk, by_level = 1, False
+    chunk, by_level, proven = 1, False, False
 
     def __getattr__(self, name: str) -> object:
         return getattr(Full(), name)

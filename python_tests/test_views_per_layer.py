@@ -18,7 +18,7 @@ from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.batch import on_device
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.evaluation.gaussian_video import GaussianVideo
-from ardiff_engine.memory import Full, MemoryPolicy, PerLayer, Placed, Window
+from ardiff_engine.memory import Full, MemoryPolicy, PerLayer, Placed, Restarted, Window
 
 SCHEDULE = NoiseSchedule.sqrt_linear(1e-4, 2e-2, 1000)
 SOLVER = solvers.DDIM(SCHEDULE, num_inference_steps=3)
@@ -124,6 +124,19 @@ def test_one_view_for_all_layers_is_that_memory() -> None:
         assert torch.equal(a, b)
 
 
+def test_a_memory_around_one_for_each_layer_asks_it() -> None:
+    model = network()
+
+    def video(memory: MemoryPolicy) -> torch.Tensor:
+        return Engine(model, solver=SOLVER, memory=memory).submit(Request(8, lag=2, seed=3)).result()
+
+    assert torch.equal(video(Restarted(MIXED, limit=20, first=0)), video(MIXED))
+    window = Window(3, sink=1)
+    again = video(Restarted(PerLayer((window,), (0, 0, 0)), limit=5, first=2))
+    assert torch.equal(again, video(Restarted(window, limit=5, first=2)))
+    assert not torch.equal(again, video(window))
+
+
 def test_wan_sees_by_layers() -> None:
     model = small_wan()
     solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), 2)
@@ -183,6 +196,8 @@ REFUSED = {
     "heads that differ in number": lambda: PerLayer((Window(2), Full()), ((0, 1, 1, 0), (0, 1), 0)),
     "another kind": lambda: PerLayer((Window(2), LOCAL), (0, 1, 0)),
     "placed": lambda: Placed(LOCAL, "window"),
+    "placed, further in": lambda: Placed(Restarted(LOCAL, 20, 0), "window"),
+    "of placed ones": lambda: PerLayer((Placed(Window(2), "window"), Full()), (0, 1, 0)),
 }
 
 

@@ -13,15 +13,7 @@ from ardiff_engine.engine.branch_rosters import check_branches, most_frames
 from ardiff_engine.engine.rehearsal import rehearse
 from ardiff_engine.engine.request import Request
 from ardiff_engine.errors import ConfigError, PlanError, explain
-from ardiff_engine.memory import (
-    Full,
-    MemoryPolicy,
-    PerLevel,
-    Ranges,
-    RecomputedWindow,
-    Window,
-    rows_of_pages,
-)
+from ardiff_engine.memory import MemoryPolicy, rows_of_pages
 from ardiff_engine.models.spec import ModelSpec, Size
 from ardiff_engine.plan import Plan, Rule, blocks, verify
 
@@ -73,7 +65,7 @@ def admit(
 def check_served(plan: Plan, memory: MemoryPolicy, spec: ModelSpec) -> None:
     """PlanError or ConfigError unless the memory keeps, and can show, what the plan's blocks see."""
     memory.check(plan, spec)
-    if not isinstance(memory, Full | PerLevel | Ranges | RecomputedWindow | Window):
+    if not memory.proven:
         rehearse(plan, memory, spec)
 
 

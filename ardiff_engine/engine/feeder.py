@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ardiff_engine.engine.feed import PER_CELL, Feed, Roster, given_chunks
-from ardiff_engine.memory.per_layer import PerLayer
 from ardiff_engine.memory.policy import MemoryPolicy
 from ardiff_engine.memory.view import (
     Fed,
@@ -285,11 +284,10 @@ class Feeder:
         return Feed(Roster(**columns, kept=kept, feeds_context=context, once=once))
 
     def _layers(self, feds: list[Fed], now: Now) -> tuple[tuple[View, ...], ...]:
-        policy = self._policy
-        if not isinstance(policy, PerLayer):
+        if not self._policy.by_layer:
             return ()
         now = self._remembered(now)
-        views = [tuple(map(self._standing, policy.views(fed, now))) for fed in feds]
+        views = [tuple(map(self._standing, self._policy.views(fed, now))) for fed in feds]
         return tuple([own for fed, own in zip(feds, views, strict=True) for _ in fed.block])
 
     def _prefill_feed(self, chunk: range) -> Feed:
@@ -354,7 +352,7 @@ class Feeder:
     def _kept_by_policy(self, now: Now, plan: Plan | None = None) -> Frames:
         oldest = now.oldest_unfinished
         if plan is None:
-            plan, oldest = self.plan, max(0, oldest - getattr(self._policy, "back", 0))
+            plan, oldest = self.plan, max(0, oldest - self._policy.back)
         if plan.num_frames is not None:
             oldest = min(oldest, plan.num_frames - 1)
         return without(self._policy.kept(plan.block(oldest), now), self._forgotten)

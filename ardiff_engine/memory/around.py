@@ -23,12 +23,20 @@ class Around:
     def by_level(self) -> bool:
         return self.memory.by_level
 
-    def network(self, spec: ModelSpec) -> ModelSpec:
-        return self.memory.network(spec)
+    @property
+    def by_layer(self) -> bool:
+        return self.memory.by_layer
 
     @property
     def back(self) -> int:
-        return int(getattr(self.memory, "back", 0))
+        return self.memory.back
+
+    @property
+    def proven(self) -> bool:
+        return False
+
+    def network(self, spec: ModelSpec) -> ModelSpec:
+        return self.memory.network(spec)
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         self.memory.check(plan, spec)
@@ -38,6 +46,9 @@ class Around:
 
     def view(self, fed: Fed, now: Now) -> View:
         return self.memory.view(fed, now)
+
+    def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
+        return self.memory.views(fed, now)
 
     def kept(self, oldest: range, now: Now) -> Frames:
         return self.memory.kept(oldest, now)

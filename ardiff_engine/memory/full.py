@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ardiff_engine.errors import PlanError
+from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.memory.policy import StoresClean, require_length
 from ardiff_engine.memory.view import Fed, View, union, view_of, within
 from ardiff_engine.models.spec import ModelSpec
@@ -18,6 +18,7 @@ class Full(StoresClean):
     that are finished by then (MMPL); else all frames up to its own end."""
 
     joint: bool = False
+    proven = True
 
     @property
     def chunk(self) -> int:
@@ -30,6 +31,11 @@ class Full(StoresClean):
                 "memory.RecomputedWindow take endless ones"
             )
         require_length("memory.Full", plan, spec.longest)
+        if self.joint and not (spec.forgets or spec.frames_see_later):
+            raise ConfigError(
+                "memory.Full(joint=True) with a network that is fed all frames in every pass, none of which sees "
+                "later ones: it would change nothing. Use memory.Full()"
+            )
 
     def most_frames(self, plan: Plan) -> int:
         assert plan.num_frames is not None, "check() refuses endless plans"

@@ -26,6 +26,7 @@ class PerLayer(StoresClean):
 
     memories: tuple[Full | Window, ...]
     of_layer: tuple[int | tuple[int, ...], ...]
+    by_layer = True
 
     def __post_init__(self) -> None:
         plain = all(type(memory) in (Full, Window) for memory in self.memories)
@@ -53,7 +54,7 @@ class PerLayer(StoresClean):
 
     @property
     def back(self) -> int:
-        return max([memory.back for memory in self.memories if isinstance(memory, Window)], default=0)
+        return max(memory.back for memory in self.memories)
 
     @property
     def chunk(self) -> int:
@@ -82,7 +83,6 @@ class PerLayer(StoresClean):
         return self.widest.view(fed, now)
 
     def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
-        """What each layer sees; or each kv head of each layer, where heads differ."""
         views, heads = [memory.view(fed, now) for memory in self.memories], max(self._heads, default=1)
         numbers = [own if isinstance(own, tuple) else (own,) * heads for own in self.of_layer]
         return tuple([views[number] for own in numbers for number in own])

@@ -30,7 +30,7 @@ class PerLevel(StoresClean):
     memory: Full | Window
     context: Literal["next", "same"] = "next"
     ahead: int = 0
-    by_level = True
+    by_level = proven = True
 
     def __post_init__(self) -> None:
         plain = type(self.memory) in (Full, Window) and not self.memory.joint

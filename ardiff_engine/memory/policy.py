@@ -2,7 +2,7 @@
 """What a memory policy decides: which frames a block sees and where, which stay, and which K/V go stale.
 
 A policy is a small immutable object that answers with views and sets of frames. It owns no page and no
-tensor. One that has `back` > 0 keeps what the blocks of so many finished frames see, for `Stream.rollback`.
+tensor.
 """
 
 from __future__ import annotations
@@ -28,6 +28,20 @@ class MemoryPolicy(Protocol):
     def by_level(self) -> bool:
         """Whether views, copies and stores differ from level to level of a block."""
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers, or heads of a layer, see differently: then `views` says what."""
+
+    @property
+    def back(self) -> int:
+        """Finished frames that `Stream.rollback` can forget: what their blocks see is kept so much longer."""
+
+    @property
+    def proven(self) -> bool:
+        """Whether `check` alone is enough. Else each new video is rehearsed: a walk through its plan, before
+        anything is taken, finds views of frames that are not there and too small a `most_frames`.
+        A subclass that answers otherwise than one that is proven says False."""
+
     def network(self, spec: ModelSpec) -> ModelSpec:
         """The network as this policy uses it: one that could forget may be fed all that it sees."""
 
@@ -39,6 +53,9 @@ class MemoryPolicy(Protocol):
 
     def view(self, fed: Fed, now: Now) -> View:
         """What a block sees: a run of its own frames included, and only frames that have started."""
+
+    def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
+        """What each layer sees of that view, or each kv head of each layer; () where they see alike."""
 
     def kept(self, oldest: range, now: Now) -> Frames:
         """The frames that unfinished or later blocks see; oldest: the first of those blocks.
@@ -68,13 +85,21 @@ class MemoryPolicy(Protocol):
 
 
 class StoresClean:
-    """What most memories do: one copy, stored again once a block is finished, and good for ever."""
+    """What most memories do: one copy, stored again once a block is finished, good for ever, and the same view
+    for all layers. A memory of your own begins here: it is rehearsed."""
 
     __slots__ = ()
-    by_level = False
+    by_level = by_layer = proven = False
+
+    @property
+    def back(self) -> int:
+        return 0
 
     def network(self, spec: ModelSpec) -> ModelSpec:
         return spec
+
+    def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
+        return ()
 
     def stores(self, fed: Fed) -> bool:
         return fed.level == fed.steps

@@ -8,7 +8,6 @@ from typing import Literal
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.around import Around
-from ardiff_engine.memory.per_layer import PerLayer
 from ardiff_engine.memory.policy import MemoryPolicy, require_cacheable
 from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
@@ -45,11 +44,15 @@ class Placed(Around):
     positions: Positions
 
     def __post_init__(self) -> None:
-        one_view = isinstance(self.memory, MemoryPolicy) and not isinstance(self.memory, PerLayer)
-        if self.positions not in ("window", "anchored") or not one_view:
+        if not isinstance(self.memory, MemoryPolicy) or self.positions not in ("window", "anchored"):
             raise ConfigError(
                 f"memory.Placed({self.memory!r}, {self.positions!r}): give a memory, and 'window' or "
                 "'anchored'"
+            )
+        if self.memory.by_layer:
+            raise ConfigError(
+                f"memory.Placed({self.memory!r:.80}): a page is turned to one place for all layers and heads, "
+                "and theirs would differ where they see differently"
             )
 
     @property

@@ -19,7 +19,7 @@ class Ranges(StoresClean):
 
     stages: tuple[int, ...]
     clean: int
-    by_level = True
+    by_level = proven = True
 
     def __post_init__(self) -> None:
         if not self.stages:

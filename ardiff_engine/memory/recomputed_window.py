@@ -23,6 +23,7 @@ class RecomputedWindow(StoresClean):
 
     size: int
     chunk = 0
+    proven = True
 
     def __post_init__(self) -> None:
         require_size("memory.RecomputedWindow", "size", self.size, 1)

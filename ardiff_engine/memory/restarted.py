@@ -28,9 +28,15 @@ class Restarted(Around):
             )
 
     def view(self, fed: Fed, now: Now) -> View:
-        return tuple([part for run in self.memory.view(fed, now) for part in self._placed(run)])
+        return self._placed(self.memory.view(fed, now))
 
-    def _placed(self, run: Run) -> list[Run]:
+    def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
+        return tuple(map(self._placed, self.memory.views(fed, now)))
+
+    def _placed(self, view: View) -> View:
+        return tuple([part for run in view for part in self._cut(run)])
+
+    def _cut(self, run: Run) -> list[Run]:
         """The run, cut where places start anew."""
         round_trip = self.limit - self.first
         parts = []

@@ -19,7 +19,8 @@ from ardiff_engine.plan import Frames, Now, Plan
 
 @dataclass(frozen=True, slots=True)
 class Window(StoresClean):
-    """size: frames that a block sees, itself included. sink: leading frames that stay visible besides.
+    """size: last frames that a block sees, itself included. sink: leading frames that stay visible besides.
+        So Window(9, sink=3) shows up to 12 frames; where a paper counts the sink in its window, subtract it.
 
     joint: blocks in flight see each other, later ones too, and the last `size` frames up to the newest one
         (Rolling Forcing).
@@ -37,6 +38,7 @@ class Window(StoresClean):
     clean: bool = True
     stored: int = 0
     back: int = 0
+    proven = True
 
     def __post_init__(self) -> None:
         require_size("memory.Window", "size", self.size, 1)
