@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ar_diffusion import tiny
@@ -23,9 +24,13 @@ from ardiff_engine.memory import (
     PerLevel,
     Placed,
     Ranges,
+    Recached,
     RecomputedWindow,
+    Routed,
+    Shots,
     Window,
 )
+from ardiff_engine.memory.view import contains
 from ardiff_engine.plan import Plan
 
 SPEC = replace(tiny("separate_norm", "temporal_causal", "rope").spec, longest=None)
@@ -39,10 +44,27 @@ def memories(draw: st.DrawFn) -> MemoryPolicy:
     plain = [window, Full(), Full(joint=True)]
     context = draw(st.sampled_from(["next", "same"]))
     levels = [PerLevel(memory, context) for memory in plain if not memory.joint]
-    given = draw(st.sampled_from([*plain, *levels, RecomputedWindow(size), Ranges(ranges, size)]))
-    if draw(st.integers(0, 9)) == 0:
-        return PerLayer((Window(size, sink), Window(size + 1)), (0, 1, 0))
-    return Placed(given, draw(st.sampled_from(["window", "anchored"]))) if draw(st.booleans()) else given
+    given = draw(
+        st.sampled_from([*plain, *levels, *of_windows(draw), RecomputedWindow(size), Ranges(ranges, size)])
+    )
+    placed = draw(st.booleans()) and not given.by_layer
+    return Placed(given, draw(st.sampled_from(["window", "anchored"]))) if placed else given
+
+
+def of_windows(draw: st.DrawFn) -> list[MemoryPolicy]:
+    size = draw(st.integers(1, 12))
+    window = Window(size, draw(st.integers(0, 4)), clean=draw(st.booleans()), back=draw(st.integers(0, 4)))
+    starts = tuple(sorted(draw(st.sets(st.integers(1, 20), max_size=3))))
+    carried = draw(st.none() | st.integers(0, 4))
+    return [
+        window,
+        Shots(
+            window, starts, pin=draw(st.integers(0, size)), offset=draw(st.integers(0, 8)), carried=carried
+        ),
+        Recached(window, starts, keeps_sink=draw(st.booleans())),
+        Routed(window, 2, history=draw(st.none() | st.integers(2, 6))),
+        PerLayer((window, Window(size + 1, clean=window.clean)), (0, 1, 0)),
+    ]
 
 
 def served(ours: Plan, memory: MemoryPolicy) -> bool:
@@ -59,14 +81,14 @@ def served(ours: Plan, memory: MemoryPolicy) -> bool:
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(plans(), memories())
 def test_what_is_shown_is_there(ours: Plan, memory: MemoryPolicy) -> None:
     if served(ours, memory):
         rehearse(ours, memory, SPEC)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(plans(), memories(), st.data())
 def test_also_after_edits(ours: Plan, memory: MemoryPolicy, data: st.DataObject) -> None:
     if not served(ours, memory):
@@ -98,6 +120,20 @@ def test_frames_that_wait_for_their_turn_stay_where_they_are() -> None:
     feed = feeder.next()
     assert {run.shift for view in feed.roster.views for run in view} == {0}
     assert feed.roster.positions == feed.roster.frames
+
+
+@pytest.mark.parametrize("given_frames", [0, 6, 42])
+@pytest.mark.parametrize("window", [Window(21), Window(9, sink=3), Window(12, joint=True)], ids=str)
+@pytest.mark.parametrize("rule", [plan.blocks(3), plan.blocks(1, lag=2), plan.rolling(4, 3)], ids=str)
+def test_a_window_promises_little_more_than_it_holds(rule, window: Window, given_frames: int) -> None:
+    ours = rule.plan(None, (4,), given_frames)
+    feeder, held, most = Feeder(ours, window, SPEC), set(), 0
+    while feeder.tick < 60:
+        feed = feeder.next()
+        held = {frame for frame in held if contains(feed.roster.kept, frame)}.union(feed.roster.frames)
+        most = max(most, len(held))
+        feeder.advance(feed)
+    assert most <= window.most_frames(ours) <= most + max(ours.longest_block, window.chunk)
 
 
 def test_endless_plans_are_rehearsed_for_a_while() -> None:

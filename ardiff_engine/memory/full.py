@@ -33,8 +33,8 @@ class Full(StoresClean):
         require_length("memory.Full", plan, spec.longest)
         if self.joint and not (spec.forgets or spec.frames_see_later):
             raise ConfigError(
-                "memory.Full(joint=True) with a network that is fed all frames in every pass, none of which sees "
-                "later ones: it would change nothing. Use memory.Full()"
+                "memory.Full(joint=True) with a network that is fed all frames in every pass and lets none "
+                "see later ones: it would change nothing. Use memory.Full()"
             )
 
     def most_frames(self, plan: Plan) -> int:

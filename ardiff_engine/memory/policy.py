@@ -85,8 +85,8 @@ class MemoryPolicy(Protocol):
 
 
 class StoresClean:
-    """What most memories do: one copy, stored again once a block is finished, good for ever, and the same view
-    for all layers. A memory of your own begins here: it is rehearsed."""
+    """What most memories do: one copy, stored again once a block is finished and good for ever, and one view
+    for all layers. A memory of your own begins here, and is rehearsed."""
 
     __slots__ = ()
     by_level = by_layer = proven = False

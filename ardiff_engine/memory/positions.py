@@ -51,8 +51,8 @@ class Placed(Around):
             )
         if self.memory.by_layer:
             raise ConfigError(
-                f"memory.Placed({self.memory!r:.80}): a page is turned to one place for all layers and heads, "
-                "and theirs would differ where they see differently"
+                f"memory.Placed({self.memory!r:.80}): a page is turned to one place for all layers and "
+                "heads, and theirs would differ where they see differently"
             )
 
     @property

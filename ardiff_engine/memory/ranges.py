@@ -29,7 +29,7 @@ class Ranges(StoresClean):
 
     @property
     def chunk(self) -> int:
-        return self.clean
+        return -(-self.clean // 4)  # as in Window
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         require_rope("memory.Ranges", spec)
@@ -41,7 +41,7 @@ class Ranges(StoresClean):
 
     def most_frames(self, plan: Plan) -> int:
         most = max(*self.stages, self.clean)
-        frames = most + max(plan.max_live + plan.longest_block, most)
+        frames = most - 1 + max(plan.max_live + plan.longest_block, self.chunk)
         return frames if plan.num_frames is None else min(frames, plan.num_frames)
 
     def view(self, fed: Fed, now: Now) -> View:

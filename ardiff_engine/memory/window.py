@@ -48,7 +48,8 @@ class Window(StoresClean):
 
     @property
     def chunk(self) -> int:
-        return self.size
+        # A chunk's pages come beside those of the window before it.
+        return -(-self.size // 4)
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         require_rope("memory.Window", spec)
@@ -66,7 +67,7 @@ class Window(StoresClean):
     def most_frames(self, plan: Plan) -> int:
         # The oldest block that a tick feeds may be one that is only stored, before the oldest unfinished one.
         size = max(self.size, self.stored) + self.back
-        frames = self.sink + size - 1 + max(plan.max_live + plan.longest_block, size)
+        frames = self.sink + size - 1 + max(plan.max_live + plan.longest_block, self.chunk)
         return frames if plan.num_frames is None else min(frames, plan.num_frames)
 
     def view(self, fed: Fed, now: Now) -> View:
