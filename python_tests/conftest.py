@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from effort import ALL
+from effort import ALL, COLLECTED
 
 EMULATED = {"machine", "emulated", "emulated_modules"}
 """Fixtures of tests that run GPU kernels on the CPU."""
@@ -23,6 +23,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[COLLECTED] = list(items)
     _leave_out_the_long_ones(config, items)
     if torch.cuda.is_available():
         return

@@ -12,7 +12,9 @@ Uninitialised tensors are filled with NaN (torch's deterministic mode): a value 
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -35,13 +37,18 @@ EMULATION = ROOT / "python_tests" / "cuda_emulation" / "launchers"
 
 @pytest.fixture(scope="session")
 def emulated_modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModuleType]:
-    """Modules of cuda_emulation/launchers by their file names, each compiled once."""
-    folder = tmp_path_factory.mktemp("emulated_cuda")
+    """Modules of cuda_emulation/launchers by their file names, each compiled once in a run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
 
     @cache
     def load(stem: str) -> ModuleType:
         library = folder / f"{stem}.so"
-        _compile(EMULATION / f"{stem}.cpp", library)
+        with open(folder / f"{stem}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                _compile(EMULATION / f"{stem}.cpp", library)
         spec = importlib.util.spec_from_file_location(stem, library)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -59,8 +66,10 @@ def _compile(source: Path, library: Path) -> None:
     command = [compiler, "-shared", "-fPIC", "-Og", "-std=c++17", "-x", "c++", "-DARDIFF_WITH_CUDA=1"]
     command += ["-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-attributes"]
     command += [f"-I{folder}" for folder in includes]
-    result = subprocess.run([*command, str(source), "-o", str(library)], capture_output=True, text=True)
+    whole = library.with_suffix(".part")
+    result = subprocess.run([*command, str(source), "-o", str(whole)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    whole.rename(library)
 
 
 @pytest.fixture

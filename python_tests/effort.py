@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 ALL = os.environ.get("ARDIFF_TESTS") == "all"
+
+
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+"""In `config.stash`: the tests of this run, also those that are left out."""
 
 
 def examples(full: int) -> int:

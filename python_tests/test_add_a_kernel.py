@@ -58,6 +58,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_page_builds_and_its_test_passes(tree: Path) -> None:
     configure = ["cmake", f"-S{tree}", f"-B{tree / 'build'}", "-DCMAKE_BUILD_TYPE=Release", "-DARDIFF_CUDA=0"]
     configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={tree / 'ardiff_engine'}"]
@@ -68,9 +69,10 @@ def test_the_page_builds_and_its_test_passes(tree: Path) -> None:
     run([*command, str(tree / "python_tests" / "test_scale.py")], tree)
 
 
-def test_the_cuda_kernel_of_the_page_compiles(tree: Path) -> None:
-    """For the host, against the emulated CUDA runtime: nvcc is not everywhere."""
-    source = tree / "csrc" / "cuda" / "scale.cu"
+@pytest.mark.parametrize("name", ["cuda/scale.cu", "cpu/scale.cpp"])
+def test_the_files_of_the_page_compile(tree: Path, name: str) -> None:
+    """The kernel for the host, against the emulated CUDA runtime: nvcc is not everywhere."""
+    source = tree / "csrc" / name
     includes = [f"-I{folder}" for folder in (EMULATION, tree / "csrc" / "include", tree / "csrc")]
     flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-x", "c++"]
     run(["g++", *flags, *includes, str(source)], tree)

@@ -83,7 +83,14 @@ def test_code_is_refused_and_not_run(tmp_path: Path, save: object) -> None:
 )
 def test_other_contents(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ValueError, match=message):
+        convert_worker.convert(str(tmp_path / "x.pt"), str(tmp_path / "x.safetensors"), 1 << 20)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_what_the_reader_refuses_is_a_typed_error(tmp_path: Path) -> None:
+    torch.save({"epoch": 1}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="tensors"):
         convert(tmp_path / "x.pt", tmp_path / "x.safetensors")
 
 

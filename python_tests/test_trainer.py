@@ -208,7 +208,7 @@ def test_sigkill_then_resume_is_bitwise_equal(tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_saves_says_so_and_ends_with_its_code(tmp_path: Path, number: signal.Signals) -> None:
     """So that `ardiff train-vae ... && ardiff encode ...` does not go on with a half-trained model."""
     config = write_config(tmp_path, steps=100_000)
