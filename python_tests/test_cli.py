@@ -144,7 +144,7 @@ def test_stream_writes_the_frames_of_generate(tiny_model: Path, tmp_path: Path, 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """A command in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ardiff_engine.cli", *map(str, arguments)],
+        [sys.executable, "-m", "ardiff_engine", *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
