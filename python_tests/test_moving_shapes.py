@@ -6,34 +6,37 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ardiff_engine.data.moving_shapes import ACTIONS, STEPS, MovingShapes
+from ardiff_engine.data.moving_shapes import ACTIONS, STEPS, MovingShapes, ShapeClip
 from ardiff_engine.data.shape_drawing import COLORS, SHAPES, coverage
 from ardiff_engine.errors import DataError
 
-CLIPS = MovingShapes(seed=5).batch(range(60), num_frames=64)
+
+@pytest.fixture(scope="module")
+def clips() -> list[ShapeClip]:
+    return MovingShapes(seed=5).batch(range(60), num_frames=64)
 
 
-def test_clips_depend_on_seed_split_and_index_only() -> None:
+def test_clips_depend_on_seed_split_and_index_only(clips: list[ShapeClip]) -> None:
     alone = MovingShapes(seed=5).clip(7, num_frames=10)
-    assert np.array_equal(alone.video, CLIPS[7].video[:10]), "a longer clip begins alike"
-    assert alone.scene == CLIPS[7].scene and np.array_equal(alone.actions, CLIPS[7].actions[:10])
+    assert np.array_equal(alone.video, clips[7].video[:10]), "a longer clip begins alike"
+    assert alone.scene == clips[7].scene and np.array_equal(alone.actions, clips[7].actions[:10])
     part = MovingShapes(seed=5).clip(7, num_frames=3, first_frame=40)
-    assert np.array_equal(part.video, CLIPS[7].video[40:43])
-    assert np.array_equal(part.centres, CLIPS[7].centres[40:43])
-    assert np.array_equal(part.actions, CLIPS[7].actions[40:43])
+    assert np.array_equal(part.video, clips[7].video[40:43])
+    assert np.array_equal(part.centres, clips[7].centres[40:43])
+    assert np.array_equal(part.actions, clips[7].actions[40:43])
     for other in (MovingShapes(seed=6), MovingShapes(seed=5, split="held_out")):
         assert not np.array_equal(other.clip(7, num_frames=10).video, alone.video)
 
 
-def test_shapes_stay_inside_and_keep_their_speed_between_walls() -> None:
-    for clip in CLIPS:
+def test_shapes_stay_inside_and_keep_their_speed_between_walls(clips: list[ShapeClip]) -> None:
+    for clip in clips:
         assert clip.centres.min() > 9 and clip.centres.max() < 54
         step = np.diff(clip.centres[:, 0], axis=0)
         speed = np.linalg.norm(step, axis=1)
         free = clip.actions[1:] == 0
         assert speed.max() <= 2 + 1e-9
         assert (np.isclose(speed, speed.max()) | ~free).mean() > 0.8
-    turned = [np.any(np.diff(np.sign(np.diff(clip.centres[:, 0], axis=0)), axis=0)) for clip in CLIPS]
+    turned = [np.any(np.diff(np.sign(np.diff(clip.centres[:, 0], axis=0)), axis=0)) for clip in clips]
     assert np.mean(turned) > 0.9, "nearly every shape meets a wall in four seconds"
 
 
@@ -55,8 +58,8 @@ def test_a_key_sends_the_first_shape_its_way_and_leaves_the_second_alone() -> No
     assert (np.diff(held[40:]) == 0).all() and held[-1] == held.min(), "a held key keeps it at the wall"
 
 
-def test_captions_say_what_is_seen() -> None:
-    for clip in CLIPS:
+def test_captions_say_what_is_seen(clips: list[ShapeClip]) -> None:
+    for clip in clips:
         words = clip.scene.caption.split()
         color, shape, direction = words[1], words[2], words[4]
         moved = clip.centres[3, 0] - clip.centres[0, 0]
@@ -66,12 +69,12 @@ def test_captions_say_what_is_seen() -> None:
         if len(words) > 5:
             assert clip.scene.colors[0] != clip.scene.colors[1]
             assert ("in front of" in clip.scene.caption) == clip.scene.in_front
-    assert 0.4 < np.mean([len(clip.scene.shapes) == 2 for clip in CLIPS]) < 0.8
+    assert 0.4 < np.mean([len(clip.scene.shapes) == 2 for clip in clips]) < 0.8
 
 
-def test_the_nearer_shape_hides_the_other() -> None:
+def test_the_nearer_shape_hides_the_other(clips: list[ShapeClip]) -> None:
     seen = 0
-    for clip in CLIPS:
+    for clip in clips:
         if len(clip.scene.shapes) < 2:
             continue
         apart = np.linalg.norm(clip.centres[:, 0] - clip.centres[:, 1], axis=1)

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ardiff_engine.data.moving_shapes import MovingShapes, Scene
+from ardiff_engine.data.moving_shapes import MovingShapes, Scene, ShapeClip
 from ardiff_engine.data.shape_drawing import COLORS, SHAPES
 from ardiff_engine.errors import TensorError
 from ardiff_engine.evaluation import shapes as command
-from ardiff_engine.evaluation.shape_detector import NOTHING, tracks
+from ardiff_engine.evaluation.shape_detector import NOTHING, Tracks, tracks
 from ardiff_engine.evaluation.shape_judge import (
     appears,
     constant,
@@ -25,31 +25,39 @@ from ardiff_engine.evaluation.shape_judge import (
 )
 
 WORLD = MovingShapes(split="held_out", steered=0.0, seed=7)
-CLIPS = WORLD.batch(range(40), num_frames=24)
-FOUND = [tracks(clip.video) for clip in CLIPS]
 DICE = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[ShapeClip]:
+    return WORLD.batch(range(30), num_frames=24)
+
+
+@pytest.fixture(scope="module")
+def found(clips: list[ShapeClip]) -> list[Tracks]:
+    return [tracks(clip.video) for clip in clips]
 
 
 def noisy(video: np.ndarray, strength: float) -> np.ndarray:
     return np.clip(video + DICE.normal(0, strength, video.shape), 0, 255).astype(np.uint8)
 
 
-def test_colors_shapes_and_places_are_found() -> None:
-    for clip, found in zip(CLIPS, FOUND, strict=True):
+def test_colors_shapes_and_places_are_found(clips: list[ShapeClip], found: list[Tracks]) -> None:
+    for clip, own in zip(clips, found, strict=True):
         for place, (color, shape) in enumerate(zip(clip.scene.colors, clip.scene.shapes, strict=True)):
-            assert found.shape_of(color) == shape
+            assert own.shape_of(color) == shape
             if len(clip.scene.colors) == 1:
-                error = found.centres[:, color] - clip.centres[:, place]
+                error = own.centres[:, color] - clip.centres[:, place]
                 # The mean pixel of a triangle lies below its middle.
                 assert np.abs(error[:, 0]).max() < 0.5
                 assert np.abs(error[:, 1] - (3.2 if SHAPES[shape] == "triangle" else 0)).max() < 1.1
         others = [color for color in range(len(COLORS)) if color not in clip.scene.colors]
-        assert not found.seen[:, others].any()
+        assert not own.seen[:, others].any()
 
 
-def test_real_clips_pass_and_clips_that_fail_fail() -> None:
-    assert np.mean([follows(found, clip.scene) for found, clip in zip(FOUND, CLIPS, strict=True)]) >= 0.95
-    order, few = DICE.permutation(24), CLIPS[:20]
+def test_real_clips_pass_and_clips_that_fail_fail(clips: list[ShapeClip], found: list[Tracks]) -> None:
+    assert np.mean([follows(own, clip.scene) for own, clip in zip(found, clips, strict=True)]) >= 0.95
+    order, few = DICE.permutation(24), clips[:15]
     for spoilt in (
         lambda video: np.repeat(video[:1], 24, axis=0),
         lambda video: video[order],
@@ -61,21 +69,19 @@ def test_real_clips_pass_and_clips_that_fail_fail() -> None:
         assert np.mean(answers) <= 0.1
 
 
-def test_a_little_noise_changes_nothing() -> None:
-    found = [tracks(noisy(clip.video, 8)) for clip in CLIPS]
-    assert np.mean([follows(own, clip.scene) for own, clip in zip(found, CLIPS, strict=True)]) >= 0.95
+def test_a_little_noise_changes_nothing(clips: list[ShapeClip]) -> None:
+    found = [tracks(noisy(clip.video, 8)) for clip in clips]
+    assert np.mean([follows(own, clip.scene) for own, clip in zip(found, clips, strict=True)]) >= 0.95
 
 
-def test_a_wrong_caption_is_noticed() -> None:
-    for clip, found in zip(CLIPS, FOUND, strict=True):
+def test_a_wrong_caption_is_noticed(clips: list[ShapeClip], found: list[Tracks]) -> None:
+    for clip, own in zip(clips, found, strict=True):
         scene = clip.scene
         free = next(color for color in range(len(COLORS)) if color not in scene.colors)
-        assert not shows_scene(found, replace(scene, colors=(free, *scene.colors[1:])))
-        assert not shows_scene(found, replace(scene, shapes=((scene.shapes[0] + 1) % 3, *scene.shapes[1:])))
-        assert not shows_scene(
-            found, Scene((*scene.colors[:1], free), (*scene.shapes[:1], 0), scene.direction)
-        )
-        assert not moves_as_told(found, replace(scene, direction=1 + scene.direction % 4))
+        assert not shows_scene(own, replace(scene, colors=(free, *scene.colors[1:])))
+        assert not shows_scene(own, replace(scene, shapes=((scene.shapes[0] + 1) % 3, *scene.shapes[1:])))
+        assert not shows_scene(own, Scene((*scene.colors[:1], free), (*scene.shapes[:1], 0), scene.direction))
+        assert not moves_as_told(own, replace(scene, direction=1 + scene.direction % 4))
 
 
 def test_keys_are_seen_to_act() -> None:
@@ -106,8 +112,9 @@ def test_constancy_over_a_long_clip() -> None:
     assert not constant(tracks(turned), long[0].scene)
 
 
-def test_a_new_shape_appears() -> None:
-    first, second = CLIPS[0], next(c for c in CLIPS if c.scene.colors[0] not in CLIPS[0].scene.colors)
+def test_a_new_shape_appears(clips: list[ShapeClip]) -> None:
+    first = clips[0]
+    second = next(c for c in clips if c.scene.colors[0] not in first.scene.colors)
     found = tracks(np.concatenate([first.video[:12], second.video[:9]]))
     assert appears(found, second.scene, 12, 21) and not appears(found, second.scene, 0, 12)
 
@@ -122,8 +129,8 @@ def test_a_frozen_video_is_not_smooth_and_nothing_is_nowhere() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_judges_the_world_itself_as_it_should() -> None:
-    scenes = [clip.scene for clip in CLIPS[:8]]
+def test_the_command_judges_the_world_itself_as_it_should(clips: list[ShapeClip]) -> None:
+    scenes = [clip.scene for clip in clips[:8]]
     true = command.real(WORLD)
     good = command.evaluate(true, scenes, 3, 120)
     still = command.evaluate(command.changed(true, "frozen", command.frozen), scenes, 3, 120)

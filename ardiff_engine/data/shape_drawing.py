@@ -25,14 +25,16 @@ _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 _GRID = 8
 
 
-def coverage(shape: int, centres: NDArray[np.float64], radius: float, canvas: int) -> NDArray[np.float32]:
+def coverage(
+    shape: int, centres: NDArray[np.float64], radius: float | NDArray[np.float64], canvas: int
+) -> NDArray[np.float32]:
     """Share of every pixel that a shape covers: centres [N, 2] as (x, y) in pixels, where the centre of the
-    top left pixel is (0, 0) -> [N, canvas, canvas].
+    top left pixel is (0, 0) -> [N, canvas, canvas]. radius: of all, or [N].
 
     A circle has that radius. A square is smaller, of nearly the same area; a triangle, point up, is as high
     as the circle. All are found by the signed distance to their edges, which makes edges one pixel soft.
     """
-    pixel, size = np.arange(canvas, dtype=np.float32), np.float32(radius)
+    pixel, size = np.arange(canvas, dtype=np.float32), np.asarray(radius, dtype=np.float32)[..., None, None]
     x = np.abs(pixel - centres[:, 0, None].astype(np.float32))[:, None, :]
     y = (pixel - centres[:, 1, None].astype(np.float32))[:, :, None]
     if SHAPES[shape] == "circle":

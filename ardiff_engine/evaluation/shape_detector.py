@@ -74,8 +74,8 @@ def tracks(video: NDArray[np.uint8]) -> Tracks:
     centres = np.stack([x, y], axis=-1)
     centres[areas < SMALLEST] = np.nan
     shapes = np.full(areas.shape, NOTHING)
-    for frame, color in zip(*np.nonzero(areas >= SMALLEST), strict=True):
-        shapes[frame, color] = _form(masks[frame, color], centres[frame, color], int(areas[frame, color]))
+    seen = areas >= SMALLEST
+    shapes[seen] = _forms(masks[seen], centres[seen], areas[seen])
     return Tracks(centres, shapes, areas)
 
 
@@ -85,11 +85,10 @@ def color_masks(video: NDArray[np.uint8]) -> NDArray[np.bool_]:
     lengths = np.linalg.norm(palette, axis=1)
     pixels = _colour_part(video.astype(np.float32))
     along = pixels @ (palette / lengths[:, None]).T
-    best = along.argmax(axis=-1)
-    strength = along.max(axis=-1)
-    length = np.linalg.norm(pixels, axis=-1)
+    best, strength = along.argmax(axis=-1), along.max(axis=-1)
+    length = np.sqrt((pixels**2).sum(axis=-1))
     good = (strength >= HUE * length) & (strength >= COLOURFUL * lengths[best])
-    return np.moveaxis(good[..., None] & (best[..., None] == np.arange(len(palette))), -1, 1)
+    return np.stack([good & (best == color) for color in range(len(palette))], axis=1)
 
 
 def _colour_part(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,13 +97,17 @@ def _colour_part(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
     return part
 
 
-def _form(mask: NDArray[np.bool_], centre: NDArray[np.float64], area: int) -> int:
-    overlaps = []
+def _forms(
+    masks: NDArray[np.bool_], centres: NDArray[np.float64], areas: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """masks [N, H, W] -> rows of `SHAPES` [N], -1 where none is clear."""
+    overlaps = np.empty((len(SHAPES), len(masks)))
     for shape, name in enumerate(SHAPES):
-        radius = (area / _AREA[name]) ** 0.5
-        # The mean pixel of a triangle lies below the middle of its height.
-        below = float(TRIANGLE) * radius / 2 if name == "triangle" else 0.0
-        ideal = coverage(shape, (centre - (0.0, below))[None], radius, len(mask))[0] >= 0.5
-        overlaps.append((mask & ideal).sum() / (mask | ideal).sum())
-    best = int(np.argmax(overlaps))
-    return best if overlaps[best] >= CLEAR else NOTHING
+        radii = (areas / _AREA[name]) ** 0.5
+        middles = centres.copy()
+        if name == "triangle":
+            # Its mean pixel lies below the middle of its height.
+            middles[:, 1] -= float(TRIANGLE) * radii / 2
+        ideal = coverage(shape, middles, radii, masks.shape[1]) >= 0.5
+        overlaps[shape] = (masks & ideal).sum(axis=(1, 2)) / (masks | ideal).sum(axis=(1, 2))
+    return np.where(overlaps.max(axis=0) >= CLEAR, overlaps.argmax(axis=0), NOTHING)
