@@ -271,6 +271,62 @@ def test_mcvd_feeds_past_new_and_future_frames_together() -> None:
     assert rolled.updated.any(axis=0).sum() == 20 and (rolled.fed.sum(axis=1) == 10).all()
 
 
+def test_videoar_keeps_each_scale_and_sees_all_scales_of_earlier_frames() -> None:
+    frames, scales, window = 5, 3, 3
+    entry = {"system": "videoar", "frames": frames, "scales": scales, "window": window}
+    calls = systems.from_spec(entry).calls(frames)
+    assert [(cell.frame, cell.level) for cells in calls for cell in cells] == [
+        (frame, scale) for frame in range(frames) for scale in range(scales)
+    ]
+    for (cell,) in calls:
+        seen = [(frame, run.copy) for run in cell.view for frame in range(run.first, run.stop)]
+        before = range(max(0, cell.frame + 1 - window), cell.frame)
+        whole = [(frame, scale) for frame in before for scale in range(scales)]
+        assert seen == whole + [(cell.frame, scale) for scale in range(cell.level + 1)]
+        assert cell.copy == cell.level and cell.written  # never written again
+
+
+def test_d_ar_makes_one_picture_group_by_group() -> None:
+    made = systems.from_spec({"system": "d-ar", "groups": 4}).trace()
+    assert made.timestep.tolist() == [[3.0], [2.0], [1.0], [0.0]] and made.updated.all()
+
+
+def test_knot_forcing_makes_a_frame_twice_under_a_reference_that_runs_ahead() -> None:
+    sizes = {"block": 3, "knot": 1, "window": 6, "sink": 1, "given_frames": 1, "new_frames": 12}
+    made = systems.from_spec({"system": "knot-forcing", "timesteps": [1000.0, 500.0]} | sizes).trace()
+    moves = made.updated.any(axis=1)
+    fed = [np.flatnonzero(row).tolist() for row in made.updated[moves][::2]]
+    assert fed == [[1, 2, 3, 4], [4, 5, 6, 7], [7, 8, 9, 10], [10, 11, 12]]
+    assert not made.written[:, 10][made.fed[:, 7]].any()
+    stored = [np.flatnonzero(row).tolist() for row in made.fed[~moves]]
+    assert stored == [[0], [1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
+    # n = 8, and four more as soon as start + block + knot > n.
+    assert made.position[moves][::2, 0].tolist() == [8, 8, 12, 16]
+    assert made.position[moves][-1, 8:13].tolist() == [8, 9, 10, 11, 12]
+
+
+@pytest.mark.parametrize("name", ["tempcache", "annca", "annsa"])
+def test_fast_ar_keeps_all_frames_of_rolling_forcing(name: str) -> None:
+    entry = INDEX["rolling_forcing_F21_S5"] | {"system": name}
+    made = systems.from_spec(entry).trace()
+    assert made.visible[-1, 20].all()
+    with pytest.raises(ConfigError, match="traced, and not served"):
+        systems.get(name).request(Request(num_frames=21))
+
+
+def test_a_trapezoid_begins_anew_in_every_chunk() -> None:
+    """Each chunk is what the code makes of a video that ends with it."""
+    entry = INDEX["diffusion_forcing_trapezoid_u1_F5_S4"] | {"frames": 8, "chunk": 4, "window": 8}
+    both = systems.from_spec(entry).trace()
+    first = systems.from_spec(entry | {"frames": 4}).trace()
+    second = systems.from_spec(entry | {"context_frames": 4, "chunk": -1}).trace()
+    for key in ("fed", "updated"):
+        np.testing.assert_array_equal(getattr(both, key)[: len(first.fed), :4], getattr(first, key))
+        np.testing.assert_array_equal(getattr(both, key)[len(first.fed) :], getattr(second, key))
+    with pytest.raises(ConfigError, match="window"):
+        systems.from_spec(entry | {"chunk": -1, "window": 5})
+
+
 @pytest.mark.parametrize("name", ["self-forcing-plus-plus", "vid-gpt", "astra", "cmdm", "flex"])
 def test_systems_in_other_sizes(name: str) -> None:
     sizes = {"block": 2, "given_block": 1, "given_frames": 1, "new_frames": 8, "frames": 5, "window": 4}

@@ -26,6 +26,7 @@ LENGTHS = {
     "diagonal-distillation": 18,
     "longlive": 18,
     "longlive2": 16,
+    "knot-forcing": 13,
     "magi-1": 4,
     "mmpl": 21,
     "pusa": 21,

@@ -8,7 +8,7 @@ from ardiff_engine.memory.page_pool import PagePool, choose_page_rows, rows_of_p
 from ardiff_engine.memory.per_layer import PerLayer
 from ardiff_engine.memory.per_level import PerLevel
 from ardiff_engine.memory.policy import MemoryPolicy
-from ardiff_engine.memory.positions import Placed
+from ardiff_engine.memory.positions import Ahead, Placed
 from ardiff_engine.memory.ranges import Ranges
 from ardiff_engine.memory.recached import Recached
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
@@ -20,6 +20,7 @@ from ardiff_engine.memory.window import Window
 from ardiff_engine.memory.windows import Windows
 
 __all__ = [
+    "Ahead",
     "Fed",
     "Full",
     "Lease",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.around import Around
@@ -13,7 +13,29 @@ from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Now, Plan
 
-Positions = Literal["window", "anchored"]
+
+class Ahead(NamedTuple):
+    """Frame 0, a reference, stands ahead of the video; all others at their numbers (Knot Forcing).
+
+    Its place is `first` plus as many `step`s as it takes to be `lead` frames or more past the end
+    of what a block sees.
+    """
+
+    first: int
+    step: int
+    lead: int = 0
+
+    def place(self, view: View) -> View:
+        run = view[0]
+        if run.first:
+            return view
+        late = view[-1].stop + self.lead - self.first
+        shift = self.first + self.step * max(0, -(-late // self.step))
+        rest = (run._replace(first=1),) if run.stop > 1 else ()
+        return (run._replace(stop=1, shift=shift), *rest, *view[1:])
+
+
+Positions = Literal["window", "anchored"] | Ahead
 
 
 def place(view: View, positions: Positions) -> View:
@@ -21,8 +43,10 @@ def place(view: View, positions: Positions) -> View:
 
     "window": its frames stand at 0, 1, 2, … in the order in which they are listed (Infinity-RoPE).
     "anchored": the last run stays at its numbers, and those before it end where the next one begins (the sink
-        of Rolling Forcing).
+        of Rolling Forcing). `Ahead`: frame 0 stands ahead of them.
     """
+    if isinstance(positions, Ahead):
+        return positions.place(view)
     stop = sum([run.stop - run.first for run in view]) if positions == "window" else view[-1].stop
     placed = []
     for run in reversed(view):
@@ -44,10 +68,12 @@ class Placed(Around):
     positions: Positions
 
     def __post_init__(self) -> None:
-        if not isinstance(self.memory, MemoryPolicy) or self.positions not in ("window", "anchored"):
+        ahead = isinstance(self.positions, Ahead) and self.positions.step > 0
+        placed = ahead or self.positions in ("window", "anchored")
+        if not isinstance(self.memory, MemoryPolicy) or not placed:
             raise ConfigError(
-                f"memory.Placed({self.memory!r}, {self.positions!r}): give a memory, and 'window' or "
-                "'anchored'"
+                f"memory.Placed({self.memory!r}, {self.positions!r}): give a memory, and 'window', "
+                "'anchored' or memory.Ahead with steps of 1 or more"
             )
         if self.memory.by_layer:
             raise ConfigError(

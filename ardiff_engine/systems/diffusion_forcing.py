@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby, islice
 from math import floor
 
 import torch
 
 from ardiff_engine.diffusion.solvers import Table, ddim_rows
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.windows import Windows, trailing
 from ardiff_engine.plan import Plan, Rule, parts, pyramid, trapezoid
 from ardiff_engine.systems.calls import Call, CallsOf
@@ -31,16 +34,18 @@ def solver(total: int, steps: int, stabilization: int, eta: float, clip: float) 
     return Table([*told, float(stabilization - 1)], rows, waiting=float(total - 1))
 
 
-def as_coded(uncertainty: float, windows: Windows) -> CallsOf:
+def as_coded(uncertainty: float, windows: Windows, ends: Sequence[int]) -> CallsOf:
     """The code's trapezoid: of an even number of frames the middle one counts as finished from the start, and
-    its ticks end too early if the uncertainty is less than 1."""
+    its ticks end too early if the uncertainty is less than 1. ends: where the first chunk starts, then where
+    each of them ends."""
 
     def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-        frames = plan.num_frames or 0
-        middle = frames // 2 if frames % 2 == 0 else -1
-        most = plan.num_steps + floor((frames + 1) // 2 * uncertainty) - 1
-        for number, cells in enumerate(cut_to(windows)(plan, walk)):
-            if number < most:
+        calls = iter(cut_to(windows)(plan, walk))
+        of_chunk = groupby(calls, lambda cells: bisect(ends, next(own.frame for own in cells if own.updates)))
+        for chunk, own in of_chunk:
+            start, frames = ends[chunk - 1], ends[chunk] - ends[chunk - 1]
+            middle = start + frames // 2 if frames % 2 == 0 else -1
+            for cells in islice(own, plan.num_steps + floor((frames + 1) // 2 * uncertainty) - 1):
                 done = [cell._replace(updates=False, level=plan.num_steps) for cell in cells]
                 yield [done[i] if cell.frame == middle else cell for i, cell in enumerate(cells)]
 
@@ -68,6 +73,8 @@ def from_spec(entry: Entry) -> System:
     frames, given, steps = entry["frames"], entry["context_frames"], entry["steps"]
     chunk = entry["chunk"] if entry["chunk"] > 0 else frames
     ends = [*range(given + chunk, frames, chunk), frames]
+    if max(ends[0] - given, chunk if ends[1:] else 0) > entry["window"]:
+        raise ConfigError(f"diffusion-forcing: chunks of {chunk} frames in a window of {entry['window']}")
     windows = Windows(trailing(ends, entry["window"]))
     kinds: dict[str, float] = {"ar": float(steps), "fullseq": 0.0, "ddpm": 0.0}
     own: float = entry["uncertainty_scale"]
@@ -75,7 +82,7 @@ def from_spec(entry: Entry) -> System:
     rule: Rule = pyramid(uncertainty)
     calls = cut_to(windows)
     if entry["schedule"] == "trapezoid":
-        rule, calls = trapezoid(uncertainty, behind=1), as_coded(uncertainty, windows)
+        rule, calls = trapezoid(uncertainty, behind=1), as_coded(uncertainty, windows, [given, *ends])
     total = entry["training_timesteps"]
     return replace(
         SYSTEM,

@@ -46,6 +46,24 @@ def clean_windows(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
             yield [clean._replace(frame=frame) for frame in head]
 
 
+def with_the_next(knot: int) -> CallsOf:
+    """Knot Forcing: the first `knot` frames after a block are made with it, and once more with their own."""
+
+    def calls_of(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
+        for cells in by_kind(plan, walk):
+            last = cells[-1]
+            stop = last.frame + 1
+            ends = min(stop + knot, plan.num_frames or stop)
+            if last.updates and ends > stop:
+                view = (*last.view[:-1], last.view[-1]._replace(stop=ends))
+                own = [cell._replace(view=view) for cell in cells]
+                after = [last._replace(frame=frame, view=view, written=False) for frame in range(stop, ends)]
+                cells = own + after
+            yield cells
+
+    return calls_of
+
+
 def recached(prompts: tuple[int, ...], reach: int) -> CallsOf:
     """LongLive: before the cache is computed again its last block is stored, for nobody; and all frames
     within reach are fed for it, also those that it has no room for beside a sink that stays."""

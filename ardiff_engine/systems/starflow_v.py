@@ -4,23 +4,12 @@ iteration has put into the cache is rolled back, except for the last one."""
 
 from dataclasses import replace
 
-import torch
-
 from ardiff_engine.diffusion.agreement import Agreement
-from ardiff_engine.diffusion.solvers import Table
-from ardiff_engine.diffusion.solvers.solver import coefficient_table
 from ardiff_engine.memory import Full, Window
 from ardiff_engine.plan import stage_major
 from ardiff_engine.systems.token_flow import TokenFlow
+from ardiff_engine.systems.token_levels import levels
 from ardiff_engine.systems.wan_family import Entry
-
-
-def levels(blocks: int) -> Table:
-    """A level for each block that is still to be run; nothing moves by a formula of noise levels."""
-    stays = torch.ones(blocks, dtype=torch.float64)
-    rows = coefficient_table((0 * stays, 0 * stays), stays, 0 * stays)
-    return Table([*map(float, reversed(range(blocks))), -1.0], rows, waiting=float(blocks - 1))
-
 
 SYSTEM = TokenFlow(
     name="starflow-v",
