@@ -231,7 +231,7 @@ class Realtime:
     async def _sent(self, live: LiveStream) -> None:
         try:
             await live.run()
-        except (WebSocketDisconnect, RuntimeError, OSError):
+        except WebSocketDisconnect:
             live.stream.cancel()
         except Exception as error:
             live.stream.cancel()
@@ -239,11 +239,15 @@ class Realtime:
             await self._send({"type": "error", "stream_id": live.id, **api_error(error).body}, None)
 
     async def _send(self, message: dict[str, Any], data: bytes | None) -> None:
+        """WebSocketDisconnect: the client has gone, however the libraries below put it."""
         async with self._sending:
             self._sequence += 1
-            await self._socket.send_text(json.dumps({**message, "sequence": self._sequence}))
-            if data is not None:
-                await self._socket.send_bytes(data)
+            try:
+                await self._socket.send_text(json.dumps({**message, "sequence": self._sequence}))
+                if data is not None:
+                    await self._socket.send_bytes(data)
+            except (RuntimeError, OSError) as error:
+                raise WebSocketDisconnect(1006) from error
 
     async def _end(self, code: str | None, why: str, close: int) -> None:
         """The last words must not wait for a reader who does not read."""
