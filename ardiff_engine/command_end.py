@@ -156,6 +156,9 @@ def _above_the_bar(program: str) -> Iterator[None]:
     class Entries(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             write(record.getMessage())
+            if record.exc_info:  # a fault of ours: whoever mends it needs to know where
+                found = "".join(traceback.format_exception(*record.exc_info))
+                sys.stderr.write(found)
 
     logger, entries = logging.getLogger("ardiff_engine"), Entries()
     shown = warnings.showwarning

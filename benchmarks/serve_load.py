@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -137,47 +138,49 @@ class Load:
         began, seen, pieces = time.perf_counter(), 0, hashlib.sha256()
         address = self.url.replace("http", "ws") + "/v1/realtime/video"
         wish = {**fields(self.asked[kind]), "format": "webp"}
+        async with connect(address, open_timeout=60, close_timeout=1) as socket:
+            await socket.send(json.dumps({"type": "session.start", **wish}))
+            while True:
+                try:
+                    message = await asyncio.wait_for(socket.recv(), PING)
+                except TimeoutError:  # it waits for pages, and must say that it still wants them
+                    await socket.send('{"type": "session.ping"}')
+                    continue
+                if isinstance(message, bytes):
+                    if seen == 0:
+                        self.first_frame.append(time.perf_counter() - began)
+                    seen += 1
+                    pieces.update(message)
+                    if seen == leave and cancels:
+                        await socket.send('{"type": "session.stop"}')
+                        self.ends["live cancelled"] += 1
+                        return True
+                    if seen == leave:
+                        self.ends["broken off"] += 1
+                        socket.transport.abort()
+                        return True
+                    if slow:
+                        await asyncio.sleep(0.3)
+                    continue
+                event = json.loads(message)
+                if event["type"] in ("error", "session.done"):
+                    if event["error"]["code"] == "busy":
+                        return False
+                    self.ends[f"refused {event['error']['code']}"] += 1
+                    return True
+                if event["type"] == "video.done":
+                    self.ends[f"live {event['status']}"] += 1
+                    if event["status"] == "finished":
+                        self.wrong += pieces.digest() != self.alone.pieces[kind]
+                        self.frames += seen
+                        self.whole.append(time.perf_counter() - began)
+                    return True
+
+    async def counted(self, client: Coroutine[Any, Any, None]) -> None:
         try:
-            async with connect(address, open_timeout=60, close_timeout=1) as socket:
-                await socket.send(json.dumps({"type": "session.start", **wish}))
-                while True:
-                    try:
-                        message = await asyncio.wait_for(socket.recv(), PING)
-                    except TimeoutError:  # it waits for pages, and must say that it still wants them
-                        await socket.send('{"type": "session.ping"}')
-                        continue
-                    if isinstance(message, bytes):
-                        if seen == 0:
-                            self.first_frame.append(time.perf_counter() - began)
-                        seen += 1
-                        pieces.update(message)
-                        if seen == leave and cancels:
-                            await socket.send('{"type": "session.stop"}')
-                            self.ends["live cancelled"] += 1
-                            return True
-                        if seen == leave:
-                            self.ends["broken off"] += 1
-                            socket.transport.abort()
-                            return True
-                        if slow:
-                            await asyncio.sleep(0.3)
-                        continue
-                    event = json.loads(message)
-                    if event["type"] in ("error", "session.done"):
-                        if event["error"]["code"] == "busy":
-                            return False
-                        self.ends[f"refused {event['error']['code']}"] += 1
-                        return True
-                    if event["type"] == "video.done":
-                        self.ends[f"live {event['status']}"] += 1
-                        if event["status"] == "finished":
-                            self.wrong += pieces.digest() != self.alone.pieces[kind]
-                            self.frames += seen
-                            self.whole.append(time.perf_counter() - began)
-                        return True
-        except (ConnectionClosed, OSError) as error:
+            await client
+        except (httpx.HTTPError, ConnectionClosed, OSError) as error:
             self.ends[type(error).__name__] += 1
-        return True
 
     async def run(self, clients: int, rate: float, until: float) -> int:
         """Clients that came, none of them after `until` seconds."""
@@ -189,10 +192,10 @@ class Load:
                 came += 1
                 cancels, kind = self.chance.random() < CANCELS, self.chance.random()
                 if self.chance.random() < 0.5:
-                    task = asyncio.create_task(self.video(client, cancels))
+                    work = self.video(client, cancels)
                 else:
-                    slow, breaks = kind > 1 - SLOW, kind < BREAKS
-                    task = asyncio.create_task(self.live(cancels, slow, breaks))
+                    work = self.live(cancels, kind > 1 - SLOW, kind < BREAKS)
+                task = asyncio.create_task(self.counted(work))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 if rate:

@@ -141,6 +141,7 @@ def test_sync_gives_the_file_and_lists_have_pages(client: httpx.Client) -> None:
         ({"num_inference_steps": 10**6}, "steps"),
         ({"size": "7x7"}, "size"),
         ({"size": "99999x99999"}, "size"),
+        ({"size": "2048x2048"}, "size"),  # 128 times the model's: more than is enlarged
         ({"size": {"w": 1}}, "size"),
         ({"class_id": 99}, "class_id"),
         ({"lag": 7, "num_inference_steps": 3}, "lag"),

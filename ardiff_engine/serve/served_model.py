@@ -17,6 +17,7 @@ from ardiff_engine.engine.admission import admit
 from ardiff_engine.engine.schedules import tracks_of
 from ardiff_engine.engine.stream_edits import Effect
 from ardiff_engine.errors import ArdiffError, ConfigError
+from ardiff_engine.media.frames import MAX_SCALE
 from ardiff_engine.memory import RecomputedWindow
 from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.pipeline.parts import takes_picture
@@ -96,8 +97,9 @@ class FrameModel:
         side = self._side
         scale = max(1, SHOWN // side) if wish.size is None else wish.size[0] // side
         size = (side * scale, side * scale)
-        if wish.size not in (None, size) or scale == 0:
-            raise invalid("size", wish.size, f"a whole multiple of {side}x{side}", "Leave it out.", "size")
+        if wish.size not in (None, size) or not 1 <= scale <= MAX_SCALE:
+            expected = f"{side}x{side}, or 2 to {MAX_SCALE} times that"
+            raise invalid("size", wish.size, expected, "Leave it out.", "size")
         return Order(request, fps, size, scale, request.num_frames, steps)
 
     def _usual_lag(self, steps: int) -> int:
