@@ -39,8 +39,15 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 class Session:
     """A connection. frames: of each stream, the picture of every piece; applied: the events that it names."""
 
-    def __init__(self, server: ServerProcess, **wish: Any) -> None:
-        self.socket = client.connect(server.socket, max_queue=4, open_timeout=30, close_timeout=0.5)
+    def __init__(self, server: ServerProcess, buffer: int = 1 << 20, **wish: Any) -> None:
+        """buffer: bytes that the connection may hold unread, about."""
+        host, port = server.url.removeprefix("http://").split(":")
+        raw = sockets.socket()
+        raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, buffer)
+        raw.connect((host, int(port)))
+        self.socket = client.connect(
+            server.socket, sock=raw, max_queue=4, open_timeout=30, close_timeout=0.5, ping_interval=None
+        )
         self.frames: dict[str, dict[int, np.ndarray]] = {}
         self.applied: dict[str, dict[int, list[str]]] = {}
         self.sequence = 0
@@ -286,8 +293,8 @@ def test_random_disconnects_leave_no_page_held(server: ServerProcess) -> None:
 def test_a_reader_who_does_not_read_stalls_his_own_stream_alone(
     server: ServerProcess, engine: Engine
 ) -> None:
-    # Pictures so large that the buffers of the connection are soon full.
-    slow = Session(server, endless=True, size="2048x2048", format="jpeg")
+    # Pictures so large, and a buffer so small, that the connection is soon full.
+    slow = Session(server, buffer=4096, endless=True, size="1024x1024", format="png")
     other = Session(server, num_frames=100, seed=3)
     other.until("video.done")
     np.testing.assert_array_equal(other.video(other.stream), alone(engine, num_frames=100, seed=3))
@@ -298,12 +305,13 @@ def test_a_reader_who_does_not_read_stalls_his_own_stream_alone(
         assert found
         return float(found[1])
 
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     before, now = -1.0, ticks()
     while before != now and time.monotonic() < until:
         time.sleep(0.5)
         before, now = now, ticks()
     assert before == now, "an endless stream without a reader should have paused"
+    assert httpx.get(f"{server.url}/ready", timeout=30).json()["streams_running"] == 1, "paused, not ended"
     slow.socket.close()
     assert settled(server)["pages_held"] == 0
 
