@@ -67,8 +67,7 @@ def serve(options: argparse.Namespace) -> int:
         log_level="warning",
         access_log=False,  # addresses may hold what is nobody's business
         ws_max_size=limits.message,
-        ws_ping_interval=None,  # the limits of a session rule: a reader who only reads slowly is not cut off
-        # Longer than clients keep idle connections (httpx and openai: 5 s): else one is closed while it is used.
+        # Longer than clients keep an idle connection (httpx: 5 s): else it is closed while it is used.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(limits.grace),
         server_header=False,
