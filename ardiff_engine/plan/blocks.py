@@ -66,11 +66,11 @@ class BlocksPlan(Staircase):
         return max(1, len(self.tracks) - self.skipped)
 
     def _starts_until(self, n: int) -> int:
-        number, start = 0, 0
-        while number < self._alike_from and start + self._steps(number) <= n:
+        number, start, alike = 0, 0, self._alike_from
+        while number < alike and start + self._steps(number) <= n:
             start += self._steps(number)
             number += 1
-        return number + 1 + (n - start) // self.tracks[-1] if number == self._alike_from else number + 1
+        return number + 1 + (n - start) // self.tracks[-1] if number == alike else number + 1
 
     def _ends_until(self, n: int) -> int:
         return self._starts_until(n) - 1
