@@ -204,22 +204,22 @@ def _run(options: argparse.Namespace) -> int:
     shapes = replace(MovingShapes(split="held_out"), steered=0.0)
     scenes = [clip.scene for clip in shapes.batch(range(options.clips), num_frames=1)]
     folder = make_folder(options.output)
-    rows = []
+    rows: list[Answers] = []
     for source in _sources(options, pipe, shapes):
         rows.append(evaluate(source, scenes, pipe.rhythm.block, frames))
         shown = [source.make(index, 24, {}, {})[::3] for index in range(SHOWN)]
-        contact_sheet(
-            shown,
-            [scenes[index].caption for index in range(SHOWN)],
-            folder / f"{source.name}.png".replace(" ", "-"),
-        )
-    values = {
-        row.name: {measure: list(map(bool, row.found[measure])) for measure in MEASURES} for row in rows
-    }
-    write_atomic(folder / "evaluation.json", json.dumps({"bars": BARS, "answers": values}).encode())
-    write_atomic(folder / "evaluation.md", (report(rows) + "\n").encode())
+        captions = [scene.caption for scene in scenes[:SHOWN]]
+        contact_sheet(shown, captions, folder / f"{source.name.replace(' ', '-')}.png")
+        _save(rows, folder)
     print(report(rows))
     return 0
+
+
+def _save(rows: Sequence[Answers], folder: Path) -> None:
+    """evaluation.json, with the answers of every clip, and evaluation.md, of what has been judged so far."""
+    values = {row.name: {name: list(map(bool, row.found[name])) for name in MEASURES} for row in rows}
+    write_atomic(folder / "evaluation.json", json.dumps({"bars": BARS, "answers": values}).encode())
+    write_atomic(folder / "evaluation.md", (report(rows) + "\n").encode())
 
 
 if __name__ == "__main__":
