@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from effort import ALL
 from helpers import wan_folder
 from PIL import Image
 
@@ -196,6 +197,9 @@ def refuse_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_folder_holds(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     refuse_to_load(monkeypatch)
+    if not ALL:  # to count the pages of every system takes half a minute
+        few = ["wan", "self-forcing", "longlive", "causvid"]
+        monkeypatch.setattr("ardiff_engine.commands_video.fitting", lambda model: few)
     facts = {}
     for streams in (1, 5):
         assert main(["info", str(folder), "--size", "32x48", "--streams", str(streams), "--json"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 
 from ardiff_engine import systems
 from ardiff_engine.arguments import integer, number
@@ -40,10 +41,11 @@ def fitting(model: VideoModel) -> list[str]:
 
 
 def check_fits(system: System, model: VideoModel) -> None:
-    """ConfigError where the network cannot run the system, with the names of those that it can."""
+    """ConfigError where the network cannot run the system, with a few that it can, of the nearest names."""
     why = _why_not(system, model)
     if why is not None:
-        raise ConfigError(f"{system.name} cannot run this model: {why} It can: {', '.join(fitting(model))}.")
+        near = get_close_matches(system.name, fitting(model), n=5, cutoff=0.0)
+        raise ConfigError(f"{system.name} cannot run this model: {why} Others can: {', '.join(near)}, …")
 
 
 def continuing(system: System, given: int, latents: int | None, *, first_clean: bool) -> System:
