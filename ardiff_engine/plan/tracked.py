@@ -37,4 +37,5 @@ class TrackedRule:
         return TrackedPlan(num_frames, steps[0], ticks, prefix, maker=self, tracks=self.tracks)
 
     def __str__(self) -> str:
-        return f"together on {len(set(self.tracks))} tracks"
+        tracks = len(set(self.tracks))
+        return "together" if tracks == 1 else f"together on {tracks} tracks"
