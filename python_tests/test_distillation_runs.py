@@ -21,10 +21,11 @@ from ardiff_engine.training.trainer import Trainer
 from ardiff_engine.training.wan_trainer import WanTrainConfig, WanTrainer
 from ardiff_engine.weights import load_model
 
-RECIPES = ["consistency", "ode_initialisation"]
+RECIPES = ["consistency", "ode_initialisation", "self_forcing"]
 STUDENT = (
     "distillation.teacher_steps=4",
     "distillation.guidance_scale=2.0",
+    "distillation.fake_updates=2",
     "loss.level_list=[999, 499]",
     "run.validate_every=0",
     "optimizer.lr=1e-3",
@@ -58,7 +59,7 @@ def test_a_wan_student_resumes_bit_for_bit(config: Path, tmp_path: Path, objecti
     assert all(entry["loss"] > 0 for entry in read_log(whole / "training_log.jsonl"))
 
 
-@pytest.mark.parametrize("objective", RECIPES)
+@pytest.mark.parametrize("objective", RECIPES[:2])
 def test_a_student_of_the_other_network(tmp_path: Path, objective: str) -> None:
     config = write_config(tmp_path)  # noqa: F811
     few = ("run.steps=4", "run.checkpoint_every=2", "loss.prediction=v")

@@ -16,12 +16,17 @@ from helpers.small_wan import CONFIG, small_wan
 from torch import Tensor, nn
 
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
+from ardiff_engine.diffusion.noise import noise_keys
+from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.ops.philox_normal import philox_normal
+from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import DiffusionLossConfig, OptimizerConfig, RunConfig
 from ardiff_engine.training.distillation import DistillationConfig
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.recipe import Cast, Recipe, find_recipe
+from ardiff_engine.training.roll_out import roll_out
 
 SHIFT, FRAMES, SEED = 3.0, 4, 5
 SCHEDULE = FlowSchedule(SHIFT)
@@ -52,7 +57,7 @@ class Bench:
             assert isinstance(network, WanTransformer)
             return network.forward_clip(
                 x, t.to(x.dtype), text, block, history=history,
-                history_t=None if history_t is None else history_t.to(x.dtype),
+                history_t=None if history_t is None else history_t.to(x.dtype), hold_history=held_history,
             )  # fmt: skip
 
         return Denoising(predict, SCHEDULE, self.loss)
@@ -177,3 +182,116 @@ def test_settings_that_cannot_be() -> None:
     recipe = blind.recipe("consistency")
     with pytest.raises(ConfigError, match="guidance_scale"):
         recipe.phases[0].loss(Clips(range(4), blind.clips.frames, blind.clips.condition, SEED))
+
+
+def self_forcing(dtype: torch.dtype) -> tuple[Bench, Recipe]:
+    bench = Bench(dtype, fake_updates=2)
+    bench.teacher.requires_grad_(False)
+    bench.loss = replace(bench.loss, level_list=(999, 600, 300))
+    recipe = bench.recipe("self_forcing")
+    with torch.no_grad():
+        for weight in recipe.networks["fake_score"].parameters():
+            weight.mul_(1.05)
+    return bench, recipe
+
+
+def noise_of(bench: Bench, purpose: int, step: int) -> Tensor:
+    """float32 [B, F, 3, 4, 6], as an engine counts it: that of steps in the order of tokens."""
+    streams = [n for n in bench.clips.samples for _ in range(FRAMES)]
+    drawn = philox_normal(noise_keys(SEED, streams, list(range(FRAMES)) * 4, purpose, step), 72)
+    if purpose == Purpose.STEP:
+        drawn = bench.student.from_tokens(drawn.reshape(-1, 6, 12), (4, 6))
+    return drawn.reshape(4, FRAMES, 3, 4, 6)
+
+
+def ends_of(bench: Bench) -> list[int]:
+    return [int(3 * share) for share in bench.clips.uniform(Purpose.EXIT, 1)[:, 0].tolist()]
+
+
+def score_sigma(bench: Bench) -> Tensor:
+    share = bench.clips.uniform(Purpose.SCORE_LEVEL, 1)
+    sigma = plain.table(SHIFT)[(1000 * share).long()]
+    assert float(sigma.min()) > 0.02 and float(sigma.max()) < 0.98
+    return sigma.expand(-1, FRAMES)
+
+
+def test_roll_outs_of_the_engine_are_those_of_a_plain_cache() -> None:
+    bench, recipe = self_forcing(torch.float32)
+    assert [phase.network for phase in recipe.phases] == ["fake_score", "fake_score", "model"]
+    ends, sigmas = ends_of(bench), plain.table(SHIFT)[[999, 600, 300]].float()
+    assert len(set(ends)) > 1
+    eps = torch.stack([noise_of(bench, Purpose.STEP, step) for step in range(2)], 2)
+    expected = plain.roll_out(
+        bench.student, bench.clips.condition, noise_of(bench, Purpose.INITIAL, 0), eps, ends, sigmas, 2
+    )
+    steps = SCHEDULE.timesteps.flip(0)[[999, 600, 300]].tolist()
+    video = roll_out(
+        bench.student, bench.asked(bench.clips), [Renoise(SCHEDULE, steps[: end + 1]) for end in ends],
+        bench.clips.frames, 2, SEED, bench.clips.samples,
+    )  # fmt: skip
+    plainly = expected.detach().flatten(1)
+    off = (video.frames.flatten(1) - plainly).norm(dim=1) / plainly.norm(dim=1)
+    assert float(off.max()) < 1e-5
+    # Training: the gradient of the whole loss, through the last step of each block, and nothing else.
+    got = recipe.phases[-1].loss(bench.clips)
+    assert isinstance(got, Tensor)
+    text, null = bench.clips.condition, bench.clips.null
+    real = plain.guided(*(bench.velocity(bench.teacher, c) for c in (text, null)), 2.5)
+    fake = bench.velocity(recipe.networks["fake_score"], text)  # type: ignore[arg-type]
+    sigma = score_sigma(bench)
+    scored = plain.dmd(expected, real, fake, bench_noise(bench, Purpose.SCORE), sigma.float())
+    both = [gradients(bench.student, losses) for losses in (got, scored)]
+    for ours, theirs in zip(*both, strict=True):
+        assert (ours - theirs).norm() <= 2e-4 * theirs.norm() + 1e-7
+    assert all(p.grad is None for p in recipe.networks["fake_score"].parameters())
+
+
+def bench_noise(bench: Bench, purpose: Purpose) -> Tensor:
+    task = bench.task(bench.student)
+    return task.noised(bench.clips, torch.full((4, FRAMES), 999), purpose)[0]
+
+
+def test_the_gradient_of_a_roll_out_in_float64() -> None:
+    """From the engine's own video and noisy frames: one step for each block over a held cache."""
+    bench, recipe = self_forcing(torch.float64)
+    ends, sigmas = ends_of(bench), plain.table(SHIFT)[[999, 600, 300]]
+    steps = SCHEDULE.timesteps.flip(0)[[999, 600, 300]].tolist()
+    video = roll_out(
+        bench.student, bench.asked(bench.clips), [Renoise(SCHEDULE, steps[: end + 1]) for end in ends],
+        bench.clips.frames, 2, SEED, bench.clips.samples,
+    )  # fmt: skip
+    text = bench.clips.condition
+    blocks: list[Tensor] = []
+    network = plain.Cached(bench.student, text)
+    sigma = sigmas[ends][:, None].expand(-1, 2)
+    for first in (0, 2):
+        own = slice(first, first + 2)
+        step = partial(network, first=first)
+        blocks.append(plain.x0(lambda x, t, step=step: step(x, t), video.noisy[:, own], sigma))  # type: ignore[misc]
+        with torch.no_grad():
+            network(video.frames[:, own], torch.zeros(4, 2, dtype=torch.float64), first, keep=True)
+    x = torch.cat(blocks, 1)
+    real = plain.guided(*(bench.velocity(bench.teacher, c) for c in (text, bench.clips.null)), 2.5)
+    fake = bench.velocity(recipe.networks["fake_score"], text)  # type: ignore[arg-type]
+    scored = plain.dmd(x, real, fake, bench_noise(bench, Purpose.SCORE), score_sigma(bench))
+    got = recipe.phases[-1].loss(bench.clips)
+    assert isinstance(got, Tensor)
+    both = [gradients(bench.student, losses) for losses in (got, scored)]
+    for ours, theirs in zip(*both, strict=True):
+        assert (ours - theirs).norm() <= 1e-10 * theirs.norm() + 1e-13
+    # The fake score learns the student's videos.
+    learnt = recipe.phases[0].loss(bench.clips)
+    assert isinstance(learnt, Tensor)
+    sigma, noise = score_sigma(bench), bench_noise(bench, Purpose.TRAIN)
+    noisy = (1 - plain.of(sigma, noise)) * video.frames + plain.of(sigma, noise) * noise
+    out = fake(noisy, plain.times(sigma))
+    wanted = (out - (noise - video.frames)).square().flatten(1).mean(1)
+    assert torch.allclose(learnt, wanted, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("levels", [(), (600, 300), (999, 999)])
+def test_steps_that_are_no_video(levels: tuple[int, ...]) -> None:
+    bench = Bench()
+    bench.loss = replace(bench.loss, level_list=levels)
+    with pytest.raises(ConfigError, match="level_list"):
+        bench.recipe("self_forcing")

@@ -227,6 +227,7 @@ class WanTrainer:
                     block,
                     history=history,
                     history_t=None if history_t is None else history_t.to(noisy.dtype),
+                    hold_history=held_history,
                     actions=condition.actions,
                 )
             return out.to(noisy.dtype)

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distillation recipes in plain PyTorch, on one plain table of a flow: nothing of the engine's."""
+"""The distillation recipes in plain PyTorch, on one plain table of a flow; of the engine's, layers alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan.layers import dense_attention
+from ardiff_engine.models.wan.positions import rotated, rotation, token_positions
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """x [B, F, ...] at timesteps t [B, F] -> velocity"""
@@ -68,3 +73,70 @@ def ode(
             next_sigma = 0.0 if after is None else sigmas[after]
             x = x + of(next_sigma - sigma, x) * teacher(x, times(sigma))
     return (x0(student, point, sigmas[levels]) - x).square().flatten(1).mean(1)
+
+
+def dmd(x: Tensor, real: Network, fake: Network, noise: Tensor, sigma: Tensor) -> Tensor:
+    """[B]; sigma [B, F]"""
+    with torch.no_grad():
+        noisy = (1 - of(sigma, x)) * x + of(sigma, x) * noise
+        wanted, own = x0(real, noisy, sigma), x0(fake, noisy, sigma)
+        gap = (x - wanted).abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+        pull = (own - wanted) / gap
+    # A surrogate whose gradient at x is pull over the number of values.
+    return (x * pull).flatten(1).mean(1)
+
+
+class Cached:
+    """A Wan transformer block after block, with a list of keys and values for each layer."""
+
+    def __init__(self, model: WanTransformer, text: Tensor) -> None:
+        self.model, self.text = model, text
+        self.past: list[tuple[Tensor, Tensor] | None] = [None] * len(model.blocks)
+
+    def __call__(self, x: Tensor, t: Tensor, first: int, keep: bool = False) -> Tensor:
+        model = self.model
+        rows, columns = x.shape[3] // 2, x.shape[4] // 2
+        places = token_positions(torch.arange(first, first + x.shape[1]), rows, columns)
+        cosine, sine = rotation(places, model.config.head_dim)
+        h, (embedding, time) = model.embedded(x), model.time_rows(t[..., None])
+        prompt = model.prompt_rows(self.text)
+        for number, layer in enumerate(model.blocks):
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, number: int = number) -> Tensor:
+                k, past = rotated(k, cosine, sine), self.past[number]
+                if past is not None:
+                    k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+                if keep:
+                    self.past[number] = (k.detach(), v.detach())
+                return dense_attention(rotated(q, cosine, sine), k, v)
+
+            h = layer(h, time, attend, prompt, None)
+        return model.unpatched(model.head(h, embedding), rows, columns)
+
+
+def roll_out(
+    model: WanTransformer,
+    text: Tensor,
+    noise: Tensor,
+    eps: Tensor,
+    ends: list[int],
+    sigmas: Tensor,
+    block: int,
+) -> Tensor:
+    """[B, F, ...] with a gradient through the last step of each block. eps [B, F, steps, ...]; ends [B]."""
+    videos = []
+    for clip, end in enumerate(ends):
+        network, frames = Cached(model, text[clip : clip + 1]), []
+        for first in range(0, noise.shape[1], block):
+            own, call = slice(first, first + block), partial(network, first=first)
+            x = noise[clip : clip + 1, own]
+            for step in range(end + 1):
+                with torch.set_grad_enabled(step == end):
+                    out = x0(call, x, sigmas[step].expand(1, block))
+                if step < end:
+                    x = (1 - sigmas[step + 1]) * out + sigmas[step + 1] * eps[clip : clip + 1, own, step]
+            with torch.no_grad():
+                call(out, torch.zeros(1, block, dtype=out.dtype), keep=True)
+            frames.append(out)
+        videos.append(torch.cat(frames, 1))
+    return torch.cat(videos)

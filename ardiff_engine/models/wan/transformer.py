@@ -56,6 +56,7 @@ class WanTransformer(PagedWan):
         window: int | None = None,
         history: Tensor | None = None,
         history_t: Tensor | None = None,
+        hold_history: bool = False,
         image: Tensor | None = None,
         actions: Tensor | None = None,
     ) -> Tensor:
@@ -70,6 +71,7 @@ class WanTransformer(PagedWan):
             window: frames up to the end of its own block that a frame sees.
             history: clean frames, like x (teacher forcing): a frame sees those of the blocks before in place
                 of x's, and its own block of x. history_t: their timesteps [B, F], 0 if not given.
+            hold_history: its keys and values have no gradient, like those in pages.
             image: CLIP's tokens [B, rows, image_dim], for models that take them.
             actions: [B, F, actions], for models that take them; those of x and of history.
 
@@ -92,7 +94,8 @@ class WanTransformer(PagedWan):
             visible = None if block is None else block_causal(frames, block, first=first, window=window)
         rows, columns = x.shape[3] // self.config.patch[1], x.shape[4] // self.config.patch[2]
         places = torch.arange(frames, device=x.device).repeat(x.shape[1] // frames)
-        attend = self._clip_attention(token_positions(places, rows, columns), visible, rows * columns)
+        held = (x.shape[1] - frames) * rows * columns if hold_history else 0
+        attend = self._clip_attention(token_positions(places, rows, columns), visible, rows * columns, held)
         # Each frame has one row of modulation, or one for each of its tokens.
         h, embedding, time = self.embedded(x), *self.time_rows(t.unflatten(1, (x.shape[1], -1)))
         if actions is not None:
@@ -141,13 +144,15 @@ class WanTransformer(PagedWan):
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
-    def _clip_attention(self, positions: Tensor, visible: Tensor | None, tokens: int) -> Attend:
+    def _clip_attention(self, positions: Tensor, visible: Tensor | None, tokens: int, held: int) -> Attend:
         cosine, sine = rotation(positions, self.config.head_dim, self.config.time_scale)
         mask = None
         if visible is not None:
             mask = visible.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1).to(positions.device)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if held:
+                k, v = (torch.cat([x[:, :held].detach(), x[:, held:]], dim=1) for x in (k, v))
             return dense_attention(rotated(q, cosine, sine), rotated(k, cosine, sine), v, mask)
 
         return attend
