@@ -122,6 +122,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help='a .json file with prompts by the frame they begin with: {"0": "a cat", "41": "a dog"}',
     )
     text.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    text.add_argument(
+        "--guidance-2", type=float, metavar="G", help="of the transformer for low noise, for models with two"
+    )
     text.add_argument("--image", metavar="PATH", help="the first frame of the video")
 
 
@@ -139,7 +142,12 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
     for part, what in (("transformer", "a distilled one, say"), ("vae", "of the autoencoder"),
                        ("text", "with text_encoder/ and tokenizer/")):  # fmt: skip
         group.add_argument(f"--{part}", metavar="PATH", help=f"in place of the folder's own: {what}")
-    group.add_argument("--lora", metavar="PATH", help="merged into the transformer")
+    group.add_argument(
+        "--lora",
+        metavar="PATH",
+        action="append",
+        help="merged into the transformer; twice for models with two: high noise, then low",
+    )
     group.add_argument("--tile", type=_size, metavar="HxW", help="latents to decode at a time, such as 32x32")
 
 

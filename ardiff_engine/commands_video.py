@@ -19,7 +19,9 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ArdiffError, ConfigError
 from ardiff_engine.media import Clip, check_target, export_video, open_video, open_writer, read_clip
 from ardiff_engine.media.export import check_size
+from ardiff_engine.models.wan import WanExperts, WanTransformer
 from ardiff_engine.parsing import read_json
+from ardiff_engine.pipeline.guided import Scales, checked_scales
 from ardiff_engine.pipeline.inputs import chosen_seed
 from ardiff_engine.pipeline.memory import check_memory, size_multiple, video_memory
 from ardiff_engine.pipeline.parts import VideoParts, check_inputs, find_parts, takes_picture
@@ -59,7 +61,7 @@ def wanted(options: argparse.Namespace) -> bool:
     """Whether the options are those of a text-to-video model."""
     return any(
         getattr(options, name) is not None
-        for name in ("system", "prompt", "prompts", "negative_prompt", "size", "image")
+        for name in ("system", "prompt", "prompts", "negative_prompt", "guidance_2", "size", "image")
     )
 
 
@@ -210,12 +212,16 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
     # A folder without a text encoder is told now.
     if parts.text is None:
         raise ConfigError(f"{options.model} holds no text encoder: give the folder of one by --text.")
-    needed = video_memory(
-        parts, system, size=size, frames=frames, guidance_scale=options.guidance, dtype=dtype
-    )
+    guidance = max(_scales(options, system, model), key=lambda scale: abs(scale - 1))
+    needed = video_memory(parts, system, size=size, frames=frames, guidance_scale=guidance, dtype=dtype)
     check_memory(needed, device)
     chosen = float(options.fps if options.fps is not None else system.fps if fps is None else fps)
     return _Job(parts, system, prompt, frames, size, given, chosen, device, dtype)
+
+
+def _scales(options: argparse.Namespace, system: System, model: WanTransformer | WanExperts) -> Scales:
+    scale = system.guidance if options.guidance is None else options.guidance
+    return checked_scales(model, scale, options.guidance_2)
 
 
 def _prompt(options: argparse.Namespace) -> Timed:
@@ -261,7 +267,7 @@ def _check_out(options: argparse.Namespace, job: _Job, *, growing: bool) -> None
 def _loaded(options: argparse.Namespace, job: _Job) -> tuple[TextToVideoPipeline, Timed, torch.Tensor | None]:
     """The pipeline and the embedded prompts. Text encoder and transformer are never in memory together."""
     prompts = TextToVideoPipeline.prompts_of(job.parts, device=job.device, dtype=job.dtype)
-    guided = (job.system.guidance if options.guidance is None else options.guidance) != 1
+    guided = any(scale != 1 for scale in _scales(options, job.system, job.parts.empty_transformer()))
     negative = prompts.encode(options.negative_prompt or "") if guided else None
     embedded: Timed = {frame: prompts.encode(text) for frame, text in timed(job.prompt)}
     del prompts
@@ -277,6 +283,7 @@ def _arguments(options: argparse.Namespace, job: _Job, negative: torch.Tensor | 
         "size": job.size,
         "negative_prompt": negative,
         "guidance_scale": options.guidance,
+        "guidance_scale_2": options.guidance_2,
         "num_inference_steps": options.steps,
         "seed": chosen_seed(options.seed),
         "image": options.image,

@@ -275,12 +275,57 @@ def test_two_experts_are_diffusers_own_pipeline(tmp_path: Path) -> None:
     assert torch.equal(second.result(), alone[1]) and torch.equal(first.result(), alone[0])
     with pytest.raises(ConfigError, match="two transformers"):
         ade.Pipeline.from_pretrained(tmp_path, system="self-forcing")
+    few = CALL | {"num_frames": 9, "num_inference_steps": 3, "guidance_scale_2": 4.0}
+    assert torch.equal(ours(PROMPTS[1], first_video=1, **few).latents[0], ours(PROMPTS, **few).latents[1])
+    # Another guidance scale, and a LoRA, for each.
+    got = ours(
+        PROMPTS, size=SIZE, latents=noise.transpose(1, 2), progress=False, guidance_scale_2=2.5, **steps
+    ).latents
+    want = theirs(PROMPTS, latents=noise.clone(), guidance_scale_2=2.5, **sizes, **steps)
+    want = want.frames.transpose(1, 2)
+    assert float((got - want).norm() / want.norm()) <= 1e-4
     with pytest.raises(ConfigError, match="lora"):
         ade.Pipeline.from_pretrained(tmp_path, system="wan", lora=tmp_path / "any.safetensors")
+    name = "blocks.1.ffn.0"
+    for number, expert in enumerate((ours.transformer.high, ours.transformer.low)):
+        pair = {f"{name}.lora_A.weight": torch.randn(2, 24), f"{name}.lora_B.weight": torch.randn(48, 2)}
+        save_file(pair, tmp_path / f"lora{number}.safetensors")
+        with torch.no_grad():
+            expert.get_submodule(name).weight += pair[f"{name}.lora_B.weight"] @ pair[f"{name}.lora_A.weight"]
+    files = [tmp_path / f"lora{number}.safetensors" for number in range(2)]
+    merged = ade.Pipeline.from_pretrained(tmp_path, system="wan", lora=files).transformer
+    for got, want in zip(merged.parameters(), ours.transformer.parameters(), strict=True):
+        torch.testing.assert_close(got, want)
     index = json.loads((tmp_path / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": None}))
     with pytest.raises(CheckpointError, match="boundary_ratio"):
         ade.Pipeline.from_pretrained(tmp_path, system="wan")
+
+
+def test_two_experts_from_a_picture_are_diffusers_own_pipeline(tmp_path: Path) -> None:
+    """Wan 2.2's A14B from a first picture: channels beside the latents, and no CLIP."""
+    experts = {"transformer_2": wan_folder.transformer(in_channels=12, seed=7), "boundary_ratio": 0.9}
+    theirs = wan_folder.image_pipeline(wan_folder.transformer(in_channels=12), **experts)
+    theirs.save_pretrained(tmp_path)
+    ours = ade.Pipeline.from_pretrained(tmp_path, system="wan")
+    assert isinstance(ours.transformer, WanExperts) and ours.transformer.config.image_dim is None
+    noise = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    picture = clip(1)[0]
+    options = {"guidance_scale": 4.0, "guidance_scale_2": 3.0, "num_inference_steps": 8, "num_frames": 9}
+    options["negative_prompt"] = "dog"
+    own = noise.transpose(1, 2)
+    got = ours("a cat", image=picture, size=SIZE, latents=own, progress=False, **options).latents
+    want = theirs(
+        Image.fromarray(picture.numpy()),
+        "a cat",
+        height=SIZE[0],
+        width=SIZE[1],
+        latents=noise.clone(),
+        output_type="latent",
+        **options,
+    ).frames.transpose(1, 2)
+    assert 0 < int((theirs.scheduler.timesteps >= 900).sum()) < 8
+    assert float((got - want).norm() / want.norm()) <= 1e-4
 
 
 def test_shapes_and_that_prompts_matter(pipe: TextToVideoPipeline) -> None:
@@ -454,6 +499,7 @@ def test_half_precision_and_back(folder: Path, kept: bool) -> None:
         ({"prompt": torch.zeros(4, 5)}, TensorError, "embedding"),
         ({"num_inference_steps": 4}, ConfigError, "steps"),
         ({"guidance_scale": float("nan")}, ConfigError, "guidance"),
+        ({"guidance_scale_2": 2.0}, ConfigError, "guidance_scale_2"),
         ({"video": clip(6)}, ConfigError, "first 5"),
         ({"video": clip(21)}, ConfigError, "given"),
         ({"video": clip(5), "image": clip(1)[0]}, ConfigError, "one of them"),

@@ -8,6 +8,7 @@ folder of the model that it was distilled from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from os import PathLike
@@ -55,8 +56,8 @@ class TextFiles:
 @dataclass(frozen=True, slots=True)
 class VideoParts:
     """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them. lora: what
-    is merged into the transformer. tile: rows and columns of latents that are decoded at a time, None: all.
-    image: CLIP's vision tower, of models that see a picture.
+    is merged into each transformer, none: (). tile: rows and columns of latents that are decoded at a time,
+    None: all. image: CLIP's vision tower, of models that see a picture.
     low_noise, boundary: the second transformer of models with two, and the timestep below which it is used;
     `transformer` is then the one for high noise."""
 
@@ -64,11 +65,15 @@ class VideoParts:
     vae: VAEFile | TAEHVFile
     text: TextFiles | None
     scheduler: dict[str, object]
-    lora: Path | None = None
+    lora: tuple[Path, ...] = ()
     image: ImageFiles | None = None
     tile: Size | None = None
     low_noise: WanFile | None = None
     boundary: float = 0.0
+
+    @property
+    def transformers(self) -> list[WanFile]:
+        return [own for own in (self.transformer, self.low_noise) if own is not None]
 
     def empty_transformer(self) -> WanTransformer | WanExperts:
         high = self.transformer.empty()
@@ -76,13 +81,11 @@ class VideoParts:
 
     def load_transformer(self, device: torch.device, dtype: torch.dtype) -> WanTransformer | WanExperts:
         """With its weights, and a LoRA merged."""
-        high, *low = [
-            load_wan(own.file.path, own.config, device=device, dtype=dtype)
-            for own in (self.transformer, self.low_noise)
-            if own is not None
+        high, *low = both = [
+            load_wan(own.file.path, own.config, device=device, dtype=dtype) for own in self.transformers
         ]
-        if self.lora is not None:
-            load_lora(high, self.lora)
+        for model, file in zip(both, self.lora, strict=False):
+            load_lora(model, file)
         return WanExperts(high, low[0], self.boundary) if low else high
 
     def empty_vae(self) -> VideoVAE:
@@ -125,11 +128,12 @@ def find_parts(
     transformer: PathName | None = None,
     vae: PathName | None = None,
     text: PathName | Literal[False] | None = None,
-    lora: PathName | None = None,
+    lora: PathName | Sequence[PathName] | None = None,
     tile: Size | None = None,
 ) -> VideoParts:
     """What `name` holds; the other paths take the place of its parts. text: False leaves the encoder out.
-    lora: see `weights.load_lora`. tile: see `VideoParts`.
+    lora: see `weights.load_lora`; [of high noise, of low noise] for models with two transformers. tile: see
+    `VideoParts`.
 
     CheckpointError: a part that is missing, damaged, in shards of different saves, or of another kind of
     model; a LoRA for another one. ConfigError: parts that do not fit each other.
@@ -140,10 +144,9 @@ def find_parts(
     if (place / INDEX).is_file():
         _check_kind(place / INDEX)
     low_noise, boundary = _low_noise(place)
-    if low_noise is not None and (lora, transformer) != (None, None):
+    if low_noise is not None and transformer is not None:
         raise ConfigError(
-            f"{place} has two transformers, for high and low noise: transformer= and lora= are for models "
-            "with one."
+            f"{place} has two transformers, for high and low noise: transformer= is for models with one."
         )
     found = VideoParts(
         transformer=open_wan(_transformer(place) if transformer is None else transformer),
@@ -152,14 +155,12 @@ def find_parts(
         if text is False
         else _text(place if text is None else arguments.path("text", text), wanted=text is not None),
         scheduler=_scheduler(place),
-        lora=None if lora is None else arguments.path("lora", lora),
         tile=tile,
         low_noise=low_noise,
         boundary=boundary,
     )
     in_tiles(found.empty_vae(), tile)  # refuses tiles that cannot be
-    if found.lora is not None:
-        check_lora(found.transformer.empty(), found.lora)
+    found = replace(found, lora=_loras(lora, found.transformers))
     found.empty_transformer()  # experts of different sizes are told now
     config = found.transformer.config
     if config.image_dim is not None:
@@ -177,6 +178,22 @@ def find_parts(
             "trained with."
         )
     return found
+
+
+def _loras(given: PathName | Sequence[PathName] | None, transformers: Sequence[WanFile]) -> tuple[Path, ...]:
+    """One for each transformer, which it fits; or none."""
+    if given is None:
+        return ()
+    each = [given] if isinstance(given, str | PathLike) else list(given)
+    if len(each) != len(transformers):
+        raise ConfigError(
+            f"lora: got {len(each)}, expected one for each of the {len(transformers)} transformers, that of "
+            "high noise first."
+        )
+    files = tuple([arguments.path("lora", own) for own in each])
+    for own, file in zip(transformers, files, strict=True):
+        check_lora(own.empty(), file)
+    return files
 
 
 def _check_kind(index: Path) -> None:

@@ -100,7 +100,7 @@ class Pipeline:
         transformer: PathName | None = ...,
         vae: PathName | None = ...,
         text: PathName | Literal[False] | None = ...,
-        lora: PathName | None = ...,
+        lora: PathName | Sequence[PathName] | None = ...,
         tile: tuple[int, int] | None = ...,
     ) -> TextToVideoPipeline: ...
 
@@ -117,7 +117,7 @@ class Pipeline:
         transformer: PathName | None = None,
         vae: PathName | None = None,
         text: PathName | Literal[False] | None = None,
-        lora: PathName | None = None,
+        lora: PathName | Sequence[PathName] | None = None,
         tile: tuple[int, int] | None = None,
     ) -> Pipeline | TextToVideoPipeline:
         """Load a pipeline.
@@ -134,7 +134,8 @@ class Pipeline:
                 models: a distilled transformer is often one file; a light autoencoder (TAEHV) decodes much
                 faster. text=False loads no text encoder; prompts
                 are embeddings then.
-            lora: merged into the transformer, see `weights.load_lora`.
+            lora: merged into the transformer, see `weights.load_lora`; two for models with two transformers,
+                that of high noise first.
             tile: rows and columns of latents that the autoencoder decodes at a time, such as (32, 32): large
                 frames take less memory then. Tiles overlap, and are blended.
 

@@ -22,6 +22,7 @@ from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.pipeline import inputs
 from ardiff_engine.pipeline import output as outputs
 from ardiff_engine.pipeline.decoding import batch_pictures, stream_pictures
+from ardiff_engine.pipeline.guided import Scales, branches_of, checked_scales
 from ardiff_engine.pipeline.image_encoder import PictureEncoder
 from ardiff_engine.pipeline.inputs import Picture, Video
 from ardiff_engine.pipeline.kept_engine import KeptEngine
@@ -176,6 +177,7 @@ class TextToVideoPipeline:
         size: Size = SIZE,
         negative_prompt: Prompt | None = None,
         guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
         num_inference_steps: int | None = None,
         seed: int | None = None,
         first_video: int = 0,
@@ -198,6 +200,7 @@ class TextToVideoPipeline:
             negative_prompt: what guidance leads away from, "" if not given.
             guidance_scale: g in out_negative + g (out - out_negative); the system's own if not given. 1
                 switches guidance off.
+            guidance_scale_2: of the transformer for low noise, for models with two; the same if not given.
             num_inference_steps: where the system has no list of steps of its own.
             seed: key of all noise, 64 bits; None draws one, which `out.seed` tells.
             first_video: video k of a batch comes out again alone with `seed=out.seed, first_video=k` and its
@@ -228,7 +231,7 @@ class TextToVideoPipeline:
                 job,
                 own,
                 negative_prompt,
-                guidance_scale,
+                self._scales(guidance_scale, guidance_scale_2),
                 seed=seed,
                 noise_stream=first_video + i,
                 latents=None if starts is None else starts[i],
@@ -264,6 +267,7 @@ class TextToVideoPipeline:
         size: Size = SIZE,
         negative_prompt: Prompt | None = None,
         guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
         num_inference_steps: int | None = None,
         seed: int | None = None,
         first_video: int = 0,
@@ -283,7 +287,7 @@ class TextToVideoPipeline:
             job,
             prompt,
             negative_prompt,
-            guidance_scale,
+            self._scales(guidance_scale, guidance_scale_2),
             seed=inputs.chosen_seed(seed),
             noise_stream=first_video,
             max_ahead=LATENTS_AHEAD,
@@ -328,6 +332,9 @@ class TextToVideoPipeline:
         beside = self.pixels.beside(torch.tensor(clip.frames), latents)
         return VideoJob(latents, (beside.shape[2], beside.shape[3]), system, None, None, beside, seen)
 
+    def _scales(self, first: float | None, second: float | None) -> Scales:
+        return checked_scales(self.transformer, self.system.guidance if first is None else first, second)
+
     def _condition(self, job: VideoJob, prompt: Prompt) -> torch.Tensor:
         embedding = self.prompts.encode(prompt)
         return embedding if job.seen is None else self.transformer.with_picture(embedding, job.seen)
@@ -337,7 +344,7 @@ class TextToVideoPipeline:
         job: VideoJob,
         prompt: Timed,
         negative_prompt: Prompt | None,
-        guidance_scale: float | None,
+        scales: Scales,
         *,
         seed: int,
         noise_stream: int,
@@ -345,9 +352,8 @@ class TextToVideoPipeline:
         on_step: Callable[[Stream], None] | None = None,
         max_ahead: int | None = None,
     ) -> Request:
-        scale = self.system.guidance if guidance_scale is None else guidance_scale
         negative = None
-        if scale != 1:
+        if scales != (1, 1):
             negative = self._condition(job, "" if negative_prompt is None else negative_prompt)
         (_, first), *later = timed(prompt)
         request = Request(
@@ -356,7 +362,7 @@ class TextToVideoPipeline:
             plan=job.system.plan,
             condition=self._condition(job, first),
             negative_condition=negative,
-            guidance_scale=scale,
+            guidance_scale=scales[0],
             seed=seed,
             noise_stream=noise_stream,
             latents=latents,
@@ -367,6 +373,11 @@ class TextToVideoPipeline:
             on_step=on_step,
             max_ahead=max_ahead,
         )
+        if isinstance(self.transformer, WanExperts) and scales[0] != scales[1]:
+            own = branches_of(request.condition, negative, scales, job.system.solver, self.transformer)
+            request = replace(
+                request, branches=own, condition=None, negative_condition=None, guidance_scale=1.0
+            )
         if not later:
             return request
         changes = [(frame, self._condition(job, own)) for frame, own in later]
