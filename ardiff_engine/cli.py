@@ -142,12 +142,8 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
     for part, what in (("transformer", "a distilled one, say"), ("vae", "of the autoencoder"),
                        ("text", "with text_encoder/ and tokenizer/")):  # fmt: skip
         group.add_argument(f"--{part}", metavar="PATH", help=f"in place of the folder's own: {what}")
-    group.add_argument(
-        "--lora",
-        metavar="PATH",
-        action="append",
-        help="merged into the transformer; twice for models with two: high noise, then low",
-    )
+    of_lora = "merged into the transformer; twice for models with two: high noise, then low"
+    group.add_argument("--lora", metavar="PATH", action="append", help=of_lora)
     group.add_argument("--tile", type=_size, metavar="HxW", help="latents to decode at a time, such as 32x32")
 
 
