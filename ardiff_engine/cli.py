@@ -304,6 +304,7 @@ def _add_training(
             f"ardiff {name} config.toml",
             f"ardiff {name} config.toml --set run.steps=2000 --set optimizer.lr=3e-4",
             f"ardiff {name} config.toml --resume",
+            f"ardiff {name} config.toml --dry-run",
         ]
     parser = _command(subparsers, name, summary, run, examples)
     parser.add_argument(
@@ -321,6 +322,9 @@ def _add_training(
     if resumable:
         parser.add_argument(
             "--resume", action="store_true", help="continue from the newest checkpoint in the output folder"
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say what memory and time it takes; nothing is written"
         )
 
 

@@ -119,8 +119,11 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def train_vae(options: argparse.Namespace) -> int:
-    from ardiff_engine.training import run_train_vae
+    from ardiff_engine.training import dry_run_train_vae, run_train_vae
 
+    if options.dry_run:
+        print(dry_run_train_vae(options.config, options.overrides))
+        return 0
     print(f"autoencoder: {run_train_vae(options.config, options.overrides, options.resume)}")
     return 0
 
@@ -133,8 +136,11 @@ def encode(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    from ardiff_engine.training import run_train
+    from ardiff_engine.training import dry_run_train, run_train
 
+    if options.dry_run:
+        print(dry_run_train(options.config, options.overrides))
+        return 0
     print(f"model: {run_train(options.config, options.overrides, options.resume)}")
     return 0
 

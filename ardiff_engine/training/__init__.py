@@ -5,8 +5,8 @@ from ardiff_engine.training.config import EncodeConfig, TrainConfig, VaeTrainCon
 from ardiff_engine.training.encode import encode, run_encode
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.read_config import read_config
-from ardiff_engine.training.trainer import run_train, train
-from ardiff_engine.training.vae_trainer import run_train_vae, train_vae
+from ardiff_engine.training.trainer import dry_run_train, run_train, train
+from ardiff_engine.training.vae_trainer import dry_run_train_vae, run_train_vae, train_vae
 
 __all__ = [
     "Clips",
@@ -14,6 +14,8 @@ __all__ = [
     "EncodeConfig",
     "TrainConfig",
     "VaeTrainConfig",
+    "dry_run_train",
+    "dry_run_train_vae",
     "encode",
     "read_config",
     "run_encode",

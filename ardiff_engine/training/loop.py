@@ -28,6 +28,7 @@ from ardiff_engine.training.log import TrainingLog
 from ardiff_engine.training.loss_curve import draw_loss_curve
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import largest, rank, together, world_size
+from ardiff_engine.training.throughput import Throughput
 
 LOG_FILE = "training_log.jsonl"
 CURVE_FILE = "loss_curve.png"
@@ -95,6 +96,7 @@ class TrainingLoop:
                 mininterval=1.0,
             ) as bar,
         ):
+            throughput = Throughput(run)
             began, since = time.perf_counter(), self.finished
             while self.finished < run.steps:
                 self.averages.add_all(step(self.finished))
@@ -103,9 +105,9 @@ class TrainingLoop:
                 self.finished += 1
                 bar.update()
                 if _due(self.finished, run.log_every, run.steps):
-                    rate = (self.finished - since) / (time.perf_counter() - began)
                     metrics = self._means()
-                    self._note(log, {**metrics, "steps_per_second": rate})
+                    speed = throughput.metrics(self.finished - since, time.perf_counter() - began)
+                    self._note(log, {**metrics, **speed})
                     bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
                 if validate is not None and _due(self.finished, run.validate_every, run.steps):
                     self._validate(validate, log)

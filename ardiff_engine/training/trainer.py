@@ -25,6 +25,7 @@ from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.distillation import teacher_folder
+from ardiff_engine.training.dry_run import RunEstimate, check_room, dry_run
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.objective import Clips, Denoising
@@ -53,6 +54,7 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         run = enter(config.run)
         self.config = config = replace(config, run=run)
+        check_room(lambda: ARDiffusionTransformer(config.model), run, averaged=config.ema.decay > 0)
         model = (
             load_ar_diffusion(config.init, config.model)
             if config.init
@@ -274,12 +276,22 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     return Trainer(config).train(resume=resume)
 
 
-def run_train(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """`train` with a TOML file and `section.name=value` overrides. `network = "wan"` in it: see
+def trainer_of(config_path: str | Path, overrides: Sequence[str] = ()) -> Trainer | WanTrainer:
+    """From a TOML file and `section.name=value` overrides. `network = "wan"` in it: see
     `training.wan_trainer`."""
     if read_toml(Path(config_path), ConfigError).get("network") == "wan":
-        return WanTrainer(read_config(WanTrainConfig, config_path, overrides)).train(resume=resume)
-    return train(read_config(TrainConfig, config_path, overrides), resume=resume)
+        return WanTrainer(read_config(WanTrainConfig, config_path, overrides))
+    return Trainer(read_config(TrainConfig, config_path, overrides))
+
+
+def run_train(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+    """`train` with a TOML file and `section.name=value` overrides."""
+    return trainer_of(config_path, overrides).train(resume=resume)
+
+
+def dry_run_train(config_path: str | Path, overrides: Sequence[str] = ()) -> RunEstimate:
+    """What that takes. Clips are encoded when they are asked for, and the latents of none are kept."""
+    return dry_run(trainer_of(config_path, [*overrides, "data.clips=0"]))
 
 
 def _required(vae: TiTok | None) -> TiTok:

@@ -23,6 +23,7 @@ from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
+from ardiff_engine.training.dry_run import RunEstimate, check_room, dry_run
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.frame_vae_trainer import FrameVaeTrainConfig, FrameVaeTrainer
 from ardiff_engine.training.latent_spread import LatentSpread
@@ -61,6 +62,7 @@ class VaeTrainer:
     def __init__(self, config: VaeTrainConfig) -> None:
         run = enter(config.run)
         self.config = config = replace(config, run=run)
+        check_room(lambda: TiTok(config.model), run, averaged=config.ema.decay > 0)
         self.model = (load_titok(config.init, config.model) if config.init else TiTok(config.model)).to(
             run.device, weights_dtype(run)
         )
@@ -229,13 +231,22 @@ def train_vae(config: VaeTrainConfig, *, resume: bool = False) -> Path:
     return VaeTrainer(config).train(resume=resume)
 
 
-def run_train_vae(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
-    """`train_vae` with a TOML file and `section.name=value` overrides. `autoencoder = "frame_vae"` in it: the
-    small one of `training.frame_vae_trainer`."""
+def vae_trainer_of(config_path: str | Path, overrides: Sequence[str] = ()) -> VaeTrainer | FrameVaeTrainer:
+    """From a TOML file and `section.name=value` overrides. `autoencoder = "frame_vae"` in it: the small one
+    of `training.frame_vae_trainer`."""
     if read_toml(Path(config_path), ConfigError).get("autoencoder") == "frame_vae":
-        small = read_config(FrameVaeTrainConfig, config_path, overrides)
-        return FrameVaeTrainer(small).train(resume=resume)
-    return train_vae(read_config(VaeTrainConfig, config_path, overrides), resume=resume)
+        return FrameVaeTrainer(read_config(FrameVaeTrainConfig, config_path, overrides))
+    return VaeTrainer(read_config(VaeTrainConfig, config_path, overrides))
+
+
+def run_train_vae(config_path: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+    """`train_vae` with a TOML file and `section.name=value` overrides."""
+    return vae_trainer_of(config_path, overrides).train(resume=resume)
+
+
+def dry_run_train_vae(config_path: str | Path, overrides: Sequence[str] = ()) -> RunEstimate:
+    """What that takes."""
+    return dry_run(vae_trainer_of(config_path, overrides))
 
 
 def _weighted(terms: Terms) -> Tensor:

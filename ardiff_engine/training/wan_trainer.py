@@ -36,6 +36,7 @@ from ardiff_engine.training.config import (
     RunConfig,
 )
 from ardiff_engine.training.distillation import DistillationConfig, teacher_folder
+from ardiff_engine.training.dry_run import check_room
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.objective import Clips, Denoising
@@ -114,6 +115,7 @@ class WanTrainer:
     def __init__(self, config: WanTrainConfig) -> None:
         run = enter(config.run)
         self.config = config = replace(config, run=run)
+        check_room(lambda: WanTransformer(config.model), run, averaged=config.ema.decay > 0)
         self.vae = _frame_vae(config).to(run.device)
         self.model = WanTransformer(config.model)
         _initialise(self.model)
