@@ -309,6 +309,7 @@ def _add_training(
     parser = _command(subparsers, name, summary, run, examples)
     parser.add_argument(
         "config",
+        nargs="?" if name == "train" else None,
         help="settings as TOML; docs/training.md explains them, ardiff_engine/training/config.py lists them",
     )
     parser.add_argument(
@@ -325,6 +326,10 @@ def _add_training(
         )
         parser.add_argument(
             "--dry-run", action="store_true", help="say what memory and time it takes; nothing is written"
+        )
+    if name == "train":
+        parser.add_argument(
+            "--template", metavar="NAME", help="write configs to begin with, such as small-videos, to ./NAME"
         )
 
 

@@ -136,8 +136,16 @@ def encode(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
+    from ardiff_engine.errors import ConfigError
     from ardiff_engine.training import dry_run_train, run_train
+    from ardiff_engine.training.templates import write_template
 
+    if options.template:
+        for path in write_template(options.template, Path(options.template)):
+            print(path)
+        return 0
+    if options.config is None:
+        raise ConfigError("config: got none, expected a TOML file, or --template NAME to begin with.")
     if options.dry_run:
         print(dry_run_train(options.config, options.overrides))
         return 0

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configs that come with the package are complete and fit each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ardiff_engine import cli
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.training.config import EncodeConfig, TrainConfig, VaeTrainConfig
+from ardiff_engine.training.read_config import read_config
+from ardiff_engine.training.templates import write_template
+
+
+def test_the_stages_of_small_videos_fit_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--template", "small-videos"]) == 0
+    stages = sorted((tmp_path / "small-videos").iterdir())
+    assert all(path.name in capsys.readouterr().out for path in stages[-1:]) and len(stages) == 3
+    vae, encode = read_config(VaeTrainConfig, stages[0]), read_config(EncodeConfig, stages[1])
+    train = read_config(TrainConfig, stages[2])
+    assert encode.vae == train.vae == f"{vae.run.output}/vae" and encode.output == train.data.path
+    assert encode.num_frames == train.data.num_frames and encode.fps == vae.data.fps
+    numbers = vae.model.num_latent_tokens * vae.model.token_size
+    assert numbers == train.model.tokens_per_frame * train.model.channels and vae.model.image_size == 64
+
+
+def test_nothing_is_overwritten_and_names_are_known(tmp_path: Path) -> None:
+    write_template("small-videos", tmp_path / "mine")
+    with pytest.raises(ConfigError, match="already"):
+        write_template("small-videos", tmp_path / "mine")
+    with pytest.raises(ConfigError, match="small-videos"):
+        write_template("large", tmp_path / "other")
+
+
+def test_a_config_or_a_template_is_needed() -> None:
+    assert cli.main(["train"]) == 2
