@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ardiff_engine import command_end, commands
+from ardiff_engine.cli_command import Subparsers, command
+from ardiff_engine.cli_training import add_training
 
 DEFAULT_MODEL = "moving-digits"
 
@@ -33,19 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_stream(subparsers)
     _add_play(subparsers)
     _add_serve(subparsers)
-    _add_training(
-        subparsers, "train-vae", "train the frame autoencoder (stage 1)", commands.train_vae, resumable=True
-    )
-    _add_training(
-        subparsers,
-        "encode",
-        "turn videos into latent files with a trained autoencoder",
-        commands.encode,
-        resumable=False,
-    )
-    _add_training(
-        subparsers, "train", "train the diffusion transformer (stage 2)", commands.train, resumable=True
-    )
+    add_training(subparsers)
     _add_convert(subparsers)
     _add_bench(subparsers)
     _add_info(subparsers)
@@ -53,25 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 # ---------------------------------------------------------------------------------------------------- parsers
-
-
-def _command(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    summary: str,
-    run: Callable[[argparse.Namespace], int],
-    examples: Sequence[str],
-) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -166,8 +137,8 @@ def _add_output(parser: argparse.ArgumentParser, default: str, kinds: str) -> No
     group.add_argument("--quiet", action="store_true", help="no progress bar and no closing lines")
 
 
-def _add_generate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_generate(subparsers: Subparsers) -> None:
+    parser = command(
         subparsers,
         "generate",
         "generate one video, or continue one",
@@ -201,8 +172,8 @@ def _add_generate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     )
 
 
-def _add_stream(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_stream(subparsers: Subparsers) -> None:
+    parser = command(
         subparsers,
         "stream",
         "write frames as they become clean; endless unless --frames is given",
@@ -222,8 +193,8 @@ def _add_stream(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_output(parser, "stream", "a folder for .png files, or an .mp4 that plays while it grows")
 
 
-def _add_play(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_play(subparsers: Subparsers) -> None:
+    parser = command(
         subparsers,
         "play",
         "show a model in the terminal and steer it by keys",
@@ -243,8 +214,8 @@ def _add_play(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--out", metavar="PATH", help="write a file instead, .mp4, .webp, .gif, or a folder of png")
 
 
-def _add_serve(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_serve(subparsers: Subparsers) -> None:
+    parser = command(
         subparsers,
         "serve",
         "serve one model to many people: OpenAI's videos, live streams, a page",
@@ -290,51 +261,8 @@ def _add_serve(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--quiet", action="store_true", help="print nothing")
 
 
-def _add_training(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    summary: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    resumable: bool,
-) -> None:
-    examples = [f"ardiff {name} config.toml", f"ardiff {name} config.toml --set device=cuda"]
-    if resumable:
-        examples = [
-            f"ardiff {name} config.toml",
-            f"ardiff {name} config.toml --set run.steps=2000 --set optimizer.lr=3e-4",
-            f"ardiff {name} config.toml --resume",
-            f"ardiff {name} config.toml --dry-run",
-        ]
-    parser = _command(subparsers, name, summary, run, examples)
-    parser.add_argument(
-        "config",
-        nargs="?" if name == "train" else None,
-        help="settings as TOML; docs/training.md explains them, ardiff_engine/training/config.py lists them",
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change one setting of the file; may be given several times",
-    )
-    if resumable:
-        parser.add_argument(
-            "--resume", action="store_true", help="continue from the newest checkpoint in the output folder"
-        )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="say what memory and time it takes; nothing is written"
-        )
-    if name == "train":
-        parser.add_argument(
-            "--template", metavar="NAME", help="write configs to begin with, such as small-videos, to ./NAME"
-        )
-
-
-def _add_convert(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_convert(subparsers: Subparsers) -> None:
+    parser = command(
         subparsers,
         "convert",
         "rewrite pickle-based weights as safetensors, without running code in them",
@@ -345,8 +273,8 @@ def _add_convert(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("target", help="the .safetensors file to write")
 
 
-def _add_bench(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_bench(subparsers: Subparsers) -> None:
+    parser = command(
         subparsers,
         "bench",
         "run the benchmarks of a source checkout and print one table",
@@ -381,8 +309,8 @@ def _add_bench(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
 
-def _add_info(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
+def _add_info(subparsers: Subparsers) -> None:
+    parser = command(
         subparsers,
         "info",
         "show versions, backends and why each was chosen; or what the folder of a model holds",
