@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.errors import CheckpointError, ConfigError, DataError, NumericalError, Stopped
 from ardiff_engine.settings import build
+from ardiff_engine.training import loop
 from ardiff_engine.training.checkpoint import checkpoints
 from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.log import read_log
 from ardiff_engine.training.loss_curve import draw_loss_curve
-from ardiff_engine.training.read_config import read_config
+from ardiff_engine.training.read_config import read_config, to_dict
 from ardiff_engine.training.throughput import SPEED
 from ardiff_engine.training.timesteps import KNOWN_LEVELS, training_levels
 from ardiff_engine.training.trainer import Trainer, train
@@ -417,6 +418,24 @@ def test_latents_that_do_not_fit_the_model(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
     with pytest.raises(ConfigError, match=f"device: got '{device}'"):
         Trainer(read_config(TrainConfig, write_config(tmp_path), [f"run.device={device}"]))
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_resumed_at_its_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def older(config: TrainConfig) -> dict[str, object]:
+        settings = to_dict(config)
+        del settings["distillation"], settings["loss"]["teacher_forcing"]
+        return settings
+
+    config = write_config(tmp_path, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "to_dict", older)
+        folder = train(load(config))
+    with pytest.raises(CheckpointError, match="loss"):
+        train(read_config(TrainConfig, config, ["run.steps=3", "loss.teacher_forcing=0.5"]), resume=True)
+    train(read_config(TrainConfig, config, ["run.steps=3"]), resume=True)
+    assert checkpoints(folder / "checkpoints")[-1].name == "step-00000003"
 
 
 def test_resume_without_checkpoint_starts(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import autocast, weights_dtype
 from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, together, world_size
-from ardiff_engine.training.read_config import to_dict
 from ardiff_engine.weights import save_model
 
 VAE_FOLDER = "vae"
@@ -70,7 +69,7 @@ class FrameVaeTrainer:
         self.model = FrameVAE(config.model).to(run.device, weights_dtype(run))
         self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
         self.source = clip_source(config.data, config.model.image_size, run.seed)
-        self.loop = TrainingLoop(run, {"model": self.model}, {"model": self.optimizer}, None, to_dict(config))
+        self.loop = TrainingLoop(run, {"model": self.model}, {"model": self.optimizer}, None, config)
 
     def train(self, *, resume: bool = False) -> Path:
         """All steps; returns the folder of the autoencoder (`output/vae`). Stopped after SIGINT or SIGTERM;

@@ -28,6 +28,7 @@ from ardiff_engine.training.log import TrainingLog
 from ardiff_engine.training.loss_curve import draw_loss_curve
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import largest, rank, together, world_size
+from ardiff_engine.training.read_config import to_dict, with_defaults
 from ardiff_engine.training.throughput import Throughput
 
 LOG_FILE = "training_log.jsonl"
@@ -45,9 +46,9 @@ class TrainingLoop:
     Args:
         run: where, how long, how often.
         modules, optimizers: saved and restored by name. ema: average of modules["model"], or None.
-        settings: the whole config as plain values. Resuming under other settings than the checkpoint's is an
-            error. Of `run` that holds for the seed and for the clips per step, batch x accumulate x
-            processes: with others, clips and noise would come again.
+        config: the whole one. Resuming under other settings than the checkpoint's is an error. Of `run` that
+            holds for the seed and for the clips per step, batch x accumulate x processes: with others, clips
+            and noise would come again. A setting that is younger than the checkpoint had its default.
 
     The state after step n is a function of the settings alone: steps draw by counters, so a resumed run
     continues bit for bit (on CPUs; GPUs to the extent that their kernels are deterministic).
@@ -59,13 +60,13 @@ class TrainingLoop:
         modules: Mapping[str, nn.Module],
         optimizers: Mapping[str, Optimizer],
         ema: Ema | None,
-        settings: Mapping[str, Any],
+        config: Any,
     ) -> None:
         self.run_config = run
         self.modules = modules
         self.optimizers = optimizers
         self.ema = ema
-        self.settings = settings
+        self.config = config
         self.folder = Path(run.output)
         self.finished = 0
         self.averages = Averages()
@@ -172,9 +173,10 @@ class TrainingLoop:
         if found.step > self.run_config.steps:
             raise ConfigError(f"run.steps: got {self.run_config.steps}, and {found.path} has more. Raise it.")
         with parsing(found.path):
-            saved = _fixed(found.state["settings"], found.state["processes"])
+            known = with_defaults(self.config, found.state["settings"])
+            saved = _fixed(known, found.state["processes"])
             stretched = found.state["settings"]["run"]["steps"] != self.run_config.steps
-        settings = _fixed(self.settings, world_size())
+        settings = _fixed(to_dict(self.config), world_size())
         for key, value in saved.items():
             if value != settings.get(key):
                 raise CheckpointError(
@@ -195,7 +197,7 @@ class TrainingLoop:
             for name, (total, count) in found.state["averages"].items() if rank() == 0 else ():
                 self.averages.add(name, total, count)
         self.finished = found.step
-        if stretched and self.settings["optimizer"]["schedule"] != "constant":
+        if stretched and self.config.optimizer.schedule != "constant":
             logger.warning(
                 "run.steps has changed: the learning rate is now that of a schedule over %d steps, from step "
                 "%d on.",
@@ -211,7 +213,7 @@ class TrainingLoop:
         if self.ema is not None:
             tensors["ema"] = self.ema.shadow
         state = {
-            "settings": _plain(self.settings),
+            "settings": _plain(to_dict(self.config)),
             "processes": world_size(),
             "averages": self.averages.sums,
             "ema_updates": 0 if self.ema is None else self.ema.updates,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,3 +62,18 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested plain values, ready for JSON (and for `build`, None entries aside)."""
     return dataclasses.asdict(config)
+
+
+def with_defaults(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of an older config of this class, and for each field that it did not have the default."""
+    filled = dict(values)
+    for field in dataclasses.fields(config):
+        own = getattr(config, field.name)
+        if field.name not in values and field.default is not dataclasses.MISSING:
+            filled[field.name] = field.default
+        elif field.name not in values and field.default_factory is not dataclasses.MISSING:
+            made = field.default_factory()
+            filled[field.name] = to_dict(made) if dataclasses.is_dataclass(made) else made
+        elif dataclasses.is_dataclass(own) and isinstance(values.get(field.name), Mapping):
+            filled[field.name] = with_defaults(own, values[field.name])
+    return filled

@@ -88,7 +88,7 @@ class Trainer:
             {"model": self.model, **self.recipe.networks},
             {"model": self.optimizer, **self.recipe.optimizers},
             self.ema,
-            to_dict(config),
+            config,
         )
         self.source = self._source()
 

@@ -38,7 +38,7 @@ from ardiff_engine.training.lpips import Lpips
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
 from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, together, world_size
-from ardiff_engine.training.read_config import read_config, to_dict
+from ardiff_engine.training.read_config import read_config
 from ardiff_engine.weights import load_titok, save_model
 
 VAE_FOLDER = "vae"
@@ -88,7 +88,7 @@ class VaeTrainer:
             modules["discriminator"] = self.discriminator
             optimizers["discriminator"] = Optimizer(self.discriminator, config.optimizer, run.steps)
         self.optimizers = optimizers
-        self.loop = TrainingLoop(run, modules, optimizers, self.ema, to_dict(config))
+        self.loop = TrainingLoop(run, modules, optimizers, self.ema, config)
 
     def train(self, *, resume: bool = False) -> Path:
         """All steps; returns the folder with the exported model (`output/vae`).

@@ -147,7 +147,7 @@ class WanTrainer:
             {"model": self.both, **self.recipe.networks},
             {"model": self.optimizer, **self.recipe.optimizers},
             self.ema,
-            to_dict(config),
+            config,
         )
         self.source = SteeredShapes(config.data.shapes, self.vae, config.data.num_frames)
 
