@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -104,10 +104,10 @@ class Gate:
 
     def _checked(self, scope: Scope, headers: dict[bytes, str]) -> str:
         host = headers.get(b"host", "")
-        if not self._keys and not is_local(urlsplit(f"//{host}").hostname or ""):
+        if not self._keys and not is_local(_parts(f"//{host}").hostname or ""):
             raise ApiError(403, "wrong_host", "the Host header", f"{host!r:.80}", "this machine's own name")
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _parts(origin).netloc != host:
             raise ApiError(403, "wrong_origin", "the Origin header", f"{origin!r:.80}", f"{host!r:.80}")
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self._most:
@@ -162,6 +162,14 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -
     ]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _parts(address: str) -> SplitResult:
+    """Empty ones of what is no address."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _digest(key: str) -> bytes:
