@@ -114,6 +114,8 @@ def _start(case: Case, folder: Path, errors: Path) -> int:
     try:
         os.setsid()  # so that what it starts can be ended with it
         os.chdir(folder)
+        # Before the streams: a file that is opened later would take the place of one that is not there.
+        faulthandler.register(signal.SIGUSR1, open(errors, "a"))
         for number, stream in enumerate([os.open(os.devnull, os.O_RDONLY), *streams]):
             os.close(number) if stream is None else os.dup2(stream, number)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -122,7 +124,6 @@ def _start(case: Case, folder: Path, errors: Path) -> int:
             os.environ["PYTHONPATH"] = str(Path(cli.__file__).parents[1])
             arguments = [argument.replace("\0", "") for argument in case.arguments]
             os.execv(sys.executable, [sys.executable, "-m", "ardiff_engine.cli", *arguments])
-        faulthandler.register(signal.SIGUSR1, open(errors, "a"))
         sys.stdout, sys.stderr = _text(1), _text(2)
         sys.argv = ["ardiff", *case.arguments]
         signal.signal(signal.SIGINT, signal.default_int_handler)
