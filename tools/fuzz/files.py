@@ -15,6 +15,7 @@ import shutil
 import struct
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,18 @@ SCHEDULE = {
     "prediction": "x0",
 }
 RUN = RunConfig(output="out", steps=10)
-SETTINGS = {
-    "run": {"seed": 1, "steps": 10, "batch": 2, "accumulate": 1},
-    "optimizer": {"schedule": "cosine"},
-    "list": [1, 2],
-}
-STATE = {"settings": SETTINGS, "processes": 1, "averages": {"loss": [2.0, 4]}, "ema_updates": 0}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a trainer's config has in common with every other one."""
+
+    run: RunConfig = RUN
+    optimizer: OptimizerConfig = OptimizerConfig()
+    list: tuple[int, ...] = (1, 2)
+
+
+STATE = {"settings": to_dict(Config()), "processes": 1, "averages": {"loss": [2.0, 4]}, "ema_updates": 0}
 ROW = {"op": "linear", "shape": "2x2", "threads": 1, "opponent": "torch", "seconds": 1e-3}
 RECORD = {
     "machine": {
@@ -215,7 +222,7 @@ def read_run(path: Path) -> None:
     module = torch.nn.Linear(2, 2)
     optimizer = Optimizer(module, OptimizerConfig(), 10)
     run = RunConfig(output=str(path), steps=10)
-    TrainingLoop(run, {"model": module}, {"model": optimizer}, None, SETTINGS)._start(True)
+    TrainingLoop(run, {"model": module}, {"model": optimizer}, None, Config(run))._start(True)
     read_log(path / "training_log.jsonl")
 
 
