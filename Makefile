@@ -41,6 +41,9 @@ $(READY): $(TOOLS) $(SOURCES)
 demo: $(READY)  ## generate a video and continue a real clip with the bundled model, into outputs/demo/
 	$(BIN)/python -m ardiff_engine.demo --out outputs/demo
 
+# A run starts hundreds of processes: without byte code each of them would compile the package again.
+test test-all: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(READY)  ## run the tests, each kind of fault once, in minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def console() -> int:
     """What the installed `ardiff` calls."""
-    return command_end.console(main)
+    code = command_end.console(main)
+    if "WORLD_SIZE" in os.environ:  # torchrun has started this process
+        command_end.at_once(code)
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_training(subparsers)
     _add_convert(subparsers)
     _add_bench(subparsers)
+    _add_report(subparsers)
     _add_info(subparsers)
     return parser
 
@@ -224,6 +229,7 @@ def _add_serve(subparsers: Subparsers) -> None:
             "ardiff serve                             # the bundled model at http://127.0.0.1:8000",
             "ardiff serve --host 0.0.0.0 --api-key-file keys.txt",
             "ardiff serve --model FOLDER --system longlive --device cuda --dtype bfloat16",
+            "ardiff serve --ray 2                     # two engines, in processes of Ray",
         ],
     )
     parser.add_argument(
@@ -257,6 +263,9 @@ def _add_serve(subparsers: Subparsers) -> None:
     )
     group.add_argument(
         "--seconds", type=float, default=60.0, metavar="N", help="of the longest video (default: %(default)s)"
+    )
+    group.add_argument(
+        "--ray", type=int, metavar="N", help="engines, each in a process of Ray Serve, behind this server"
     )
     group.add_argument("--quiet", action="store_true", help="print nothing")
 
@@ -306,6 +315,28 @@ def _add_bench(subparsers: Subparsers) -> None:
     stored.add_argument("--table", metavar="RECORD", help="measure nothing: print the table of a record")
     stored.add_argument(
         "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="measure nothing: compare two records"
+    )
+
+
+def _add_report(subparsers: Subparsers) -> None:
+    parser = command(
+        subparsers,
+        "report",
+        "put evaluations, training runs, videos and pictures on one page of HTML",
+        commands.report,
+        ["ardiff report outputs/evaluation outputs/my_run video.mp4 --out report.html"],
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a folder with evaluation.json or training_log.jsonl, a video or a picture",
+    )
+    parser.add_argument(
+        "--out", default="report.html", metavar="PATH", help="the page (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--title", default="Report", metavar="TEXT", help="its heading (default: %(default)s)"
     )
 
 

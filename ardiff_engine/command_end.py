@@ -8,6 +8,7 @@ ours. 2 what was asked cannot be done. 130 stopped by SIGINT (Ctrl-C), 143 by SI
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
 import logging
@@ -19,6 +20,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from ardiff_engine.errors import ArdiffError, Stopped
 
@@ -98,6 +100,19 @@ def console(main: Callable[[], int]) -> int:
         except OSError:
             # Python would try again, and complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def at_once(code: int) -> NoReturn:
+    """Ends one process of several, as `torchrun` starts them, after what it has registered with `atexit`.
+
+    The end of the interpreter is left out: threads of PyTorch's process groups may outlive it, and one that
+    still lets go of a tensor then aborts the process, whatever its work has come to.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def explained(error: BaseException) -> tuple[int, str]:

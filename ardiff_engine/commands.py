@@ -163,6 +163,13 @@ def convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def report(options: argparse.Namespace) -> int:
+    """See `report.command`."""
+    from ardiff_engine.report.command import report
+
+    return report(options)
+
+
 def bench(options: argparse.Namespace) -> int:
     from ardiff_engine import bench_run, bench_table
     from ardiff_engine.errors import ConfigError

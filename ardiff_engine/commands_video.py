@@ -19,11 +19,12 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ArdiffError, ConfigError
 from ardiff_engine.media import Clip, check_target, export_video, open_video, open_writer, read_clip
 from ardiff_engine.media.export import check_size
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.models.wan import WanExperts, WanTransformer
 from ardiff_engine.parsing import read_json
 from ardiff_engine.pipeline.guided import Scales, checked_scales
 from ardiff_engine.pipeline.inputs import chosen_seed
-from ardiff_engine.pipeline.memory import check_memory, size_multiple, video_memory
+from ardiff_engine.pipeline.memory import PartsMemory, check_memory, size_multiple, video_memory
 from ardiff_engine.pipeline.parts import VideoParts, check_inputs, find_parts, takes_picture
 from ardiff_engine.pipeline.pixels import Size, checked_latents, checked_size, frames_of, latents_of
 from ardiff_engine.pipeline.prompts import Prompt, Timed, timed
@@ -36,6 +37,7 @@ from ardiff_engine.pipeline.systems import (
     with_steps,
 )
 from ardiff_engine.pipeline.text_to_video import SIZE, TextToVideoPipeline
+from ardiff_engine.pipeline.video_stream import switch_ticks
 from ardiff_engine.systems import System
 
 FRAMES = 81
@@ -111,14 +113,15 @@ def info(options: argparse.Namespace) -> int:
     config, vae = parts.transformer.config, parts.empty_vae()
     names = fitting(model) if options.system is None else [system_named(options.system).name]
     memory: dict[str, Any] = {}
+    of_parts = PartsMemory(parts, size, dtype)
     for name in names:
         system = with_scheduler(systems.get(name), parts.scheduler)
         try:
-            needed = video_memory(
-                parts, system, size=size, frames=options.frames or _usual(system), dtype=dtype,
-                streams=options.streams,
-            )  # fmt: skip
+            frames = options.frames or _usual(system, model.spec)
+            needed = of_parts.of(system, frames=frames, streams=options.streams)
         except ArdiffError as error:
+            if options.system is not None:
+                raise
             memory[name] = str(error)
         else:
             memory[name] = {part: held for part, held, _ in needed.rows()}
@@ -128,10 +131,12 @@ def info(options: argparse.Namespace) -> int:
             "weights": sum(weight.numel() for weight in model.parameters()),
             "layers": config.depth, "width": config.width, "heads": config.heads,
             "channels": config.channels, "text_width": config.text_dim,
-            "file": str(parts.transformer.file.path),
+            "files": [str(own.file.path) for own in parts.transformers],
+            "first_picture": takes_picture(model),
         },
         "autoencoder": {"channels": vae.channels, "scale": vae.scale, "file": str(parts.vae.file.path)},
         "text_encoder": text,
+        "image_encoder": None if parts.image is None else {"weights": parts.image.weights},
         "scheduler": parts.scheduler.get("_class_name"),
         "size": list(size), "streams": options.streams, "dtype": options.dtype,
         "memory_bytes": memory,
@@ -143,15 +148,19 @@ def info(options: argparse.Namespace) -> int:
 def _rendered(facts: Mapping[str, Any]) -> str:
     model, vae, text = facts["transformer"], facts["autoencoder"], facts["text_encoder"]
     height, width = facts["size"]
+    streams = "1 stream" if facts["streams"] == 1 else f"{facts['streams']} streams"
     encoder = "none" if text is None else f"{text['weights'] / 1e6:.1f} M weights, width {text['width']}"
+    image = facts["image_encoder"]
     lines = [
         f"transformer   {model['weights'] / 1e6:.1f} M weights, {model['layers']} layers, width "
-        f"{model['width']}, {model['heads']} heads   {model['file']}",
+        f"{model['width']}, {model['heads']} heads   {', '.join(model['files'])}",
         f"autoencoder   {vae['channels']} channels, {vae['scale']}x   {vae['file']}",
         f"text encoder  {encoder}",
+        *([] if image is None else [f"image encoder {image['weights'] / 1e6:.1f} M weights"]),
         f"scheduler     {facts['scheduler'] or 'none'}",
+        *(["first picture needed: --image PATH"] if model["first_picture"] else []),
         "",
-        f"Memory for {facts['streams']} streams of {height} x {width}, {facts['dtype']}, in MiB:",
+        f"Memory for {streams} of {height} x {width}, {facts['dtype']}, in MiB:",
         f"  {'system':<24} {'all':>10} {'pages':>10}",
     ]
     for name, held in facts["memory_bytes"].items():
@@ -162,11 +171,11 @@ def _rendered(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _usual(system: System) -> int:
+def _usual(system: System, spec: ModelSpec) -> int:
     """The number of pictures nearest to 81 that the system can make."""
     for frames in sorted(range(1, 2 * FRAMES, 4), key=lambda n: abs(n - FRAMES)):
         try:
-            checked_latents(frames, system)
+            checked_latents(frames, system, spec)
         except ConfigError:
             continue
         return frames
@@ -189,9 +198,8 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
         if getattr(options, attribute, None) is not None:
             raise ConfigError(f"{name}: text-to-video models have none. Leave it out.")
     if options.system is None:
-        raise ConfigError(
-            f"--system: got none, expected how the model is run: one of {', '.join(systems.names())}."
-        )
+        able = ", ".join(fitting(_parts(options).empty_transformer()))
+        raise ConfigError(f"--system: got none, expected how the model is run. It can be: {able}.")
     prompt, device = _prompt(options), usable_device(options.device)
     system = system_named(options.system)
     parts = _parts(options)
@@ -205,9 +213,10 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
         if options.image is None:
             raise ConfigError("--image: got none, and an image-to-video model needs the first picture.")
         given = 0  # it draws that picture again
-    _, system = asked_latents(
-        frames, system, latents_of(given) if given else 0, first_clean=parts.empty_vae().residual
+    latents, system = asked_latents(
+        frames, system, model.spec, latents_of(given) if given else 0, first_clean=parts.empty_vae().residual
     )
+    switch_ticks(system.plan_of(latents), [frame for frame, _ in timed(prompt)[1:]])
     dtype = DTYPES[options.dtype]
     # A folder without a text encoder is told now.
     if parts.text is None:
@@ -221,7 +230,7 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
 
 def _scales(options: argparse.Namespace, system: System, model: WanTransformer | WanExperts) -> Scales:
     scale = system.guidance if options.guidance is None else options.guidance
-    return checked_scales(model, scale, options.guidance_2)
+    return checked_scales(model, scale, options.guidance_2, options.negative_prompt)
 
 
 def _prompt(options: argparse.Namespace) -> Timed:

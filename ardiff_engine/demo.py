@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: the bundled model draws a video from noise, and continues a real clip that it never saw.
+"""The demo: the bundled model draws a video from noise, and continues a real clip that it never saw; another
+one, where it is bundled, does what captions and arrow keys say (`demo_shapes`).
 
 `make demo`, or `python -m ardiff_engine.demo --out FOLDER`. Writes the videos, a picture of the plan, and a
 contact sheet of real and generated frames.
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import torch
 
-from ardiff_engine import command_end, plan
+from ardiff_engine import command_end, demo_shapes, plan
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.media import check_target, contact_sheet, export_video
 from ardiff_engine.media.frames import Pixels
 from ardiff_engine.pipeline import Pipeline
+from ardiff_engine.pipeline.files import steered_folder
 
 FPS = 8.0
 SCALE = 8
@@ -156,6 +158,8 @@ def _run(options: argparse.Namespace) -> int:
         lag=options.lag,
         seed=options.seed,
     )
+    if steered_folder(demo_shapes.NAME) is not None:
+        demo_shapes.run(options.out, seed=options.seed)
     return 0
 
 

@@ -33,6 +33,14 @@ class OutOfPagesError(ArdiffError, MemoryError):
     """The page pool cannot hold what was asked for. Raised before anything is changed."""
 
 
+class PoolTooSmallError(OutOfPagesError):
+    """What was asked for is larger than the whole page pool, so that waiting does not help."""
+
+
+class ProcessLostError(ArdiffError, ConnectionError):
+    """Another of the processes that compute something together has ended, or does not answer."""
+
+
 class OutOfMemoryError(ArdiffError, MemoryError):
     """Memory that something would need is not there; said before any of it is taken."""
 

@@ -30,3 +30,5 @@ class Purpose(enum.IntEnum):
     SCORE_LEVEL = 24  # noise level at which a roll-out is scored
     SCORE = 25  # noise on a roll-out that is scored
     POINT = 26  # which point of a teacher's path the student starts from
+    CHAIN = 27  # noise on a clip that is predicted from what the network made of it before
+    BUCKET = 28  # of which shape the clips of a step are

@@ -19,6 +19,8 @@ MAX_SIZE = 1 << 24
 MAX_LAYERS = 1024
 MAX_ITEMS = 64
 MAX_NAME = 60
+# Of a number in a config: far above any use, and so low that float32 holds it and sums of it.
+LARGEST = 10**18
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -53,6 +55,14 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
         raise
     except ArdiffError as error:
         raise ConfigError(str(error)) from error
+
+
+def at_least(section: str, config: Any, least: int, *names: str) -> None:
+    """ConfigError for the first of these fields that is below `least`, or no number of any use."""
+    for name in names:
+        value = getattr(config, name)
+        if not least <= value <= LARGEST:
+            raise ConfigError(f"{section}.{name}: got {value}, expected {least} to {LARGEST:g}.")
 
 
 def _is_required(item: dataclasses.Field[Any]) -> bool:

@@ -145,8 +145,8 @@ def test_video(benchmark: BenchmarkFixture, case: Case, threads: int) -> None:
     info["ratio"] = min(baseline.seconds) / min(ours)
     info["ratio_of_each_round"] = [b / a for a, b in zip(ours, baseline.seconds, strict=True)]
     info["ratio_median"] = statistics.median(info["ratio_of_each_round"])
-    info["ticks"], info["cells"] = stats[-1].ticks, stats[-1].cells
-    info["cells_per_pass"] = stats[-1].cells / stats[-1].ticks
+    info["passes"], info["cells"] = stats[-1].passes, stats[-1].cells
+    info["cells_per_pass"] = stats[-1].cells / stats[-1].passes
     info["baseline_iterations"], info["baseline_iterations_timed"] = baseline.iterations, baseline.timed
     info["baseline_cells"] = WINDOW * baseline.iterations
     if case.same_video:

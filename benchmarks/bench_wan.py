@@ -5,14 +5,19 @@ Random weights, blocks of 3 frames, a window of 6 blocks that is full, 4 Euler s
 first of which the clean frames of the block before are stored; 4 forwards and a clean one on the other side
 (plain_wan.py). Latents of both sides must agree before they are timed. Convention: benchmarks/README.md.
 
-Wan 1.3B: width 1536, latents 30 x 52 (390 tokens a frame). All 30 layers take an hour (`--slow`); two of them
-show the same ratio. small: width 384, 8 layers, latents 16 x 16 (64 tokens a frame).
+Wan 1.3B: width 1536, latents 30 x 52 (390 tokens a frame). All 30 layers take an hour (`--slow`; a shorter
+way is `wan_pairs.py whole`). Two of them show a ratio that is 9 % higher, by FLOPs: of frames that are only
+stored the last layer makes K and V alone.
+small: width 384, 8 layers, latents 16 x 16 (64 tokens a frame).
+
+Against diffusers' own transformer: one pass over a block without a past, which both can do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +27,10 @@ from versus import Row, versus
 
 from ardiff_engine import FlowSchedule, ops, solvers
 from ardiff_engine.engine import Engine, Request
-from ardiff_engine.memory import Window
-from ardiff_engine.memory.page_pool import choose_page_rows
+from ardiff_engine.memory import Full, Window
 from ardiff_engine.models import WanConfig, WanTransformer
 from ardiff_engine.plan import blocks
+from ardiff_engine.weights import load_wan
 
 BLOCK, BLOCKS, STEPS = 3, 6, 4
 MOST_BLOCKS = 64
@@ -45,9 +50,12 @@ def random_wan(config: WanConfig) -> WanTransformer:
 
 
 class Sides:
-    """The engine and its opponent with one noise, both with a full window."""
+    """The engine and its opponent with one noise."""
 
-    def __init__(self, config: WanConfig, size: tuple[int, int]) -> None:
+    def __init__(
+        self, config: WanConfig, size: tuple[int, int], *, window: int = BLOCKS, given: int = 0
+    ) -> None:
+        """window: in blocks. given: blocks that both sides go on from; they need not be made then."""
         model = random_wan(config)
         generator = torch.Generator().manual_seed(1)
         shape = (MOST_BLOCKS * BLOCK, config.channels, *size)
@@ -56,17 +64,23 @@ class Sides:
         solver = solvers.Euler(FlowSchedule(shift=5.0), STEPS)
         self.timesteps = solver.timesteps[:STEPS].tolist()
         self.sigmas = [t / 1000 for t in self.timesteps] + [0.0]
-        memory = Window(BLOCK * BLOCKS)
-        frames = MOST_BLOCKS * BLOCK
-        tokens = model.spec.tokens(size)
-        pages = 3 * BLOCK * BLOCKS * -(-tokens // choose_page_rows(tokens))
-        self.engine = Engine(model, solver=solver, memory=memory, plan=blocks(BLOCK), max_pages=pages)
-        request = Request(num_frames=frames, size=size, condition=text, latents=self.noise)
-        stream = self.engine.submit(request)
-        self.frames: Iterator = iter(stream)
-        self.plain = PlainWan(model, size, BLOCK, BLOCK * BLOCKS)
+        seen, clean = BLOCK * window, self.noise[: BLOCK * given]
+        memory, plan = Window(seen), blocks(BLOCK)
+        request = Request(
+            num_frames=len(self.noise),
+            size=size,
+            condition=text,
+            latents=self.noise[len(clean) :],
+            prefix=clean if given else None,
+        )
+        needed = Engine.memory_plan(model, solver=solver, memory=memory, plan=plan, request=request)
+        self.engine = Engine(model, solver=solver, memory=memory, plan=plan, max_pages=needed.pages)
+        self.frames: Iterator = iter(self.engine.submit(request))
+        self.plain = PlainWan(model, size, BLOCK, seen)
         self.plain.read(text)
-        self.done = 0
+        for number in range(given):
+            self.plain.given(clean[BLOCK * number : BLOCK * (number + 1)])
+        self.done = given
 
     def ours(self) -> torch.Tensor:
         """[block, C, H, W] of the next block."""
@@ -100,6 +114,55 @@ def test_block_of_wan(benchmark: BenchmarkFixture, depth: int) -> None:
 
 def test_block_of_a_small_one(benchmark: BenchmarkFixture) -> None:
     compare(benchmark, SMALL, (16, 16), bar=1.8)
+
+
+class OnePass:
+    """Noise to the end of one Euler step, by the engine and by diffusers' transformer."""
+
+    def __init__(self, folder: Path, size: tuple[int, int], depth: int) -> None:
+        """folder: for the weights, which both sides read."""
+        from diffusers import WanTransformer3DModel
+
+        torch.manual_seed(0)
+        self.model = WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=12,
+            attention_head_dim=128,
+            ffn_dim=8960,
+            num_layers=depth,
+        ).eval()
+        self.model.save_pretrained(folder)
+        own = load_wan(folder)
+        self.noise, self.text = torch.randn(BLOCK, 16, *size), torch.zeros(512, 4096)
+        self.text[:77] = torch.randn(77, 4096)
+        solver, memory, plan = solvers.Euler(FlowSchedule(shift=5.0), 1), Full(), blocks(BLOCK)
+        needed = Engine.memory_plan(own, solver=solver, memory=memory, plan=plan, request=self._request())
+        self.engine = Engine(own, solver=solver, memory=memory, plan=plan, max_pages=needed.pages)
+        self.timestep = solver.timesteps[:1].float()
+
+    def ours(self) -> torch.Tensor:
+        return self.engine.submit(self._request()).result()
+
+    @torch.no_grad()
+    def theirs(self) -> torch.Tensor:
+        x = self.noise.transpose(0, 1)[None]
+        flow = self.model(x, self.timestep, self.text[None], return_dict=False)[0]
+        return self.noise - float(self.timestep) / 1000 * flow[0].transpose(0, 1)
+
+    def _request(self) -> Request:
+        height, width = self.noise.shape[2:]
+        return Request(num_frames=BLOCK, size=(height, width), condition=self.text, latents=self.noise)
+
+
+@pytest.mark.parametrize("depth", [2, pytest.param(30, marks=pytest.mark.slow)])
+def test_one_pass(benchmark: BenchmarkFixture, depth: int, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    sides = OnePass(tmp_path, (30, 52), depth)
+    ours, theirs = sides.ours(), sides.theirs()
+    assert float((ours - theirs).norm() / theirs.norm()) < AGREES
+    shape = f"width 1536, depth {depth}, 3 frames of 390 tokens"
+    row = Row("wan pass", shape, 2, "diffusers' WanTransformer3DModel", bar=1.0)
+    versus(benchmark, row, sides.ours, sides.theirs)
 
 
 @pytest.mark.parametrize("layer", ["1536 -> 1536", "1536 -> 8960", "8960 -> 1536"])

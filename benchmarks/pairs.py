@@ -93,8 +93,8 @@ def worker() -> None:
         own = engine(small, 4, Window(21))
         asked = [Request(num_frames=None, plan=plan.blocks(3), seed=seed) for seed in range(8)]
         runs["blocks"] = own, [own.submit(request) for request in asked], 40
-    # Until windows slide, but for lag 50, where that would take long: there a tick moves one frame.
-    warm_up = {"128 frames recomputed": 18, "128 frames rolling": 18, "blocks": 40}
+    # Until windows slide: at lag 50 a frame takes 50 passes.
+    warm_up = {"128 frames recomputed": 18, "128 frames rolling": 18, "blocks": 40, "lag 50": 850}
     for name, (own, streams, _) in runs.items():
         advance(own, streams, warm_up.get(name, 90))
 

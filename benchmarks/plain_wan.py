@@ -45,17 +45,29 @@ class PlainWan:
     @torch.no_grad()
     def next_block(self, x: Tensor, timesteps: list[float], sigmas: list[float]) -> Tensor:
         """Noise [block, C, H, W] to clean latents: Euler steps from sigma to sigma, then the clean pass."""
-        moved = self.block * self.tokens
-        if self.held + self.block > self.window:
-            for cache in (self.k, self.v):
-                cache[..., :-moved, :] = cache[..., moved:, :].clone()
-        else:
-            self.held += self.block
+        self._make_room()
         for t, sigma, after in zip(timesteps, sigmas[:-1], sigmas[1:], strict=True):
             x = x + (after - sigma) * self.call(x, t)
+        self._keep(x)
+        return x
+
+    @torch.no_grad()
+    def given(self, x: Tensor) -> None:
+        """A clean block [block, C, H, W] that the next ones go on from."""
+        self._make_room()
+        self._keep(x)
+
+    def _make_room(self) -> None:
+        if self.held + self.block <= self.window:
+            self.held += self.block
+            return
+        moved = self.block * self.tokens
+        for cache in (self.k, self.v):
+            cache[..., :-moved, :] = cache[..., moved:, :].clone()
+
+    def _keep(self, x: Tensor) -> None:
         self.call(x, 0.0)
         self.first += self.block
-        return x
 
     @torch.no_grad()
     def call(self, x: Tensor, t: float) -> Tensor:

@@ -16,7 +16,6 @@ import asyncio
 import hashlib
 import json
 import random
-import re
 import resource
 import subprocess
 import sys
@@ -29,16 +28,18 @@ from typing import Any
 
 import httpx
 import numpy as np
+from process_use import processor_seconds, resident
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from ardiff_engine import Pipeline
+from ardiff_engine.codec.protocol import Codec
 from ardiff_engine.engine import Engine, Stream
 from ardiff_engine.media.frames import as_frames, enlarge
 from ardiff_engine.media.mp4 import Mp4Encoder
 from ardiff_engine.serve.limits import Limits
 from ardiff_engine.serve.pictures_out import PicturesOut
-from ardiff_engine.serve.served_model import Order, served_model
+from ardiff_engine.serve.served_model import Order, ServedModel, served_model
 from ardiff_engine.serve.wish import Wish
 
 UNLIKE = 32
@@ -67,15 +68,23 @@ def fields(wish: Wish) -> dict[str, Any]:
     return {name: getattr(wish, name) for name in names}
 
 
+def driven(model: ServedModel, codec: Codec | None) -> Engine:
+    """An engine as the server's, in this process. codec: decodes within its passes."""
+    own = model.engine
+    pages = own.pool.manager.total
+    return Engine(own.model, solver=own.solver, memory=own.memory, codec=codec, max_pages=pages)
+
+
 class Alone:
     """What the engine makes of each request when nothing else runs: digests of its file, of its pieces."""
 
     def __init__(self, asked: list[Wish], folder: Path) -> None:
         model = served_model("moving-digits", Pipeline.from_pretrained("moving-digits"), Limits())
+        engine = driven(model, model.codec)
         self.files, self.pieces = [], []
         for wish in asked:
             order = model.order(wish)
-            stream = model.engine.submit(order.request)
+            stream = engine.submit(order.request)
             out, pieces = PicturesOut("webp", order.fps, order.scale), hashlib.sha256()
             with Mp4Encoder(folder / "alone.mp4", order.fps) as encoder:
                 for picture in stream.pictures():
@@ -179,7 +188,9 @@ class Load:
     async def counted(self, client: Coroutine[Any, Any, None]) -> None:
         try:
             await client
-        except (httpx.HTTPError, ConnectionClosed, OSError) as error:
+        except ConnectionClosed as error:
+            self.ends[f"connection closed, by the server: {error.rcvd}, by the client: {error.sent}"] += 1
+        except (httpx.HTTPError, OSError) as error:
             self.ends[type(error).__name__] += 1
 
     async def run(self, clients: int, rate: float, until: float) -> int:
@@ -208,13 +219,6 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{p}": round(float(np.percentile(values, p)), 3) for p in (50, 95, 99)} if values else {}
 
 
-def resident(process: int) -> float:
-    """MiB."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
-    assert found is not None
-    return round(int(found[1]) / 1024, 1)
-
-
 def under_load(url: str, process: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     asked = wishes(options)
     load, memory, began = Load(url, options.seed, asked, Alone(asked, folder)), [], time.perf_counter()
@@ -224,7 +228,8 @@ def under_load(url: str, process: int, options: argparse.Namespace, folder: Path
             ended = sum(load.ends.values())
             memory.append((ended, resident(process)))
             note = f"{time.perf_counter() - began:.0f} s: {ended} ended, {memory[-1][1]} MiB"
-            print(f"{note}, {load.wrong} wrong, {load.again} told to come again", file=sys.stderr, flush=True)
+            note += f", {load.wrong} wrong, {load.again} told to come again, {dict(load.ends)}"
+            print(note, file=sys.stderr, flush=True)
             await asyncio.sleep(options.every)
 
     async def both() -> int:
@@ -261,11 +266,6 @@ def long(options: argparse.Namespace, seed: int) -> Wish:
     return Wish(num_frames=4 * options.frames, num_inference_steps=options.steps, lag=options.lag, seed=seed)
 
 
-def processor_seconds(process: int) -> float:
-    words = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
-    return (int(words[11]) + int(words[12])) / 100
-
-
 def served(url: str, process: int, streams: int, options: argparse.Namespace) -> tuple[float, float]:
     """Frames per second of videos that are asked for together, until the last file is there; milliseconds of
     processor time for a frame."""
@@ -290,14 +290,11 @@ class Direct:
     def __init__(self, folder: Path) -> None:
         pipe = Pipeline.from_pretrained("moving-digits")
         self._model, self._folder = served_model("moving-digits", pipe, Limits()), folder
-        engine = self._model.engine
-        self._latents = Engine(
-            engine.model, solver=engine.solver, memory=engine.memory, max_pages=engine.pool.manager.total
-        )
+        self._files, self._latents = driven(self._model, self._model.codec), driven(self._model, None)
 
     def run(self, streams: int, options: argparse.Namespace, files: bool) -> tuple[float, float]:
         """As `served`. files: pictures in the same files; else latents alone."""
-        engine = self._model.engine if files else self._latents
+        engine = self._files if files else self._latents
         orders = [self._model.order(long(options, n)) for n in range(streams)]
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         running = [(engine.submit(order.request), order) for order in orders]

@@ -15,7 +15,7 @@ from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.training import run_train, run_train_vae
 
 AUTOENCODER = """
-run = { output = "outputs/own/vae", steps = 2000, batch = 32 }
+run = { output = "outputs/own/vae", steps = 2000, batch = 32, validation_clips = 16 }
 data = { source = "videos", num_frames = 1, held_out = 1 }
 optimizer = { lr = 1e-3 }
 loss = { l2 = 4.0, latent_noise = 0.1 }
@@ -40,7 +40,7 @@ norm_groups = 8
 """
 
 TRANSFORMER = """
-run = { output = "outputs/own/model", steps = 2000, batch = 16 }
+run = { output = "outputs/own/model", steps = 2000, batch = 16, validation_clips = 4 }
 data = { source = "videos", num_frames = 16, held_out = 1 }
 optimizer = { lr = 5e-4, warmup = 100 }
 ema = { decay = 0.999 }

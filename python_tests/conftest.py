@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all tests: the `gpu` marker, threads of parallel runs, a tiny random model for what lies above
-models."""
+"""Shared by all tests: the `gpu` marker, threads of parallel runs, fixed examples, a tiny random model for
+what lies above models."""
 
 from __future__ import annotations
 
+import gc
 import os
+import random
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from effort import ALL, COLLECTED
+from helpers.fixed_examples import fix_examples
 
 EMULATED = {"machine", "emulated", "emulated_modules"}
 """Fixtures of tests that run GPU kernels on the CPU."""
+
+fix_examples()
 
 
 def pytest_configure() -> None:
@@ -20,6 +27,9 @@ def pytest_configure() -> None:
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    # A script starts jobs in the background with SIGINT ignored, and tests and what they start inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -31,6 +41,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has made stays: no search for garbage, also none of a test, need walk through it again,
+    and a fork copies less of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _leave_out_the_long_ones(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,8 +69,32 @@ def _leave_out_the_long_ones(config: pytest.Config, items: list[pytest.Item]) ->
                 continue
             seen.add(function)
         kept.append(item)
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    staying = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in staying])
     items[:] = kept
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fixed_draws_of_fixtures() -> None:
+    """What a module's own fixtures draw does not depend on the tests before them."""
+    seed_all()
+
+
+@pytest.fixture(autouse=True)
+def fixed_draws() -> None:
+    """Every test begins with the same random numbers, alone or after others."""
+    seed_all()
+
+
+def seed_all() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.fixture
+def dice() -> np.random.Generator:
+    return np.random.default_rng(3)
 
 
 @pytest.fixture(scope="session")

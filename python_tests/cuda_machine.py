@@ -13,8 +13,8 @@ Uninitialised tensors are filled with NaN (torch's deterministic mode): a value 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sysconfig
@@ -33,21 +33,40 @@ from ardiff_engine.ops import attention_work, backend, cuda_launch, frame_attent
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATION = ROOT / "python_tests" / "cuda_emulation" / "launchers"
+BUILT = ROOT / "build" / "emulated"
+SOURCES = (EMULATION.parent, ROOT / "csrc")
+_COMPILER = [
+    "-shared",
+    "-fPIC",
+    "-Og",
+    "-std=c++17",
+    "-x",
+    "c++",
+    "-DARDIFF_WITH_CUDA=1",
+    "-ffp-contract=off",
+]
+_COMPILER += ["-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-attributes"]
+_INCLUDES = [EMULATION, EMULATION.parent, ROOT / "csrc" / "include", ROOT / "csrc", pybind11.get_include()]
+_INCLUDES.append(sysconfig.get_path("include"))
 
 
 @pytest.fixture(scope="session")
-def emulated_modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModuleType]:
-    """Modules of cuda_emulation/launchers by their file names, each compiled once in a run."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+def emulated_modules() -> Callable[[str], ModuleType]:
+    """Modules of cuda_emulation/launchers by their file names, compiled once for these sources."""
+    BUILT.mkdir(parents=True, exist_ok=True)
+    sources = sorted(path for folder in SOURCES for path in folder.rglob("*") if path.is_file())
+    content = hashlib.sha256(repr((_COMPILER, *map(str, _INCLUDES))).encode())
+    for path in sources:
+        content.update(path.read_bytes())
 
     @cache
     def load(stem: str) -> ModuleType:
-        library = folder / f"{stem}.so"
-        with open(folder / f"{stem}.lock", "w") as lock:
+        library = BUILT / f"{stem}_{content.hexdigest()[:16]}.so"
+        with open(BUILT / f"{stem}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not library.exists():
+                for older in BUILT.glob(f"{stem}_*.so"):
+                    older.unlink()
                 _compile(EMULATION / f"{stem}.cpp", library)
         spec = importlib.util.spec_from_file_location(stem, library)
         assert spec is not None and spec.loader is not None
@@ -61,11 +80,7 @@ def emulated_modules(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 def _compile(source: Path, library: Path) -> None:
     compiler = shutil.which("g++")
     assert compiler, "needs g++, as the native module does"
-    includes = [EMULATION, EMULATION.parent, ROOT / "csrc" / "include", ROOT / "csrc", pybind11.get_include()]
-    includes.append(sysconfig.get_path("include"))
-    command = [compiler, "-shared", "-fPIC", "-Og", "-std=c++17", "-x", "c++", "-DARDIFF_WITH_CUDA=1"]
-    command += ["-ffp-contract=off", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-attributes"]
-    command += [f"-I{folder}" for folder in includes]
+    command = [compiler, *_COMPILER, *[f"-I{folder}" for folder in _INCLUDES]]
     whole = library.with_suffix(".part")
     result = subprocess.run([*command, str(source), "-o", str(whole)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

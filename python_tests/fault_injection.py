@@ -133,7 +133,7 @@ def installed(fault: Fault, engine: Engine) -> Iterator[None]:
         elif fault.place == "solver":
             wrap(ops, "solver_step", pass_.solve)
         elif fault.place == "hand-over":
-            wrap(StreamState, "clean_copies", of_host("clean_copies"))
+            wrap(StreamState, "settled", of_host("settled"))
         yield
 
 

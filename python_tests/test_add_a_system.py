@@ -2,6 +2,8 @@
 """docs/add_a_system.md does what it says, and docs/systems.md is what the systems are."""
 
 import re
+import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 
 from ardiff_engine import systems
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.systems import __main__ as command
-from ardiff_engine.systems import registry
+from ardiff_engine.systems import registry, specs
 from ardiff_engine.systems.document import page
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -18,10 +21,15 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The examples of the page; the first one is a module of the package while the test runs."""
-    first, *others = re.findall(r"```python\n(.*?)```", (DOCS / "add_a_system.md").read_text(), re.DOTALL)
-    (tmp_path / "two_step_forcing.py").write_text(first)
-    monkeypatch.setattr(systems, "__path__", [*systems.__path__, str(tmp_path)])
+    """The examples of the page; first and last are modules of the package while the test runs."""
+    first, *others, last = re.findall(
+        r"```python\n(.*?)```", (DOCS / "add_a_system.md").read_text(), re.DOTALL
+    )
+    for package, code in ((systems, first), (specs, last)):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / "two_step_forcing.py").write_text(code)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     monkeypatch.chdir(tmp_path)
     registry._systems.cache_clear()
     yield others
@@ -45,6 +53,18 @@ def test_a_file_is_a_system(examples: list[str], tmp_path: Path) -> None:
 
 def test_without_the_file_there_is_no_system() -> None:
     assert "two-step-forcing" not in systems.names()
+
+
+def test_a_system_that_no_entry_describes(examples: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, "__path__", specs.__path__[:-1])
+    sys.modules.pop(f"{specs.__name__}.two_step_forcing", None)
+    with pytest.raises(ConfigError, match="entry"):
+        systems.from_spec({"system": "two-step-forcing"})
+
+
+def test_a_system_is_a_few_lines() -> None:
+    lines = [len(path.read_text().splitlines()) for path in Path(systems.__file__).parent.glob("*.py")]
+    assert statistics.median(lines) <= 25
 
 
 def test_the_page_of_all_systems_is_up_to_date() -> None:

@@ -118,5 +118,5 @@ def test_arrays_of_other_libraries() -> None:
     assert torch.equal(got.noisy, add_noise(x0, signal, sigma, noise=noise).noisy)
     got = add_noise(*arrays, keys=keys.numpy())
     assert torch.equal(got.noisy, add_noise(x0, signal, sigma, keys=keys).noisy)
-    with pytest.raises(TensorError, match="noise: got list"):
+    with pytest.raises(TensorError, match="noise"):
         add_noise(x0, signal, sigma, noise=noise.tolist())  # type: ignore[arg-type]

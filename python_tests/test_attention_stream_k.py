@@ -185,7 +185,7 @@ def test_room_makes_the_sizes_of_similar_tables_equal() -> None:
 def test_what_cannot_be_planned() -> None:
     table = wan(1560, 1560)
     for block_rows in (0, 8, 96, 144, 256):
-        with pytest.raises(ValueError, match="block_rows must be 112 or a divisor of 128"):
+        with pytest.raises(ValueError, match="block_rows"):
             plan(table, 12, 12, 132, block_rows)
     with pytest.raises(ValueError, match="multiple of kv_heads"):
         plan(table, 12, 5, 132, 112)

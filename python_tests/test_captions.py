@@ -43,6 +43,23 @@ def test_a_caption_is_read_alike_beside_any_other_and_says_its_words() -> None:
     assert (other - alone).abs().max() > 0.1
 
 
+def test_a_caption_may_be_read_by_words() -> None:
+    torch.manual_seed(0)
+    model = CaptionEncoder(CaptionEncoderConfig(tokens=32, width=16, words=6)).eval()
+    texts = ["a red circle moves left", "two  blanks", " ", "déjà"]
+    rows = model.encode(texts)
+    assert rows.shape == (4, 6, 16) and torch.isfinite(rows).all()
+    given = (rows.abs().sum(2) > 0).tolist()
+    assert given[0] == [True] * 5 + [False] and given[1] == [True, False, True, False, False, False]
+    assert sum(given[2]) == 1 and given[3] == [True] + [False] * 5
+    assert torch.allclose(model.encode(texts[:1]), rows[:1], atol=1e-6), "read alike beside any other"
+    assert model.config.rows == 6 and (model.encode([""]) == 0).all()
+    with pytest.raises(ConfigError, match="words"):
+        model.encode(["a b c d e f g"])
+    with pytest.raises(ConfigError, match="words"):
+        CaptionEncoderConfig(tokens=4, words=5)
+
+
 def test_an_empty_caption_says_nothing() -> None:
     assert (encoder().encode(["", "a"])[0] == 0).all()
 

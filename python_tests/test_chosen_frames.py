@@ -12,7 +12,7 @@ import torch
 
 from ardiff_engine.errors import ConfigError, TensorError
 from ardiff_engine.memory.segments import least_similar, segment_similarity, take_segments
-from ardiff_engine.systems.epona import times
+from ardiff_engine.systems.official.epona import times
 from ardiff_engine.training.frame_dropout import conditioning_frames
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"

@@ -1,42 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0
 """The command line does what the functions do, and answers mistakes with one message and exit code 2."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import logging
-import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.command_line import ROOT, run
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from ardiff_engine import Pipeline, bench_run, cli, command_end, commands, export_video, read_video
+from ardiff_engine import Pipeline, cli, command_end, commands, export_video, read_video
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.errors import ArdiffError, ConfigError, MediaError
 from ardiff_engine.media import open_video
 from ardiff_engine.plan import lag
 
-COMMANDS = ("generate", "stream", "play", "serve", "train-vae", "encode", "train", "convert", "bench", "info")
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
+COMMANDS = (
+    "generate",
+    "stream",
+    "play",
+    "serve",
+    "train-vae",
+    "encode",
+    "train",
+    "convert",
+    "bench",
+    "report",
+    "info",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -141,76 +146,13 @@ def test_stream_writes_the_frames_of_generate(tiny_model: Path, tmp_path: Path, 
         np.testing.assert_array_equal(streamed, whole)
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """A command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ardiff_engine", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        # A shell starts background jobs with SIGINT ignored, and children inherit that.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_a_signal_ends_an_endless_stream_and_keeps_its_frames(
-    number: signal.Signals, code: int, tiny_model: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "live.mp4"
-    sampling = ["--model", tiny_model, "--steps", 4, "--lag", 2]
-    process = start("stream", *sampling, "--out", target, stdout=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 60
-        while not target.exists() or target.stat().st_size < 4000:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == code, errors
-    assert "Traceback" not in errors
-    count = int(re.search(r"live.mp4: (\d+) frames", output)[1])  # type: ignore[index]
-    assert len(read_video(target)) == count > 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [("info",), ("info", "--json")])
-def test_a_reader_that_leaves_and_a_full_disk_behind_the_output(arguments: tuple[str, ...]) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    process = start(*arguments, stdout=writer)
-    os.close(writer)
-    assert process.communicate(timeout=60)[1] == "" and process.returncode == 1
-    with open("/dev/full", "w") as full:
-        process = start(*arguments, stdout=full)
-        errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and errors == "ardiff: No space left on device\n"
-
-
-def test_ctrl_c_during_a_finite_job_is_exit_code_130(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*arguments: object, **options: object) -> Iterator[object]:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Pipeline, "stream", interrupted)
-    assert run("stream", "--model", tiny_model, "--frames", 4, "--out", tmp_path / "x") == 130
-    assert "stopped" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["generate", "--out", "clip.mkv"], ".mp4, .webp, .gif"),
         (["generate", "--model", "no-such-model", "--out", "x.webp"], "no-such-model"),
         (["generate", "--model", "TINY", "--out", "x.webp", "--video-frames", "3"], "--video"),
-        (["generate", "--model", "TINY", "--out", "x.webp", "--video", "none.mp4"], "no video at"),
+        (["generate", "--model", "TINY", "--out", "x.webp", "--video", "none.mp4"], "no video"),
         (["generate", "--model", "TINY", "--out", "x.webp", "--quiet", "--lag", "-1"], "lag"),
         (["stream", "--model", "TINY", "--out", "x", "--steps", "2000", "--lag", "2000"], "1000"),
         (["stream", "--model", "TINY", "--out", "x", "--lag", "1"], "window"),
@@ -391,71 +333,6 @@ def test_training_commands_hand_their_options_on(
         ("run_encode", "b.toml", ["num_frames=8"]),
         ("run_train", "c.toml", ["run.steps=5", "optimizer.lr=1e-3"], True),
     ]
-
-
-def test_bench_runs_what_matches_prints_the_table_and_writes_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # beside other tests nothing is timed
-    (tmp_path / "bench_sum.py").write_text(
-        "def test_sum(benchmark):\n"
-        "    benchmark.extra_info.update(op='sum', shape='9', threads=1, opponent='loop', seconds=1e-3,\n"
-        "                                opponent_seconds=3e-3, ratio=3.0, bar=2.0)\n"
-        "    benchmark(sum, range(9))\n"
-        "def test_sum_of_no_row(benchmark):\n    benchmark(sum, range(9))\n"
-    )
-    (tmp_path / "bench_max.py").write_text("def test_max(benchmark):\n    benchmark(max, range(9))\n")
-    target = tmp_path / "new" / "results.json"
-    assert run("bench", "--folder", tmp_path, "-k", "sum", "--json", target) == 0
-    printed = capsys.readouterr().out
-    found = json.loads(target.read_text())
-    assert [row["op"] for row in found["rows"]] == ["sum"]
-    assert set(found) == {"machine", "date", "commit", "rows"} and found["machine"]["cpu"]
-    assert "| 3.00" in printed and "below" not in printed
-    assert run("bench", "--table", target) == 0
-    assert capsys.readouterr().out == printed
-    assert run("bench", "--compare", target, target) == 0
-    assert "| 1.00" in capsys.readouterr().out
-
-
-def test_bench_chooses_by_the_rows_of_its_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}")
-    (tmp_path / "bench_add.py").write_text(
-        "import pytest, torch\nfrom versus import Row, versus\n"
-        "@pytest.mark.parametrize('threads', [1, 2])\n"
-        "@pytest.mark.parametrize('size', [8, 16])\n"
-        "def test_it(benchmark, threads, size):\n"
-        "    x = torch.ones(size, size)\n"
-        "    row = Row(op='add', shape=f'{size} x {size}', threads=threads, opponent='torch.add')\n"
-        "    versus(benchmark, row, lambda: x + x, lambda: torch.add(x, x))\n"
-        "def test_another(benchmark):\n    benchmark(max, range(9))\n"
-    )
-    target = tmp_path / "record.json"
-    options = ["--folder", tmp_path, "--json", target]
-    assert run("bench", *options, "-k", "Add", "-k", "16 x 16", "-k", "threads=2") == 0
-    assert [(row["shape"], row["threads"]) for row in json.loads(target.read_text())["rows"]] == [
-        ("16 x 16", 2)
-    ]
-    target.unlink()
-    capfd.readouterr()
-    assert run("bench", *options, "-k", "17 x 17") == 2
-    errors = capfd.readouterr().err
-    assert "add: 8 x 8" in errors and "add: 16 x 16" in errors and not target.exists()
-
-
-def test_bench_is_refused_before_it_takes_its_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(bench_run, "measure", lambda *_, **__: pytest.fail("it was measured"))
-    (tmp_path / "file").touch()
-    for name in (tmp_path / "file" / "x.json", tmp_path, "n" * 300, "", "/dev/full"):
-        assert run("bench", "--folder", tmp_path, "--json", name) == 2
-    monkeypatch.setattr(bench_run, "native", lambda: None)
-    assert run("bench", "--folder", tmp_path) == 2
-    assert "kernels" in capsys.readouterr().err
 
 
 def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,8 @@ def test_an_image_to_video_model(folder: Path, tmp_path: Path, capsys) -> None:
         "--quiet",
     ]
     command += ["--size", "32x48", "--seed", "5", "--prompt", "a cat", "--out", str(tmp_path / "out")]
+    assert main(["info", str(model), "--system", "wan"]) == 0
+    assert "first picture" in capsys.readouterr().out
     assert main(command) == 2 and "--image" in capsys.readouterr().err
     assert main([*command, "--image", str(picture)]) == 0
     pipe = ade.Pipeline.from_pretrained(model, system="wan")
@@ -127,6 +129,8 @@ def test_a_stream_writes_the_same_frames(folder: Path, tmp_path: Path) -> None:
         (["--lora", "nowhere"], "nowhere"),
         (["--fps", "-1"], "fps"),
         (["--device", "cuda:99"], "device"),
+        (["--negative-prompt", "a dog"], "guidance"),
+        (["--model", "nowhere"], "Nothing is downloaded"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(
@@ -149,6 +153,17 @@ def test_mistakes_are_told_before_anything_is_loaded(
         code = int(str(error.code))
     assert code == 2 and re.search(says, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_no_frame_would_show_is_told_before_anything_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    refuse_to_load(monkeypatch)
+    schedule = tmp_path / "prompts.json"
+    schedule.write_text('{"0": "a cat", "500": "a dog"}')
+    command = [*GENERATE, "--model", str(folder), "--prompts", str(schedule), "--out", str(tmp_path / "out")]
+    for system in ("longlive", "wan"):
+        assert main([*command, "--system", system]) == 2 and "frame 500" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_told_with_the_numbers(

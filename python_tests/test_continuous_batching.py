@@ -9,12 +9,14 @@ import random
 import pytest
 import torch
 from effort import seeds
+from inside import inside
 from test_ar_diffusion import tiny
 from test_engine import SCHEDULE, engine_for
 
+from ardiff_engine import plan
 from ardiff_engine.diffusion import solvers
-from ardiff_engine.engine import Engine, Request
-from ardiff_engine.engine.layout import LayoutBuilder
+from ardiff_engine.engine import Engine, Request, layout
+from ardiff_engine.engine.layout import Layout
 from ardiff_engine.errors import ConfigError, OutOfPagesError
 from ardiff_engine.memory import Full, RecomputedWindow, Window
 from ardiff_engine.models.dit.row_linear import RowLinear
@@ -167,13 +169,26 @@ def test_tables_of_solvers_that_nobody_uses_are_dropped():
 def test_steady_ticks_use_their_layout_again(monkeypatch):
     engine = engine_for(memory=Window(3))
     made = []
-    build = LayoutBuilder.build
-    monkeypatch.setattr(LayoutBuilder, "build", lambda self, work: made.append(1) or build(self, work))
+    monkeypatch.setattr(layout, "Layout", lambda **given: made.append(1) or Layout(**given))
     streams = [engine.submit(Request(num_frames=6, lag=4, seed=i)) for i in range(3)]
     for stream in streams:
         stream.result()
     # Per frame: one with the commit of the frame before, one for the other three ticks.
     assert engine.stats().passes == 24 and len(made) <= 12
+
+
+def test_windows_that_slide_use_their_pages_and_so_their_layouts_in_turns(monkeypatch):
+    engine, made = engine_for(memory=Window(4)), []
+    monkeypatch.setattr(layout, "Layout", lambda **given: made.append(1) or Layout(**given))
+    streams = [engine.submit(Request(num_frames=None, plan=plan.blocks(2), seed=i)) for i in range(3)]
+    counts = []
+    for passes in (40, 40):
+        for _ in range(passes):
+            engine.step(1)
+            for stream in streams:
+                stream.take_ready()
+        counts.append((len(made), {tuple(sorted(inside(own).pages.ids)) for own in streams}))
+    assert counts[0] == counts[1]
 
 
 def test_frames_that_only_store_their_keys_are_not_computed_to_the_end(monkeypatch):

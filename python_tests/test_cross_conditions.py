@@ -10,11 +10,12 @@ import torch
 from helpers.small_wan import CONFIG, prompt, small_wan
 
 import ardiff_engine as ade
-from ardiff_engine.engine.condition_store import ConditionStore
+from ardiff_engine.engine.condition_store import ConditionKey, ConditionStore
 from ardiff_engine.errors import ArdiffError, OutOfPagesError, TensorError
 from ardiff_engine.memory import Full
 from ardiff_engine.memory.page_manager import PageManager
 from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan.layers import CrossAttention
 
 STEPS, SIZE = 3, (4, 6)
 
@@ -26,7 +27,7 @@ def video() -> WanTransformer:
 
 def engine_of(video: WanTransformer, **options) -> ade.Engine:
     solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
-    return ade.Engine(video, solver=solver, memory=Full(), max_pages=200, **options)
+    return ade.Engine(video, solver=solver, memory=Full(), **{"max_pages": 200} | options)
 
 
 def request(seed: int, **options) -> ade.Request:
@@ -108,6 +109,50 @@ def test_conditions_of_two_parts() -> None:
     assert ((alone[0] - clip).norm() / clip.norm()).item() <= 1e-5
 
 
+@pytest.mark.parametrize("page_rows", [16, 112])
+@torch.no_grad()
+def test_equal_rows_are_one_key_that_is_counted(page_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short prompts, one that ends where a page does, one that leaves no page for the counted row, and none:
+    the plain loop over all rows, and the same bits alone, together and padded as for a graph."""
+    torch.manual_seed(2)
+    video = WanTransformer(replace(CONFIG, text_tokens=300)).eval()
+    for parameter in video.parameters():
+        parameter.normal_(std=0.3 if parameter.ndim == 1 else 0.7 * parameter[0].numel() ** -0.5)
+    noise = torch.randn(3, 3, *SIZE)
+    texts = [torch.randn(rows, 10) for rows in (1, 37, 2 * page_rows, 299, 300)]
+
+    def asked(text: torch.Tensor | None, **options) -> ade.Request:
+        return request(1, num_frames=3, condition=text, latents=noise, guidance_scale=1.5, **options)
+
+    written: list[int] = []
+    keys_values = CrossAttention.keys_values
+    monkeypatch.setattr(
+        CrossAttention, "keys_values", lambda self, x: written.append(x.shape[1]) or keys_values(self, x)
+    )
+    rows = {"page_rows": page_rows, "max_pages": 400}
+    alone = [engine_of(video, **rows).submit(asked(text)).result() for text in (*texts, None)]
+    assert {1, 2, 38, 2 * page_rows + 1, 300} == set(written)
+    for cuda_graphs in (False, True):
+        engine = engine_of(video, cuda_graphs=cuda_graphs, **rows)
+        streams = [engine.submit(asked(text)) for text in (*texts, None)]
+        assert all(torch.equal(s.result(), one) for s, one in zip(streams, alone, strict=True))
+    solver = ade.solvers.Euler(ade.FlowSchedule(shift=3.0), STEPS)
+    sigmas = [*(solver.timesteps[:STEPS] / 1000).tolist(), 0.0]
+    monkeypatch.undo()
+    for text, got in zip(texts, alone, strict=False):
+        clip = noise.clone()
+        for frame in range(3):
+            t = torch.full((1, frame + 1), float(solver.timesteps[STEPS]))
+            for step in range(STEPS):
+                t[0, frame] = float(solver.timesteps[step])
+                none, flow = (
+                    video.forward_clip(clip[None, : frame + 1], t, own[None], block=1)[0, frame]
+                    for own in (torch.zeros(300, 10), text)
+                )
+                clip[frame] += (sigmas[step + 1] - sigmas[step]) * (none + 1.5 * (flow - none))
+        assert ((got - clip).norm() / clip.norm()).item() <= 1e-5
+
+
 def test_a_prompt_is_written_once(video: WanTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     write = WanTransformer.write_condition
@@ -131,7 +176,7 @@ def test_a_prompt_is_written_once(video: WanTransformer, monkeypatch: pytest.Mon
 def test_a_condition_stays_as_long_as_a_lease_holds_it() -> None:
     manager, store = PageManager(6), ConditionStore(2)
     first, second = manager.lease(4), manager.lease(2)
-    one, other = (b"one", b"other")
+    one, other, new = (ConditionKey(name, (20,)) for name in (b"one", b"other", b"new"))
     held = store.exchanged([], (one, other, one), first)
     assert held[0] is held[2] and first.held == 4 and held[0].pages != held[1].pages
     shared = store.exchanged([], (one,), second)
@@ -139,7 +184,7 @@ def test_a_condition_stays_as_long_as_a_lease_holds_it() -> None:
     held = store.exchanged(held, (other,), first)
     assert first.held == 2 and manager.held == 4 and store.stored == 2
     # Whoever holds what is given on has promised pages for it: another one may write these now.
-    assert store.exchanged(shared, (b"new",), second)[0].pages != shared[0].pages
+    assert store.exchanged(shared, (new,), second)[0].pages != shared[0].pages
     assert store.exchanged(held, (one, other), first)[0] is not shared[0]
     first.close()
     assert store.stored == 1 and manager.held == 2

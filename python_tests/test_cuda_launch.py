@@ -25,7 +25,7 @@ def words(monkeypatch: pytest.MonkeyPatch) -> dict[torch.device, torch.Tensor]:
 def test_a_finding_is_raised_once(words):
     error_bits(CPU).fill_(BAD_SLOT)
     assert error_bits(CPU) is words[CPU], "graphs hold its address"
-    with pytest.raises(PageTableError, match="a slot outside the page pool"):
+    with pytest.raises(PageTableError, match="slot"):
         check_device("cpu")
     check_device("cpu")
 
@@ -55,7 +55,7 @@ def test_a_word_made_in_inference_mode_can_be_cleared_outside_of_it(words):
 def test_the_first_kernel_of_a_process_is_not_one_of_a_graph(words, monkeypatch):
     """The zeros of its word would be recorded, not written; and the word kept."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(KernelError, match="Call it once before the capture"):
+    with pytest.raises(KernelError, match="capture"):
         error_bits(GPU)
     assert not words
     words[GPU] = torch.zeros(1, dtype=torch.int32)
@@ -78,5 +78,5 @@ def test_an_error_of_cuda_is_typed(words, monkeypatch):
 
     words[GPU] = torch.zeros(1, dtype=torch.int32)
     monkeypatch.setattr(torch.cuda, "synchronize", fails)
-    with pytest.raises(KernelError, match="illegal memory access"):
+    with pytest.raises(KernelError, match="memory"):
         check_device(GPU)

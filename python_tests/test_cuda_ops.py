@@ -363,7 +363,7 @@ def test_a_refused_launch_is_a_typed_error(machine: torch.device) -> None:
         ops.modulate(x, x, x, ids)
     bits = cuda_launch.error_bits(machine).data_ptr()
     pointers = [x.data_ptr()] * 3 + [ids.data_ptr(), x.data_ptr(), 0]
-    with pytest.raises(KernelError, match="modulate_float32: CUDA refused the launch: cudaErrorInvalidValue"):
+    with pytest.raises(KernelError, match="cudaErrorInvalidValue"):
         cuda_launch.launch_for("modulate", x, *pointers, 1, 8193, 1, 8193, 8193, 1, 1e-6, bits)
     with pytest.raises(TensorError, match="float64"):
         cuda_launch.launch_for("modulate", x.double())

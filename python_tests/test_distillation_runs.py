@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import write_config
+from helpers.small_training import write_config
 from test_wan_trainer import config  # noqa: F401
 
 from ardiff_engine.errors import ArdiffError, ConfigError
@@ -21,13 +22,16 @@ from ardiff_engine.training.trainer import Trainer
 from ardiff_engine.training.wan_trainer import WanTrainConfig, WanTrainer
 from ardiff_engine.weights import load_model
 
-RECIPES = ["consistency", "ode_initialisation", "self_forcing"]
+RECIPES = ["consistency", "ode_initialisation", "self_forcing", "adversarial_self_distillation"]
 STUDENT = (
     "distillation.teacher_steps=4",
     "distillation.guidance_scale=2.0",
-    "distillation.fake_updates=2",
+    "distillation.fake_updates=1",
     "loss.level_list=[999, 499]",
     "run.validate_every=0",
+    "run.steps=2",
+    "run.batch=2",
+    "run.checkpoint_every=1",
     "optimizer.lr=1e-3",
 )
 
@@ -44,11 +48,11 @@ def of_student(folder: Path, name: str, objective: str, *more: str) -> list[str]
 
 @pytest.mark.parametrize("objective", RECIPES)
 def test_a_wan_student_resumes_bit_for_bit(config: Path, tmp_path: Path, objective: str) -> None:  # noqa: F811
-    teacher = run_train(config)
+    teacher = run_train(config, ["run.steps=1", "run.validate_every=0"])
     whole = run_train(config, of_student(tmp_path, "whole", objective))
-    run_train(config, of_student(tmp_path, "parts", objective, "run.steps=2"))
+    run_train(config, of_student(tmp_path, "parts", objective, "run.steps=1"))
     run_train(config, of_student(tmp_path, "parts", objective), resume=True)
-    last = [load_checkpoint(tmp_path / name / "checkpoints/step-00000004") for name in ("whole", "parts")]
+    last = [load_checkpoint(tmp_path / name / "checkpoints/step-00000002") for name in ("whole", "parts")]
     for name, tensors in last[0].tensors.items():
         for key, value in tensors.items():
             assert torch.equal(value, last[1].tensors[name][key]), (name, key)
@@ -56,13 +60,13 @@ def test_a_wan_student_resumes_bit_for_bit(config: Path, tmp_path: Path, objecti
     assert any(not torch.equal(before[name], after[name]) for name in before)
     texts = [load_model(folder / "text_encoder").state_dict() for folder in (teacher, whole)]
     assert all(torch.equal(texts[0][name], texts[1][name]) for name in texts[0])
-    assert all(entry["loss"] > 0 for entry in read_log(whole / "training_log.jsonl"))
+    assert all(math.isfinite(entry["loss"]) for entry in read_log(whole / "training_log.jsonl"))
 
 
 @pytest.mark.parametrize("objective", RECIPES[:2])
 def test_a_student_of_the_other_network(tmp_path: Path, objective: str) -> None:
     config = write_config(tmp_path)  # noqa: F811
-    few = ("run.steps=4", "run.checkpoint_every=2", "loss.prediction=v")
+    few = ("run.steps=1", "loss.prediction=v")
     run_train(config, few)
     of = of_student(tmp_path, "student", objective, *few, "loss.level_list=[39, 19]")
     student = run_train(config, of)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import write_config
+from helpers.small_training import write_config
 from torch import nn
 
 from ardiff_engine import cli
@@ -68,6 +68,8 @@ def test_a_model_that_cannot_fit_is_refused_unbuilt(averaged: bool, monkeypatch:
     run, needed = RunConfig("unused", 1), 4 * 1000 * 1000 * (4 + averaged)
     monkeypatch.setattr(module, "free_memory", lambda device: needed)
     check_room(make, run, averaged=averaged)
+    with pytest.raises(ConfigError, match="batch"):
+        check_room(make, run, averaged=averaged, kept=1)
     monkeypatch.setattr(module, "free_memory", lambda device: needed - 1)
     with pytest.raises(ConfigError, match="free"):
         check_room(make, run, averaged=averaged)

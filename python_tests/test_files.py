@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.processes import started
 
 from ardiff_engine import files
 from ardiff_engine.errors import CheckpointError, MediaError
@@ -140,15 +143,12 @@ write_atomic(sys.argv[1], slow)
 """
 
 
-def start_writer(target: Path) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(target)],
-        env=os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None and process.stdout.readline() == b"half\n"
-    return process
+@contextlib.contextmanager
+def start_writer(target: Path) -> Iterator[subprocess.Popen[bytes]]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started([sys.executable, "-c", WRITER, target], **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"half\n"
+        yield process
 
 
 def test_what_a_killed_writer_left_is_removed_at_the_next_write(tmp_path: Path) -> None:

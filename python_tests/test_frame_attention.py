@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0
 """frame_attention against float64 softmax attention: every instruction set, poisoned memory everywhere.
 
 Limits: relative L2 1e-5 in float32 (about 4e-7 is typical), 1e-12 in float64.
@@ -7,18 +8,16 @@ Limits: relative L2 1e-5 in float32 (about 4e-7 is typical), 1e-12 in float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers.attention_cases import CASES, ISAS, NAN, RAGGED, Case, relative
 
 from ardiff_engine._native import native, why_not
 from ardiff_engine.errors import PageTableError, TensorError
 from ardiff_engine.ops.frame_attention import frame_attention
 from ardiff_engine.ops.frame_table import FrameTable
-
-NAN = float("nan")
-ISAS = native().build_info()["isas"] if native() is not None else ["not-built"]
 
 
 @pytest.fixture(params=ISAS)
@@ -29,99 +28,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     module.set_isa(request.param)
     yield request.param
     module.set_isa(before)
-
-
-@dataclass
-class Case:
-    """Plain lists, from which the table, the pools and the oracle are made."""
-
-    tokens: list[list[int]]
-    pages: list[list[int]]
-    valid: list[list[int]]
-    seen: list[list[int]]
-    bias: list[list[float]] | None = None
-    heads: int = 4
-    kv_heads: int = 4
-    dim: int = 16
-    rows: int = 13
-    pool: int = 12
-    seed: int = 0
-
-    def table(self) -> FrameTable:
-        return FrameTable.build(self.tokens, self.pages, self.valid, self.seen, self.bias)
-
-    def entries(self) -> list[tuple[int, int]]:
-        lists = zip(self.pages, self.valid, strict=True)
-        return [entry for pages, valid in lists for entry in zip(pages, valid, strict=True)]
-
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q and pools; whatever no list names is NaN."""
-        random = torch.Generator().manual_seed(self.seed)
-        q = torch.randn(sum(map(sum, self.tokens)), self.heads, self.dim, generator=random)
-        k = torch.full((self.pool, self.kv_heads, self.rows, self.dim), NAN)
-        v = k.clone()
-        for page in sorted({p for row in self.pages for p in row}):
-            n = max(n for p, n in self.entries() if p == page)
-            k[page, :, :n] = torch.randn(self.kv_heads, n, self.dim, generator=random)
-            v[page, :, :n] = torch.randn(self.kv_heads, n, self.dim, generator=random)
-        return q, k, v
-
-    def oracle(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token by token in float64; differentiable by plain autograd."""
-        q, k, v = (x if x.dtype == torch.float64 else x.double() for x in (q, k, v))
-        scale = self.dim**-0.5 if scale is None else scale
-        outputs, sums, at = [], [], 0
-        share = self.heads // self.kv_heads
-        for g, frames in enumerate(self.tokens):
-            for count, seen in zip(frames, self.seen[g], strict=True):
-                queries, at = q[at : at + count], at + count
-                listed = list(zip(self.pages[g], self.valid[g], strict=True))[:seen]
-                keys = [k[p, :, :n] for p, n in listed if n] or [k[0, :, :0]]
-                values = [v[p, :, :n] for p, n in listed if n] or [v[0, :, :0]]
-                bias: list[float] = []
-                for (_, n), b in zip(listed, self.bias[g] if self.bias else (), strict=False):
-                    bias += [b] * n
-                key = torch.cat(keys, 1).repeat_interleave(share, 0)
-                value = torch.cat(values, 1).repeat_interleave(share, 0)
-                logits = scale * torch.einsum("thd,hnd->htn", queries, key)
-                if bias:
-                    logits = logits + torch.tensor(bias, dtype=torch.float64)
-                outputs.append(torch.einsum("htn,hnd->thd", torch.softmax(logits, -1), value))
-                sums.append(torch.logsumexp(logits, -1).T)
-        return torch.cat(outputs), torch.cat(sums)
-
-
-def relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    assert torch.isfinite(got).all()
-    got, want = got.detach().double(), want.detach().double()
-    return float((got - want).norm() / want.norm().clamp_min(1e-30))
-
-
-RAGGED = Case(
-    tokens=[[5, 9, 1], [33, 2], [1]],
-    pages=[[3, 7, 1, 10], [7, 2], [9]],
-    valid=[[13, 12, 13, 5], [12, 13], [1]],
-    seen=[[1, 2, 4], [2, 1], [1]],
-)
-CASES = {
-    "ragged": RAGGED,
-    "gqa": replace(RAGGED, heads=6, kv_heads=2),
-    "bias": replace(RAGGED, bias=[[0.0, 0.5, -2.0, 1.0], [0.0, 3.0], [-1.0]]),
-    "one-token-frames": Case([[1] * 9], [list(range(9))], [[1] * 9], [list(range(1, 10))]),
-    "block-causal": Case([[8] * 6], [[5, 1, 4, 0, 3, 2]], [[8] * 6], [[1, 2, 3, 4, 5, 6]], rows=8, pool=6),
-    "out-of-order-views": Case([[7, 7, 7]], [[0, 1, 2]], [[13, 13, 3]], [[3, 1, 2]]),
-    "page-listed-twice": Case([[4]], [[6, 6, 1]], [[13, 4, 2]], [[3]]),
-    "long": Case([[70]], [[8, 0]], [[157, 200]], [[2]], rows=211),
-    "groups-share-pages-across-others": Case(
-        [[5], [4, 40], [3], [2]],
-        [[0, 1], [2, 5], [1, 3], [3, 4]],
-        [[13, 9], [13, 2], [13, 4], [6, 1]],
-        [[2], [1, 2], [2], [2]],
-    ),
-    "some-empty-pages": Case([[3, 3]], [[0, 1, 2]], [[0, 13, 0]], [[2, 3]]),
-}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -238,87 +144,6 @@ def test_weights_add_up_to_one_with_a_huge_bias(bias: float, isa: str) -> None:
     q, k, v = (t.nan_to_num() for t in case.tensors())
     o = frame_attention(q, k, torch.ones_like(v), case.table())
     torch.testing.assert_close(o, torch.ones_like(o))
-
-
-def test_page_ids_do_not_matter(isa: str) -> None:
-    case = RAGGED
-    q, k, v = (x.requires_grad_() for x in case.tensors())
-    order = torch.randperm(case.pool, generator=torch.Generator().manual_seed(1))
-    place = torch.argsort(order)
-    moved = replace(case, pages=[[int(place[p]) for p in row] for row in case.pages])
-    k2, v2 = (x.detach()[order].requires_grad_() for x in (k, v))
-    one = frame_attention(q, k, v, case.table(), return_lse=True)
-    two = frame_attention(q, k2, v2, moved.table(), return_lse=True)
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    grad = torch.randn_like(one[0])
-    first = torch.autograd.grad(one[0], (q, k, v), grad)
-    second = torch.autograd.grad(two[0], (q, k2, v2), grad)
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1][order], second[1]) and torch.equal(first[2][order], second[2])
-
-
-def test_thread_count_does_not_matter(isa: str) -> None:
-    case = replace(CASES["block-causal"], dim=72)
-    results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            q, k, v = (x.requires_grad_() for x in case.tensors())
-            o, lse = frame_attention(q, k, v, case.table(), return_lse=True)
-            results.append((o, lse, *torch.autograd.grad(o.square().sum(), (q, k, v))))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def test_a_long_list_gives_the_same_bits_however_its_chunks_are_run(isa: str) -> None:
-    """One tile of queries, 2,400 keys: with 4 threads the chunks run side by side, with 1 in turn; a frame
-    that sees the first chunk only, and one that shares the tile with it, equal themselves alone."""
-    case = Case(
-        [[5, 3, 4]], [[2, 0, 1]], [[700, 800, 900]], [[1, 3, 2]], heads=1, kv_heads=1, rows=900, pool=3
-    )
-    q, k, v = case.tensors()
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            results.append(frame_attention(q, k, v, case.table(), return_lse=True))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    want_o, want_lse = case.oracle(q, k, v)
-    assert relative(results[0][0], want_o) <= 1e-5
-    assert float((results[0][1] - want_lse).abs().max()) <= 1e-5
-    for first, count, seen in ((0, 5, 1), (8, 4, 2)):
-        alone = Case([[count]], case.pages, case.valid, [[seen]]).table()
-        assert torch.equal(
-            results[0][0][first : first + count], frame_attention(q[first : first + count], k, v, alone)
-        )
-
-
-def test_alone_equals_batched(isa: str) -> None:
-    q, k, v = RAGGED.tensors()
-    together = frame_attention(q, k, v, RAGGED.table())
-    alone = Case(RAGGED.tokens[1:2], RAGGED.pages[1:2], RAGGED.valid[1:2], RAGGED.seen[1:2])
-    assert torch.equal(together[15:50], frame_attention(q[15:50], k, v, alone.table()))
-    frame = Case([[9]], RAGGED.pages[:1], RAGGED.valid[:1], [[2]])
-    assert torch.equal(together[5:14], frame_attention(q[5:14], k, v, frame.table()))
-
-
-def test_split_views_merge_by_lse(isa: str) -> None:
-    case = Case([[9]], [[0, 1, 2]], [[13, 13, 4]], [[3]])
-    q, k, v = case.tensors()
-    parts = [Case([[9]], [[0]], [[13]], [[1]]), Case([[9]], [[1, 2]], [[13, 4]], [[2]])]
-    pieces = [frame_attention(q, k, v, part.table(), return_lse=True) for part in parts]
-    lse = torch.logaddexp(pieces[0][1], pieces[1][1])
-    merged = sum(o * torch.exp(part - lse)[..., None] for o, part in pieces)
-    whole, whole_lse = frame_attention(q, k, v, case.table(), return_lse=True)
-    assert relative(merged, whole) <= 1e-5
-    assert float((lse - whole_lse).abs().max()) <= 1e-5
 
 
 def test_strided_arguments(isa: str) -> None:
@@ -447,12 +272,12 @@ def test_a_table_edited_after_it_was_built_is_a_typed_error() -> None:
     for name, value in (("pages", k.shape[0]), ("pages", -1), ("valid", k.shape[2] + 1), ("seen", 99)):
         table = RAGGED.table()
         getattr(table, name)[0] = value
-        with pytest.raises(PageTableError, match="tensors of the table"):
+        with pytest.raises(PageTableError, match="tensors"):
             frame_attention(q, k, v, table)
-        with pytest.raises(PageTableError, match="tensors of the table"):
+        with pytest.raises(PageTableError, match="tensors"):
             frame_attention(q.clone().requires_grad_(), k, v, table)
     table = RAGGED.table()
     o = frame_attention(q.clone().requires_grad_(), k, v, table)
     table.pages.numpy()[0] = k.shape[0]  # not seen by autograd's version counter
-    with pytest.raises(PageTableError, match="tensors of the table"):
+    with pytest.raises(PageTableError, match="tensors"):
         o.sum().backward()

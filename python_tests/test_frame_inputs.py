@@ -15,6 +15,7 @@ from test_ar_diffusion import tiny
 import ardiff_engine as ade
 from ardiff_engine import ops, plan
 from ardiff_engine.engine import Engine, Request
+from ardiff_engine.engine.frame_inputs import FrameInputs
 from ardiff_engine.errors import ArdiffError, ConfigError, NumericalError, TensorError
 from ardiff_engine.memory import Full, MemoryPolicy, RecomputedWindow, Window
 from ardiff_engine.models import CellBatch, Footprint, FrameInput, ModelSpec, Tables, VideoModel
@@ -183,6 +184,24 @@ def test_forks_rollbacks_and_extensions_have_them_too() -> None:
     assert torch.equal(fork.result(), want)
     torch.testing.assert_close(stream.result(), want, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(other.result(), want, atol=1e-3)
+
+
+def test_a_suspended_stream_leaves_no_inputs_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, places = actions(4), []
+    want = engine_of().submit(Request(4, lag=1, seed=1, frame_inputs=given)).result()
+    asked = given | {"action": lambda frame: given["action"][frame]}
+    stream = engine_of().submit(Request(4, lag=1, seed=1, frame_inputs=asked))
+    stream.engine.step(1)
+    elsewhere = inside(stream).inputs.moved("meta")
+    assert elsewhere.of(0)[0].is_meta and not inside(stream).inputs.of(0)[0].is_meta
+    elsewhere.drop_from(0)
+    elsewhere.fetch([0])  # the tensor of the user has moved, the function is asked again
+    assert sorted(row.is_meta for row in elsewhere.of(0)) == [False, True]
+    moved = FrameInputs.moved
+    monkeypatch.setattr(FrameInputs, "moved", lambda own, device: places.append(device) or moved(own, device))
+    stream.suspend()
+    stream.resume()
+    assert places == ["cpu", torch.device("cpu")] and torch.equal(stream.result(), want)
 
 
 def test_after_going_back_functions_are_asked_again() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.waiting import PATIENCE
 
 from ardiff_engine import commands
 
@@ -70,10 +72,29 @@ def test_the_fuzzer_notices(
     command: Callable[[], int], problem: str, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "info", lambda options: command())
-    monkeypatch.setattr(command_line, "PATIENCE", 2.0 if command is deaf else 20.0)
-    monkeypatch.setattr(command_line, "WALL_SECONDS", 2.0 if command is deaf else 60.0)
+    for limit in ("PATIENCE", "WALL_SECONDS"):
+        monkeypatch.setattr(command_line, limit, 2.0 if command is deaf else PATIENCE)
     outcome = command_line.attempt(QUIET, inputs)
     assert outcome.problem.startswith(problem) and bool(outcome.problem) == bool(problem), outcome
+
+
+def test_what_a_command_leaves_is_ended(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that still writes would fill the folder that is being removed."""
+
+    def leaves_a_writer() -> int:
+        writer = os.fork()
+        if not writer:
+            for number in itertools.count():
+                Path(f"file{number}").touch()
+        (tmp_path / "writer").write_text(str(writer))
+        return 0
+
+    monkeypatch.setattr(commands, "info", lambda options: leaves_a_writer())
+    assert command_line.attempt(QUIET, inputs).problem == ""
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "writer").read_text()), 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -152,7 +152,7 @@ def test_in_place_refuses_memory_that_it_cannot_share() -> None:
     residual, branch, gate, ids, _ = inputs(5, 8, 2, False)
     frozen = residual.numpy().copy()
     frozen.flags.writeable = False
-    with pytest.raises(TensorError, match="residual is written in place"):
+    with pytest.raises(TensorError, match="residual"):
         gate_residual_(frozen, branch, gate, ids)
     with pytest.raises(TensorError, match="residual"):
         gate_residual_(residual.tolist(), branch, gate, ids)  # type: ignore[arg-type]

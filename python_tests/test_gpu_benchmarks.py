@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from helpers.scripts import run_script
 
 from ardiff_engine.ops.frame_attention import frame_attention
 from ardiff_engine.ops.frame_table import FrameTable
@@ -95,10 +95,8 @@ def test_the_opponent_of_wan_computes_the_same(benchmark_of):
 
 
 @pytest.mark.parametrize("script", ["timing", "memory_bound", "attention", "training", "engine", "wan"])
-def test_every_benchmark_has_a_command_line(script):
-    command = [sys.executable, str(FOLDER / f"{script}.py"), "--help"]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 0 and "--json" in ran.stdout, ran.stderr
+def test_every_benchmark_has_a_command_line(script, tmp_path):
+    assert "--json" in run_script(FOLDER / f"{script}.py", "--help", folder=tmp_path)
 
 
 def test_wrong_results_are_not_timed_and_refusals_are_named(benchmark_of, monkeypatch, tmp_path):

@@ -16,6 +16,8 @@ from types import ModuleType
 
 import pytest
 from effort import COLLECTED
+from helpers.processes import started
+from helpers.waiting import PATIENCE, eventually
 
 ROOT = Path(__file__).resolve().parent.parent
 LATER = 1e9
@@ -38,10 +40,9 @@ ROWS = "import sys; open(sys.argv[2], 'w').write('{\"a\": 1}\\n')"
 
 def test_a_step_that_hangs_or_fails_costs_itself_alone(tool, monkeypatch, tmp_path):
     saved: list[list[str]] = []
-    hangs = "import subprocess; print('begun', flush=True); subprocess.run(['sleep', '60'])"
     steps = (
         program(tool, "rows", ROWS, rows=True),
-        program(tool, "hangs", hangs, 2),
+        tool.Step("hangs", ("sh", "-c", "echo begun; sleep 600"), 2),
         program(tool, "fails", "import sys; print('why'); sys.exit(3)"),
         program(tool, "follows", "pass", needs="fails"),
         program(tool, "hopper", "pass", hopper=True),
@@ -57,7 +58,7 @@ def test_a_step_that_hangs_or_fails_costs_itself_alone(tool, monkeypatch, tmp_pa
     target = tmp_path / "record.json"
     began = time.monotonic()
     assert tool.run({"steps": {}}, target, None, False, time.monotonic() + LATER) == 1
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < PATIENCE
     found = json.loads(target.read_text())["steps"]
     assert {name: step["status"] for name, step in found.items()} == {
         "rows": "passed",
@@ -80,13 +81,13 @@ def test_a_step_that_hangs_or_fails_costs_itself_alone(tool, monkeypatch, tmp_pa
 def test_it_goes_on_where_it_stopped(tool, monkeypatch, tmp_path):
     count = "open({!r}, 'a').write('x')"
     files = {name: tmp_path / name for name in ("one", "two")}
-    limits = {"one": 20, "two": 40}
+    limits = {"one": 2000, "two": 4000}
     steps = tuple(program(tool, n, count.format(str(path)), limits[n]) for n, path in files.items())
     monkeypatch.setattr(tool, "STEPS", steps)
     target, machine = tmp_path / "record.json", dict.fromkeys(tool.SAME_MACHINE, "x")
     # Time for the first alone: the second could end too late.
     record = tool.begun(target, machine)
-    assert tool.run(record, target, None, True, time.monotonic() + 30) == 1
+    assert tool.run(record, target, None, True, time.monotonic() + 3000) == 1
     assert files["one"].read_text() == "x" and not files["two"].exists()
     assert record["steps"]["two"]["summary"] == "no time was left; run it again"
     again = tool.begun(target, machine)
@@ -108,22 +109,24 @@ import signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import gpu_record as tool
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, tool._stopped)
-sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-tool.STEPS = (tool.Step("one", (sys.executable, "-c", sleeps), 60),)
+sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+tool.STEPS = (tool.Step("one", (sys.executable, "-c", sleeps), 600),)
 tool.run({"steps": {}}, Path(sys.argv[2]), None, False, time.monotonic() + 1e9)
 """
     target = tmp_path / "record.json"
-    tool = subprocess.Popen([sys.executable, "-c", code, str(ROOT / "tools"), str(target)])
     log = target.with_suffix(".log")
-    while not (log.exists() and log.read_text().strip()):
-        assert tool.poll() is None
-        time.sleep(0.05)
-    step = int(log.read_text())
-    tool.send_signal(stop)
-    assert tool.wait(20) != 0
+    with started([sys.executable, "-c", code, ROOT / "tools", target]) as tool:
+
+        def has_begun() -> bool:
+            assert tool.poll() is None
+            return log.exists() and log.read_text().endswith("\n")
+
+        assert eventually(has_begun)
+        step = int(log.read_text())
+        tool.send_signal(stop)
+        assert tool.wait(PATIENCE) != 0
     with pytest.raises(ProcessLookupError):
         os.kill(step, 0)
 

@@ -73,4 +73,4 @@ with warnings.catch_warnings(record=True) as said:
     ops.philox_normal(torch.zeros(1, 5, dtype=torch.int64), 4)
 assert [str(one.message).split(",")[0] for one in said] == ["the C++ kernels are missing"], said
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True)

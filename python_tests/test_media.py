@@ -217,7 +217,7 @@ def test_files_that_are_no_video(tmp_path: Path, name: str) -> None:
 
 
 def test_reading_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="no video at"):
+    with pytest.raises(MediaError, match="no video"):
         read_video(tmp_path / "none.mp4")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MediaError, match="without .png"):
@@ -283,9 +283,9 @@ def test_contact_sheet_shows_each_row_and_keeps_pixels(tmp_path: Path) -> None:
 
 
 def test_contact_sheet_refuses_mismatched_labels_and_suffixes(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="one label for each"):
+    with pytest.raises(MediaError, match="label"):
         contact_sheet([moving_square(2)], [], tmp_path / "sheet.png")
-    with pytest.raises(MediaError, match="unknown kind of picture"):
+    with pytest.raises(MediaError, match="picture"):
         contact_sheet([moving_square(2)], ["a"], tmp_path / "sheet.bmp")
 
 
@@ -327,10 +327,10 @@ def test_writers_take_pil_pictures(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_video(tmp_path / "x.webp"), moving_square(3))
 
 
-@pytest.mark.parametrize("name", ["x.mp4", "x.webp", "x.gif", "x"])
-def test_what_a_killed_process_leaves_is_removed_at_the_next_write(tmp_path: Path, name: str) -> None:
-    code = f"""
-import contextlib, os, signal
+def test_what_a_killed_process_leaves_is_removed_at_the_next_write(tmp_path: Path) -> None:
+    names = ["x.mp4", "x.webp", "x.gif", "x"]
+    code = """
+import contextlib, os, signal, sys
 import numpy as np
 from ardiff_engine.media import export
 
@@ -343,13 +343,24 @@ def killed_before_the_end(target):
         os.kill(os.getpid(), signal.SIGKILL)
 
 export.staged = killed_before_the_end
-export.export_video(np.zeros((3, 8, 8, 3), np.uint8), {str(tmp_path / name)!r})
+for target in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            export.export_video(np.zeros((3, 8, 8, 3), np.uint8), target)
+        finally:
+            os._exit(0)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]))
 """
-    ended = subprocess.run([sys.executable, "-c", code], check=False)
-    assert ended.returncode == -signal.SIGKILL
-    assert not (tmp_path / name).exists() and list(tmp_path.iterdir()) != []
-    export_video(moving_square(3), tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    targets = [tmp_path / f"of {name}" / name for name in names]
+    for target in targets:
+        target.parent.mkdir()
+    ended = subprocess.run([sys.executable, "-c", code, *map(str, targets)], capture_output=True, text=True)
+    assert ended.stdout.split() == [str(int(signal.SIGKILL))] * len(names), ended
+    for target in targets:
+        assert not target.exists() and list(target.parent.iterdir()) != []
+        export_video(moving_square(3), target)
+        assert list(target.parent.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webp", "x.gif"])

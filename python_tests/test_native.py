@@ -28,7 +28,7 @@ def module() -> ModuleType:
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code]
     variables = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=variables)
 
 
 def test_native_and_why_not_exclude_each_other(module: ModuleType) -> None:

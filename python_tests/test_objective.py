@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_training import write_config
 from helpers.small_wan import prompt, small_wan
-from test_trainer import write_config
 from torch import Tensor
 
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule

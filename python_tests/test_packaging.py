@@ -47,15 +47,19 @@ def module_level_imports(file: Path) -> list[str]:
 
 
 def test_runtime_code_imports_only_what_is_declared() -> None:
-    """Imports at module level must be dependencies; those of extras may only stand inside functions. Two
-    folders are code of an extra, and are imported when that is used: Triton's kernels, and the server."""
+    """Imports at module level must be dependencies; those of extras may only stand inside functions. Some
+    folders are code of an extra, imported when that is used: Triton's kernels, the server, its replicas."""
 
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[<>=;\[ ]", r)[0].replace("-", "_") for r in requirements}
 
     declared = names(PROJECT["dependencies"]) | {"PIL", "ardiff_engine"}
     extras = PROJECT["optional-dependencies"]
-    rooms = {"kernels/triton": names(extras["gpu"]), "serve": names(extras["serve"]) | {"starlette"}}
+    rooms = {
+        "kernels/triton": names(extras["gpu"]),
+        "serve": names(extras["serve"]) | {"starlette"},
+        "serve/ray": names(extras["cluster"]),
+    }
     foreign = set()
     for file in sorted((ROOT / "ardiff_engine").rglob("*.py")):
         own = [extra for room, extra in rooms.items() if file.is_relative_to(ROOT / "ardiff_engine" / room)]

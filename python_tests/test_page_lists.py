@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_ar_diffusion import tiny
 
 from ardiff_engine.engine.feeder import Feeder
-from ardiff_engine.engine.page_lists import page_lists, views_of
+from ardiff_engine.engine.page_lists import page_lists
 from ardiff_engine.memory import Full, RecomputedWindow, Window
 from ardiff_engine.models import ConditionSpec
 from ardiff_engine.ops.frame_table import FrameTable
@@ -60,9 +60,9 @@ def test_every_frame_sees_what_it_is_to_see(parts, context_pages, frame_pages):
     rosters, views, base, expected, contexts, fed = [], [], 0, [], [], []
     for feeder, _ in parts:
         roster = feeder.next().roster
-        shown, view = views_of(roster)
+        shown = [(frame, run.copy) for run in roster.shown for frame in range(run.first, run.stop)]
         rosters.append(roster)
-        views.append(view)
+        views.append(roster.sequence.views)
         assert sorted(set(shown)) == sorted(shown)
         places = {cell: base + context_pages + i * frame_pages for i, cell in enumerate(shown)}
         context = list(range(base, base + context_pages))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ardiff_engine import plan
 from ardiff_engine.errors import PlanError
-from ardiff_engine.plan import Plan, Rule
+from ardiff_engine.plan import Cycle, ExplicitPlan, Plan, Rule
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 
@@ -63,6 +63,33 @@ def test_every_plan_keeps_the_rules(ours: Plan) -> None:
         assert until > n
         same = [(ours.tick(m).frames, ours.now(m)) for m in range(n, min(until, ours.num_ticks))]
         assert all(one == same[0] for one in same)
+
+
+@settings(max_examples=examples(300), deadline=None)
+@given(plans(), st.integers(4, 12))
+def test_ticks_repeat_as_the_plan_says(short: Plan, blocks: int) -> None:
+    """Longer videos: a cycle begins behind the first blocks."""
+    if isinstance(short, ExplicitPlan):
+        return
+    ours = short.extended(blocks * short.block(short.num_frames).stop - blocks * short.num_frames)
+    moved = lambda frames, by: tuple(f + by for f in frames)  # noqa: E731
+    for n in range(ours.num_ticks):
+        cycle = ours.cycle(n)
+        for m in range(n, 0 if cycle is None else cycle.end - cycle.ticks):
+            one, other = ours.tick(m), ours.tick(m + cycle.ticks)
+            assert other.levels == one.levels and other.frames == moved(one.frames, cycle.frames)
+            assert [ours.steps(f) for f in other.frames] == [ours.steps(f) for f in one.frames]
+            now, later = ours.now(m), ours.now(m + cycle.ticks)
+            assert later.newest == now.newest + cycle.frames
+            assert later.oldest_unfinished == now.oldest_unfinished + cycle.frames
+            assert ours.block(other.frames[0]).start == ours.block(one.frames[0]).start + cycle.frames
+
+
+def test_which_plans_repeat() -> None:
+    assert plan.lag(None, 6, 2).cycle(20) == Cycle(2, 1, None)
+    assert plan.blocks(3).plan(30, (4, 3)).cycle(20) == Cycle(3, 3, 31)
+    assert plan.blocks(3).plan(None, (4,)).cycle(2) is None  # the first block may be of another size
+    assert plan.pyramid(1.5).plan(30, (6,)).cycle(20) is None
 
 
 @settings(max_examples=examples(100), deadline=None)

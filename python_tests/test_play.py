@@ -9,7 +9,6 @@ import pty
 import re
 import select
 import struct
-import subprocess
 import sys
 import termios
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import started
+from helpers.waiting import PATIENCE
 from test_steered import write_model
 
 from ardiff_engine import cli, read_video
@@ -136,20 +137,18 @@ def test_in_a_terminal(folder: Path) -> None:
     fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     before = termios.tcgetattr(inner)
     command = [sys.executable, "-m", "ardiff_engine.cli", "play", "--model", str(folder), "--steps", "1"]
-    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner)
-    text, sent, until = "", 0, time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < until:
-        if select.select([outer], [], [], 0.1)[0]:
-            text += os.read(outer, 1 << 16).decode(errors="ignore")
-        if sent == 0 and "▀" in text:
-            sent = os.write(outer, b"\x1b[C2")
-        if sent == 4 and CAPTIONS[1] in text:
-            sent += os.write(outer, b"q")
-    if process.poll() is None:
-        process.kill()
+    text, sent, until = "", 0, time.monotonic() + PATIENCE
+    with started(command, stdin=inner, stdout=inner, stderr=inner) as process:
+        while process.poll() is None and time.monotonic() < until:
+            if select.select([outer], [], [], 0.1)[0]:
+                text += os.read(outer, 1 << 16).decode(errors="ignore")
+            if sent == 0 and "▀" in text:
+                sent = os.write(outer, b"\x1b[C2")
+            if sent == 4 and CAPTIONS[1] in text:
+                sent += os.write(outer, b"q")
     while select.select([outer], [], [], 0.1)[0]:
         text += os.read(outer, 1 << 16).decode(errors="ignore")
-    assert process.wait() == 0 and CAPTIONS[0] in text and "frames" in text
+    assert process.returncode == 0 and CAPTIONS[0] in text and "frames" in text
     assert text.count("\x1b[?25h") == 1, "the cursor is shown again"
     assert termios.tcgetattr(inner) == before
     os.close(outer)

@@ -22,11 +22,11 @@ from ardiff_engine.errors import ConfigError
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.ops.philox_normal import philox_normal
 from ardiff_engine.purposes import Purpose
-from ardiff_engine.training.config import DiffusionLossConfig, OptimizerConfig, RunConfig
+from ardiff_engine.training.config import DiffusionLossConfig, OptimizerConfig
 from ardiff_engine.training.distillation import DistillationConfig
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.recipe import Cast, Recipe, find_recipe
-from ardiff_engine.training.roll_out import roll_out
+from ardiff_engine.training.roll_out import RollOut, roll_out
 
 SHIFT, FRAMES, SEED = 3.0, 4, 5
 SCHEDULE = FlowSchedule(SHIFT)
@@ -66,10 +66,9 @@ class Bench:
         return [{"condition": text, "size": tuple(clips.frames.shape[3:])} for text in clips.condition]
 
     def recipe(self, name: str) -> Recipe:
-        run = RunConfig(output="", steps=100)
         given = Cast(
             self.student, self.task, lambda: self.teacher, self.asked, self.settings,
-            OptimizerConfig(lr=1e-2), run,
+            OptimizerConfig(lr=1e-2),
         )  # fmt: skip
         return find_recipe(name, given)
 
@@ -184,11 +183,11 @@ def test_settings_that_cannot_be() -> None:
         recipe.phases[0].loss(Clips(range(4), blind.clips.frames, blind.clips.condition, SEED))
 
 
-def self_forcing(dtype: torch.dtype) -> tuple[Bench, Recipe]:
-    bench = Bench(dtype, fake_updates=2)
+def self_forcing(dtype: torch.dtype, name: str = "self_forcing", **settings: float) -> tuple[Bench, Recipe]:
+    bench = Bench(dtype, fake_updates=2, **settings)
     bench.teacher.requires_grad_(False)
     bench.loss = replace(bench.loss, level_list=(999, 600, 300))
-    recipe = bench.recipe("self_forcing")
+    recipe = bench.recipe(name)
     with torch.no_grad():
         for weight in recipe.networks["fake_score"].parameters():
             weight.mul_(1.05)
@@ -224,11 +223,7 @@ def test_roll_outs_of_the_engine_are_those_of_a_plain_cache() -> None:
     expected = plain.roll_out(
         bench.student, bench.clips.condition, noise_of(bench, Purpose.INITIAL, 0), eps, ends, sigmas, 2
     )
-    steps = SCHEDULE.timesteps.flip(0)[[999, 600, 300]].tolist()
-    video = roll_out(
-        bench.student, bench.asked(bench.clips), [Renoise(SCHEDULE, steps[: end + 1]) for end in ends],
-        bench.clips.frames, 2, SEED, bench.clips.samples,
-    )  # fmt: skip
+    video = video_of(bench, ends)
     plainly = expected.detach().flatten(1)
     off = (video.frames.flatten(1) - plainly).norm(dim=1) / plainly.norm(dim=1)
     assert float(off.max()) < 1e-5
@@ -251,19 +246,20 @@ def bench_noise(bench: Bench, purpose: Purpose) -> Tensor:
     return task.noised(bench.clips, torch.full((4, FRAMES), 999), purpose)[0]
 
 
-def test_the_gradient_of_a_roll_out_in_float64() -> None:
-    """From the engine's own video and noisy frames: one step for each block over a held cache."""
-    bench, recipe = self_forcing(torch.float64)
-    ends, sigmas = ends_of(bench), plain.table(SHIFT)[[999, 600, 300]]
+def video_of(bench: Bench, ends: Sequence[int]) -> RollOut:
     steps = SCHEDULE.timesteps.flip(0)[[999, 600, 300]].tolist()
-    video = roll_out(
+    return roll_out(
         bench.student, bench.asked(bench.clips), [Renoise(SCHEDULE, steps[: end + 1]) for end in ends],
         bench.clips.frames, 2, SEED, bench.clips.samples,
     )  # fmt: skip
-    text = bench.clips.condition
-    blocks: list[Tensor] = []
+
+
+def plainly_scored(bench: Bench, recipe: Recipe, video: RollOut) -> tuple[Tensor, Tensor, plain.Network]:
+    """(x, DMD's loss of it, the fake score), from the engine's own video and noisy frames: one step for each
+    block over a held cache."""
+    text, blocks = bench.clips.condition, []
     network = plain.Cached(bench.student, text)
-    sigma = sigmas[ends][:, None].expand(-1, 2)
+    sigma = plain.table(SHIFT)[[999, 600, 300]][ends_of(bench)][:, None].expand(-1, 2)
     for first in (0, 2):
         own = slice(first, first + 2)
         step = partial(network, first=first)
@@ -273,12 +269,54 @@ def test_the_gradient_of_a_roll_out_in_float64() -> None:
     x = torch.cat(blocks, 1)
     real = plain.guided(*(bench.velocity(bench.teacher, c) for c in (text, bench.clips.null)), 2.5)
     fake = bench.velocity(recipe.networks["fake_score"], text)  # type: ignore[arg-type]
-    scored = plain.dmd(x, real, fake, bench_noise(bench, Purpose.SCORE), score_sigma(bench))
-    got = recipe.phases[-1].loss(bench.clips)
-    assert isinstance(got, Tensor)
-    both = [gradients(bench.student, losses) for losses in (got, scored)]
+    return x, plain.dmd(x, real, fake, bench_noise(bench, Purpose.SCORE), score_sigma(bench)), fake
+
+
+def assert_same_gradients(network: nn.Module, got: Tensor, expected: Tensor) -> None:
+    both = [gradients(network, losses) for losses in (got, expected)]
     for ours, theirs in zip(*both, strict=True):
         assert (ours - theirs).norm() <= 1e-10 * theirs.norm() + 1e-13
+
+
+def test_n_steps_against_n_and_one() -> None:
+    bench, recipe = self_forcing(torch.float64, "adversarial_self_distillation", adversarial_weight=0.3)
+    assert [phase.network for phase in recipe.phases] == ["fake_score", "fake_score", "judge", "model"]
+    judge, ends = recipe.networks["judge"], ends_of(bench)
+    logits = partial(plain.judged, list(judge.parameters()))
+    assert {end < 2 for end in ends} == {True, False}
+    x, scored, _ = plainly_scored(bench, recipe, video_of(bench, ends))
+    got = recipe.phases[-1].loss(bench.clips)
+    assert not isinstance(got, Tensor) and set(got) == {"dmd_loss", "step_loss"}
+    held = [weight.detach() for weight in judge.parameters()]
+    told = torch.stack(
+        [-0.3 * plain.judged(held, x[row : row + 1]).mean() for row in range(4) if ends[row] < 2]
+    )
+    assert_same_gradients(bench.student, torch.cat(list(got.values())), torch.cat([scored, told]))
+    assert torch.allclose(got["step_loss"], told, rtol=1e-10, atol=0)
+    assert all(p.grad is None for p in judge.parameters())
+    # The judge: the same noise, one step more.
+    fewer = [int(2 * share) for share in bench.clips.uniform(Purpose.EXIT, 1)[:, 0].tolist()]
+    real, own = (logits(video_of(bench, [n + plus for n in fewer]).frames) for plus in (1, 0))
+    hinge = 0.5 * (torch.relu(1 - real) + torch.relu(1 + own)).flatten(1).mean(1)
+    judged = recipe.phases[-2].loss(bench.clips)
+    assert isinstance(judged, Tensor) and torch.allclose(judged, hinge, rtol=1e-10, atol=0)
+    assert_same_gradients(judge, judged, hinge)
+
+
+def test_one_step_has_nothing_to_be_matched_with() -> None:
+    bench = Bench()
+    bench.loss = replace(bench.loss, level_list=(999,))
+    with pytest.raises(ConfigError, match="level_list"):
+        bench.recipe("adversarial_self_distillation")
+
+
+def test_the_gradient_of_a_roll_out_in_float64() -> None:
+    bench, recipe = self_forcing(torch.float64)
+    video = video_of(bench, ends_of(bench))
+    _, scored, fake = plainly_scored(bench, recipe, video)
+    got = recipe.phases[-1].loss(bench.clips)
+    assert isinstance(got, Tensor)
+    assert_same_gradients(bench.student, got, scored)
     # The fake score learns the student's videos.
     learnt = recipe.phases[0].loss(bench.clips)
     assert isinstance(learnt, Tensor)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of the ticks: bounded, a valid trace, a picture with the right pages in the right place."""
+"""The record of the passes: bounded, a valid trace, a picture with the right pages in the right place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ardiff_engine.observe.records import PassRecord, StreamTick
 POOL = 20
 
 
-def tick(
+def one_pass(
     index: int,
     streams: tuple[StreamTick, ...] = (),
     *,
@@ -113,10 +113,10 @@ def counters(content: dict[str, Any], name: str) -> list[tuple[float, dict[str, 
 # --- the ring
 
 
-def test_the_oldest_ticks_leave_and_are_counted():
-    recorder = recorded(*(tick(i) for i in range(5)), capacity=3)
+def test_the_oldest_passes_leave_and_are_counted():
+    recorder = recorded(*(one_pass(i) for i in range(5)), capacity=3)
     assert [record.index for record in recorder.records()] == [2, 3, 4] and recorder.dropped == 2
-    assert recorded(tick(0)).dropped == 0
+    assert recorded(one_pass(0)).dropped == 0
     with pytest.raises(ConfigError, match="capacity"):
         Recorder(0)
 
@@ -127,7 +127,7 @@ def test_it_can_be_read_while_it_is_written():
     def write() -> None:
         index = 0
         while not stop.is_set():
-            recorder.add(tick(index))
+            recorder.add(one_pass(index))
             index += 1
 
     writer = threading.Thread(target=write)
@@ -166,27 +166,27 @@ def test_a_tick_of_a_stream(tiny_model):
 
 def test_a_row_per_stream_and_the_phases_of_the_engine(tmp_path):
     recorder = recorded(
-        tick(7, (part(0, label="cat"), part(3, updates=1, commits=0))),
-        tick(8, (part(3, pages=2),), seconds=0.015),
+        one_pass(7, (part(0, label="cat"), part(3, updates=1, commits=0))),
+        one_pass(8, (part(3, pages=2),), seconds=0.015),
     )
     content = trace(recorder, tmp_path / "trace.json")
     engine = slices(content, "engine")
     assert [e["name"] for e in engine] == [
-        *("tick 7", "plan", "pack", "model", "solver"),
-        *("tick 8", "plan", "pack", "model", "solver"),
+        *("pass 7", "plan", "pack", "model", "solver"),
+        *("pass 8", "plan", "pack", "model", "solver"),
     ]
     times = [(e["ts"], e["dur"]) for e in engine]
     assert times[:5] == [(0, 10000), (0, 1000), (1000, 1000), (2000, 5000), (7000, 1000)]
     assert times[5] == (20000, 15000)
-    assert engine[0]["args"] == {"tick": 7, "streams": 2, "updates": 4, "commits": 1}
+    assert engine[0]["args"] == {"pass": 7, "streams": 2, "updates": 4, "commits": 1}
     (cat,) = slices(content, "stream 0 cat")
     assert cat["name"] == "frames 2-5" and (cat["ts"], cat["dur"]) == (0, 10000)
-    assert cat["args"] == {"tick": 7, "updates": 3, "commits": 1, "pages": 5}
+    assert cat["args"] == {"pass": 7, "updates": 3, "commits": 1, "pages": 5}
     assert [e["name"] for e in slices(content, "stream 3")] == ["frame 2", "frames 2-5"]
 
 
 def test_counters_of_pages_and_cells(tmp_path):
-    recorder = recorded(tick(0, (part(0), part(1))), tick(1, (part(1, updates=2),), held=6))
+    recorder = recorded(one_pass(0, (part(0), part(1))), one_pass(1, (part(1, updates=2),), held=6))
     content = trace(recorder, tmp_path / "trace.json")
     assert counters(content, "pages") == [(0, {"held": 10, "free": 10}), (20000, {"held": 6, "free": 14})]
     assert counters(content, "cells") == [
@@ -197,15 +197,15 @@ def test_counters_of_pages_and_cells(tmp_path):
 
 
 def test_streams_that_only_hold_pages_have_no_slice(tmp_path):
-    content = trace(recorded(tick(0, (part(0), part(1, 0, 0)))), tmp_path / "trace.json")
+    content = trace(recorded(one_pass(0, (part(0), part(1, 0, 0)))), tmp_path / "trace.json")
     assert len(slices(content, "stream 0")) == 1 and slices(content, "stream 1") == []
     assert slices(content, "engine")[0]["args"]["streams"] == 1
 
 
 def test_a_trace_says_how_much_is_missing(tmp_path):
-    content = trace(recorded(*(tick(i) for i in range(5)), capacity=2), tmp_path / "trace.json")
-    assert content["otherData"] == {"ticks": 2, "dropped_ticks": 3}
-    assert slices(content, "engine")[0]["name"] == "tick 3" and slices(content, "engine")[0]["ts"] == 0
+    content = trace(recorded(*(one_pass(i) for i in range(5)), capacity=2), tmp_path / "trace.json")
+    assert content["otherData"] == {"passes": 2, "dropped_passes": 3}
+    assert slices(content, "engine")[0]["name"] == "pass 3" and slices(content, "engine")[0]["ts"] == 0
 
 
 def test_an_empty_trace_is_a_trace(tmp_path):
@@ -215,7 +215,7 @@ def test_an_empty_trace_is_a_trace(tmp_path):
 
 def test_labels_may_hold_anything(tmp_path):
     label = '"quoted" \\ \n</script> \u2028 émoji 🎞 \ud800'
-    content = trace(recorded(tick(0, (part(0, label=label),))), tmp_path / "trace.json")
+    content = trace(recorded(one_pass(0, (part(0, label=label),))), tmp_path / "trace.json")
     assert len(slices(content, f"stream 0 {label}")) == 1
 
 
@@ -225,10 +225,10 @@ seconds = st.floats(0, 0.5, allow_subnormal=False)
 @settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(seconds, seconds, st.tuples(seconds, seconds, seconds, seconds)), max_size=8))
 def test_slices_nest_whatever_the_clocks_say(gaps):
-    """Also where the phases add up to more than their tick, and for ticks that follow at once."""
+    """Also where the phases add up to more than their pass, and for passes that follow at once."""
     records, now = [], 1e5
     for index, (gap, length, phases) in enumerate(gaps):
-        records.append(tick(index, (part(0),), began=now + gap, seconds=length, phases=phases))
+        records.append(one_pass(index, (part(0),), began=now + gap, seconds=length, phases=phases))
         now += gap + length
     content = {"displayTimeUnit": "ms", "otherData": {}, "traceEvents": list(chrome_trace.events(records))}
     check_format(json.loads(json.dumps(content, allow_nan=False)))
@@ -236,14 +236,14 @@ def test_slices_nest_whatever_the_clocks_say(gaps):
 
 def test_a_trace_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "trace.json"
-    recorder = recorded(tick(0))
+    recorder = recorded(one_pass(0))
     recorder.write_chrome_trace(path)
     before = path.read_bytes()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(chrome_trace, "_tick", full)
+    monkeypatch.setattr(chrome_trace, "_pass", full)
     with pytest.raises(CheckpointError, match="No space left"):
         recorder.write_chrome_trace(path)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["trace.json"]
@@ -268,9 +268,9 @@ def test_the_trace_of_an_engine_is_what_it_did(engine, tmp_path):
     engine.submit(ade.Request(num_frames=2, lag=2)).result()
     content = json.loads((tmp_path / "trace.json").read_text())
     check_format(content)
-    ticks = [event for event in slices(content, "engine") if event["name"].startswith("tick")]
-    assert len(ticks) == len(recorder.records()) == after.passes - before.passes
-    assert sum(event["args"]["updates"] for event in ticks) == after.updates - before.updates
+    passes = [event for event in slices(content, "engine") if event["name"].startswith("pass")]
+    assert len(passes) == len(recorder.records()) == after.passes - before.passes
+    assert sum(event["args"]["updates"] for event in passes) == after.updates - before.updates
     for number, lag in ((1, 1), (2, 4)):
         row = slices(content, f"stream {number} (seed {lag}, lag {lag})")
         assert sum(event["args"]["updates"] for event in row) == 5 * 4
@@ -284,7 +284,7 @@ def test_a_trace_is_written_also_when_the_block_ends_by_an_error(engine, tmp_pat
         engine.step(1)
         raise KeyboardInterrupt
     content = json.loads((tmp_path / "trace.json").read_text())
-    assert [e["name"] for e in slices(content, "engine") if e["name"].startswith("tick")] == ["tick 0"]
+    assert [e["name"] for e in slices(content, "engine") if e["name"].startswith("pass")] == ["pass 0"]
     assert not stream.done
     assert engine._recorders == []
 
@@ -313,10 +313,11 @@ def level(pages: float) -> int:
 
 
 def test_pages_are_stacked_by_stream(tmp_path):
-    first, second = tick(0, (part(4, pages=3), part(1, pages=6))), tick(1, (part(4, pages=8),), held=12)
+    first = one_pass(0, (part(4, pages=3), part(1, pages=6)))
+    second = one_pass(1, (part(4, pages=8),), held=12)
     recorded(first, second).plot_pages(tmp_path / "new" / "pages.png")
     pixels = area(tmp_path / "new" / "pages.png")
-    # Two ticks of 10 ms, 20 ms apart: the first is shown for the first two thirds.
+    # Two passes of 10 ms, 20 ms apart: the first is shown for the first two thirds.
     left, right = pixels[:, 300], pixels[:, 900]
     assert tuple(left[level(3)]) == pages_picture.colour(1)
     assert tuple(left[level(7.5)]) == pages_picture.colour(4)
@@ -327,8 +328,8 @@ def test_pages_are_stacked_by_stream(tmp_path):
     assert tuple(left[level(20)]) == tuple(right[level(20)]) == pages_picture.POOL
 
 
-def test_a_column_shows_its_fullest_tick(tmp_path):
-    records = [tick(i, (part(0, pages=15 if i == 5000 else 2),)) for i in range(10000)]
+def test_a_column_shows_its_fullest_pass(tmp_path):
+    records = [one_pass(i, (part(0, pages=15 if i == 5000 else 2),)) for i in range(10000)]
     recorded(*records, capacity=10000).plot_pages(tmp_path / "pages.png")
     row = area(tmp_path / "pages.png")[level(10)]
     # Its line goes up in one column and down in the next; all other columns stay below.
@@ -337,7 +338,7 @@ def test_a_column_shows_its_fullest_tick(tmp_path):
 
 
 def test_shared_pages_may_rise_above_the_line(tmp_path):
-    recorded(tick(0, (part(0, pages=18), part(1, pages=18)), held=19)).plot_pages(tmp_path / "pages.png")
+    recorded(one_pass(0, (part(0, pages=18), part(1, pages=18)), held=19)).plot_pages(tmp_path / "pages.png")
     pixels = area(tmp_path / "pages.png")
     assert tuple(pixels[5, 500]) == pages_picture.PAPER
     assert tuple(pixels[40, 500]) == pages_picture.colour(1)
@@ -346,9 +347,9 @@ def test_shared_pages_may_rise_above_the_line(tmp_path):
 @pytest.mark.parametrize(
     "records",
     [
-        [tick(0)],
-        [tick(0, seconds=0.0)],
-        [tick(i, tuple(part(s, label="x" * 10_000) for s in range(200)), held=20) for i in range(3)],
+        [one_pass(0)],
+        [one_pass(0, seconds=0.0)],
+        [one_pass(i, tuple(part(s, label="x" * 10_000) for s in range(200)), held=20) for i in range(3)],
         [PassRecord(0, 0.0, 1e4, 0, 0, 0, 0, (part(0, pages=10**6),), 10**6, 10**6)],
     ],
     ids=["no streams", "no time", "many streams with long labels", "many pages"],
@@ -359,7 +360,7 @@ def test_any_record_can_be_drawn(tmp_path, records):
 
 
 def test_the_same_record_gives_the_same_file(tmp_path):
-    recorder = recorded(*(tick(i, (part(i % 3),)) for i in range(9)), capacity=5)
+    recorder = recorded(*(one_pass(i, (part(i % 3),)) for i in range(9)), capacity=5)
     for name in ("one.png", "two.png"):
         recorder.plot_pages(tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
@@ -371,7 +372,7 @@ def test_mistakes_are_typed_errors(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for name in ("pages.jpg", "pages", "file/pages.png"):
         with pytest.raises(MediaError):
-            recorded(tick(0)).plot_pages(tmp_path / name)
+            recorded(one_pass(0)).plot_pages(tmp_path / name)
     with pytest.raises(CheckpointError):
-        recorded(tick(0)).write_chrome_trace(tmp_path / "none" / "trace.json")
+        recorded(one_pass(0)).write_chrome_trace(tmp_path / "none" / "trace.json")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

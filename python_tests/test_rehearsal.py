@@ -30,7 +30,7 @@ from ardiff_engine.memory import (
     Shots,
     Window,
 )
-from ardiff_engine.memory.view import contains
+from ardiff_engine.memory.view import agree, contains
 from ardiff_engine.plan import Plan
 
 SPEC = replace(tiny("separate_norm", "temporal_causal", "rope").spec, longest=None)
@@ -139,3 +139,31 @@ def test_a_window_promises_little_more_than_it_holds(rule, window: Window, given
 def test_endless_plans_are_rehearsed_for_a_while() -> None:
     rehearse(plan.blocks(3).plan(None, (4,)), Window(6, sink=3), SPEC)
     rehearse(plan.rolling(4, 2).plan(None, (4,)), Window(8, joint=True), SPEC)
+
+
+@pytest.mark.parametrize("tick", range(1, 14))
+def test_scenes_that_move_together_keep_their_places_after_a_reset(tick: int) -> None:
+    """Frame 3 stands in the third scene and sees frame 2, which moves in the same pass, in the second."""
+    memory = Shots(Window(2, sink=3, back=3), (1, 3, 4), pin=2, offset=5, carried=0)
+    feeder = Feeder(plan.stage_major(1, pipelined=True, ahead=2).plan(4, (5,)), memory, SPEC)
+    while not feeder.done:
+        if feeder.tick == tick and not feeder.floor:
+            feeder.forget()
+        feed = feeder.next()
+        assert agree(feed.roster.views)
+        feeder.advance(feed)
+
+
+def test_frames_finished_before_their_elders_stay_where_they_are_after_a_reset() -> None:
+    """Were they moved, they would need pages that were never promised."""
+    feeder = Feeder(plan.sets([(0, 2, 3), (1, 4, 5)]).plan(6, (4,)), Full(), SPEC)
+    for _ in range(5):
+        feeder.advance(feeder.next())
+    assert feeder.forget() == 1
+    roster = feeder.next().roster
+    assert roster.positions == roster.frames and {run.shift for view in roster.views for run in view} == {0}
+
+
+def test_a_block_that_is_stored_alone_does_not_see_frames_that_start_next() -> None:
+    """Set (5) is finished before frame 0 starts; both move to other places, so that they need two passes."""
+    rehearse(plan.sets([(5,), (0,), (1,), (2, 3), (4,)]).plan(6, (5,)), Placed(Full(), "anchored"), SPEC)

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import contextlib
 import json
 import random
 import socket as sockets
 import struct
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from effort import ALL
+from helpers.live_session import Session
 from helpers.server import ServerProcess, running
-from PIL import Image
+from helpers.waiting import PATIENCE, eventually
 
 import ardiff_engine as ade
 from ardiff_engine.engine import Engine, Request, Stream
@@ -28,10 +27,10 @@ from ardiff_engine.memory import RecomputedWindow
 from ardiff_engine.serve.limits import Limits
 from ardiff_engine.serve.live import LiveStream
 from ardiff_engine.serve.served_model import served_model
+from ardiff_engine.serve.stage import Stage
 from ardiff_engine.serve.wish import Wish
 
 httpx, client = pytest.importorskip("httpx"), pytest.importorskip("websockets.sync.client")
-QUICK = {"num_inference_steps": 6, "lag": 2, "size": "16x16", "format": "webp"}
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +39,6 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield found
         assert found.stop() == 143
         assert "Traceback" not in found.errors, found.errors
-
-
-class Session:
-    """A connection. frames: of each stream, the picture of every piece; applied: the events that it names."""
-
-    def __init__(self, server: ServerProcess, **wish: Any) -> None:
-        self.socket = client.connect(server.socket, max_queue=4, open_timeout=30, close_timeout=0.5)
-        self.frames: dict[str, dict[int, np.ndarray]] = {}
-        self.applied: dict[str, dict[int, list[str]]] = {}
-        self.sequence = 0
-        self.send("session.start", **{**QUICK, **wish})
-        self.stream = self.until("session.created")["stream_id"]
-
-    def send(self, kind: str, **fields: Any) -> None:
-        self.socket.send(json.dumps({"type": kind, **fields}))
-
-    def receive(self) -> dict[str, Any]:
-        message: dict[str, Any] = json.loads(self.socket.recv(timeout=30))
-        assert message["sequence"] == self.sequence + 1
-        self.sequence += 1
-        if message["type"] == "video.chunk_metadata":
-            data = self.socket.recv(timeout=30)
-            assert len(data) == message["bytes"]
-            stream, index = message["stream_id"], message["chunk_index"]
-            self.frames.setdefault(stream, {})[index] = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-            self.applied.setdefault(stream, {})[index] = message["applied_event_ids"]
-        return message
-
-    def until(self, kind: str, stream: str | None = None) -> dict[str, Any]:
-        while True:
-            message = self.receive()
-            if message["type"] == kind and stream in (None, message.get("stream_id")):
-                return message
-            assert message["type"] != "error", message
-
-    def video(self, stream: str) -> np.ndarray:
-        frames = self.frames[stream]
-        return np.stack([frames[index] for index in sorted(frames)])
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +54,14 @@ def alone(engine: Engine, **wish: Any) -> np.ndarray:
     return np.stack([picture.image.numpy() for picture in stream.pictures()])
 
 
-def settled(server: ServerProcess) -> dict[str, Any]:
-    """What /ready says once nothing runs; within a few seconds."""
-    until = time.monotonic() + 10
-    while True:
-        found: dict[str, Any] = httpx.get(f"{server.url}/ready", timeout=30).json()
-        if found["streams_running"] + found["streams_waiting"] == 0 or time.monotonic() > until:
-            return found
-        time.sleep(0.05)
+def settled(server: ServerProcess) -> bool:
+    """Whether nothing runs, waits or is held in the end."""
+
+    def held() -> int:
+        found = httpx.get(f"{server.url}/ready", timeout=PATIENCE).json()
+        return sum(found[name] for name in ("streams_running", "streams_waiting", "pages_held"))
+
+    return eventually(lambda: not held())
 
 
 def test_a_live_stream_has_the_frames_of_the_video_alone(server: ServerProcess, engine: Engine) -> None:
@@ -121,7 +82,7 @@ def test_a_client_that_goes_while_it_is_answered_is_no_fault(server: ServerProce
         reset = struct.pack("ii", 1, 0)
         session.socket.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, reset)
         session.socket.socket.close()
-    assert settled(server)["pages_held"] == 0
+    assert settled(server)
 
 
 def test_a_receipt_names_the_first_frame_that_shows_the_event(server: ServerProcess, engine: Engine) -> None:
@@ -191,13 +152,54 @@ def test_a_paused_stream_holds_no_pages_and_goes_on_as_it_was(server: ServerProc
     np.testing.assert_array_equal(session.video(session.stream), alone(engine, num_frames=60, seed=8))
 
 
+def test_a_resumable_session_goes_on_over_another_connection(server: ServerProcess, engine: Engine) -> None:
+    session = Session(server, num_frames=120, seed=9, resumable=True)
+    created, stream = session.created, session.stream
+    while len(session.frames.get(stream, {})) < 5:
+        session.receive()
+    for _ in range(3):
+        reset = struct.pack("ii", 1, 0)
+        session.socket.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, reset)
+        session.socket.socket.close()
+        session.socket = client.connect(server.socket, open_timeout=PATIENCE, close_timeout=0.5)
+        session.send("session.reconnect", secret=created["secret"], sequence=session.sequence)
+        seen = len(session.frames[stream])
+        while len(session.frames[stream]) < seen + 5:
+            session.receive()
+    session.send("session.ping", event_id="still here")
+    assert session.until("session.pong")["event_id"] == "still here"
+    session.until("video.done")
+    np.testing.assert_array_equal(session.video(stream), alone(engine, num_frames=120, seed=9))
+    session.send("session.stop")
+    session.until("session.done")
+    assert settled(server)
+
+
+def test_nobody_else_goes_on_with_a_session_and_no_message_comes_twice(server: ServerProcess) -> None:
+    session = Session(server, endless=True, resumable=True)
+    for fields, code in (
+        ({"secret": "0" * 32, "sequence": 1}, "not_found"),
+        ({"sequence": 1}, "not_found"),
+        ({"secret": session.created["secret"]}, "invalid_value"),
+        ({"secret": session.created["secret"], "sequence": 10**6}, "gone"),
+    ):
+        other = client.connect(server.socket, open_timeout=PATIENCE, close_timeout=0.5)
+        other.send(json.dumps({"type": "session.reconnect", **fields}))
+        assert json.loads(other.recv(timeout=PATIENCE))["error"]["code"] == code
+        other.close()
+    session.send("session.ping")
+    session.until("session.pong")
+    session.socket.close()
+    assert settled(server), "who leaves with a word is not waited for"
+
+
 def test_mp4_fragments_are_one_film(server: ServerProcess, tmp_path: Path) -> None:
-    socket = client.connect(server.socket, open_timeout=30)
+    socket = client.connect(server.socket, open_timeout=PATIENCE)
     start = {"type": "session.start", "num_frames": 10, "num_inference_steps": 6, "lag": 2}
     socket.send(json.dumps(start))
     data, pieces = b"", 0
     while True:
-        message = socket.recv(timeout=30)
+        message = socket.recv(timeout=PATIENCE)
         if isinstance(message, bytes):
             data, pieces = data + message, pieces + 1
         elif "video.done" in message:
@@ -250,15 +252,15 @@ def test_wrong_messages_are_answered_and_the_stream_goes_on(server: ServerProces
 
 def test_first_message_and_wrong_wishes(server: ServerProcess) -> None:
     for wish in ({"num_frames": 0}, {"model": "other"}, {"format": "gif"}, {"endless": 1}, {"x": 1}):
-        socket = client.connect(server.socket, open_timeout=30)
+        socket = client.connect(server.socket, open_timeout=PATIENCE)
         socket.send(json.dumps({"type": "session.suspend"}))
-        assert json.loads(socket.recv(timeout=30))["type"] == "error"
+        assert json.loads(socket.recv(timeout=PATIENCE))["type"] == "error"
         socket.send(json.dumps({"type": "session.start", **wish}))
-        assert json.loads(socket.recv(timeout=30))["type"] == "error"
+        assert json.loads(socket.recv(timeout=PATIENCE))["type"] == "error"
         socket.close()
     for origin in ("http://evil.example", "null"):
         with pytest.raises(Exception, match="403|4401|rejected"):
-            client.connect(server.socket, origin=origin, open_timeout=30)
+            client.connect(server.socket, origin=origin, open_timeout=PATIENCE)
 
 
 def test_random_disconnects_leave_no_page_held(server: ServerProcess) -> None:
@@ -285,8 +287,7 @@ def test_random_disconnects_leave_no_page_held(server: ServerProcess) -> None:
             open_now.remove(session)
     for session in open_now:
         session.socket.close()
-    found = settled(server)
-    assert (found["pages_held"], found["streams_running"], found["streams_waiting"]) == (0, 0, 0)
+    assert settled(server)
 
 
 def test_a_reader_who_does_not_read_stalls_his_own_stream_alone(tiny_model: Path) -> None:
@@ -296,20 +297,25 @@ def test_a_reader_who_does_not_read_stalls_his_own_stream_alone(tiny_model: Path
 
     async def watched() -> tuple[Stream, int]:
         taken: list[int] = []
+        offered = asyncio.Event()
 
         async def never_sent(message: dict[str, Any], _data: bytes | None) -> None:
             taken.append(message["chunk_index"])
+            offered.set()
             await asyncio.Event().wait()
 
-        stream = served.engine.submit(order.request)
-        with ThreadPoolExecutor(1) as encoders:
-            live = LiveStream(stream, order, "webp", never_sent, encoders)
+        with contextlib.closing(Stage(served.codec)) as stage:
+            await asyncio.to_thread(stage.drop("none").result)  # it has started
+            stream = served.engine.submit(order.request)
+            live = LiveStream(stream, order, "webp", never_sent, stage)
             task = asyncio.create_task(live.run())
             wish = Wish(num_inference_steps=6, lag=2, num_frames=60, seed=3)
             other = served.engine.submit(replace(served.order(wish).request, max_ahead=None))
             await asyncio.to_thread(other.result)
+            await offered.wait()
             assert not stream.done and taken == [0]
             task.cancel()
+            await asyncio.wait({task})
             return stream, len(stream.levels) + stream.frames_ready
 
     with served.engine.running():
@@ -327,5 +333,5 @@ def test_a_stop_tells_the_sessions(tiny_model: Path, tmp_path: Path) -> None:
         own.process.terminate()
         done = session.until("session.done")
         assert done["error"]["code"] == "server_stops"
-        assert own.process.wait(30) == 143
+        assert own.process.wait(PATIENCE) == 143
         assert "Traceback" not in own.errors

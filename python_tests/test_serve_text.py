@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,13 @@ import pytest
 import torch
 from helpers import server as _needs_the_extra  # noqa: F401
 from helpers import wan_folder
+from helpers.waiting import eventually
 
 import ardiff_engine as ade
-from ardiff_engine.engine import Engine
-from ardiff_engine.serve.errors import ApiError
+from ardiff_engine.engine import Engine, Stream
+from ardiff_engine.errors import ConfigError, OutOfMemoryError, PoolTooSmallError
+from ardiff_engine.serve.decoder_room import DecoderRoom
+from ardiff_engine.serve.errors import ApiError, api_error
 from ardiff_engine.serve.limits import Limits
 from ardiff_engine.serve.served_model import ServedModel, served_model
 from ardiff_engine.serve.service import Service
@@ -53,6 +56,14 @@ def test_what_the_model_cannot_do(model: ServedModel, fields: dict[str, object])
         model.order(read_wish({"prompt": "a cat", **fields}, LIMITS))
 
 
+def test_what_no_pool_of_this_server_holds_is_refused_for_good(model: ServedModel) -> None:
+    """429 would send the client round for ever."""
+    request = model.order(Wish(prompt="a cat", endless=True)).request
+    with pytest.raises(PoolTooSmallError) as raised:
+        model.engine.submit(replace(request, num_frames=300, memory=ade.memory.Full()))
+    assert api_error(raised.value).status == 400
+
+
 def test_steering_is_by_prompts(model: ServedModel) -> None:
     condition, effect = model.steered({"prompt": "blue dog"})
     assert isinstance(condition, torch.Tensor) and effect in ("keep", "recommit", "reset")
@@ -61,22 +72,51 @@ def test_steering_is_by_prompts(model: ServedModel) -> None:
             model.steered(event)
 
 
+def test_the_state_of_decoders_is_counted_when_a_video_is_admitted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, wish = service.model, Wish(prompt="a cat", num_frames=33)
+    size = model.order(wish).request.size
+    need = model.codec.bytes_per_stream(size)
+    assert need > 0
+    monkeypatch.setattr(model, "room", DecoderRoom(model.codec, model.engine.model.spec, need * 3 // 2))
+    unread = replace(model.order(wish).request, max_ahead=1)  # it pauses, so it does not end
+    first = model.room.opened(size, lambda: model.engine.submit(unread))
+    with pytest.raises(OutOfMemoryError, match="beside 1"):
+        service.jobs.create(wish, "me")
+    assert service.store.count() == 0
+    first.cancel()
+    assert eventually(lambda: first.done)
+    service.jobs.remove(service.jobs.create(wish, "me").id)
+    monkeypatch.setattr(model, "room", DecoderRoom(model.codec, model.engine.model.spec, need - 1))
+    with pytest.raises(ConfigError, match="decoder"):
+        service.jobs.create(wish, "me")
+
+    def refused() -> Stream:
+        raise RuntimeError
+
+    room = DecoderRoom(model.codec, model.engine.model.spec, need)
+    for _ in range(2):  # what was refused has promised nothing
+        with pytest.raises(RuntimeError):
+            room.opened(size, refused)
+
+
 def test_a_video_is_the_same_one_alone(service: Service, tmp_path: Path) -> None:
     model = service.model
     wish = Wish(prompt="a cat", num_frames=21, seed=4)
     job = service.jobs.create(wish, "me")
     other = service.jobs.create(Wish(prompt="blue dog", num_frames=33, seed=5), "me")
-    until = time.monotonic() + 60
-    while (found := service.store.get(job.id, "me")) and found.status not in ("completed", "failed"):
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    assert eventually(
+        lambda: (now := service.store.get(job.id, "me")) and now.status in ("completed", "failed")
+    )
+    found = service.store.get(job.id, "me")
     assert found is not None and found.status == "completed", found
     order, engine = model.order(wish), model.engine
     by_itself = Engine(
         engine.model,
         solver=engine.solver,
         memory=engine.memory,
-        codec=engine.codec,
+        codec=model.codec,
         max_pages=engine.pool.manager.total,
     )
     frames = [picture.image.numpy() for picture in by_itself.submit(order.request).pictures()]
@@ -84,4 +124,4 @@ def test_a_video_is_the_same_one_alone(service: Service, tmp_path: Path) -> None
     alone = ade.export_video(frames, tmp_path / "alone.mp4", order.fps)
     assert service.store.file(job.id).read_bytes() == alone.read_bytes()
     service.jobs.remove(other.id)
-    assert service.stats(10.0) is not None and service.stats(10.0).pages_held == 0  # type: ignore[union-attr]
+    assert service.model.engine.stats().pages_held == 0

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from ardiff_engine.data.config import DataConfig
 from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.models import ARDiffusionConfig, TiTokConfig
 from ardiff_engine.settings import build
-from ardiff_engine.training.config import DataConfig, EncodeConfig, RunConfig, TrainConfig, VaeTrainConfig
+from ardiff_engine.training.config import EncodeConfig, RunConfig, TrainConfig, VaeTrainConfig
 from ardiff_engine.training.read_config import read_config, to_dict
 
 RUN = RunConfig(output="out", steps=4)

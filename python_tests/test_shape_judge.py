@@ -25,7 +25,6 @@ from ardiff_engine.evaluation.shape_judge import (
 )
 
 WORLD = MovingShapes(split="held_out", steered=0.0, seed=7)
-DICE = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +37,8 @@ def found(clips: list[ShapeClip]) -> list[Tracks]:
     return [tracks(clip.video) for clip in clips]
 
 
-def noisy(video: np.ndarray, strength: float) -> np.ndarray:
-    return np.clip(video + DICE.normal(0, strength, video.shape), 0, 255).astype(np.uint8)
+def noisy(video: np.ndarray, strength: float, dice: np.random.Generator) -> np.ndarray:
+    return np.clip(video + dice.normal(0, strength, video.shape), 0, 255).astype(np.uint8)
 
 
 def test_colors_shapes_and_places_are_found(clips: list[ShapeClip], found: list[Tracks]) -> None:
@@ -55,13 +54,15 @@ def test_colors_shapes_and_places_are_found(clips: list[ShapeClip], found: list[
         assert not own.seen[:, others].any()
 
 
-def test_real_clips_pass_and_clips_that_fail_fail(clips: list[ShapeClip], found: list[Tracks]) -> None:
+def test_real_clips_pass_and_clips_that_fail_fail(
+    clips: list[ShapeClip], found: list[Tracks], dice: np.random.Generator
+) -> None:
     assert np.mean([follows(own, clip.scene) for own, clip in zip(found, clips, strict=True)]) >= 0.95
-    order, few = DICE.permutation(24), clips[:15]
+    order, few = dice.permutation(24), clips[:15]
     for spoilt in (
         lambda video: np.repeat(video[:1], 24, axis=0),
         lambda video: video[order],
-        lambda video: noisy(video, 80),
+        lambda video: noisy(video, 80, dice),
         lambda video: np.full_like(video, 128),
         lambda video: np.repeat(video.mean(axis=0, keepdims=True).astype(np.uint8), 24, axis=0),
     ):
@@ -69,8 +70,8 @@ def test_real_clips_pass_and_clips_that_fail_fail(clips: list[ShapeClip], found:
         assert np.mean(answers) <= 0.1
 
 
-def test_a_little_noise_changes_nothing(clips: list[ShapeClip]) -> None:
-    found = [tracks(noisy(clip.video, 8)) for clip in clips]
+def test_a_little_noise_changes_nothing(clips: list[ShapeClip], dice: np.random.Generator) -> None:
+    found = [tracks(noisy(clip.video, 8, dice)) for clip in clips]
     assert np.mean([follows(own, clip.scene) for own, clip in zip(found, clips, strict=True)]) >= 0.95
 
 

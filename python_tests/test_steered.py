@@ -46,6 +46,7 @@ def video(pipe: SteeredPipeline, frames: int = 8, **options: object) -> torch.Te
 def test_captions_keys_and_seeds_act(folder: Path) -> None:
     pipe = SteeredPipeline.from_pretrained(folder)
     plain = video(pipe)
+    assert pipe.fps == 16
     assert plain.shape == (8, 32, 32, 3) and plain.dtype == torch.uint8
     assert torch.equal(video(pipe), plain)
     pressed = video(pipe, action=lambda frame: 2 if frame >= 5 else 0)
@@ -102,7 +103,9 @@ def test_folders_of_other_things(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="steered"):
         SteeredPipeline.from_pretrained(tmp_path)
     broken = write_model(tmp_path / "broken")
-    for text in ("{}", "[]", '{"loss": {"block": 9}, "data": {"num_frames": 6}, "shift": 3.0}'):
+    given = json.loads((folder / CONFIG_FILE).read_text())
+    wrong = ({"loss": {"block": 9}}, {"data": {"num_frames": 6, "fps": -1.0}}, {"data": []}, {"data": 3})
+    for text in ("{}", "[]", *(json.dumps(given | other) for other in wrong)):
         (broken / CONFIG_FILE).write_text(text)
         with pytest.raises(CheckpointError):
             SteeredPipeline.from_pretrained(broken)

@@ -242,6 +242,21 @@ def test_keep_leaves_stored_keys_alone_and_says_that_this_is_not_exact():
     assert torch.equal(result[:3], plain[:3]) and not torch.allclose(result[4:], plain[4:], atol=1e-3)
 
 
+@pytest.mark.parametrize(("memory", "lag"), CASES, ids=str)
+def test_a_new_condition_costs_two_passes_at_most(memory, lag):
+    """One that stores what is finished, one that feeds the condition; also where the next tick moves the
+    window, after which all is stored again."""
+    engine = engine_for(memory=memory)
+    for after in range(1, 18):
+        stream = ticks(engine.submit(Request(num_frames=9, lag=lag)), after)
+        if stream.done:
+            break
+        done = stream.ticks_done
+        stream.set_condition(conditions(1))
+        assert ticks(stream, 3).ticks_done > done or stream.done, after
+        stream.cancel()
+
+
 @pytest.mark.parametrize("effect", ["keep", "recommit", "reset"])
 def test_a_condition_before_the_first_pass_is_as_if_asked_for(effect):
     stream = engine_for().submit(Request(num_frames=6, lag=2, condition=conditions(0)))

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_ar_diffusion import tiny
 
 import ardiff_engine as ade
 from ardiff_engine import systems
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory import Full, Recached, Restarted, Shots, Window
+from ardiff_engine.models.agreement import check_spec
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.layers import dense_attention
 from ardiff_engine.models.wan.positions import rotated, rotation, token_positions
@@ -43,7 +45,7 @@ LONGLIVE = systems.get("longlive")
 SERVED = [own for own in map(systems.get, systems.names()) if not own.not_served]
 CASES: dict[str, System] = {own.name: own for own in SERVED} | {
     "forcing-kv": replace(
-        systems.get("forcing-kv"), memory=forcing_kv.memory_of([[True, False], [True, False]])
+        systems.get("forcing-kv"), memory=forcing_kv.memory_of([[True, False]] * 2, segments=2)
     ),
     "longlive, a new prompt": replace(
         LONGLIVE, memory=Recached(Window(3, sink=1), prompts=(6,), keeps_sink=False)
@@ -77,7 +79,12 @@ def short(system: System) -> System:
     """The same with few steps, where a solver takes any number, and no greater lag."""
     if system.name in SMALLER_LAGS:
         system = replace(system, plan=blocks(SMALLER_LAGS[system.name], lag=2))
-    if isinstance(system.solver, (ade.solvers.UniPC, ade.solvers.DDIM, ade.solvers.DPMSolver)):
+    many = len(system.tracks[0].coefficients) > 20
+    free, long = (
+        (ade.solvers.UniPC, ade.solvers.DDIM, ade.solvers.DPMSolver),
+        (ade.solvers.DDPM, ade.solvers.Euler),
+    )
+    if isinstance(system.solver, free) or (many and isinstance(system.solver, long)):
         return replace(system, solver=replace(system.solver, num_inference_steps=3))
     if isinstance(system.solver, ade.solvers.Table):  # its last steps, none of which looks back or draws
         rows = system.solver.coefficients[-3:].clone()
@@ -183,19 +190,40 @@ def test_magi_is_guided_by_three_branches(model: WanTransformer) -> None:
     torch.testing.assert_close(first, plain[0], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("name", "facts"),
-    [
-        ("longlive", {"movable": False}),
-        ("self-forcing", {"forgets": False}),
-        ("infinity-rope", {"frame_angles": None}),
-    ],
-)
-def test_a_network_that_cannot_run_a_system_is_refused(model: WanTransformer, name: str, facts: dict) -> None:
-    system = systems.get(name)
-    system.check(model.spec)
-    with pytest.raises(ConfigError):
-        system.check(replace(model.spec, **facts))
+CANNOT = [
+    ("longlive", {"movable": False}, "positions"),  # absolute positions
+    ("self-forcing", {"forgets": False}, "forget"),  # no history: later frames change K/V of earlier ones
+    ("hiar", {"forgets": False}, "forget"),
+    ("infinity-rope", {"frame_angles": None}, "frame_angles"),  # positions that do not move
+    ("rolling-forcing", {"frame_angles": None}, "frame_angles"),
+    ("soulx-liveact", {"grid_angles": None}, "grid_angles"),
+    ("forcing-kv", {"views_per_head": False}, "heads"),
+    ("forcing-kv", {"views_per_layer": False}, "one view"),
+]
+
+
+@pytest.mark.parametrize(("name", "facts", "noun"), CANNOT)
+def test_a_network_that_cannot_run_a_system_is_refused(
+    model: WanTransformer, name: str, facts: dict, noun: str
+) -> None:
+    """With the reason, and before anything is made."""
+    system = CASES[name]
+    system.check(model.spec, LENGTHS.get(name))
+    with pytest.raises(ConfigError, match=noun):
+        system.check(replace(model.spec, **facts), LENGTHS.get(name))
+
+
+def test_a_joint_condition_that_sees_frames_leaves_no_history() -> None:
+    """Its tokens carry later frames back to earlier ones: whole windows can be served, and nothing stored."""
+    spec = tiny("separate_norm", "video_temporal_causal", "rope").spec
+    assert spec.condition.kind == "joint" and spec.condition_sees_frames
+    for name in ("self-forcing", "longlive", "hiar-pipelined", "streamdiffusion-v2", "magi-1"):
+        with pytest.raises(ConfigError, match="forget"):
+            systems.get(name).check(spec, LENGTHS.get(name, 9))
+    systems.get("wan").check(tiny("separate_norm", "none", "rope").spec, 9)
+    told = replace(spec, forgets=True)
+    with pytest.raises(ConfigError, match="condition_sees_frames"):
+        check_spec(told)
 
 
 class PlainLoop:
@@ -264,8 +292,9 @@ def without_noise(solver: ade.diffusion.solvers.Solver) -> ade.diffusion.solvers
     return ade.solvers.Euler(solver.schedule, steps=solver.steps)
 
 
-# A trace shows the widest view of a layer; heads that see less are in test_views_per_layer.
-@pytest.mark.parametrize("name", [name for name in CASES if name != "forcing-kv"])
+# A trace shows the widest view of a layer, and the frames that are in a merged one: heads that see less are
+# in test_views_per_layer and test_segments, merged frames in test_merged.
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"forcing-kv", "soulx-liveact"}))
 @torch.no_grad()
 def test_the_engine_does_what_the_trace_says(model: WanTransformer, name: str) -> None:
     system = short(CASES[name])

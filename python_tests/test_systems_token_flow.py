@@ -14,7 +14,7 @@ import torch
 from ardiff_engine import systems
 from ardiff_engine.diffusion.agreement import Agreement
 from ardiff_engine.errors import ConfigError, TensorError
-from ardiff_engine.systems.token_flow import RECORDED, TokenFlow, guided
+from ardiff_engine.systems.official.token_flow import RECORDED, TokenFlow, guided
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 INDEX = json.loads((GOLDEN / "index.json").read_text())

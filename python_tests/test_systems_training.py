@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ardiff_engine import systems
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.systems.training_draws import Prefixes, estimated
+from ardiff_engine.systems.official.lumos1_training import KINDS, trained
+from ardiff_engine.systems.official.training_draws import Prefixes, estimated
 
 GOLDEN = Path(__file__).parent / "golden" / "systems"
 INDEX = json.loads((GOLDEN / "index.json").read_text())
@@ -65,4 +67,30 @@ def test_a_chain_goes_on_with_its_estimates() -> None:
 
 def test_training_that_is_not_expressed_is_refused() -> None:
     with pytest.raises(ConfigError, match="training"):
-        systems.from_spec(INDEX["lumos1_training_rope"])
+        systems.from_spec({"system": "longlive", "mode": "training"})
+
+
+def test_lumos_masks_sees_and_turns_as_its_code() -> None:
+    """All arrays but token ids, which are input, and masks of history, which have a test of their own."""
+    official = golden("lumos1_training_rope")
+    state = torch.random.get_rng_state()
+    made = vars(systems.from_spec(INDEX["lumos1_training_rope"]).trace())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    inputs = {"sequence", "config"} | {name for name in official if name.startswith("history_")}
+    assert made.keys() == official.keys() - inputs
+    for name, own in made.items():
+        tolerance = 5e-6 if name.startswith("mm_rope") else 0  # their angles are float32
+        np.testing.assert_allclose(own, official[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_tube_that_grows_covers_the_last_frame(frames: int) -> None:
+    made = vars(trained(3, 5, frames, seed=7))
+    visual = made["position_is_visual"].astype(bool)
+    tokens = 3 * 6
+    for kind in KINDS:
+        sequence = made[f"{kind}_0_masked_sequence"]
+        assert sequence.shape == (2, 6 + frames * (tokens + 4) + 2) and not sequence[:, ~visual].any()
+    tube, grown = (made[f"{kind}_0_masked_sequence"][:, visual].reshape(2, frames, -1) for kind in KINDS[:2])
+    assert (tube == tube[:, :1]).all()
+    assert (grown[:, 1:] >= grown[:, :-1]).all() and (frames == 1 or grown[:, -1].all())

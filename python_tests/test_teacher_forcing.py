@@ -9,9 +9,13 @@ import pytest
 import torch
 from dense_oracle import randomise
 
+from ardiff_engine.diffusion.flow_schedule import FlowSchedule
+from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.diffusion.solvers import DDIM, Euler
 from ardiff_engine.errors import TensorError
 from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 from ardiff_engine.training.config import DiffusionLossConfig
+from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.taught import is_teacher_forced
 from ardiff_engine.training.timesteps import KNOWN_LEVELS, history_levels, independent_levels
 
@@ -79,7 +83,7 @@ def test_models_that_cannot_and_wrong_shapes_are_typed_errors():
     for bad in ((clean[:, :3], clean_t), (clean, clean_t[:, :3]), (clean, None)):
         with pytest.raises(TensorError, match="history"):
             model.forward_clip(x, t, context, *bad)
-    with pytest.raises(TensorError, match="at least one frame"):
+    with pytest.raises(TensorError, match="frame"):
         model.forward_clip(x[:, :1], t[:, :1], context, clean[:, :0], clean_t[:, :0])
 
 
@@ -107,3 +111,23 @@ def test_share_of_teacher_forced_clips(share):
     taught = [is_teacher_forced(sample, share) for sample in range(2000)]
     for first in (0, 7, 1001):
         assert abs(sum(taught[first : first + 40]) - 40 * share) <= 1
+
+
+@pytest.mark.parametrize(
+    "schedule, prediction, sampler",
+    [
+        (NoiseSchedule.sqrt_linear(), "x0", DDIM(NoiseSchedule.sqrt_linear(), 50)),
+        (FlowSchedule(3.0), "flow", Euler(FlowSchedule(3.0), 4)),
+    ],
+    ids=["ddim", "flow"],
+)
+def test_a_clean_history_is_told_as_samplers_tell_finished_frames(
+    schedule: NoiseSchedule | FlowSchedule, prediction: str, sampler: DDIM | Euler
+) -> None:
+    """A network that saw other timesteps alone there does not know what its first new frame sees."""
+    loss = DiffusionLossConfig(prediction=prediction, history_levels=(0, 0))  # type: ignore[arg-type]
+    clips = Clips([1, 2], torch.randn(2, 4, 3, 8, generator=torch.Generator().manual_seed(0)), None, 0, None)
+    task = Denoising(lambda *_: clips.frames, schedule, loss)
+    frames, t = task.history(clips)
+    assert (t == sampler.timesteps[-1]).all() and torch.equal(t, task.told_clean(t))
+    assert torch.allclose(frames, clips.frames, atol=0.05)

@@ -9,9 +9,10 @@ import pytest
 
 from ardiff_engine import cli
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.training.config import EncodeConfig, TrainConfig, VaeTrainConfig
+from ardiff_engine.training.frame_vae_trainer import FrameVaeTrainConfig
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.training.templates import write_template
+from ardiff_engine.training.wan_trainer import WanTrainConfig
 
 
 def test_the_stages_of_small_videos_fit_each_other(
@@ -20,13 +21,12 @@ def test_the_stages_of_small_videos_fit_each_other(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--template", "small-videos"]) == 0
     stages = sorted((tmp_path / "small-videos").iterdir())
-    assert all(path.name in capsys.readouterr().out for path in stages[-1:]) and len(stages) == 3
-    vae, encode = read_config(VaeTrainConfig, stages[0]), read_config(EncodeConfig, stages[1])
-    train = read_config(TrainConfig, stages[2])
-    assert encode.vae == train.vae == f"{vae.run.output}/vae" and encode.output == train.data.path
-    assert encode.num_frames == train.data.num_frames and encode.fps == vae.data.fps
-    numbers = vae.model.num_latent_tokens * vae.model.token_size
-    assert numbers == train.model.tokens_per_frame * train.model.channels and vae.model.image_size == 64
+    assert all(path.name in capsys.readouterr().out for path in stages[-1:]) and len(stages) == 2
+    vae, train = read_config(FrameVaeTrainConfig, stages[0]), read_config(WanTrainConfig, stages[1])
+    assert train.vae == f"{vae.run.output}/vae" and vae.model.image_size == 64
+    assert train.model.channels == train.model.out_channels == vae.model.channels
+    seen = [(data.source, data.path, data.held_out, data.fps) for data in (vae.data, train.data)]
+    assert seen[0] == seen[1] and not train.data.num_frames % train.loss.block
 
 
 def test_nothing_is_overwritten_and_names_are_known(tmp_path: Path) -> None:

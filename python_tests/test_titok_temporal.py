@@ -98,7 +98,7 @@ def test_long_videos_are_independent_clips(model: TiTok, frames_per_pass: int) -
 
 
 def test_partial_clips_are_refused(model: TiTok) -> None:
-    with pytest.raises(TensorError, match="got 4, expected a multiple of 3"):
+    with pytest.raises(TensorError, match="multiple"):
         model.decode(latents(4))
 
 

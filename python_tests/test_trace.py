@@ -99,6 +99,17 @@ def test_pictures(tmp_path: Path) -> None:
         picture.draw(Trace.empty(0, 3), tmp_path / "none.png")
 
 
+@pytest.mark.parametrize("told", [(1000.0, 500.0, 0.0), (0.0, 0.5, 1.0)], ids=["falls", "rises"])
+def test_noise_is_dark_however_time_runs(tmp_path: Path, told: tuple[float, ...]) -> None:
+    path = tmp_path / "trace.png"
+    picture.draw(traced(plan.blocks(1), 2, 0, Full(), (told,)), path)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L")).astype(int)
+    row, column = MARGIN + 58 + AXIS_HEIGHT + 1, MARGIN + AXIS_WIDTH + 1
+    first, second = pixels[row, column], pixels[row + CELL_SIZES[1][1], column]
+    assert first < 60 < second
+
+
 def test_what_cannot_be_traced() -> None:
     with pytest.raises(PlanError, match="endless"):
         trace(plan.blocks(3).plan(None, (4,)), Window(6), (FOUR,))

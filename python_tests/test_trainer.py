@@ -1,102 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: Apache-2.0
 """Stage 2: learns, exports a pipeline folder, survives SIGKILL and SIGTERM bit for bit."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_training import assert_same_weights, load, write_config
 from safetensors.torch import load_file
 
-from ardiff_engine.data.latent_files import latent_file_name, write_latents
 from ardiff_engine.errors import CheckpointError, ConfigError, DataError, NumericalError, Stopped
 from ardiff_engine.settings import build
 from ardiff_engine.training import loop
+from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.checkpoint import checkpoints
 from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.log import read_log
 from ardiff_engine.training.loss_curve import draw_loss_curve
 from ardiff_engine.training.read_config import read_config, to_dict
-from ardiff_engine.training.throughput import SPEED
 from ardiff_engine.training.timesteps import KNOWN_LEVELS, training_levels
 from ardiff_engine.training.trainer import Trainer, train
 from ardiff_engine.weights import load_model
 
-CONFIG = """
-[run]
-output = "{output}"
-steps = {steps}
-batch = 2
-accumulate = 2
-threads = 1
-log_every = 1
-validate_every = 4
-validation_clips = 2
-checkpoint_every = 3
-[data]
-source = "latents"
-path = "{latents}"
-num_frames = 4
-held_out = 1
-[model]
-num_frames = 4
-tokens_per_frame = 4
-channels = 4
-width = 16
-depth = 2
-heads = 2
-context_tokens = 2
-context_dim = 8
-num_classes = 3
-[optimizer]
-lr = 0.01
-schedule = "cosine"
-warmup = 2
-[loss]
-null_probability = 0.3
-known_probability = 0.5
-[schedule]
-num_timesteps = 40
-[ema]
-decay = 0.9
-"""
-
-
 FLOAT64 = ("run.precision=float64",)
-
-
-def write_config(folder: Path, output: str = "run", steps: int = 12) -> Path:
-    latents = folder / "latents"
-    if not latents.exists():
-        latents.mkdir()
-        generator = torch.Generator().manual_seed(0)
-        for index in range(4):
-            z = torch.randn(4, 1, 4, generator=generator).expand(6, 4, 1, 4)
-            write_latents(latents / latent_file_name(index, "v", class_id=index % 3), z)
-    path = folder / f"{output}.toml"
-    path.write_text(CONFIG.format(output=folder / output, latents=latents, steps=steps))
-    return path
-
-
-def load(path: Path) -> TrainConfig:
-    return read_config(TrainConfig, path)
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    for name in ("model", "ema", "model_optimizer"):
-        x, y = (
-            load_file(checkpoints(folder / "checkpoints")[-1] / f"{name}.safetensors") for folder in (a, b)
-        )
-        assert x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x), name
 
 
 def test_learns_and_trains_its_context(tmp_path: Path) -> None:
@@ -125,7 +56,7 @@ def test_loss_is_the_stated_mean_square(tmp_path: Path, prediction: str) -> None
     )
     trainer = Trainer(config)
     samples = range(6, 9)
-    clips = trainer.clips(trainer.source, samples, seed=5)
+    clips = trainer.clips(trainer.source, samples, 5, 0.0)
     (got,) = trainer.recipe.phases[0].loss(clips).values()
     x0, classes = trainer.source.latents(samples)
     t = training_levels(samples, 4, 40, config.loss, 5)
@@ -167,75 +98,13 @@ def test_pipeline_folder_log_and_curve(tmp_path: Path) -> None:
     assert len(checkpoints(folder / "checkpoints")) == 2
 
 
-def _process(config: Path, resume: bool, *overrides: str) -> subprocess.Popen[bytes]:
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ardiff_engine.cli", "train", str(config)]
-    command += ["--resume"] if resume else []
-    command += [f"--set={override}" for override in overrides]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        # A shell starts background jobs with SIGINT ignored, and children inherit that.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, "training ended too early or hangs"
-        time.sleep(0.002)
-
-
-@pytest.mark.slow
-def test_sigkill_then_resume_is_bitwise_equal(tmp_path: Path) -> None:
-    steps = 60
-    whole = train(load(write_config(tmp_path, "whole", steps)))
-    config = write_config(tmp_path, "killed", steps)
-    process = _process(config, False)
-    _wait_for(tmp_path / "killed" / "checkpoints" / "step-00000006", process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    interrupted = checkpoints(tmp_path / "killed" / "checkpoints")[-1].name
-    assert interrupted < f"step-{steps:08d}"
-    assert _process(config, True).wait(timeout=120) == 0
-    assert_same_weights(whole, tmp_path / "killed")
-    logs = [
-        [(e["step"], e.get("loss"), e.get("validation_loss")) for e in read_log(f / "training_log.jsonl")]
-        for f in (whole, tmp_path / "killed")
-    ]
-    assert logs[0] == logs[1]
-
-
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_a_signal_saves_says_so_and_ends_with_its_code(tmp_path: Path, number: signal.Signals) -> None:
-    """So that `ardiff train-vae ... && ardiff encode ...` does not go on with a half-trained model."""
-    config = write_config(tmp_path, steps=100_000)
-    process = _process(config, False, "run.checkpoint_every=0", "run.validate_every=0")
-    _wait_for(tmp_path / "run" / "training_log.jsonl", process)
-    while len(read_log(tmp_path / "run" / "training_log.jsonl")) < 3:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
-    step = int(saved.name.removeprefix("step-"))
-    assert f"stopped at step {step} of 100000; go on with --resume" in told.decode()
-    assert (tmp_path / "run" / "transformer" / "model.safetensors").exists()
-    again = _process(config, True, f"run.steps={step + 1}", "run.validate_every=0")
-    assert again.wait(timeout=120) == 0
-
-
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
     trainer = Trainer(load(write_config(tmp_path, steps=2)))
 
-    def step(index: int) -> dict[str, float]:
+    def step(index: int) -> Averages:
         if index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return {"loss": 0.0}
+        return Averages()
 
     trainer.loop.run(step)
     assert trainer.loop.finished == 2
@@ -365,7 +234,7 @@ def test_a_mean_goes_on_after_a_resume(tmp_path: Path) -> None:
 def test_gradients_of_other_ways_to_compute(tmp_path: Path, change: str, limit: float) -> None:
     def gradients(*changes: str) -> torch.Tensor:
         trainer = Trainer(read_config(TrainConfig, write_config(tmp_path), changes))
-        clips = trainer.clips(trainer.source, range(4), 0)
+        clips = trainer.clips(trainer.source, range(4), 0, 0.3)
         for parameter in trainer.model.parameters():
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(3))
         trainer.recipe.phases[0].loss(clips)["diffusion_loss"].sum().backward()  # type: ignore[call-overload]
@@ -476,50 +345,3 @@ def test_curve_needs_two_points(tmp_path: Path) -> None:
     assert not (tmp_path / "curve.png").exists()
     draw_loss_curve([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").exists()
-
-
-def _pair(config: Path, *overrides: str) -> list[subprocess.Popen[bytes]]:
-    """Two processes of one run, as torchrun starts them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    command = [sys.executable, "-m", "ardiff_engine.cli", "train", str(config)]
-    command += [f"--set={override}" for override in overrides]
-    return [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
-    changes = ["loss.teacher_forcing=0.5", "run.log_every=3", *FLOAT64]
-    alone = train(read_config(TrainConfig, write_config(tmp_path, "alone", 3), ["run.batch=4", *changes]))
-    pair = _pair(write_config(tmp_path, "pair", 3), *changes)
-    assert [process.wait(timeout=120) for process in pair] == [0, 0]
-    a, b = (load_file(folder / "transformer" / "model.safetensors") for folder in (alone, tmp_path / "pair"))
-    for name, value in a.items():
-        assert torch.allclose(value, b[name], rtol=1e-10, atol=1e-12), name
-    logs = [read_log(folder / "training_log.jsonl") for folder in (alone, tmp_path / "pair")]
-    for one, two in zip(*logs, strict=True):
-        for name in one.keys() - SPEED - {"teacher_loss", "diffusion_loss"}:
-            assert one[name] == pytest.approx(two[name], abs=2e-6), name
-
-
-@pytest.mark.slow
-def test_a_process_that_cannot_save_does_not_leave_the_other_waiting(tmp_path: Path) -> None:
-    config = write_config(tmp_path, "pair", 3)
-    (tmp_path / "pair").mkdir()
-    (tmp_path / "pair" / "checkpoints").write_bytes(b"a file where the folder should be")
-    told = []
-    for process in _pair(config):
-        told.append(process.communicate(timeout=120)[1].decode())
-        assert process.returncode in (1, 2)
-    assert "writing" in told[0] and "another process" in told[1]

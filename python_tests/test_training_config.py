@@ -15,7 +15,9 @@ from ardiff_engine.training.wan_trainer import WanTrainConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = {"vae": VaeTrainConfig, "encode": EncodeConfig}
-OWN = {"moving_shapes_vae": FrameVaeTrainConfig, "moving_shapes": WanTrainConfig}
+OWN = {"moving_shapes_vae": FrameVaeTrainConfig} | {
+    f"moving_shapes{leg}": WanTrainConfig for leg in ("", "_first", "_few_steps")
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)

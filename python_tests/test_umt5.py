@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.wan_folder import official_umt5
 from official_keys import recipe_tensor
+from safetensors.torch import load_file, save_file
 
 from ardiff_engine.conditions import UMT5, cleaned
-from ardiff_engine.errors import CheckpointError, ConfigError
+from ardiff_engine.conditions.umt5_file import OFFICIAL, UMT5File
+from ardiff_engine.errors import CheckpointError, ConfigError, UnsafeCheckpointError
+from ardiff_engine.weights import convert
 
 transformers = pytest.importorskip("transformers")
 GOLDEN = np.load(Path(__file__).parent / "golden" / "wan" / "umt5.npz")
@@ -62,8 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_official_numbers() -> None:
-    """The recorded ids go through our own path: one prompt at a time, unpadded, zeros behind."""
+def test_official_numbers(tmp_path: Path) -> None:
+    """From a file as the official release has it, and one that transformers wrote. The recorded ids go
+    through our own path: one prompt at a time, unpadded, zeros behind."""
     config = json.loads(str(GOLDEN["config"]))
     model = transformers.UMT5EncoderModel(
         transformers.UMT5Config(
@@ -78,12 +84,11 @@ def test_official_numbers() -> None:
         )
     )
     state = model.state_dict()
-    pairs = zip(GOLDEN["official_keys"], GOLDEN["official_to_transformers"], strict=True)
-    loaded = {
-        str(theirs): recipe_tensor(str(ours), tuple(state[str(theirs)].shape)) for ours, theirs in pairs
-    }
-    missing = model.load_state_dict(loaded, strict=False)
-    assert not missing.unexpected_keys and missing.missing_keys in ([], ["encoder.embed_tokens.weight"])
+    named = list(
+        zip(GOLDEN["official_keys"].tolist(), GOLDEN["official_to_transformers"].tolist(), strict=True)
+    )
+    official = {ours: recipe_tensor(ours, tuple(state[theirs].shape)) for ours, theirs in named}
+    model.load_state_dict({theirs: official[ours] for ours, theirs in named}, strict=False)
     ids, mask = GOLDEN["ids"], GOLDEN["mask"].astype(bool)
 
     class Recorded:
@@ -91,11 +96,49 @@ def test_official_numbers() -> None:
             row = int(text)
             return transformers.BatchEncoding({"input_ids": ids[row][mask[row]].tolist()})
 
-    text = UMT5(model, Recorded(), tokens=ids.shape[1])
     want = torch.from_numpy(GOLDEN["embeds"])
-    got = text.encode([str(row) for row in range(len(ids))])
-    assert float((got - want).norm() / want.norm()) <= 1e-5
-    assert not got[torch.from_numpy(~mask)].any()
+    torch.save(official, tmp_path / f"{OFFICIAL}.pth")
+    convert(tmp_path / f"{OFFICIAL}.pth", tmp_path / f"{OFFICIAL}.safetensors")
+    model.save_pretrained(tmp_path / "theirs")
+    for place in (tmp_path, tmp_path / f"{OFFICIAL}.safetensors", tmp_path / "theirs"):
+        encoder = UMT5File.open(place).load(torch.device("cpu"), torch.float32)
+        text = UMT5(encoder, Recorded(), tokens=ids.shape[1])
+        got = text.encode([str(row) for row in range(len(ids))])
+        assert float((got - want).norm() / want.norm()) <= 1e-5
+        assert not got[torch.from_numpy(~mask)].any()
+
+
+def test_the_official_file_is_the_folder(folder: Path, tmp_path: Path) -> None:
+    """With the tokenizer where the official release has it, in both widths of the weights."""
+    state = load_file(folder / "text_encoder" / "model.safetensors")
+    torch.save({official_umt5(name): own for name, own in state.items()}, tmp_path / f"{OFFICIAL}.pth")
+    shutil.copytree(folder / "tokenizer", tmp_path / "google" / "umt5-xxl")
+    with pytest.raises(UnsafeCheckpointError, match="convert"):
+        UMT5.from_pretrained(tmp_path)
+    convert(tmp_path / f"{OFFICIAL}.pth", tmp_path / f"{OFFICIAL}.safetensors")
+    for dtype in (torch.float32, torch.bfloat16):
+        ours, theirs = (UMT5.from_pretrained(own, tokens=12, dtype=dtype) for own in (tmp_path, folder))
+        assert torch.equal(ours.encode(["a red cat", "blue dog"]), theirs.encode(["a red cat", "blue dog"]))
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda held: held.pop("encoder.block.1.layer.0.SelfAttention.k.weight"), "missing: block.1"),
+        (lambda held: held.update({"encoder.odd.weight": torch.zeros(2)}), "unknown: odd"),
+        (lambda held: held.update({"encoder.final_layer_norm.weight": torch.zeros(3)}), "needs .16"),
+        (lambda held: held["shared.weight"].fill_(float("nan")), "NaN"),
+    ],
+)
+def test_weights_that_do_not_fit(folder: Path, tmp_path: Path, harm, says: str) -> None:
+    """transformers would draw what is missing at random."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = copy / "text_encoder" / "model.safetensors"
+    held = load_file(file)
+    harm(held)
+    save_file(held, file)
+    with pytest.raises(CheckpointError, match=says):
+        UMT5.from_pretrained(copy)
 
 
 def test_a_prompt_does_not_know_what_is_encoded_beside_it(folder: Path) -> None:

@@ -9,9 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ardiff_engine.data import MovingShapes
+from ardiff_engine.data.clips import ShapeClips
 from ardiff_engine.errors import CheckpointError, ConfigError
+from ardiff_engine.models import TiTok, TiTokConfig, to_tokens
 from ardiff_engine.settings import build
 from ardiff_engine.training.config import VaeTrainConfig
+from ardiff_engine.training.fan_in import initialise_by_fan_in
 from ardiff_engine.training.latent_spread import COLLAPSED, LatentSpread
 from ardiff_engine.training.lpips import Lpips
 from ardiff_engine.training.vae_trainer import VaeTrainer, train_vae
@@ -214,3 +218,23 @@ def _lpips_tensors() -> dict[str, torch.Tensor]:
     for index, width in enumerate((64, 128, 256, 512, 512)):
         tensors[f"lin{index}.weight"] = torch.full((1, width, 1, 1), 1 / width)
     return tensors
+
+
+def test_narrow_networks_tell_pictures_apart_from_the_first_step_on() -> None:
+    """With weights of N(0, 1 / fan_in) alone latents had a spread of 0.035, and decoded pictures differed by
+    0.002 where the originals differ by 0.15; a run of 200 steps ended with a spread of 0.007."""
+    config = TiTokConfig(
+        image_size=64, patch_size=8, encoder_width=96, encoder_layers=3, encoder_heads=4, decoder_width=96,
+        decoder_layers=3, decoder_heads=4, num_latent_tokens=32, token_size=4, codebook_logits=128,
+        quantized_channels=64, hidden_channels=8, channel_multipliers=(1, 2, 4, 4), res_blocks=1,
+        norm_groups=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, spread = TiTok(config), LatentSpread()
+    initialise_by_fan_in(model)
+    images, _ = ShapeClips(MovingShapes(), 1).clips(range(24))
+    with torch.no_grad():
+        z = model.encode(images)
+        spread.add(to_tokens(z))
+        told = model.decode(z).std(0).mean() / images.std(0).mean()
+    assert spread.value > 0.2 and told > 0.3

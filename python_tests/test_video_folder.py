@@ -13,6 +13,7 @@ import torch
 from media_files import shades, write_changing_film, write_film
 from PIL import Image
 
+from ardiff_engine.data.buckets import Bucket
 from ardiff_engine.data.video_folder import VideoFolder, find_videos
 from ardiff_engine.errors import MediaError
 from ardiff_engine.media import film
@@ -35,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_clips_are_consecutive_frames_of_one_video(folder: Path) -> None:
-    source = VideoFolder(folder, 3, 8, held_out=1, seed=1)
+    source = VideoFolder(folder, [Bucket(8, 8, 3)], held_out=1, seed=1)
     clips, classes = source.clips(range(20))
     assert clips.shape == (20, 3, 3, 8, 8) and classes is None
     steps = (clips[:, 1:] - clips[:, :-1]).mean(dim=(2, 3, 4)) * 255
@@ -44,12 +45,12 @@ def test_clips_are_consecutive_frames_of_one_video(folder: Path) -> None:
 
 
 def test_a_sample_is_a_pure_function_of_its_id(folder: Path) -> None:
-    a, b = (VideoFolder(folder, 3, 8, held_out=1, seed=1) for _ in range(2))
+    a, b = (VideoFolder(folder, [Bucket(8, 8, 3)], held_out=1, seed=1) for _ in range(2))
     assert torch.equal(a.clips([3, 8])[0][1], b.clips([8])[0][0])
 
 
 def test_held_out_videos_are_never_trained_on(folder: Path) -> None:
-    source = VideoFolder(folder, 3, 8, held_out=1)
+    source = VideoFolder(folder, [Bucket(8, 8, 3)], held_out=1)
     assert set(source.files) | set(source.held_out().files) == set(find_videos(folder))
     assert not set(source.files) & set(source.held_out().files)
 
@@ -58,26 +59,27 @@ def test_broken_and_short_files_are_named_once(folder: Path, caplog: pytest.LogC
     (folder / "sub0" / "a-broken.gif").write_bytes(b"GIF89a nonsense")
     _gif(folder / "sub0" / "b-short.gif", 2, 0)
     with caplog.at_level(logging.WARNING):
-        source = VideoFolder(folder, 3, 8, held_out=1)
+        source = VideoFolder(folder, [Bucket(8, 8, 3)], held_out=1)
         clips, _ = source.clips(range(60))
     assert clips.shape[0] == 60
     for name in ("a-broken.gif", "b-short.gif"):
         assert sum(name in record.getMessage() for record in caplog.records) == 1
+    assert f"2 of {len(source.files)} so far" in caplog.records[-1].getMessage()
 
 
 def test_no_usable_video(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="no video"):
-        VideoFolder(tmp_path, 3, 8, held_out=1)
+        VideoFolder(tmp_path, [Bucket(8, 8, 3)], held_out=1)
     (tmp_path / "x.gif").write_bytes(b"")
     with pytest.raises(MediaError, match="no usable video"):
-        VideoFolder(tmp_path, 3, 8, held_out=1).clips([0])
+        VideoFolder(tmp_path, [Bucket(8, 8, 3)], held_out=1).clips([0])
 
 
 def test_mp4_is_read(tmp_path: Path) -> None:
     from ardiff_engine.media import export_video
 
     export_video(np.full((5, 16, 24, 3), 128, dtype=np.uint8), tmp_path / "grey.mp4", fps=5)
-    clips, _ = VideoFolder(tmp_path, 4, 8, held_out=1).clips([0])
+    clips, _ = VideoFolder(tmp_path, [Bucket(8, 8, 4)], held_out=1).clips([0])
     assert abs(float(clips.mean()) - 0.5) < 0.05
 
 
@@ -99,7 +101,7 @@ def test_a_window_is_decoded_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("a.mp4", "b.mkv"):
         pictures = (shades(1)[0] + index % 40 * 6 for index in range(1200))
         write_film(tmp_path / name, pictures, rate=1, group=15, backward=0)
-    source = VideoFolder(tmp_path, 4, 8, held_out=1, seed=3)
+    source = VideoFolder(tmp_path, [Bucket(8, 8, 4)], held_out=1, seed=3)
     decoded = 0
     frames_of = film.frames_of
 
@@ -122,7 +124,7 @@ def test_clips_come_at_the_rate_that_was_asked_for(tmp_path: Path) -> None:
     write_film(tmp_path / "fast.mp4", shades(36), rate=12)
     write_film(tmp_path / "slow.mp4", shades(12), rate=4)
     write_film(tmp_path / "z.mp4", shades(12), rate=4)
-    clips, _ = VideoFolder(tmp_path, 4, 8, held_out=1, fps=4).clips(range(20))
+    clips, _ = VideoFolder(tmp_path, [Bucket(8, 8, 4)], held_out=1, fps=4).clips(range(20))
     steps = {tuple(np.diff(levels)) for levels in _levels(clips)}
     assert steps == {(3, 3, 3), (1, 1, 1)}
 
@@ -145,10 +147,10 @@ def test_a_damaged_film_is_named_once_and_skipped_the_same_way_every_time(
         path.unlink()
         write_changing_film(path.with_suffix(".mkv"), [(64, 96)] * 20 + [(96, 64)] * 20)
     with caplog.at_level(logging.WARNING):
-        source = VideoFolder(tmp_path, 4, 8, held_out=1, seed=1)
+        source = VideoFolder(tmp_path, [Bucket(8, 8, 4)], held_out=1, seed=1)
         clips, _ = source.clips(range(40))
     assert sum("b.m" in record.getMessage() for record in caplog.records) == 1
     # A sample does not depend on what was drawn before it, also where some windows of a film are whole.
-    fresh = VideoFolder(tmp_path, 4, 8, held_out=1, seed=1)
+    fresh = VideoFolder(tmp_path, [Bucket(8, 8, 4)], held_out=1, seed=1)
     for sample in reversed(range(40)):
         assert torch.equal(fresh.clips([sample])[0][0], clips[sample])

@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from media_files import write_film
 
 from ardiff_engine.conditions.captions import CaptionEncoder
-from ardiff_engine.data.moving_shapes import MovingShapes
-from ardiff_engine.data.steered_clips import SteeredShapes
-from ardiff_engine.errors import ArdiffError, ConfigError
+from ardiff_engine.data import stored_shapes
+from ardiff_engine.data.moving_shapes import HELD, MovingShapes
+from ardiff_engine.data.steered_clips import SteeredShapes, keys_held
+from ardiff_engine.data.stored_shapes import StoredShapes
+from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError, MediaError
 from ardiff_engine.models.frame_vae import FrameVAE, FrameVAEConfig
 from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan.layers import dense_attention
 from ardiff_engine.training import read_config, run_train
-from ardiff_engine.training.wan_trainer import Steering, WanTrainConfig, WanTrainer
+from ardiff_engine.training.wan_trainer import STORED_FILE, Steering, WanTrainConfig, WanTrainer
 from ardiff_engine.weights import load_model, save_model
 
 TOML = """
@@ -61,6 +67,8 @@ teacher_forcing = 0.5
 history_levels = [0, 50]
 [ema]
 decay = 0.9
+[log]
+gemm_share = false
 """
 
 
@@ -101,7 +109,7 @@ def test_the_loss_is_that_of_the_flow_from_clean_blocks(config: Path) -> None:
     noise = (noisy - (1 - sigma) * clips.frames) / sigma
     assert torch.allclose(target, (noise - clips.frames).to(target.dtype), atol=2e-3)
     history, history_t = trainer.denoising.history(clips)
-    assert torch.allclose(history, clips.frames, atol=0.02)
+    assert torch.equal(history, clips.frames) and not history_t.any()
     out = trainer.model.forward_clip(
         noisy,
         t.float(),
@@ -116,10 +124,10 @@ def test_the_loss_is_that_of_the_flow_from_clean_blocks(config: Path) -> None:
 
 def test_everything_learns_the_text_encoder_too(config: Path) -> None:
     trainer = WanTrainer(read_config(WanTrainConfig, config))
-    before = {name: value.clone() for name, value in trainer.both.named_parameters()}
+    before = {name: value.clone() for name, value in trainer.trained.named_parameters()}
     for step in range(3):
         trainer.step(step)
-    still = [name for name, value in trainer.both.named_parameters() if torch.equal(value, before[name])]
+    still = [name for name, value in trainer.trained.named_parameters() if torch.equal(value, before[name])]
     assert not still
 
 
@@ -142,6 +150,92 @@ def test_clips_have_their_captions_and_keys() -> None:
     assert set(np.unique(made.actions.sum(-1))) == {0.0, 1.0}
     first = SteeredShapes(shapes, vae, 8).held_out().clips([3])
     assert not torch.equal(first.latents[0], made.latents[3])
+
+
+def test_clips_that_are_encoded_once_are_those_of_the_world(config: Path, tmp_path: Path) -> None:
+    settings = ["data.clips=6", "data.clip_frames=16", "data.shapes.steered=1.0", 'run.precision="bfloat16"']
+    trainer = WanTrainer(read_config(WanTrainConfig, config, settings))
+    assert isinstance(trainer.source, StoredShapes)
+    made, file = trainer.source.clips(range(40)), tmp_path / "vae" / STORED_FILE
+    drawn = SteeredShapes(trainer.config.data.shapes, trainer.vae, 16).drawn(range(6))
+    found = set()
+    for latents, caption, actions in zip(made.latents, made.captions, made.actions, strict=True):
+        for row, clip in enumerate(drawn):
+            for start in range(0, 13, HELD):
+                held = keys_held(torch.from_numpy(clip.actions[start : start + 4]))
+                told = replace(clip.scene, direction=int(clip.directions[start])).caption
+                own = trainer.source.source.encoded([clip])[0, start : start + 4]
+                if told == caption and torch.equal(held, actions) and torch.allclose(own, latents, atol=0.05):
+                    found.add((row, start))
+                    break
+    assert len(found) > 12, "windows begin at all places"
+    written = file.stat().st_mtime_ns
+    again = WanTrainer(read_config(WanTrainConfig, config, settings)).source.clips(range(40))
+    assert torch.equal(again.latents, made.latents) and file.stat().st_mtime_ns == written
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    mended = WanTrainer(read_config(WanTrainConfig, config, settings)).source.clips(range(40))
+    assert torch.equal(mended.latents, made.latents) and mended.captions == made.captions
+
+
+def test_a_file_that_cannot_be_written_is_told_before_clips_are_encoded(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_shapes, "_encode", lambda *_: pytest.fail("encoded in vain"))
+    os.mkfifo(tmp_path / "vae" / STORED_FILE)
+    with pytest.raises(CheckpointError, match="writing"):
+        WanTrainer(read_config(WanTrainConfig, config, ["data.clips=6", "data.clip_frames=16"]))
+
+
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_what_no_step_could_use_is_told_before_a_folder_is_made(
+    config: Path, tmp_path: Path, held_out: int
+) -> None:
+    (tmp_path / "videos").mkdir()
+    for name, frames in (("a", 9 * held_out or 3), ("b", 3)):
+        write_film(tmp_path / "videos" / f"{name}.mp4", np.zeros((frames, 16, 16, 3), np.uint8))
+    videos = ['data.source="videos"', f"data.path={json.dumps(str(tmp_path / 'videos'))}"]
+    with pytest.raises(MediaError, match="held-out" if held_out else "usable"):
+        run_train(config, [*videos, f"data.held_out={max(1, held_out)}"])
+    with pytest.raises(ConfigError, match=r"run\.batch"):
+        run_train(config, ["run.batch=1000000000"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_muon_moves_the_weights_of_linear_layers_and_resumes(config: Path, tmp_path: Path) -> None:
+    changes = ['optimizer.kind="muon"', "optimizer.weight_decay=0.0", "run.steps=4"]
+    trainer = WanTrainer(read_config(WanTrainConfig, config, changes))
+    before = {name: value.detach().clone() for name, value in trainer.trained.named_parameters()}
+    trainer.step(0)
+    after = dict(trainer.trained.named_parameters())
+    name = "transformer.head.head.weight"
+    step = (after[name] - before[name]).detach()
+    # The nearest matrix with equal singular values, at the length of AdamW's steps.
+    singular = torch.linalg.svdvals(step)
+    assert singular.max() < 2 * singular.min() and 0.1 < step.std() / trainer.config.optimizer.lr < 0.4
+    moments = trainer.optimizer.tensors()
+    assert f"{name}/momentum_buffer" in moments and f"{name}/exp_avg" not in moments
+    assert "text.bytes.weight/exp_avg" in moments and "transformer.head.head.bias/exp_avg" in moments
+    folder, parts = run_train(config, changes), tmp_path / "parts"
+    output = f"run.output={json.dumps(str(parts))}"
+    run_train(config, [*changes, output, "run.steps=2"])
+    run_train(config, [*changes, output], resume=True)
+    once, twice = (load_model(place / "transformer").state_dict() for place in (folder, parts))
+    assert all(torch.equal(value, twice[key]) for key, value in once.items())
+
+
+def test_attention_keeps_its_precision_under_autocast() -> None:
+    q, k, v = (torch.randn(2, 7, 3, 8, generator=torch.manual_seed(n)) for n in range(3))
+    exact = dense_attention(q, k, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dense_attention(q, k, v), exact)
+
+
+def test_only_moving_shapes_are_encoded_once(config: Path) -> None:
+    videos = ['data.source="videos"', 'data.path="videos"', "data.clips=4"]
+    with pytest.raises(ConfigError, match="clips"):
+        read_config(WanTrainConfig, config, videos)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="Choose another folder"):
+    with pytest.raises(CheckpointError, match="folder"):
         save_model(model_of(SMALL), tmp_path / "file" / "folder")
 
 
@@ -108,7 +108,7 @@ def test_mixed_saves_are_noticed(tmp_path: Path) -> None:
     save_model(model_of(SMALL), tmp_path)
     text = (tmp_path / "config.json").read_text().replace("separate_norm", "share_norm")
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="Delete config.json"):
+    with pytest.raises(CheckpointError, match="config.json"):
         load_model(tmp_path)
     (tmp_path / "config.json").unlink()
     assert load_model(tmp_path).config == SMALL

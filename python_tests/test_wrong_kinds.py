@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -12,16 +13,22 @@ import ardiff_engine as ade
 from ardiff_engine.media import read_clip
 from ardiff_engine.systems import trace
 
-PIPE = ade.Pipeline.from_pretrained("moving-digits")
-SOLVER = ade.solvers.DDIM(PIPE.schedule, num_inference_steps=4, prediction=PIPE.prediction)
+
+@functools.cache
+def pipe() -> ade.Pipeline:
+    return ade.Pipeline.from_pretrained("moving-digits")
+
+
+def solver() -> ade.solvers.Solver:
+    return ade.solvers.DDIM(pipe().schedule, num_inference_steps=4, prediction=pipe().prediction)
 
 
 def engine(**given: object) -> ade.Engine:
-    return ade.Engine(PIPE.transformer, solver=SOLVER, **given)  # type: ignore[arg-type]
+    return ade.Engine(pipe().transformer, solver=solver(), **given)  # type: ignore[arg-type]
 
 
 def memory_plan(streams: object) -> object:
-    return ade.Engine.memory_plan(PIPE.transformer, solver=SOLVER, streams=streams)  # type: ignore[arg-type]
+    return ade.Engine.memory_plan(pipe().transformer, solver=solver(), streams=streams)  # type: ignore[arg-type]
 
 
 WRONG: dict[str, tuple[str, Callable[[], object]]] = {
@@ -31,9 +38,9 @@ WRONG: dict[str, tuple[str, Callable[[], object]]] = {
     "video is a number": ("path", lambda: ade.read_video(3)),  # type: ignore[arg-type]
     "target is a number": ("path", lambda: ade.export_video(torch.zeros(1, 8, 8, 3), 5)),  # type: ignore[arg-type]
     "max_frames is text": ("max_frames", lambda: read_clip("x.mp4", "x")),  # type: ignore[arg-type]
-    "latents are text": ("latents", lambda: PIPE.decode("x")),  # type: ignore[arg-type]
-    "latents of a batch": ("latents", lambda: PIPE.decode(torch.zeros(1, 2, 4, 16))),
-    "latents without a frame": ("latents", lambda: PIPE.decode(torch.zeros(0, 4, 16))),
+    "latents are text": ("latents", lambda: pipe().decode("x")),  # type: ignore[arg-type]
+    "latents of a batch": ("latents", lambda: pipe().decode(torch.zeros(1, 2, 4, 16))),
+    "latents without a frame": ("latents", lambda: pipe().decode(torch.zeros(0, 4, 16))),
     "request of None": ("request", lambda: engine().submit(None)),  # type: ignore[arg-type]
     "memory is a class": ("memory", lambda: engine(memory=ade.memory.Full)),
     "max_waiting below 0": ("max_waiting", lambda: engine(max_waiting=-1)),
@@ -44,7 +51,7 @@ WRONG: dict[str, tuple[str, Callable[[], object]]] = {
     "uncertainty is text": ("uncertainty", lambda: ade.plan.pyramid("x").plan(4, (4,))),  # type: ignore[arg-type]
     "timesteps of no track": (
         "timesteps",
-        lambda: trace(ade.plan.lag(4, 4, 4), ade.memory.Full(), SOLVER.timesteps),  # type: ignore[arg-type]
+        lambda: trace(ade.plan.lag(4, 4, 4), ade.memory.Full(), solver().timesteps),  # type: ignore[arg-type]
     ),
 }
 

@@ -35,7 +35,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 # What must not change between two calls that fill one record.
 SAME_MACHINE = ("sources", "gpu", "driver", "torch")
 HOPPER = {"ARDIFF_HOPPER": "1"}
-SM80, SM90 = "test_cuda_frame_attention.py", "test_cuda_frame_attention_sm90.py"
+SM80 = "test_cuda_frame_attention.py test_cuda_attention_schedule.py"
+SM90 = "test_cuda_frame_attention_sm90.py"
 CHECKS = ("memcheck", "synccheck", "racecheck")
 _PASSED = re.compile(r"\b[1-9]\d* passed\b")  # what pytest says; compute-sanitizer has the last word after it
 _OTHER_OPS = ("backend", "bias_gelu", "modulate", "noise", "norm_rope_pages", "pages", "pool_pages")

@@ -51,6 +51,22 @@ class Past:
         return sum(frames.nbytes for frames in self.frames.values())
 
 
+class WatchedPast(Past):
+    """changed: whether any layer was left with other frames than it had, since this was set to False."""
+
+    __slots__ = ("changed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed = False
+
+    def keep(self, layer: nn.Module, window: Tensor, count: int) -> Tensor:
+        before = self.frames.get(layer)
+        kept = super().keep(layer, window, count)
+        self.changed |= before is None or not torch.equal(before, self.frames[layer])
+        return kept
+
+
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A layer for pictures on every frame of x [B, C, T, H, W]."""
     batch, _, frames = x.shape[:3]

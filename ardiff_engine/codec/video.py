@@ -114,9 +114,9 @@ class VideoDecoder:
 class VideoEncoder:
     """Encodes one video whose frames come in pieces."""
 
-    def __init__(self, codec: CausalAutoencoder) -> None:
+    def __init__(self, codec: CausalAutoencoder, past: Past | None = None) -> None:
         self._codec = codec
-        self._past = Past()
+        self._past = Past() if past is None else past
         self._waiting: Tensor | None = None
         self._shape: tuple[int, ...] | None = None
         self._needed = codec.first_frames

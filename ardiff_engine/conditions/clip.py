@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from ardiff_engine import arguments
+from ardiff_engine.conditions.pretrained import pretrained
 from ardiff_engine.device import usable_device
-from ardiff_engine.errors import ConfigError
-from ardiff_engine.parsing import parsing
+from ardiff_engine.errors import CheckpointError
 
 
 class CLIPVision:
@@ -37,23 +37,21 @@ class CLIPVision:
         Nothing is fetched, and only safetensors are read.
 
         Raises:
-            CheckpointError: no such folder, or files that `transformers` cannot read.
+            CheckpointError: no such folder, unreadable files, or weights that are missing.
             ConfigError: `transformers` is missing, or an unknown device.
         """
-        try:
-            from transformers import CLIPImageProcessor, CLIPVisionModel
-        except ImportError as error:
-            raise ConfigError(
-                "CLIP's view of a picture needs transformers: pip install transformers."
-            ) from error
         root, target = arguments.path("folder", folder), usable_device(device)
-        with parsing(
-            f"image encoder in {root}", fix="Expected image_encoder/ and image_processor/ as diffusers do."
-        ):
-            processor = CLIPImageProcessor.from_pretrained(root / "image_processor", local_files_only=True)
-            encoder: Any = CLIPVisionModel.from_pretrained(
-                root / "image_encoder", local_files_only=True, use_safetensors=True, dtype=dtype
-            )
+        processor = pretrained("CLIPImageProcessor", root / "image_processor")
+        encoder, told = pretrained(
+            "CLIPVisionModel",
+            root / "image_encoder",
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+        if told["missing_keys"] or told["mismatched_keys"]:
+            missing = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
+            raise CheckpointError(f"{root / 'image_encoder'}: {missing[0]} is missing or of another shape.")
         return cls(encoder.to(target), processor)
 
     @torch.no_grad()

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from ardiff_engine import arguments
+from ardiff_engine.conditions.pretrained import pretrained
 from ardiff_engine.conditions.prompt import cleaned
+from ardiff_engine.conditions.umt5_file import UMT5File
 from ardiff_engine.device import usable_device
 from ardiff_engine.errors import ConfigError, TensorError
-from ardiff_engine.parsing import parsing
 
 PROMPTS_KEPT = 64
 SHOWN_LOSS = 200
@@ -46,38 +46,26 @@ class UMT5:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | PathLike[str],
+        folder: str | PathLike[str] | UMT5File,
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         tokens: int = 512,
     ) -> UMT5:
-        """A folder in diffusers' layout (`text_encoder/`, `tokenizer/`), or one that holds both directly.
+        """A folder in diffusers' layout (`text_encoder/`, `tokenizer/`), one that holds both, or Wan's
+        official file after `ardiff convert`, with google/umt5-xxl/ beside it; or what was found there.
 
         Nothing is fetched, and only safetensors are read.
 
         Raises:
-            CheckpointError: no such folder, or files that `transformers` cannot read.
+            UnsafeCheckpointError: the official file before it was converted.
+            CheckpointError: no such folder, weights that do not fit the encoder, NaN, no tokenizer.
             ConfigError: `transformers` is missing, or an unknown device.
         """
-        try:
-            from transformers import AutoTokenizer, UMT5EncoderModel
-        except ImportError as error:
-            raise ConfigError("Text prompts need transformers: pip install transformers.") from error
-        root, target = arguments.path("folder", folder), usable_device(device)
-        inside = {
-            name: root / name if (root / name).is_dir() else root for name in ("text_encoder", "tokenizer")
-        }
-        with parsing(
-            f"text encoder in {root}", fix="Expected text_encoder/ and tokenizer/ as diffusers write them."
-        ):
-            tokenizer = AutoTokenizer.from_pretrained(
-                inside["tokenizer"], local_files_only=True, trust_remote_code=False
-            )
-            encoder: Any = UMT5EncoderModel.from_pretrained(
-                inside["text_encoder"], local_files_only=True, use_safetensors=True, dtype=dtype
-            )
-        return cls(encoder.to(target), tokenizer, tokens)
+        target = usable_device(device)
+        found = folder if isinstance(folder, UMT5File) else UMT5File.open(folder)
+        tokenizer = pretrained("AutoTokenizer", found.tokenizer, trust_remote_code=False)
+        return cls(found.load(target, dtype), tokenizer, tokens)
 
     def encode(self, prompts: Sequence[str]) -> torch.Tensor:
         """[n, tokens, width] on the encoder's device; rows past the end of a prompt are zero.

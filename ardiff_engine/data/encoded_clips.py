@@ -14,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
+from ardiff_engine.checksum import checksum_of
 from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.data.clips import ClipSource
 from ardiff_engine.errors import CheckpointError
-from ardiff_engine.files import make_folder, write_atomic
+from ardiff_engine.files import check_writable, make_folder, write_atomic
 from ardiff_engine.models import TiTok, to_tokens
 from ardiff_engine.parsing import check_regular, parsing
 from ardiff_engine.purposes import Purpose
@@ -73,12 +74,14 @@ class CachedClips:
     ) -> None:
         self.clips, self.num_frames, self.seed = clips, num_frames, seed
         key = json.dumps([settings, count, encoder_fingerprint(clips.vae)])
-        stored = None if path is None else _read(path, key)
+        stored = None if path is None else read_stored(path, key)
         if stored is None:
-            stored = _encode(clips, count)
             if path is not None:
                 make_folder(path.parent)
-                data = save(stored, {"key": key, "checksum": _checksum(stored)})
+                check_writable(path)
+            stored = _encode(clips, count)
+            if path is not None:
+                data = save(stored, {"key": key, "checksum": checksum(stored)})
                 write_atomic(path, data)
         self.tokens = stored["tokens"]
         self.classes = stored.get("classes")
@@ -119,7 +122,8 @@ def _encode(clips: EncodedClips, count: int) -> dict[str, torch.Tensor]:
     return found | ({"classes": torch.cat(known)} if known else {})
 
 
-def _read(path: Path, key: str) -> dict[str, torch.Tensor] | None:
+def read_stored(path: Path, key: str) -> dict[str, torch.Tensor] | None:
+    """What was written under that key; None if it was another one, or the file is damaged or not there."""
     if not path.exists():
         return None
     try:
@@ -131,19 +135,17 @@ def _read(path: Path, key: str) -> dict[str, torch.Tensor] | None:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except CheckpointError:
         return None
-    return stored if metadata.get("checksum") == _checksum(stored) else None
+    return stored if metadata.get("checksum") == checksum(stored) else None
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    checksum = 0
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """CRC-32 of names and values."""
+    found = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].contiguous().numpy().data, zlib.crc32(name.encode(), checksum))
-    return str(checksum)
+        found = zlib.crc32(tensors[name].contiguous().numpy().data, zlib.crc32(name.encode(), found))
+    return str(found)
 
 
 def encoder_fingerprint(vae: TiTok) -> int:
     """CRC-32 of the part that makes latents; a decoder may go on learning."""
-    checksum = zlib.crc32(vae.latent_tokens.detach().cpu().contiguous().numpy().tobytes())
-    for value in vae.encoder.state_dict().values():
-        checksum = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), checksum)
-    return checksum
+    return checksum_of((vae.latent_tokens, *vae.encoder.state_dict().values()))

@@ -62,12 +62,13 @@ class Scene:
 @dataclass(frozen=True, slots=True)
 class ShapeClip:
     """video uint8 [T, H, W, 3]; centres float64 [T, shapes, 2], (x, y) in pixels, where the centre of the top
-    left pixel is (0, 0); actions int64 [T]."""
+    left pixel is (0, 0); actions, directions int64 [T]: the keys, and the way that the first shape goes."""
 
     video: NDArray[np.uint8]
     scene: Scene
     centres: NDArray[np.float64]
     actions: NDArray[np.int64]
+    directions: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +163,15 @@ class MovingShapes:
                 replace(setup.scene, direction=int(headings[first_frame])),
                 path[first_frame:, : len(setup.scene.shapes)],
                 own[first_frame:],
+                headings[first_frame:],
             )
             for setup, (path, headings), background, own in zip(setups, moved, backgrounds, keys, strict=True)
         ]
+
+    def caption(self, index: int, direction: int) -> str:
+        """Of clip `index` from a frame on in which its first shape goes that way."""
+        setup = self._setup(self._uniform(index, 0, _SCENE_DRAWS))
+        return replace(setup.scene, direction=direction).caption
 
     # --- private
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+DRAWING = 2
+"""Version: raise it with every change of what is drawn. What was encoded before is then encoded anew."""
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (222, 48, 44),
     "green": (52, 176, 72),
@@ -18,11 +20,11 @@ SQUARE = np.float32(0.886)
 """Half a side, in radii: the area of the circle."""
 TRIANGLE = np.float32(2 / 3)
 """Radius of the inscribed circle, in radii."""
-TEXTURE_DRAWS = 8 + 64
+_GRID = 5
+TEXTURE_DRAWS = 8 + _GRID**2
 """Numbers in [0, 1) that a texture is made of."""
 
 _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
-_GRID = 8
 
 
 def coverage(
@@ -60,7 +62,7 @@ def textures(draws: NDArray[np.float64], canvas: int) -> NDArray[np.float32]:
         ]
     )
     chosen = fields[np.minimum((3 * kind).astype(np.int64), 2), np.arange(len(draws))]
-    grey = (80 + 90 * level)[:, None, None] + (10 + 18 * strength)[:, None, None] * chosen
+    grey = (80 + 90 * level)[:, None, None] + (8 + 12 * strength)[:, None, None] * chosen
     tinted = grey[..., None] + 12 * (np.stack(tint, axis=-1) - 0.5)[:, None, None]
     return tinted.astype(np.float32)
 
@@ -81,9 +83,9 @@ def _clouds(draws: NDArray[np.float64], canvas: int) -> NDArray[np.float64]:
 
 
 def _waves(angle: NDArray[np.float64], period: NDArray[np.float64], canvas: int) -> NDArray[np.float64]:
-    """A sine of 8 to 20 pixels in any direction: [N, canvas, canvas]. angle: in half turns."""
+    """A sine of 16 to 36 pixels in any direction: [N, canvas, canvas]. angle: in half turns."""
     pixel = np.arange(canvas)
-    turn, length = np.pi * angle[:, None, None], (8 + 12 * period)[:, None, None]
+    turn, length = np.pi * angle[:, None, None], (16 + 20 * period)[:, None, None]
     along = pixel[None, None, :] * np.cos(turn) + pixel[None, :, None] * np.sin(turn)
     result: NDArray[np.float64] = np.sin(2 * np.pi * along / length)
     return result

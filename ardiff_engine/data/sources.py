@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ardiff_engine.data.buckets import Bucket
 from ardiff_engine.data.clips import ClipSource, DigitClips, ShapeClips
+from ardiff_engine.data.config import DataConfig
 from ardiff_engine.data.video_folder import VideoFolder
 from ardiff_engine.errors import ConfigError, explain
 
-if TYPE_CHECKING:
-    from ardiff_engine.training.config import DataConfig
+
+def video_folder(config: DataConfig, image_size: int, seed: int, step_clips: int) -> VideoFolder:
+    """step_clips: clips of a step, over all processes, which come from one bucket."""
+    buckets = config.shapes_of_clips or (Bucket(image_size, image_size, config.num_frames),)
+    return VideoFolder(
+        config.path, buckets, config.held_out, fps=config.fps, seed=seed, step_clips=step_clips
+    )
 
 
-def clip_source(config: DataConfig, image_size: int, seed: int = 0) -> ClipSource:
-    """Pixels for stage 1, or for encoding on the fly. Raises ConfigError where the source has no pixels of
-    that size."""
+def clip_source(config: DataConfig, image_size: int, seed: int = 0, step_clips: int = 1) -> ClipSource:
+    """Pixels for stage 1, or for encoding on the fly. step_clips: see `video_folder`.
+
+    ConfigError: a source without pixels of that size.
+    """
     if config.source == "videos":
-        return VideoFolder(
-            config.path, config.num_frames, image_size, config.held_out, fps=config.fps, seed=seed
-        )
+        return video_folder(config, image_size, seed, step_clips)
     if config.source == "moving_shapes":
         if config.shapes.canvas != image_size:
             raise ConfigError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.data.clips import to_images
-from ardiff_engine.data.moving_shapes import ACTIONS, HELD, MovingShapes
+from ardiff_engine.data.moving_shapes import ACTIONS, HELD, MovingShapes, ShapeClip
 from ardiff_engine.models.frame_vae import FrameVAE
 from ardiff_engine.purposes import Purpose
 
@@ -36,17 +36,24 @@ class SteeredShapes:
     def __init__(self, shapes: MovingShapes, vae: FrameVAE, num_frames: int) -> None:
         self.shapes, self.vae, self.num_frames = shapes, vae.eval(), num_frames
 
-    @torch.no_grad()
     def clips(self, samples: Sequence[int]) -> SteeredClips:
+        made = self.drawn(samples)
+        actions = torch.from_numpy(np.stack([clip.actions for clip in made]))
+        return SteeredClips(self.encoded(made), [clip.scene.caption for clip in made], keys_held(actions))
+
+    def drawn(self, samples: Sequence[int]) -> list[ShapeClip]:
         made = []
         for sample in samples:
             choice = uniform(self.shapes.seed, Purpose.WINDOW, sample, 2)
             start = HELD * below(choice[1], STARTS) if choice[0] < 0.5 else 0
             made.append(self.shapes.clip(sample, num_frames=self.num_frames, first_frame=start))
+        return made
+
+    @torch.no_grad()
+    def encoded(self, made: Sequence[ShapeClip]) -> Tensor:
+        """[B, F, C, h, w]"""
         images = to_images(np.stack([clip.video for clip in made])).flatten(0, 1).to(self.vae.mean)
-        latents = self.vae.latents(images).unflatten(0, (len(made), -1))
-        actions = torch.from_numpy(np.stack([clip.actions for clip in made]))
-        return SteeredClips(latents, [clip.scene.caption for clip in made], keys_held(actions))
+        return self.vae.latents(images).unflatten(0, (len(made), -1))
 
     def held_out(self) -> SteeredShapes:
         return SteeredShapes(replace(self.shapes, split="held_out"), self.vae, self.num_frames)

@@ -6,52 +6,24 @@ From pass to pass mostly levels change, so everything else is kept in a `Layout`
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, compress
 
-import numpy as np
 import torch
 
 from ardiff_engine import ops
 from ardiff_engine.device import upload
-from ardiff_engine.engine.layout import Layout, LayoutBuilder, Span, Work
+from ardiff_engine.engine.layout import Layout, LayoutBuilder, Levels, Work
+from ardiff_engine.engine.page_lists import Span
 from ardiff_engine.engine.schedules import Schedules
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.memory.made import Making
 from ardiff_engine.memory.page_pool import PagePool
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.protocol import VideoModel
-from ardiff_engine.models.spec import ModelSpec
+from ardiff_engine.models.spec import ModelSpec, Size
 from ardiff_engine.ops.philox_normal import philox_normal
-
-LAYOUTS_KEPT = 16
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Levels:
-    """What differs between passes that follow each other over the same cells: as in CellBatch and Batch."""
-
-    frame_ids: torch.Tensor
-    weights: torch.Tensor
-    coefficients: torch.Tensor
-    keys: torch.Tensor | None
-
-    @classmethod
-    def of(cls, layout: Layout, passed: np.ndarray, passes: int) -> list[Levels]:
-        """Of so many passes, worked out together. passed: int32, by each stream since its roster began."""
-        ahead = np.arange(passes, dtype=np.int32)[:, None]
-        shape = layout.shape
-        risen = passed[shape.update_owners] + ahead
-        rows = shape.rows + shape.row_moves * (passed[shape.token_owners] + ahead)
-        weights = layout.weights[layout.weight_rows + risen].transpose(0, 2, 1)
-        keys: list[torch.Tensor] | list[None] = [None] * passes
-        if layout.keys is not None:
-            counted = np.repeat(layout.keys[None], passes, axis=0)
-            counted[:, :, 4] += risen
-            keys = list(torch.from_numpy(counted).unbind(0))
-        arrays = rows, np.ascontiguousarray(weights), layout.coefficients + risen
-        tensors = [torch.from_numpy(array).unbind(0) for array in arrays]
-        return list(map(cls, *tensors, keys))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +53,7 @@ class PageTurns:
         ops.rotate_pages_(pool.k, pages, places, angles)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
     """cells: for the model. x [X, C], the tokens of all cells; condition [K, *spec.condition.shape] or None.
 
@@ -91,8 +63,8 @@ class Batch:
         coefficient table, `keys` int64 [U, 5] of step noise, None if no solver draws any, `history` float32
         [P, Y, C] the predictions of the P steps before, the latest first, None if no solver looks back,
         `noise` float32 [Y, C] in place of keys, where a stream brings that of its steps.
-    ahead: how the passes differ that may follow. rest: the one that follows, as far as it is known, where it
-        feeds less. turns: what the pass begins with.
+    ahead: the passes that may follow, without x and history. makings, turns: what the pass begins with, in
+        this order.
     """
 
     cells: CellBatch
@@ -105,8 +77,8 @@ class Batch:
     keys: torch.Tensor | None
     history: torch.Tensor | None = None
     noise: torch.Tensor | None = None
-    ahead: Iterator[Levels] = field(default_factory=lambda: iter(()))
-    rest: Batch | None = None
+    ahead: Iterator[Batch] = field(default_factory=lambda: iter(()))
+    makings: tuple[tuple[Making, Size | None], ...] = ()
     turns: PageTurns | None = None
 
     @property
@@ -115,19 +87,9 @@ class Batch:
 
     def following(self, x: torch.Tensor, history: torch.Tensor | None) -> Batch:
         """One pass later: each cell that moves is at its next level."""
-        if self.rest is not None:
-            return replace(self.rest, x=x, history=history)
-        levels = next(self.ahead)
-        return replace(
-            self,
-            cells=replace(self.cells, frame_ids=levels.frame_ids),
-            x=x,
-            weights=levels.weights,
-            coefficients=levels.coefficients,
-            keys=levels.keys,
-            history=history,
-            turns=None,
-        )
+        later = next(self.ahead)
+        later.x, later.history, later.ahead = x, history, self.ahead
+        return later
 
     def by_span(self, out: torch.Tensor) -> list[tuple[Batch, torch.Tensor]]:
         """What the solver needs of each span, as a batch, and its part of the network's output [X, C]."""
@@ -197,80 +159,77 @@ class Packer:
         self._spec = model.spec
         self._schedules = schedules
         self._builder = LayoutBuilder(model, pool.page_rows)
-        self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
         self._model = model
 
     def pack(self, work: Work, passes: int = 1) -> Batch:
-        """The first pass over this work, with the levels of those that may follow it."""
+        """The first pass over this work, with those that may follow it."""
         x = self._latents(work)
         self._write_conditions(work)
-        layout = self._layout(work)
-        passed = np.array([feed.passed for _, feed in work], np.int32)
-        rest = None
-        if passes > 1 and any(feed.roster.once for _, feed in work):
-            later = [(state, feed.later(1)) for state, feed in work]
-            following = self._layout(later, layout)
-            levels = Levels.of(following, passed + 1, passes - 1)
-            rest, passes = self._batch(later, following, levels, x), 1
-        batch = self._batch(work, layout, Levels.of(layout, passed, passes), x)
-        noise = None if batch.keys is None else _noise(work, batch.keys, x)
-        return replace(
-            batch,
-            keys=batch.keys if noise is None else None,
-            history=_history(work, x),
-            noise=noise,
-            rest=rest,
-            turns=PageTurns.of(work),
-        )
+        # A pass without what is fed once is laid out as the rest of one with it.
+        once = any([feed.fed_once for _, feed in work])
+        laid = [state.laid(feed if once else feed.later(-feed.passed)) for state, feed in work]
+        layout = self._builder.layout(tuple([place for place, _ in laid]))
+        frames = tuple(chain.from_iterable([own for _, own in laid]))
+        batches = self._batches(work, layout, frames, 1, x) if once else []
+        if passes > len(batches):
+            if any([part.once for part in layout.shape.parts]):
+                frames = tuple(compress(frames, layout.shape.cells_again))
+                layout = self._builder.rest(layout)
+            later = [(state, feed.later(1)) for state, feed in work] if once else work
+            batches += self._batches(later, layout, frames, passes - len(batches), x)
+        batch, *ahead = batches
+        batch.ahead = iter(ahead)
+        batch.history = _history(work, x)
+        if batch.keys is not None:
+            batch.noise = _noise(work, batch.keys, x)
+            batch.keys = batch.keys if batch.noise is None else None
+        batch.makings = tuple([(own, state.request.size) for state, _ in work for own in state.pages.makings])
+        batch.turns = PageTurns.of(work)
+        return batch
 
-    def _batch(self, work: Work, layout: Layout, passes: list[Levels], x: torch.Tensor) -> Batch:
-        ahead, shape = iter(passes), layout.shape
-        conditions = [state.conditions for state, feed in work if feed.roster.feeds_context]
-        levels, pool = next(ahead), self._pool
-        cells = CellBatch(
-            num_contexts=shape.num_contexts,
-            slots=layout.slots,
-            positions=layout.positions,
-            frame_ids=levels.frame_ids,
-            table=layout.table,
-            k_pages=pool.k,
-            v_pages=pool.v,
-            wanted=shape.wanted,
-            layers=layout.layers,
-            inputs=self._frame_inputs(work),
-            conditions=ConditionPages(pool.k, pool.v, layout.conditions) if layout.conditions else None,
-        )
-        return Batch(
-            cells=cells,
-            x=x,
-            condition=torch.cat(conditions) if conditions else None,
-            spans=shape.spans,
-            branch_cells=shape.branch_cells,
-            weights=levels.weights,
-            coefficients=levels.coefficients,
-            keys=levels.keys,
-            ahead=ahead,
-        )
-
-    def _layout(self, work: Work, before: Layout | None = None) -> Layout:
-        """before: that of the pass before, which may have fed more."""
-        parts = [(state.number, state.pages.version, feed.roster) for state, feed in work]
-        key = (self._schedules.version, *parts)
-        layout = self._layouts.get(key)
-        if layout is None:
-            layout = self._builder.build(work) if before is None else self._builder.rest(before)
-            self._layouts[key] = layout
-            if len(self._layouts) > LAYOUTS_KEPT:
-                self._layouts.popitem(last=False)
-        self._layouts.move_to_end(key)
-        return layout
+    def _batches(
+        self, work: Work, layout: Layout, frames: tuple[int, ...], passes: int, x: torch.Tensor
+    ) -> list[Batch]:
+        """That many passes from this one on, which differ in their levels alone. frames: as in
+        Layout.positions."""
+        shape, pool, positions = layout.shape, self._pool, layout.positions(frames)
+        contexts = [state.conditions for state, feed in work if feed.feeds_context]
+        condition, inputs = torch.cat(contexts) if contexts else None, self._frame_inputs(work)
+        conditions = ConditionPages(pool.k, pool.v, layout.conditions) if layout.conditions else None
+        return [
+            Batch(
+                cells=CellBatch(
+                    num_contexts=shape.num_contexts,
+                    slots=layout.slots,
+                    positions=positions,
+                    frame_ids=levels.frame_ids,
+                    table=layout.table,
+                    k_pages=pool.k,
+                    v_pages=pool.v,
+                    wanted=shape.wanted,
+                    conditions=conditions,
+                    layers=layout.layers,
+                    inputs=inputs,
+                ),
+                x=x,
+                condition=condition,
+                spans=shape.spans,
+                branch_cells=shape.branch_cells,
+                weights=levels.weights,
+                coefficients=levels.coefficients,
+                keys=levels.keys,
+            )
+            for levels in Levels.of(work, shape, passes)
+        ]
 
     def _write_conditions(self, work: Work) -> None:
         """K and V of cross conditions that nobody has written yet."""
         for state, _ in work:
-            for stored, condition in zip(state.pages.conditions, state.conditions, strict=False):
+            for branch, stored in enumerate(state.pages.conditions):
                 if not stored.written:
-                    rows = self._spec.condition.slots(stored.pages, self._pool.page_rows)
+                    condition = state.conditions[branch]
+                    of_pages = stored.pages, self._pool.page_rows, stored.key.distinct
+                    rows = self._spec.condition.slots(*of_pages)
                     slots = upload(torch.tensor(rows), condition.device)
                     self._model.write_condition(condition, slots, self._pool.k, self._pool.v)
                     stored.written = True
@@ -284,7 +243,7 @@ class Packer:
             state.inputs.of(frame)
             for state, feed in work
             for roster in state.rosters(feed)
-            for frame in roster.frames
+            for frame in feed.numbered(roster.frames)
         ]
         return {own.name: torch.cat(rows) for own, rows in zip(wanted, zip(*cells, strict=True), strict=True)}
 
@@ -293,17 +252,18 @@ class Packer:
         latents: list[torch.Tensor] = []
         for state, feed in work:
             for branch, roster in zip(state.branches, state.rosters(feed), strict=True):
-                latents += state.latents_of(branch, roster, feed.roster)
+                latents += state.latents_of(branch, roster, feed)
         return torch.cat(latents)
 
     def turn_pages(self, batch: Batch) -> None:
         """What the batch begins with, on the device."""
+        for making, size in batch.makings:
+            making.run(self._pool, self._spec, size)
         if batch.turns is not None:
             batch.turns.run(self._pool, self._spec)
 
     def forget(self) -> None:
         """Drop kept layouts: workspace that can be built again."""
-        self._layouts.clear()
         self._builder.forget()
 
 
@@ -312,10 +272,10 @@ def _noise(work: Work, keys: torch.Tensor, x: torch.Tensor) -> torch.Tensor | No
     if not len(keys) or not any(state.noise.gives_updates for state, _ in work):
         return None
     rows: list[torch.Tensor] = []
-    counts = [len(feed.roster.updated) for _, feed in work]
+    counts = [len(feed.first.updated) for _, feed in work]
     for (state, feed), own in zip(work, keys.split(counts), strict=True):
         if state.noise.gives_updates:
-            rows += map(state.noise.update, feed.roster.updated, feed.updated_levels)
+            rows += map(state.noise.update, feed.updated, feed.updated_levels)
         else:
             drawn = philox_normal(upload(own, x.device), state.tokens * x.shape[1])
             rows.append(drawn.reshape(-1, x.shape[1]))
@@ -327,7 +287,7 @@ def _history(work: Work, x: torch.Tensor) -> torch.Tensor | None:
     planes = max(state.schedule.looks_back for state, _ in work)
     if not planes:
         return None
-    rows = [(state.history.get(frame), state.tokens) for state, feed in work for frame in feed.roster.updated]
+    rows = [(state.history.get(frame), state.tokens) for state, feed in work for frame in feed.updated]
     history = x.new_zeros(planes, sum(tokens for _, tokens in rows), x.shape[1])
     begin = 0
     for row, tokens in rows:

@@ -82,12 +82,12 @@ def most_frames(branch: Branch, plan: Plan, memory: MemoryPolicy) -> int:
     return min(plan.max_live * copies, memory.most_frames(plan))
 
 
-def branch_rosters(branches: Sequence[Branch], roster: Roster, plan: Plan, tick: int) -> tuple[Roster, ...]:
-    """One for each branch; tick: of the plan, where the roster begins."""
-    return tuple([_of_branch(branch, roster, plan, tick) for branch in branches])
+def branch_rosters(branches: Sequence[Branch], roster: Roster, plan: Plan) -> tuple[Roster, ...]:
+    """One for each branch."""
+    return tuple([_of_branch(branch, roster, plan) for branch in branches])
 
 
-def _of_branch(branch: Branch, roster: Roster, plan: Plan, tick: int) -> Roster:
+def _of_branch(branch: Branch, roster: Roster, plan: Plan) -> Roster:
     if branch.view is None and branch.writes:
         return roster
     own = roster
@@ -109,7 +109,7 @@ def _of_branch(branch: Branch, roster: Roster, plan: Plan, tick: int) -> Roster:
         own = replace(own, levels=tuple(levels))
     if branch.writes and _sees_past(branch):
         return own
-    kept = plan.now(tick).unfinished if _sees_past(branch) else ()
+    kept = plan.now(roster.tick).unfinished if _sees_past(branch) else ()
     return replace(own, **own.moving(), kept=kept)
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of a stream: an engine with a codec decodes clean frames as they come.
 
-The frames of one pass are decoded in one call, in the step that delivers them. A decoder is never moved back:
-after a rollback another one is made from the clean latents before it. That costs the decoding of as many of
-them as the codec's `history` says, once.
+Each frame is decoded in a call of its own, in the step that delivers it: how many become clean together
+depends on what else runs, and the pictures must not. A decoder is never moved back: after a rollback another
+one is made from the clean latents before it. That costs the decoding of as many of them as the codec's
+`history` says, once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from ardiff_engine.available_memory import available_memory
 from ardiff_engine.codec.protocol import Codec, Decoder
-from ardiff_engine.errors import ArdiffError, ConfigError, OutOfMemoryError, PlanError
+from ardiff_engine.errors import ConfigError, OutOfMemoryError, PlanError
 from ardiff_engine.models.pictures import to_uint8
 from ardiff_engine.models.protocol import VideoModel
 
@@ -81,29 +82,24 @@ class StreamDecoder:
 
         Where it raises, nothing has changed, and it may be called again.
         """
-        count = len(clean)
+        pixels: list[torch.Tensor] = []
         try:
             if self._decoder is None:
                 self._decoder = self._made_again()
-            pushed = self._decoder.push(self._in_layout(torch.stack([latent for _, latent in clean])))
-            rate = getattr(self._codec, "frames_per_latent", None) or -(-len(pushed) // count)
-            first = len(pushed) - rate * (count - 1)
-            if first < 0:
-                raise ArdiffError(
-                    f"the codec made {len(pushed)} pictures of {count} frames, expected {rate} each"
-                )
+            for _, latent in clean:
+                pixels.append(self._decoder.push(self._in_layout(latent[None])))
         except BaseException:
             # It may have gone on by half.
             self._drop()
             raise
         black = getattr(self._codec, "black", 0.0)
         made = []
-        for (frame, latent), pixels in zip(clean, pushed.split([first] + [rate] * (count - 1)), strict=True):
+        for (frame, latent), own in zip(clean, pixels, strict=True):
             self._first_pictures[frame], self._latents[frame] = self._pictures, latent
             made.append(
-                tuple(Picture(self._pictures + i, frame, pixel, black) for i, pixel in enumerate(pixels))
+                tuple(Picture(self._pictures + i, frame, pixel, black) for i, pixel in enumerate(own))
             )
-            self._pictures += len(pixels)
+            self._pictures += len(own)
         self._next = clean[-1][0] + 1
         if seen is not None:
             self._forget(seen)

@@ -54,6 +54,16 @@ class FrameInputs:
         other._held = dict(self._held)
         return other
 
+    def moved(self, device: torch.device | str) -> FrameInputs:
+        """A copy whose tensors are on that device."""
+        other = self.copy()
+        other._sources = {
+            name: source.to(device) if isinstance(source, torch.Tensor) else source
+            for name, source in self._sources.items()
+        }
+        other._held = {frame: tuple([row.to(device) for row in rows]) for frame, rows in self._held.items()}
+        return other
+
     def replaced(self, given: Mapping[str, Any], frames: int | None, first: int) -> FrameInputs:
         """With other sources for some of them, which hold from frame `first` on."""
         merged = self._sources | dict(given)

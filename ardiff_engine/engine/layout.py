@@ -8,26 +8,24 @@ and other frames. So shapes are kept, and laying out a pass whose shape is known
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
-from operator import itemgetter
-from typing import Any
+from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from ardiff_engine.engine.branch_rosters import source_of
-from ardiff_engine.engine.feed import Feed, Roster
+from ardiff_engine.engine.condition_store import condition_tables
+from ardiff_engine.engine.feed import Feed, SequenceViews
 from ardiff_engine.engine.page_lists import (
-    FedSequence,
     PageLists,
     Part,
-    SequenceViews,
+    Place,
+    Span,
     by_layer,
     page_lists,
     ranges,
+    spans_of,
     valid_rows,
-    views_of,
 )
 from ardiff_engine.engine.state import StreamState
 from ardiff_engine.models.protocol import VideoModel
@@ -36,39 +34,38 @@ from ardiff_engine.purposes import Purpose
 
 Work = list[tuple[StreamState, Feed]]
 
+LAYOUTS_KEPT = 64
 SHAPES_KEPT = 32
+LEVELS_KEPT = 16  # of a shape
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Neighbouring cells of one pass whose frames have as many tokens, and how many of them are updates."""
-
-    tokens: int
-    cells: int
-    updates: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Layout:
-    """For the model and the solver, as in CellBatch and Batch: `slots`, `positions`, `table`, `layers`.
-    conditions: the tables of cross conditions. ids: the pages of all sequences, as their lists name them.
+    """For the model and the solver, as in CellBatch and Batch: `slots`, `table`, `layers`; conditions: the
+    tables of cross conditions.
 
-    What follows the levels, for the first pass of each stream's roster, on the host: `coefficients` int64
-    [U], `weight_rows` int64 [U] of `weights` [R, B] (guidance, of all streams), `keys` int64 [U, 5] of step
-    noise (None if no solver draws any). With every pass of its stream each moves on by one.
+    ids: the pages of all sequences, as their lists name them. rest: of the pass after this one, once it was
+    asked for.
     """
 
     shape: Shape
     ids: np.ndarray
     slots: torch.Tensor
-    positions: torch.Tensor
     table: FrameTable
     layers: tuple[FrameTable, ...]
     conditions: tuple[FrameTable, ...]
-    weights: np.ndarray
-    weight_rows: np.ndarray
-    coefficients: np.ndarray
-    keys: np.ndarray | None
+    rest: Layout | None = None
+    _frames: tuple[int, ...] = ()
+    _positions: torch.Tensor | None = None
+
+    def positions(self, frames: tuple[int, ...]) -> torch.Tensor:
+        """As in CellBatch. frames: the positions of the frames of all cells."""
+        # Those of the last call stay, as the passes of a roster share them.
+        if self._positions is None or frames != self._frames:
+            tokens = self.shape.places.copy()
+            tokens[:, 0] = np.repeat(np.array(frames, np.int64), self.shape.cell_tokens)
+            self._frames, self._positions = frames, torch.from_numpy(tokens)
+        return self._positions
 
 
 @dataclass(slots=True, eq=False)
@@ -76,14 +73,15 @@ class Shape:
     """What passes of the same parts have in common. For the model and the solver, as in CellBatch and Batch:
     `num_contexts`, `wanted`, `spans`, `branch_cells`.
 
-    rows: int32 [T], of the model's tables, in the first pass of each stream's roster. With every pass of its
+    rows: int32 [T], of its stream's tables, in the first pass of each stream's roster. With every pass of its
         stream a token's row moves on by `row_moves` [T]. token_owners [T], update_owners [U]: which stream of
         the pass that is. solver_rows, update_levels: [U].
     slot_places, slot_rows: [T] where in the joined lists of pages a token's page is, and its row there.
     lists: of views that differ; of_layer: which of them each layer has, if not all the first one.
     conditions: with any pages. cell_tokens: [N]; places: int64 [X, 1 + axes], the positions of all tokens but
         for their frames'.
-    rest: of the pass after this one, once it was asked for. cells_again: [N] which of the cells it feeds.
+    rest: of the pass after this one, once it was asked for. levels: those that were worked out last.
+        cells_again: [N] which of the cells it feeds.
     """
 
     parts: tuple[Part, ...]
@@ -106,6 +104,56 @@ class Shape:
     update_owners: np.ndarray
     cells_again: np.ndarray
     rest: Shape | None = None
+    levels: dict[tuple[object, ...], list[Levels]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Levels:
+    """What differs between passes that follow each other over the same cells: as in CellBatch and Batch."""
+
+    frame_ids: torch.Tensor
+    weights: torch.Tensor
+    coefficients: torch.Tensor
+    keys: torch.Tensor | None
+
+    @classmethod
+    def of(cls, work: Work, shape: Shape, passes: int) -> list[Levels]:
+        """Of so many passes from this one on. The same come again with each cycle of the streams' plans,
+        unless they count noise, whose keys name frames."""
+        if any([state.schedule.draws_noise for state, _ in work]):
+            return cls._worked_out(work, shape, passes)
+        # Weights by their values: those of a stream that has ended are not held, and serve the next one.
+        own = [
+            (feed.passed, state.schedule.table_base, state.schedule.coefficient_base, state.weights.tobytes())
+            for state, feed in work
+        ]
+        key = (passes, *own)
+        kept = shape.levels.get(key)
+        if kept is None:
+            kept = shape.levels[key] = cls._worked_out(work, shape, passes)
+            if len(shape.levels) > LEVELS_KEPT:
+                shape.levels.pop(next(iter(shape.levels)))
+        return kept
+
+    @classmethod
+    def _worked_out(cls, work: Work, shape: Shape, passes: int) -> list[Levels]:
+        passed = np.array([feed.passed for _, feed in work], np.int32)
+        table_bases = np.array([state.schedule.table_base for state, _ in work], np.int32)
+        bases = np.array([state.schedule.coefficient_base for state, _ in work])
+        weights, weight_bases = _weights(work)
+        ahead, owners = np.arange(passes, dtype=np.int32)[:, None], shape.update_owners
+        risen = passed[owners] + ahead
+        rows = shape.rows + table_bases[shape.token_owners]
+        rows = rows + shape.row_moves * (passed[shape.token_owners] + ahead)
+        shares = weights[shape.solver_rows + weight_bases[owners] + risen].transpose(0, 2, 1)
+        keys: list[torch.Tensor] | list[None] = [None] * passes
+        first = _keys(work, shape.update_levels)
+        if first is not None:
+            counted = np.repeat(first[None], passes, axis=0)
+            counted[:, :, 4] += risen
+            keys = list(torch.from_numpy(counted).unbind(0))
+        arrays = rows, np.ascontiguousarray(shares), shape.solver_rows + bases[owners] + risen
+        return list(map(cls, *[torch.from_numpy(array).unbind(0) for array in arrays], keys))
 
 
 class LayoutBuilder:
@@ -118,100 +166,63 @@ class LayoutBuilder:
         self._page_rows = page_rows
         self._context_valid = valid_rows(spec.context_tokens, page_rows)
         self._crosses = spec.condition.kind == "cross"
-        parts = spec.condition.parts or (spec.condition.tokens,)
-        self._condition_valid = [valid_rows(rows, page_rows) for rows in parts]
+        self._condition_pages = spec.condition.pages(page_rows) if self._crosses else ()
+        self._layouts: OrderedDict[tuple[Place, ...], Layout] = OrderedDict()
         self._shapes: dict[tuple[Part, ...], Shape] = {}
 
-    def build(self, work: Work) -> Layout:
-        parts: list[Part] = []
-        pages: list[int] = []
-        conditions: list[list[int]] = [[] for _ in self._condition_valid]
-        positions: list[int] = []
-        for stream, feed in work:
-            rosters, schedule = stream.rosters(feed), stream.schedule
-            distinct = list(dict.fromkeys(rosters))
-            found = [views_of(roster) for roster in distinct]
-            branches = tuple(map(distinct.index, rosters))
-            source = source_of(stream.branches)
-            for branch, number in enumerate(branches):
-                pages += stream.pages.context[branch]
-                pages += stream.pages.shown(branch, source, found[number][0])
-                positions += distinct[number].positions
-                if self._crosses and distinct[number].frames:
-                    held = iter(stream.pages.conditions[branch].pages)
-                    for own, valid in zip(conditions, self._condition_valid, strict=True):
-                        own += islice(held, len(valid))
-            parts.append(
-                Part(
-                    stream.request.size,
-                    feed.roster.once,
-                    tuple(
-                        _sequence(own, views, feed.roster)
-                        for own, (_, views) in zip(distinct, found, strict=True)
-                    ),
-                    branches,
-                    schedule.table_base,
-                    schedule.timesteps,
-                    schedule.table_offsets,
-                    schedule.coefficient_offsets,
-                )
-            )
-        shape = self._shape(tuple(parts))
-        bases = np.array([stream.schedule.coefficient_base for stream, _ in work])
-        weights, weight_bases = _weights(work)
-        return Layout(
-            **self._placed(shape, np.array(pages, np.int64), np.array(positions, np.int64)),
-            conditions=tuple(
-                [
-                    table.with_pages(torch.tensor(own, dtype=torch.int32))
-                    for table, own in zip(shape.conditions, conditions, strict=False)
-                ]
-            ),
-            weights=weights,
-            weight_rows=shape.solver_rows + weight_bases[shape.update_owners],
-            coefficients=shape.solver_rows + bases[shape.update_owners],
-            keys=_keys(work, shape.update_levels),
-        )
+    def layout(self, places: tuple[Place, ...]) -> Layout:
+        """Of a pass with these parts."""
+        # Streams whose windows slide use their pages in turns: the same places come again.
+        layout = self._layouts.get(places)
+        if layout is None:
+            layout = self._layouts[places] = self._laid_out(places)
+            if len(self._layouts) > LAYOUTS_KEPT:
+                self._layouts.popitem(last=False)
+        self._layouts.move_to_end(places)
+        return layout
 
     def rest(self, layout: Layout) -> Layout:
         """Of the pass that follows one with this layout: the same pages, without what it feeds once."""
-        shape = layout.shape
-        if shape.rest is None:
-            shape.rest = self._shape_of(tuple([part.rest for part in shape.parts]))
-        tokens = shape.cell_tokens.cumsum() - shape.cell_tokens
-        positions = layout.positions.numpy()[tokens[shape.cells_again], 0]
-        return replace(
-            layout,
-            **self._placed(shape.rest, layout.ids, positions),
-            conditions=tuple(
-                [
-                    table.with_pages(own.pages)
-                    for table, own in zip(shape.rest.conditions, layout.conditions, strict=True)
-                ]
-            ),
-        )
+        if layout.rest is None:
+            shape = layout.shape
+            if shape.rest is None:
+                shape.rest = self._shape_of(tuple([part.rest for part in shape.parts]))
+            ids = [own.pages for own in layout.conditions]
+            layout.rest = self._placed(shape.rest, layout.ids, ids)
+        return layout.rest
 
     def forget(self) -> None:
+        self._layouts.clear()
         self._shapes.clear()
 
     # --- private
 
-    def _placed(self, shape: Shape, ids: np.ndarray, positions: np.ndarray) -> dict[str, Any]:
-        """What pages and places of a layout come to. positions: of the frames of all cells."""
-        tokens = shape.places.copy()
-        tokens[:, 0] = np.repeat(positions, shape.cell_tokens)
+    def _laid_out(self, places: tuple[Place, ...]) -> Layout:
+        shape = self._shape(tuple([place.part for place in places]))
+        conditions: list[torch.Tensor] = []
+        if self._condition_pages:
+            held = torch.tensor([page for place in places for page in place.conditions], dtype=torch.int32)
+            of_parts = held.reshape(-1, sum(self._condition_pages)).split(list(self._condition_pages), dim=1)
+            conditions = [own.reshape(-1) for own in of_parts]
+        ids = np.array([page for place in places for page in place.pages], np.int64)
+        return self._placed(shape, ids, conditions)
+
+    def _placed(self, shape: Shape, ids: np.ndarray, conditions: list[torch.Tensor]) -> Layout:
+        """With these pages; conditions: of each part of cross conditions."""
         tables = [
             lists.table.with_pages(torch.from_numpy(ids[lists.listed].astype(np.int32)))
             for lists in shape.lists
         ]
-        return {
-            "shape": shape,
-            "ids": ids,
-            "slots": torch.from_numpy(ids[shape.slot_places] * self._page_rows + shape.slot_rows),
-            "positions": torch.from_numpy(tokens),
-            "table": tables[0],
-            "layers": tuple([tables[number] for number in shape.of_layer]),
-        }
+        return Layout(
+            shape=shape,
+            ids=ids,
+            slots=torch.from_numpy(ids[shape.slot_places] * self._page_rows + shape.slot_rows),
+            table=tables[0],
+            layers=tuple([tables[number] for number in shape.of_layer]),
+            conditions=tuple(
+                [table.with_pages(pages) for table, pages in zip(shape.conditions, conditions, strict=False)]
+            ),
+        )
 
     def _shape(self, parts: tuple[Part, ...]) -> Shape:
         # The oldest goes first, whoever was used last: the keys are long, and hashing one twice costs more
@@ -228,6 +239,7 @@ class LayoutBuilder:
         branches = max(len(part.branches) for part in parts)
         branch_cells: list[list[int]] = [[] for _ in range(branches)]
         sequences: list[SequenceViews] = []
+        distinct: list[tuple[int, ...]] = []
         owners: list[int] = []
         levels: list[int] = []
         moves: list[bool] = []
@@ -245,6 +257,8 @@ class LayoutBuilder:
                     continue
                 own, start = part.sequences[part.branches[branch]], len(levels)
                 sequences.append(own.views)
+                if self._crosses and own.views.own:
+                    distinct.append(part.conditions[branch])
                 frame_valid.append(valid_rows(of_tokens[owner], self._page_rows))
                 owners += [owner] * len(own.levels)
                 leads += [start] * len(own.levels)
@@ -259,6 +273,7 @@ class LayoutBuilder:
                     start + offset for offset, updates in enumerate(own.updates) if updates
                 ]
 
+        frames = [len(views.own) for views in sequences if views.own]
         seen, of_layer = by_layer(sequences)
         all_lists = [page_lists(own, spec, self._context_valid, frame_valid) for own in seen]
         lists = all_lists[0]
@@ -266,13 +281,13 @@ class LayoutBuilder:
         of_cells, of_contexts = np.array(owners, np.int64), np.array(contexts, np.int64).reshape(-1, 3)
         first, lead = np.array(levels, np.int64), np.array(leads, np.int64)
         told = first + np.array(further, np.int64)
-        rows = self._rows(parts, of_cells, lead, of_contexts, told)
+        rows = self._rows(parts, lead, of_contexts, told)
         of_contexts[:, 1] += of_contexts[:, 2]
-        risen = self._rows(parts, of_cells, lead, of_contexts, told + np.array(moves, np.int64))
+        risen = self._rows(parts, lead, of_contexts, told + np.array(moves, np.int64))
         update_owners, update_levels = of_cells[cells[0]], first[cells[0]]
         cell_tokens = np.array(of_tokens)[of_cells]
         tokens = np.concatenate([np.full(len(contexts), spec.context_tokens), cell_tokens])
-        spans = _spans(of_tokens, parts)
+        spans = spans_of(of_tokens, parts)
         # Cells are counted in their span.
         begins = np.cumsum([0, *(span.cells for span in spans)])[:-1]
         in_span = np.repeat(begins, [span.updates for span in spans])
@@ -283,7 +298,7 @@ class LayoutBuilder:
             num_contexts=lists.num_contexts,
             lists=tuple(all_lists),
             of_layer=of_layer,
-            conditions=self._condition_tables(sequences, cell_tokens) if self._crosses else (),
+            conditions=condition_tables(spec.condition, self._page_rows, frames, distinct, cell_tokens),
             wanted=None if wanted.all() else torch.from_numpy(wanted),
             slot_places=np.repeat(lists.fed_places, lists.fed_rows),
             slot_rows=ranges(np.zeros_like(tokens), tokens) % self._page_rows,
@@ -302,53 +317,24 @@ class LayoutBuilder:
             cells_again=again,
         )
 
-    def _condition_tables(
-        self, sequences: list[SequenceViews], cell_tokens: np.ndarray
-    ) -> tuple[FrameTable, ...]:
-        """All cells of a sequence see each part of its condition, and nothing else."""
-        cells = [len(views.own) for views in sequences if views.own]
-        return tuple(
-            FrameTable.from_flat(
-                cell_tokens,
-                cells,
-                np.full(len(cells), len(valid)),
-                np.zeros(len(cells) * len(valid), np.int32),
-                np.tile(valid, len(cells)),
-                np.full(len(cell_tokens), len(valid)),
-            )
-            for valid in self._condition_valid
-        )
-
     def _rows(
         self,
         parts: tuple[Part, ...],
-        owners: np.ndarray,
         leads: np.ndarray,
         contexts: np.ndarray,
         levels: np.ndarray,
     ) -> np.ndarray:
-        """int32 [K + N]: row of the model's tables for each fed context and each frame at `levels`.
+        """int32 [K + N]: row of its schedule's tables for each fed context and each frame at `levels`.
 
         leads: the cell of each one's first frame. contexts: [K, ..], owner and level of the frame that each
         fed context goes by.
         """
         model = self._model
-        bases = np.array([part.table_base for part in parts])
         of_contexts = [
             model.condition_row(level, parts[owner].timesteps) for owner, level, _ in contexts.tolist()
         ]
-        found = np.concatenate([np.array(of_contexts, np.int64), model.frame_rows(levels, levels[leads])])
-        return (found + bases[np.concatenate([contexts[:, 0], owners])]).astype(np.int32)
-
-
-def _spans(tokens: list[int], parts: tuple[Part, ...]) -> tuple[Span, ...]:
-    """tokens: of the frames of each part."""
-    spans = []
-    for count, group in groupby(zip(tokens, parts, strict=True), key=itemgetter(0)):
-        own = [part for _, part in group]
-        cells, updates = sum(part.cells for part in own), sum(part.updates for part in own)
-        spans.append(Span(count, cells, updates))
-    return tuple(spans)
+        rows = np.concatenate([np.array(of_contexts, np.int64), model.frame_rows(levels, levels[leads])])
+        return rows.astype(np.int32)
 
 
 def _places(grid: tuple[int, ...]) -> np.ndarray:
@@ -357,20 +343,13 @@ def _places(grid: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([np.zeros_like(inside[:, :1]), inside], axis=1)
 
 
-def _sequence(own: Roster, views: SequenceViews, all_fed: Roster) -> FedSequence:
-    """all_fed: by the branch that feeds most: a condition goes by its first cell where it feeds no frames."""
-    lead = own if own.frames else all_fed
-    first = lead.levels[0], lead.tracks[0], lead.updates[0]
-    return FedSequence(views, own.updates, own.levels, own.tracks, first)
-
-
 def _keys(work: Work, levels: np.ndarray) -> np.ndarray | None:
     if not any(stream.schedule.draws_noise for stream, _ in work):
         return None
     rows = [
         (stream.request.seed, stream.request.noise_stream, frame, Purpose.STEP, 0)
         for stream, feed in work
-        for frame in feed.roster.updated
+        for frame in feed.updated
     ]
     keys = np.array(rows, np.int64).reshape(len(rows), 5)
     keys[:, 4] = levels

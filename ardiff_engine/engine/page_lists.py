@@ -9,71 +9,16 @@ and then the copies of frames that any view shows, and every view is gathered fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ardiff_engine.engine.feed import Roster
-from ardiff_engine.memory.view import View
+from ardiff_engine.engine.feed import FedSequence, SequenceViews
 from ardiff_engine.models.spec import ModelSpec, Size
 from ardiff_engine.ops.frame_table import FrameTable
-
-
-class SequenceViews(NamedTuple):
-    """Of one sequence, in places of its list of shown frames, so that windows that slide stay equal.
-
-    num_shown: length of that list. own: of each cell, the place of its own frame. counts: runs in its view;
-    begins, lengths, biases: of all runs, cell by cell (no biases: all are 0).
-    feeds_context: whether the context is fed as well.
-    layers: where layers see differently, their different views of the same list; of_layer: which of them each
-        one has.
-    """
-
-    num_shown: int
-    own: tuple[int, ...]
-    counts: tuple[int, ...]
-    begins: tuple[int, ...]
-    lengths: tuple[int, ...]
-    biases: tuple[float, ...]
-    feeds_context: bool
-    layers: tuple[SequenceViews, ...] = ()
-    of_layer: tuple[int, ...] = ()
-
-    def of(self, cells: tuple[bool, ...]) -> SequenceViews:
-        """Those of some cells, without the context, in the same list."""
-        runs = list(
-            chain.from_iterable([[own] * count for own, count in zip(cells, self.counts, strict=True)])
-        )
-        return SequenceViews(
-            num_shown=self.num_shown,
-            own=tuple(compress(self.own, cells)),
-            counts=tuple(compress(self.counts, cells)),
-            begins=tuple(compress(self.begins, runs)),
-            lengths=tuple(compress(self.lengths, runs)),
-            biases=tuple(compress(self.biases, runs)),
-            feeds_context=False,
-            layers=tuple([views.of(cells) for views in self.layers]),
-            of_layer=self.of_layer,
-        )
-
-
-class FedSequence(NamedTuple):
-    """What a branch feeds. updates, levels, tracks: of each cell. first: level, track and update of the cell
-    that a joint condition goes by."""
-
-    views: SequenceViews
-    updates: tuple[bool, ...]
-    levels: tuple[int, ...]
-    tracks: tuple[int, ...]
-    first: tuple[int, int, bool]
-
-    def moving(self) -> FedSequence:
-        """Without context, and without cells that the solver does not move."""
-        moving = self.updates
-        levels, tracks = (tuple(compress(own, moving)) for own in (self.levels, self.tracks))
-        return FedSequence(self.views.of(moving), (True,) * sum(moving), levels, tracks, self.first)
 
 
 class Part(NamedTuple):
@@ -81,16 +26,17 @@ class Part(NamedTuple):
     numbers, noise keys and weights.
 
     size: of the frames, as in Request. once: as in Roster. sequences: the different ones; branches: which of
-    them each branch is. *_offsets: of each track."""
+    them each branch is. timesteps, *_offsets: as in ScheduleRows. conditions: of cross ones of each branch,
+    rows of their parts that are stored."""
 
     size: Size | None
     once: bool
     sequences: tuple[FedSequence, ...]
     branches: tuple[int, ...]
-    table_base: int
     timesteps: int
     table_offsets: tuple[int, ...]
     coefficient_offsets: tuple[int, ...]
+    conditions: tuple[tuple[int, ...], ...]
 
     @property
     def cells(self) -> int:
@@ -109,55 +55,32 @@ class Part(NamedTuple):
         return self._replace(once=False, sequences=tuple([own.moving() for own in self.sequences]))
 
 
-def views_of(roster: Roster) -> tuple[list[tuple[int, int]], SequenceViews]:
-    """The (frame, copy) that any cell sees, in order of copy and frame, and who sees which of them."""
-    distinct = dict.fromkeys(roster.views)
-    runs = sorted({(run.copy, run.first, run.stop) for view in distinct for run in view})
-    shown: list[tuple[int, int]] = []
-    # Frame - offset is its place, from the first frame of each stretch on: (copy, first, stop, offset).
-    stretches: list[tuple[int, int, int, int]] = []
-    for copy, first, stop in runs:
-        begin, offset = first, first - len(shown)
-        if stretches and stretches[-1][0] == copy and first <= stretches[-1][2]:
-            _, begin, end, offset = stretches.pop()
-            first, stop = end, max(end, stop)
-        shown += [(frame, copy) for frame in range(first, stop)]
-        stretches.append((copy, begin, stop, offset))
+class Place(NamedTuple):
+    """A stream's part of a pass, and where it lies. pages: of all its sequences, as their lists name them;
+    conditions: of cross ones, of each sequence with cells."""
 
-    # One number where there is one stretch: it is the same for all frames.
-    offsets: int | dict[tuple[int, int], int]
-    if len(stretches) == 1:
-        offsets = offset = stretches[0][3]
-        own = [frame - offset for frame in roster.frames]
-    else:
-        offsets = {
-            (own_copy, frame): offset
-            for own_copy, begin, stop, offset in stretches
-            for frame in range(begin, stop)
-        }
-        own = [f - offsets[copy, f] for f, copy in zip(roster.frames, roster.copies, strict=True)]
-    by_layer = list(zip(*roster.layers, strict=True))
-    different = list(dict.fromkeys(by_layer))
+    part: Part
+    pages: tuple[int, ...]
+    conditions: tuple[int, ...]
 
-    def listed(views: tuple[View, ...], layers: tuple[SequenceViews, ...] = ()) -> SequenceViews:
-        if isinstance(offsets, int):
-            begins = [run.first - offsets for view in views for run in view]
-        else:
-            begins = [run.first - offsets[run.copy, run.first] for view in views for run in view]
-        biased = any([run.bias for view in dict.fromkeys(views) for run in view])
-        return SequenceViews(
-            num_shown=len(shown),
-            own=tuple(own),
-            counts=tuple(map(len, views)),
-            begins=tuple(begins),
-            lengths=tuple([run.stop - run.first for view in views for run in view]),
-            biases=tuple([run.bias for view in views for run in view]) if biased else (),
-            feeds_context=roster.feeds_context,
-            layers=layers,
-            of_layer=tuple(map(different.index, by_layer)) if layers else (),
-        )
 
-    return shown, listed(roster.views, tuple(map(listed, different)))
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring cells of one pass whose frames have as many tokens, and how many of them are updates."""
+
+    tokens: int
+    cells: int
+    updates: int
+
+
+def spans_of(tokens: list[int], parts: tuple[Part, ...]) -> tuple[Span, ...]:
+    """tokens: of the frames of each part."""
+    spans = []
+    for count, group in groupby(zip(tokens, parts, strict=True), key=itemgetter(0)):
+        own = [part for _, part in group]
+        cells, updates = sum(part.cells for part in own), sum(part.updates for part in own)
+        spans.append(Span(count, cells, updates))
+    return tuple(spans)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

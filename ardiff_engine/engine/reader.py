@@ -114,20 +114,25 @@ class Changes:
         with self._changed:
             return self._changed.wait_for(lambda: self.count != before, STALL_SECONDS)
 
-    async def wait_async(self, before: int) -> bool:
-        """The same for a task. It occupies no thread: a pool of them, all waiting, would keep out the one
-        reader that could go on.
+    async def wait_async(self, before: int, reached: Callable[[], bool] = lambda: True) -> bool:
+        """The same for a task, which sleeps until a change after which `reached` is true. It occupies no
+        thread: a pool of them, all waiting, would keep out the one reader that could go on.
+
+        reached: a cheap look, called by whoever notifies. Many tasks that all wake at every change, most of
+        them for nothing, would occupy the event loop.
         """
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def listener() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                loop.call_soon_threadsafe(changed.set)
+            if reached():
+                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                    loop.call_soon_threadsafe(changed.set)
 
         with self._changed:
             self._listeners.add(listener)
-            if self.count != before:
-                changed.set()
+            changed_before = self.count != before
+        if changed_before:
+            listener()
         try:
             await asyncio.wait_for(changed.wait(), STALL_SECONDS)
         except TimeoutError:

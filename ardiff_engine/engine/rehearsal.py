@@ -29,6 +29,14 @@ def rehearse(plan: Plan, memory: MemoryPolicy, spec: ModelSpec) -> None:
         held = {cell: shift for cell, shift in held.items() if contains(roster.kept, cell[0])}
         for frame, copy, position in zip(roster.frames, roster.copies, roster.positions, strict=True):
             held[frame, copy] = position - frame
+        for made in roster.made:
+            gone = [source for source in made.sources if source not in held]
+            if made.cell not in held and gone:
+                raise PlanError(
+                    f"{memory!r} makes copy {made.cell[1]} of frame {made.cell[0]} in tick {feeder.tick} of "
+                    f"frames and copies {gone}, which have never been written or are no longer kept"
+                )
+            held.setdefault(made.cell, made.shift)
         placed: set[tuple[int, int]] = set()
         for frame, view in zip(roster.frames, roster.views, strict=True):
             shown = [((seen, run.copy), run.shift) for run in view for seen in range(run.first, run.stop)]

@@ -103,8 +103,8 @@ def stream_tick(state: StreamState, feed: Feed | None) -> StreamTick:
     label = f"(seed {state.request.seed}, {state.feeder.plan.rule})"
     if feed is None:
         return StreamTick(state.number, label, 0, 0, 0, 0, state.pages.held)
-    frames = feed.roster.frames
-    updates = len(feed.roster.updated)
+    frames = feed.numbered(feed.planned.frames)
+    updates = len(feed.planned.updated)
     commits = len(frames) - updates
     first, last = frames[0], frames[-1]
     return StreamTick(state.number, label, first, last, updates, commits, state.pages.held)

@@ -72,12 +72,12 @@ class Results:
                 if state.over:
                     continue
                 try:
-                    copies = self._runner.tried_again(partial(state.clean_copies, feed, latents))
-                    clean = [(frame, own, own.clone()) for frame, own in copies]
+                    due, new = self._runner.tried_again(partial(state.settled, feed, latents))
+                    clean = [(frame, new[frame], new[frame].clone()) for frame in due]
                 except Exception as error:
                     self._fail(state, wrapped(error))
                     continue
-                state.move(feed, outcome.passes, latents, history, copies)
+                state.move(feed, outcome.passes, due, new, history)
                 state.under_way += 1
                 state.outbox.frames_under_way += len(clean)
                 step.deliveries.append((state, clean))
@@ -150,9 +150,9 @@ class Results:
                 finite, *found = findings.wait()
                 if found and int(found[0]):
                     self._fail_all(outcome)
-                rows = finite.split([len(feed.roster.updated) for _, feed in outcome.work])
+                rows = finite.split([len(feed.first.updated) for _, feed in outcome.work])
                 for (state, feed), tick, row in zip(outcome.work, ticks, rows, strict=True):
-                    bad = list(compress(feed.roster.updated, (~row).tolist()))
+                    bad = list(compress(feed.updated, (~row).tolist()))
                     if bad:
                         self._fail(state, _not_finite(bad[0], tick + number))
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -114,8 +114,7 @@ class Forward:
         return new.x.reshape(-1, channels), finite, history
 
 
-@dataclass(frozen=True, slots=True)
-class PassTimes:
+class PassTimes(NamedTuple):
     """Host seconds of one pass. began, ended: time.perf_counter(). model, solver: 0 if a graph repeats it."""
 
     began: float
@@ -150,21 +149,18 @@ class Outcome:
         """Of one pass."""
         return sum(len(feed.first.updated) for _, feed in self.work)
 
-    def parts(self) -> list[tuple[StreamState, Feed, Sequence[torch.Tensor], torch.Tensor | None]]:
-        """Every stream, the latents [tokens, channels] of its frames, and its history [P, updates, ...]."""
-        tokens = [state.tokens for state, feed in self.work for _ in feed.first.updated]
-        rows = self.latents.split(tokens)
-        parts = []
-        first = begin = 0
-        for state, feed in self.work:
-            count = len(feed.first.updated)
-            own, begin = begin, begin + count * state.tokens
-            history = None
-            if self.history is not None:
-                history = self.history[:, own:begin].unflatten(1, (count, state.tokens))
-            parts.append((state, feed, rows[first : first + count], history))
-            first += count
-        return parts
+    def parts(self) -> list[tuple[StreamState, Feed, torch.Tensor, torch.Tensor | None]]:
+        """Every stream, the latents [updates * tokens, channels] of its frames, and its history
+        [P, updates, ...]."""
+        counts = [len(feed.first.updated) for _, feed in self.work]
+        tokens = [count * state.tokens for count, (state, _) in zip(counts, self.work, strict=True)]
+        latents = self.latents.split_with_sizes(tokens)
+        planes: list[torch.Tensor | None] = [None] * len(self.work)
+        if self.history is not None:
+            own = zip(self.history.split(tokens, dim=1), counts, self.work, strict=True)
+            planes = [plane.unflatten(1, (count, state.tokens)) for plane, count, (state, _) in own]
+        rows = zip(self.work, latents, planes, strict=True)
+        return [(state, feed, own, plane) for (state, feed), own, plane in rows]
 
 
 @dataclass(slots=True, eq=False)
@@ -295,9 +291,9 @@ def _source(work: Work, device: torch.device) -> torch.Tensor | None:
 
     None if the first is all: every cell that is fed again moves, and has one branch.
     """
-    if all(len(state.weights) == 1 and (f.roster.once or all(f.roster.updates)) for state, f in work):
+    if all(len(state.weights) == 1 and (f.planned.once or all(f.planned.updates)) for state, f in work):
         return None
-    given = sum(len(feed.roster.updated) * state.tokens for state, feed in work)
+    given = sum(len(feed.planned.updated) * state.tokens for state, feed in work)
     begins: list[int] = []
     lengths: list[int] = []
     moved = 0
@@ -305,10 +301,10 @@ def _source(work: Work, device: torch.device) -> torch.Tensor | None:
         for roster in state.rosters(feed):
             at = moved
             for updates in roster.updates:
-                if updates or not feed.roster.once:
+                if updates or not feed.planned.once:
                     begins.append(at if updates else given)
                     lengths.append(state.tokens)
                 at += updates * state.tokens
                 given += state.tokens
-        moved += len(feed.roster.updated) * state.tokens
+        moved += len(feed.planned.updated) * state.tokens
     return upload(torch.from_numpy(ranges(np.array(begins), np.array(lengths))), device)

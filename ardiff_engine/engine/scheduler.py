@@ -19,6 +19,7 @@ from ardiff_engine.errors import (
     ArdiffError,
     EngineBusyError,
     OutOfPagesError,
+    PoolTooSmallError,
     StreamInterruptedError,
     explain,
     wrapped,
@@ -149,7 +150,7 @@ class Scheduler:
         if not self._waiting and need <= manager.unpromised:
             return
         if need > manager.total:
-            raise OutOfPagesError(
+            raise PoolTooSmallError(
                 explain(
                     "a video larger than the page pool",
                     got=f"a stream that can need {need} pages",
@@ -226,7 +227,7 @@ class Scheduler:
     def _tokens(self, state: StreamState, feed: Feed) -> int:
         """Tokens that this feed adds to a pass."""
         rosters = state.rosters(feed)
-        contexts = len(rosters) * feed.roster.feeds_context
+        contexts = len(rosters) * feed.planned.feeds_context
         cells = sum(len(roster.frames) for roster in rosters)
         return cells * state.tokens + contexts * self._spec.context_tokens
 

@@ -21,7 +21,7 @@ from ardiff_engine.purposes import Purpose
 
 # What is drawn at a time, at most: a draw of a small frame is nearly all call, and what is not used is not
 # missed.
-FRAMES_DRAWN = 16
+FRAMES_DRAWN = 64
 NUMBERS_DRAWN = 16384
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from ardiff_engine.diffusion.guidance import Branch, noise_weights
-from ardiff_engine.engine.branch_rosters import branch_rosters, noised_cells, noises
+from ardiff_engine.engine.branch_rosters import branch_rosters, noised_cells, noises, source_of
+from ardiff_engine.engine.condition_store import ConditionKey
 from ardiff_engine.engine.decoding import StreamDecoder
 from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.engine.frame_inputs import FrameInputs
+from ardiff_engine.engine.page_lists import Part, Place
 from ardiff_engine.engine.reader import Outbox
 from ardiff_engine.engine.request import Request
 from ardiff_engine.engine.schedules import ScheduleRows, tracks_of
@@ -25,6 +27,8 @@ from ardiff_engine.errors import ArdiffError
 from ardiff_engine.memory import MemoryPolicy
 from ardiff_engine.memory.view import outside
 from ardiff_engine.plan import Plan
+
+ROSTERS_KNOWN = 16  # of a stream: those of its cycle
 
 Status = Literal["waiting", "running", "suspended", "finished", "cancelled", "failed"]
 
@@ -37,7 +41,7 @@ class Steering:
     branches: tuple[Branch, ...]
     weights: np.ndarray
     conditions: torch.Tensor
-    condition_keys: tuple[bytes, ...]
+    condition_keys: tuple[ConditionKey, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +72,7 @@ class StreamState:
     policy: MemoryPolicy
     tokens: int
     conditions: torch.Tensor
-    condition_keys: tuple[bytes, ...]
+    condition_keys: tuple[ConditionKey, ...]
     branches: tuple[Branch, ...]
     weights: np.ndarray
     pages: StreamPages
@@ -89,7 +93,8 @@ class StreamState:
     collecting: bool = False
     leaving: bool = False
     under_way: int = 0
-    _rosters: tuple[Roster, tuple[Roster, ...]] | None = None
+    _known: dict[Roster, tuple[tuple[Roster, ...], Part]] = field(init=False, default_factory=dict)
+    _laid: tuple[tuple[Roster, int], Place, tuple[int, ...]] | None = field(init=False, default=None)
 
     @property
     def ended(self) -> bool:
@@ -129,61 +134,119 @@ class StreamState:
 
     def prepare(self, feed: Feed) -> None:
         """Give back pages that nobody sees any more; take pages and noise for the frames that start."""
-        roster = feed.roster
-        self.inputs.fetch(roster.frames)
-        if self.pages.ready_for(feed.first):
+        frames = feed.numbered(feed.planned.frames)
+        self.inputs.fetch(frames)
+        if self.pages.ready_for(feed):
             return
-        rosters = self.rosters(feed)
-        for frame in outside(roster.kept, self.latents):
+        self._laid = None
+        for frame in outside(feed.kept, self.latents):
             del self.latents[frame]
             self.inputs.drop(frame)
             self.history.pop(frame, None)
-        for frame in roster.frames:
+        for frame in frames:
             if frame not in self.latents:
                 self.latents[frame] = self.noise.of(frame)
-        self.pages.prepare(feed, rosters, self.condition_keys)
+        self.pages.prepare(feed, self.rosters(feed), self.condition_keys)
 
     def rosters(self, feed: Feed) -> tuple[Roster, ...]:
-        """What each guidance branch feeds in its part of this pass."""
-        roster, found = feed.roster, self._rosters
-        if found is None or found[0] is not roster:
-            own = branch_rosters(self.branches, roster, self.feeder.plan, self.feeder.tick)
-            found = self._rosters = roster, own
-        return found[1]
+        """What each guidance branch feeds in its part of this pass, as planned."""
+        return self._of(feed.planned)[0]
 
-    def latents_of(self, branch: Branch, own: Roster, fed: Roster) -> list[torch.Tensor]:
-        """Of each cell that a branch feeds, as it sees them; own: its roster, fed: the stream's."""
-        latents = [self.latents[frame] for frame in own.frames]
+    def laid(self, feed: Feed) -> tuple[Place, tuple[int, ...]]:
+        """Where its part of this pass is, and the positions of the frames of all cells."""
+        now, found = (feed.planned, feed.by), self._laid
+        if found is None or found[0] != now:
+            found = self._laid = now, *self._lay(feed)
+        return found[1:]
+
+    def _lay(self, feed: Feed) -> tuple[Place, tuple[int, ...]]:
+        rosters, part = self._of(feed.planned)
+        held, source = self.pages, source_of(self.branches)
+        pages: list[int] = []
+        conditions: list[int] = []
+        positions: list[int] = []
+        for branch, own in enumerate(rosters):
+            pages += held.context[branch]
+            for of_frame in held.shown(branch, source, feed.view(own.shown)):
+                pages += of_frame
+            positions += feed.numbered(own.positions)
+            if held.conditions and own.frames:
+                conditions += held.conditions[branch].pages
+        return Place(part, tuple(pages), tuple(conditions)), tuple(positions)
+
+    def _of(self, roster: Roster) -> tuple[tuple[Roster, ...], Part]:
+        """What follows from a roster, whatever the numbers of its frames: those of the branches, and the
+        shape of a pass over them."""
+        found = self._known.get(roster)
+        if found is not None:
+            return found
+        rosters, schedule = branch_rosters(self.branches, roster, self.feeder.plan), self.schedule
+        distinct = list(dict.fromkeys(rosters))
+        part = Part(
+            size=self.request.size,
+            once=roster.once,
+            # A condition goes by the first cell of those that are fed where its branch feeds no frames.
+            sequences=tuple(
+                [
+                    own.sequence if own.frames else own.sequence._replace(first=roster.sequence.first)
+                    for own in distinct
+                ]
+            ),
+            branches=tuple(map(distinct.index, rosters)),
+            timesteps=schedule.timesteps,
+            table_offsets=schedule.table_offsets,
+            coefficient_offsets=schedule.coefficient_offsets,
+            conditions=tuple([key.distinct for key in self.condition_keys]),
+        )
+        if len(self._known) == ROSTERS_KNOWN:
+            self._known.clear()
+        self._known[roster] = rosters, part
+        return rosters, part
+
+    def latents_of(self, branch: Branch, own: Roster, feed: Feed) -> list[torch.Tensor]:
+        """Of each cell that a branch feeds, as it sees them. own: its roster, as planned."""
+        frames, fed = feed.numbered(own.frames), feed.planned
+        latents = [self.latents[frame] for frame in frames]
         for cell in noised_cells(branch, own, fed):
             solver = tracks_of(self.schedule.solver)[own.tracks[cell]]
             signal, sigma = noise_weights(solver, own.levels[cell])
-            noise = self.noise.over(own.frames[cell], self.feeder.ticks_total)
+            noise = self.noise.over(frames[cell], self.feeder.ticks_total)
             latents[cell] = signal * latents[cell] + sigma * noise
         return latents
 
-    def clean_copies(self, feed: Feed, latents: Sequence[torch.Tensor]) -> list[tuple[int, torch.Tensor]]:
-        """The frames that are due after a pass over `feed`; latents: of those it moved. Changes nothing."""
-        due = self.feeder.due(feed)
-        moved = dict(zip(feed.first.updated, latents, strict=True)) if due else {}
-        # Copied: a row would keep the whole batch alive.
-        return [(frame, (moved[frame] if frame in moved else self.latents[frame]).clone()) for frame in due]
+    def settled(self, feed: Feed, latents: torch.Tensor) -> tuple[range, dict[int, torch.Tensor]]:
+        """The frames that are due after a pass over `feed`, and new latents of them and of all that it moved;
+        latents: [updates * tokens, channels] of these. Changes nothing."""
+        due, moved = self.feeder.due(feed), feed.updated
+        # Due frames are copied: a row would keep the whole batch alive.
+        if moved == tuple(due):
+            return due, dict(zip(moved, self._rows(latents.clone()), strict=True))
+        new = dict(zip(moved, self._rows(latents), strict=True))
+        if due:
+            own = torch.cat([new[frame] if frame in new else self.latents[frame] for frame in due])
+            new.update(zip(due, self._rows(own), strict=True))
+        return due, new
+
+    def _rows(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Those of each frame."""
+        return latents.view(-1, self.tokens, latents.shape[1]).unbind(0)
 
     def move(
         self,
         feed: Feed,
         passes: int,
-        latents: Sequence[torch.Tensor],
+        due: range,
+        latents: dict[int, torch.Tensor],
         history: torch.Tensor | None,
-        clean: list[tuple[int, torch.Tensor]],
     ) -> None:
-        """`passes` have run, the last one over `feed`; latents, history [P, ...]: of the frames it moved."""
+        """`passes` have run, the last one over `feed`. due, latents: as `settled` says; history [P, ...]: of
+        the frames that it moved."""
         self.pages.turned()
-        self.latents.update(zip(feed.first.updated, latents, strict=True))
+        self.latents.update(latents)
         if history is not None and self.schedule.looks_back:
             own = history[: self.schedule.looks_back].unbind(1)
-            self.history.update(zip(feed.first.updated, own, strict=True))
-        self.latents.update(clean)
-        for frame, _ in clean:
+            self.history.update(zip(feed.updated, own, strict=True))
+        for frame in due:
             self.history.pop(frame, None)
         self.feeder.advance(feed, passes)
         if self.next_steering is not None:
@@ -196,7 +259,7 @@ class StreamState:
             self.next_steering = new
             return
         self.feeder.renew_context()
-        self.next_steering, self.branches, self.weights = None, new.branches, new.weights
+        self.next_steering, self.branches, self.weights, self._known = None, new.branches, new.weights, {}
         self.conditions, self.condition_keys = new.conditions, new.condition_keys
 
     def restart(self, plan: Plan, *, from_scratch: bool, given: Sequence[torch.Tensor] = ()) -> None:

@@ -125,7 +125,7 @@ class Stream:
     def latents(self) -> Mapping[int, torch.Tensor]:
         """Frame -> latent now, in the layout of the model, of all frames that are at work or still seen. A
         look, for callbacks; not to be written."""
-        return MappingProxyType({frame: self._shown(x) for frame, x in self._state.latents.items()})
+        return MappingProxyType({frame: self._shown(x) for frame, x in list(self._state.latents.items())})
 
     def mean_keys(self, frame: int) -> torch.Tensor:
         """float32 [layers, kv_heads, head_dim]: the mean key of the frame's tokens, as if it stood at place 0

@@ -40,14 +40,15 @@ Effect = Literal["keep", "recommit", "reset"]
 class ConditionReceipt:
     """What `set_condition` does. first_frame: the condition holds for this and all later frames.
 
-    recommitted: clean frames whose K/V are computed again under it. forgotten: frames that are no longer
-        seen.
+    tick: the stream's `ticks_done` then. recommitted: clean frames whose K/V are computed again under it.
+    forgotten: frames that are no longer seen.
     """
 
     effect: Effect
     first_frame: int
     recommitted: tuple[int, ...]
     forgotten: range
+    tick: int
 
 
 class Editor:
@@ -90,7 +91,7 @@ class Editor:
         _require_alive(state, "set_frame_inputs")
         first = state.feeder.oldest_unfinished
         state.inputs = state.inputs.replaced(inputs, state.num_frames, first)
-        return ConditionReceipt("keep", first, (), range(0))
+        return ConditionReceipt("keep", first, (), range(0), state.feeder.ticks_total)
 
     def _renew(
         self,
@@ -116,7 +117,7 @@ class Editor:
         stacked = torch.stack(conditions)
         keys = condition_keys(self._model.spec, stacked)
         state.steer(Steering(branches, weights, stacked, keys), stored_first=effect == "keep")
-        return ConditionReceipt(effect, first, tuple(recommitted), forgotten)
+        return ConditionReceipt(effect, first, tuple(recommitted), forgotten, feeder.ticks_total)
 
     def _recommit(self, state: StreamState) -> list[int]:
         feeder, start = state.feeder, _next_start(state.feeder)
@@ -252,11 +253,11 @@ class Editor:
         if state.then is None and not goes_on:
             longer = longer.continued(total)
         check_served(longer, state.policy, self._model.spec)
-        self._make_room(state, longer)
+        state.policy.check(longer, self._model.spec)
         # One of its own knows nothing of frames that finish together before it, stored beside its first ones.
-        self._promise(state, whole)
+        self._promise(state, longer, whole)
         if goes_on:
-            state.feeder.plan = longer
+            state.feeder.extend(longer)
             return
         state.then = longer
 
@@ -267,11 +268,12 @@ class Editor:
         latents = {frame: latent.to("cpu", copy=True) for frame, latent in state.latents.items()}
         history = {frame: planes.to("cpu", copy=True) for frame, planes in state.history.items()}
         decoder = None if state.decoder is None else state.decoder.moved("cpu")
+        inputs = state.inputs.moved("cpu")
         if state.status == "running":
             state.saved = state.pages.save(self._pool)
         if state.decoder is not None:
             state.decoder.replace(decoder)
-        state.latents, state.history, state.status = latents, history, "suspended"
+        state.latents, state.history, state.inputs, state.status = latents, history, inputs, "suspended"
 
     def resume(self, state: StreamState) -> None:
         _require_alive(state, "resume")
@@ -284,6 +286,7 @@ class Editor:
             decoder = None if state.decoder is None else state.decoder.moved(None)
             latents = {frame: latent.to(device) for frame, latent in state.latents.items()}
             history = {frame: planes.to(device) for frame, planes in state.history.items()}
+            inputs = state.inputs.moved(device)
             if state.saved is None:
                 state.pages.lease = lease
             else:
@@ -294,7 +297,8 @@ class Editor:
             raise
         if state.decoder is not None:
             state.decoder.replace(decoder)
-        state.saved, state.latents, state.history, state.status = None, latents, history, "running"
+        state.saved, state.latents, state.history, state.inputs = None, latents, history, inputs
+        state.status = "running"
         self._scheduler.queue_up(state)
 
     def _given(self, state: StreamState, frame: int, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -340,10 +344,11 @@ class Editor:
         state.policy.check(plan, self._model.spec)
         self._promise(state, plan)
 
-    def _promise(self, state: StreamState, plan: Plan) -> None:
+    def _promise(self, state: StreamState, *plans: Plan) -> None:
+        """Pages for each of the plans, or none of them: OutOfPagesError, and the promise stays as it was."""
         spec, total = self._model.spec, self._pool.manager.total
         branches, size, rows = state.branches, state.request.size, self._pool.page_rows
-        need = page_need(plan, spec, state.policy, branches, size, rows).most
+        need = max(page_need(plan, spec, state.policy, branches, size, rows).most for plan in plans)
         if need > total:
             raise OutOfPagesError(
                 f"the longer video can need {need} pages, and the whole pool has {total}: use a smaller "
@@ -361,7 +366,7 @@ def _next_start(feeder: Feeder) -> int:
     if feeder.done:
         return after
     tick = plan.tick(feeder.tick)
-    return next((f for f, level in zip(tick.frames, tick.levels, strict=True) if level == 0), after)
+    return next(iter(tick.starting), after)
 
 
 def _same_until(plan: Plan, longer: Plan, n: int) -> bool:

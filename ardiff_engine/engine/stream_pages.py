@@ -7,19 +7,18 @@ from the first ones: forks, suspension and edits know nothing of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from operator import sub
 
 import torch
 
-from ardiff_engine.engine.condition_store import ConditionStore, StoredCondition
+from ardiff_engine.engine.condition_store import ConditionKey, ConditionStore, StoredCondition
 from ardiff_engine.engine.feed import Feed, Roster
 from ardiff_engine.errors import ConfigError, PageTableError, PlanError, explain
+from ardiff_engine.memory.made import Made, Making
 from ardiff_engine.memory.page_manager import Lease
 from ardiff_engine.memory.page_pool import PagePool
-from ardiff_engine.memory.view import contains
+from ardiff_engine.memory.view import View, contains
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,16 +30,15 @@ class SavedPages:
 
 
 class StreamPages:
-    """Which pages hold what. version rises whenever that changes. A stream that waits or is suspended has no
-    lease.
+    """Which pages hold what. A stream that waits or is suspended has no lease.
 
     most: pages that the stream can ever hold. context: page ids per branch, of joint conditions; conditions:
         cross ones, of each branch; frames: page ids per branch and (frame, copy), as written; placed: those
-        seen elsewhere. turns: (page, page for its rotation, places) that the next pass begins with.
+        seen elsewhere. makings, then turns (page, page for its rotation, places), are what the next pass
+        begins with.
     """
 
     __slots__ = (
-        "_fed",
         "_per_context",
         "_per_frame",
         "_places",
@@ -51,10 +49,10 @@ class StreamPages:
         "context",
         "frames",
         "lease",
+        "makings",
         "most",
         "placed",
         "turns",
-        "version",
     )
 
     def __init__(
@@ -69,14 +67,12 @@ class StreamPages:
         self.conditions: list[StoredCondition] = []
         self.frames: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(branches)]
         self.placed: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(branches)]
+        self.makings: list[Making] = []
         self.turns: list[tuple[int, int, int]] = []
-        self.version = 0
-        # The shift of each (frame, copy) as it was written, and as it is placed.
+        # The shift of each (frame, copy) as it was written, 0 where it is not named, and as it is placed.
         self._shifts: dict[tuple[int, int], int] = {}
         self._places: dict[tuple[int, int], int] = {}
-        self._prepared: Roster | None = None
-        # Of each branch, what the last pass fed: nobody else can hold these pages. Sharing empties it.
-        self._fed: list[frozenset[tuple[int, int]]] = [frozenset()] * branches
+        self._prepared: Feed | None = None
 
     @property
     def held(self) -> int:
@@ -88,52 +84,57 @@ class StreamPages:
         contexts = [page for pages in self.context for page in pages]
         return contexts + [page for frames in self.frames for pages in frames.values() for page in pages]
 
-    def ready_for(self, first: Roster) -> bool:
+    def ready_for(self, feed: Feed) -> bool:
         """Whether `prepare` has nothing to do: it was done with this roster, and no page was shared since."""
-        return self._prepared is first and self.lease is not None
+        return feed.is_of(self._prepared) and self.lease is not None
 
-    def prepare(self, feed: Feed, rosters: Sequence[Roster], keys: Sequence[bytes]) -> None:
+    def prepare(self, feed: Feed, rosters: Sequence[Roster], keys: Sequence[ConditionKey]) -> None:
         """Give back pages that nobody sees any more; make sure that what is fed has pages of its own, in this
         pass and those that follow with its roster.
 
-        rosters: what each branch feeds. keys: of the branches' cross conditions.
+        rosters: what each branch feeds, as planned. keys: of the branches' cross conditions.
         """
-        roster, fed_before = feed.roster, self._fed
+        roster = feed.planned
         self._unprepare()
-        self.version += 1
         lease = self._open()
         if keys:
             self.conditions = self._store.exchanged(self.conditions, keys, lease)
-        for frames, branch in zip(self.frames, rosters, strict=True):
-            kept = set().union(*branch.kept)
-            for gone in [cell for cell in frames if cell[0] not in kept]:
-                lease.give_back(frames.pop(gone))
-                if not contains(roster.kept, gone[0]):
-                    self._shifts.pop(gone, None)
-        places = self._seen_elsewhere(roster)
-        # Those that no pass has begun with are not there.
-        self._drop_placed([c for c, place in self._places.items() if self.turns or places.get(c) != place])
+        cells = [list(zip(feed.numbered(b.frames), b.copies, strict=True)) for b in rosters]
+        unseen = self._let_go(feed, rosters)
+        new = sum([len(set(fed) - held.keys()) for held, fed in zip(self.frames, cells, strict=True)])
+        for pages in unseen[new:]:
+            lease.give_back(pages)
+        self._make(roster.made)
+        places = self._seen_elsewhere(feed)
+        if self._places:
+            # Those that no pass has begun with are not there.
+            self._drop_placed(
+                [c for c, place in self._places.items() if self.turns or places.get(c) != place]
+            )
         if roster.feeds_context:
             for number, pages in enumerate(self.context):
-                self.context[number] = self._own(pages, self._per_context)
-        fed = [frozenset(zip(branch.frames, branch.copies, strict=True)) for branch in rosters]
-        for frames, cells, before in zip(self.frames, fed, fed_before, strict=True):
-            for cell in sorted(cells - (before & frames.keys())):
-                frames[cell] = self._own(frames.get(cell, []), self._per_frame)
+                self.context[number] = pages or lease.take(self._per_context)
+                lease.make_writable(self.context[number])
+        # What starts lies where that lay which nobody sees any more: a window that slides stays where it is.
+        spare = iter(unseen[:new])
+        for held, fed in zip(self.frames, cells, strict=True):
+            for cell in fed:
+                if cell not in held:
+                    held[cell] = next(spare, []) or lease.take(self._per_frame)
+                lease.make_writable(held[cell])
         self._place(places)
-        self._prepared, self._fed = feed.first, fed
+        self._prepared = feed
 
-    def shown(self, branch: int, source: int, cells: Sequence[tuple[int, int]]) -> Iterator[int]:
-        """The pages of (frame, copy), of `source` where the branch has none of its own."""
+    def shown(self, branch: int, source: int, seen: View) -> list[list[int]]:
+        """The pages of each frame that is seen, those of `source` where the branch has none of its own."""
+        cells = [(frame, run.copy) for run in seen for frame in range(run.first, run.stop)]
         own, others = self.frames[branch], self.frames[source]
         if not self._places:
             held = own if branch == source else others | own
-            return chain.from_iterable([held[cell] for cell in cells])
+            return [held[cell] for cell in cells]
         holders = [branch if cell in own else source for cell in cells]
         places = zip(cells, holders, strict=True)
-        return chain.from_iterable(
-            [self.placed[holder].get(cell) or self.frames[holder][cell] for cell, holder in places]
-        )
+        return [self.placed[holder].get(cell) or self.frames[holder][cell] for cell, holder in places]
 
     def written(self, frame: int) -> tuple[list[int], int]:
         """The pages of a frame of the first branch, and the place where it was written."""
@@ -145,13 +146,12 @@ class StreamPages:
         return self.frames[0][cell], frame + self._shifts.get(cell, 0)
 
     def turned(self) -> None:
-        """A pass has begun with `turns`."""
-        self.turns = []
+        """A pass has begun with `makings` and `turns`."""
+        self.turns, self.makings = [], []
 
     def drop_from(self, frame: int) -> None:
         """Give back the pages of `frame` and of all later ones."""
         self._unprepare()
-        self.version += 1
         lease = self._open()
         for frames in self.frames:
             for later in [cell for cell in frames if cell[0] >= frame]:
@@ -172,6 +172,7 @@ class StreamPages:
     def save(self, pool: PagePool) -> SavedPages:
         """Copy all pages to the host and give them back, the promise included. Cross conditions are written
         again."""
+        self._unprepare()
         ids = torch.tensor(self.ids, dtype=torch.int64, device=pool.k.device)
         saved = SavedPages(pool.k.index_select(1, ids).cpu(), pool.v.index_select(1, ids).cpu())
         self.close()
@@ -189,7 +190,6 @@ class StreamPages:
             {cell: [next(rest) for _ in pages] for cell, pages in frames.items()} for frames in self.frames
         ]
         self.lease = lease
-        self.version += 1
 
     def close(self) -> None:
         """Return everything. The maps of what was written stay, for `restore`."""
@@ -201,23 +201,54 @@ class StreamPages:
             self.placed, self._places, self.turns = [{} for _ in self.frames], {}, []
 
     def _unprepare(self) -> None:
-        self._prepared, self._fed = None, [frozenset()] * len(self.frames)
+        """What no pass has begun with is not there."""
+        self._prepared = None
+        for making in self.makings:
+            self._open().give_back(making.pages)
+            for frames in self.frames:
+                frames.pop(making.made.cell, None)
+        self.makings = []
 
-    def _seen_elsewhere(self, roster: Roster) -> dict[tuple[int, int], int]:
+    def _let_go(self, feed: Feed, rosters: Sequence[Roster]) -> list[list[int]]:
+        """The pages of what nobody sees any more, of each branch."""
+        unseen = []
+        for frames, branch in zip(self.frames, rosters, strict=True):
+            seen = set().union(*feed.runs(branch.kept))
+            unseen += [frames.pop(gone) for gone in [cell for cell in frames if cell[0] not in seen]]
+        if self._shifts:
+            kept = feed.kept
+            self._shifts = {cell: shift for cell, shift in self._shifts.items() if contains(kept, cell[0])}
+        return unseen
+
+    def _make(self, made: Sequence[Made]) -> None:
+        """Pages for what is made of others, in every branch that holds all of them."""
+        for own in made:
+            for frames in self.frames:
+                if own.cell in frames or not all([source in frames for source in own.sources]):
+                    continue
+                pages = frames[own.cell] = self._open().take(self._per_frame)
+                self._shifts[own.cell] = own.shift
+                sources = [
+                    (frames[source], source[0] + self._shifts.get(source, 0)) for source in own.sources
+                ]
+                self.makings.append(Making(own, pages, sources))
+
+    def _seen_elsewhere(self, feed: Feed) -> dict[tuple[int, int], int]:
         """The shifts of what the roster sees elsewhere than where it was written. Notes those of what it
         feeds."""
-        shifts = self._shifts
-        cells = zip(roster.frames, roster.copies, strict=True)
-        shifts.update(zip(cells, map(sub, roster.positions, roster.frames), strict=True))
-        views = dict.fromkeys(roster.views)
-        if len({run.shift for view in views for run in view} | set(shifts.values())) == 1:
+        shifts, roster = self._shifts, feed.planned
+        if not shifts and not roster.shifted:
             return {}
+        roster = feed.roster
+        runs = {run for view in dict.fromkeys(roster.views) for run in view}
+        for frame, copy, position in zip(roster.frames, roster.copies, roster.positions, strict=True):
+            shifts[frame, copy] = position - frame
         seen: dict[tuple[int, int], int] = {}
-        for run in {run for view in views for run in view}:
+        for run in runs:
             for frame in range(run.first, run.stop):
                 if seen.setdefault((frame, run.copy), run.shift) != run.shift:
                     raise PlanError(f"frame {frame} is seen at two places in one pass")
-        return {cell: shift for cell, shift in seen.items() if shift != shifts[cell]}
+        return {cell: shift for cell, shift in seen.items() if shift != shifts.get(cell, 0)}
 
     def _place(self, places: dict[tuple[int, int], int]) -> None:
         """Pages for what is seen elsewhere, and what turns their K."""
@@ -225,7 +256,7 @@ class StreamPages:
         for cell, place in places.items():
             if cell in self._places:
                 continue
-            self._places[cell], turn = place, place - self._shifts[cell]
+            self._places[cell], turn = place, place - self._shifts.get(cell, 0)
             for frames, placed in zip(self.frames, self.placed, strict=True):
                 if cell in frames:
                     pages = placed[cell] = lease.take(self._per_frame)
@@ -238,14 +269,6 @@ class StreamPages:
             for placed in self.placed:
                 lease.give_back(placed.pop(cell, []))
         self.turns = []
-
-    def _own(self, pages: list[int], count: int) -> list[int]:
-        """`count` pages that no other stream holds: those given, where they are."""
-        lease = self._open()
-        if not pages:
-            return lease.take(count)
-        lease.make_writable(pages)
-        return pages
 
     def _open(self) -> Lease:
         if self.lease is None:

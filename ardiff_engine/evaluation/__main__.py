@@ -13,7 +13,7 @@ from ardiff_engine.data.moving_digits import MovingDigits
 from ardiff_engine.device import usable_device
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.evaluation.digit_classifier import load_or_train
-from ardiff_engine.evaluation.report import evaluate
+from ardiff_engine.evaluation.digits import evaluate
 from ardiff_engine.media.staging import check_parents
 from ardiff_engine.parsing import read_json
 from ardiff_engine.pipeline import Pipeline

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the digit is, and how far from where it should be."""
+"""How the digit moves: where it is, how fast, how steadily, and how far from where it should be."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ardiff_engine.errors import TensorError, explain
 
 BACKGROUND = 32
 EMPTY = 255.0
+TURNING = 0.25
 
 
 def centroids(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -43,3 +44,58 @@ def position_errors(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDAr
         )
     error = np.linalg.norm(centroids(frames) - centroids(truth), axis=-1)
     return np.where(np.isnan(error), np.hypot(*frames.shape[-3:-1]), error)
+
+
+def speeds(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean length of the step between frames, pixels: [N, T, H, W, 3] -> [N]. A frozen clip has 0."""
+    return _mean(np.linalg.norm(_velocities(frames), axis=-1))
+
+
+def unsteadiness(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Median over frames and axes of the change of velocity, pixels per frame²: [N, T, H, W, 3] -> [N].
+
+    Digits fly straight and bounce. A bounce changes one axis for two frames, and no axis has one more often
+    than every fifth frame, so that the median sees none. A frozen clip has 0: read it beside the speed.
+    """
+    change = np.abs(np.diff(_velocities(frames), axis=1)).reshape(len(frames), -1)
+    return np.array([np.nan if np.isnan(row).all() else np.nanmedian(row) for row in change])
+
+
+def velocity_errors(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean distance of the steps of two videos, pixels per frame: [N, T, H, W, 3] twice -> [N]."""
+    return _mean(np.linalg.norm(_velocities(frames) - _velocities(truth), axis=-1))
+
+
+def bounces_agreed(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """2 m / (a + b) with a and b the bounces of the two videos and m those that both have, at most one frame
+    apart and the same way: [N, T, H, W, 3] twice -> [N], 1 for all, 0 for none, NaN where neither has any."""
+    out = np.full(len(frames), np.nan)
+    for clip, (one, other) in enumerate(zip(_velocities(frames), _velocities(truth), strict=True)):
+        ours, theirs = _bounces(one), _bounces(other)
+        if ours or theirs:
+            both = sum(any((frame + late, turn) in ours for late in (-1, 0, 1)) for frame, turn in theirs)
+            out[clip] = min(1.0, 2 * both / (len(ours) + len(theirs)))
+    return out
+
+
+def _velocities(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
+    return np.diff(centroids(frames), axis=-2)
+
+
+def _bounces(velocity: NDArray[np.float64]) -> set[tuple[int, tuple[int, int]]]:
+    """velocity [T - 1, 2] -> (frame, (axis, new sign)) wherever an axis turns. Steps below a quarter of a
+    pixel, which the frame of a bounce itself may have, keep the sign before them."""
+    turns = set()
+    for axis in range(2):
+        before = 0
+        for frame, step in enumerate(velocity[:, axis]):
+            sign = int(np.sign(step)) if abs(step) > TURNING else before  # False for NaN
+            if before and sign != before:
+                turns.add((frame, (axis, sign)))
+            before = sign
+    return turns
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over frames, without those where the digit has vanished; NaN where it never is there."""
+    return np.array([np.nan if np.isnan(row).all() else np.nanmean(row) for row in values])

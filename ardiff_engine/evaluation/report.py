@@ -1,259 +1,223 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation of a pipeline on moving digits, beside the same figures of real clips and of their
-reconstructions."""
+"""The evaluation of videos of moving digits: every clip's values, and tables with intervals."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from ardiff_engine.data.clips import to_images
-from ardiff_engine.data.moving_digits import MovingDigits
-from ardiff_engine.errors import ConfigError, explain
-from ardiff_engine.evaluation.continuations import continue_clips
-from ardiff_engine.evaluation.digit_classifier import DigitClassifier
-from ardiff_engine.evaluation.motion import position_errors
-from ardiff_engine.files import make_folder, write_atomic
-from ardiff_engine.pipeline import Pipeline
-
-CONFIDENT = 0.8
-FIRST = 8
-COLUMNS = (
-    "",
-    "frames",
-    "videos",
-    "constant",
-    "readable",
-    "digit as asked",
-    "position error (px), first 8 predicted frames",
-    "last frame",
-    "seconds",
+from ardiff_engine.errors import ConfigError
+from ardiff_engine.evaluation.digit_measures import (
+    CONTINUATION_MEASURES,
+    FIRST,
+    MEASURES,
+    VIDEO_MEASURES,
+    Measure,
+    Values,
 )
+from ardiff_engine.evaluation.intervals import Interval, clips_needed, mean_interval, paired_difference
+from ardiff_engine.files import make_folder, write_atomic
+from ardiff_engine.parsing import parsing, read_json
+
+HELD = "frozen"
+"""The row that a model must beat: the last given frame held."""
+COMPARED = ("position error", "velocity error", "bounces", "constant", "unsteadiness")
+MAX_BYTES = 1 << 26
+SMALLEST = 0.2
+"""Pixels: the difference of position errors that the number of clips is computed for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What the classifier says of videos.
+class Table:
+    """head, and rows of as many cells."""
 
-    constant: share of frames that are read with p >= 0.8 as the digit that most of the video's frames show.
-    readable: share of frames read with p >= 0.8. as_asked: share of videos whose digit is the given class
-        (None: no class given).
-    """
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
-    constant: float
-    readable: float
-    as_asked: float | None
+    def markdown(self) -> str:
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report. position_error: pixels, per predicted frame; seconds: wall time of all videos
-    of this line."""
+    """One source of videos.
+
+    Args:
+        frames: of its videos. seconds: wall time of all of them.
+        videos: measures of generated videos; clip n of every row has class n % 10 or is the real clip n.
+        continuations: measures of continued held-out clips, the same ones in every row.
+        position_errors: [clips][predicted frames], pixels.
+    """
 
     name: str
     frames: int
-    videos: int
-    reading: Reading
-    position_error: tuple[float, ...]
     seconds: float
+    videos: Values
+    continuations: Values
+    position_errors: NDArray[np.float64] = field(repr=False)
+
+    def values(self, measure: str) -> NDArray[np.float64] | None:
+        """Of each clip; None where the row has no such measure."""
+        return self.videos.get(measure, self.continuations.get(measure))
+
+    def to_json(self) -> Mapping[str, object]:
+        return {
+            "name": self.name,
+            "frames": self.frames,
+            "seconds": round(self.seconds, 1),
+            "videos": {name: _numbers(values) for name, values in self.videos.items()},
+            "continuations": {name: _numbers(values) for name, values in self.continuations.items()},
+            "position_errors": [_numbers(clip) for clip in self.position_errors],
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """rows: real clips, their reconstructions, "last frame held", then one row per lag."""
+    """rows: real clips, reconstructions, spoiled clips, then one row per lag, named in `generated`."""
 
     classifier_accuracy: float
     given: int
     steps: int
     rows: tuple[Row, ...]
+    generated: tuple[str, ...]
 
     def save(self, folder: Path) -> None:
-        """evaluation.json and evaluation.md."""
+        """evaluation.json, with the values of each clip, and evaluation.md."""
         make_folder(folder)
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_atomic(folder / "evaluation.json", text.encode())
-        table = self.markdown()
-        write_atomic(folder / "evaluation.md", table.encode())
+        values = {
+            "classifier_accuracy": self.classifier_accuracy,
+            "given": self.given,
+            "steps": self.steps,
+            "rows": [row.to_json() for row in self.rows],
+            "generated": self.generated,
+        }
+        write_atomic(folder / "evaluation.json", (json.dumps(values) + "\n").encode())
+        write_atomic(folder / "evaluation.md", self.markdown().encode())
+
+    def row(self, name: str) -> Row:
+        """The row of that name. Raises ConfigError where there is none."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ConfigError(f"row: got {name!r}, expected one of {', '.join(row.name for row in self.rows)}.")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """From its evaluation.json. CheckpointError for another file."""
+        values = read_json(path, most=MAX_BYTES)
+        with parsing(path, fix="Make it again: python -m ardiff_engine.evaluation."):
+            rows = tuple(_row(row) for row in values["rows"])
+            return cls(
+                float(values["classifier_accuracy"]),
+                int(values["given"]),
+                int(values["steps"]),
+                rows,
+                tuple(map(str, values["generated"])),
+            )
+
+    def summary(self) -> str:
+        videos, clips = len(self.rows[0].videos["speed"]), len(self.rows[0].position_errors)
+        return (
+            f"Classifier accuracy on held-out scans: {self.classifier_accuracy:.1%}. Solver steps: "
+            f"{self.steps}. {videos} videos and {clips} continuations per row, which see {self.given} real "
+            "frames. Brackets: 95 % intervals over clips."
+        )
+
+    def tables(self) -> tuple[Table, ...]:
+        """Measures of videos, of continuations, position errors by frame, paired differences."""
+        return (
+            self._measures("videos", VIDEO_MEASURES),
+            self._measures("continuations", CONTINUATION_MEASURES),
+            self._errors_by_frame(),
+            self._differences(),
+        )
 
     def markdown(self) -> str:
-        lines = [
-            f"Classifier accuracy on held-out scans: {self.classifier_accuracy:.1%}. "
-            f"Solver steps: {self.steps}. Continuations see {self.given} real frames.",
-            "",
-            "| " + " | ".join(COLUMNS) + " |",
-            "|---" * len(COLUMNS) + "|",
+        blocks = [self.summary(), *(table.markdown() for table in self.tables()), self.power()]
+        return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def power(self) -> str:
+        """What this run could have found; empty for a single lag."""
+        rows = [self.row(name).values("position error") for name in self.generated[:2]]
+        first, second = [*rows, None, None][:2]
+        if first is None or second is None or len(first) < 2:
+            return ""
+        paired = clips_needed(float(np.std(first - second, ddof=1)), SMALLEST)
+        apart = clips_needed(float(np.std(first, ddof=1)), SMALLEST, paired=False)
+        return (
+            f"A difference of {SMALLEST} px in position error between {self.generated[0]} and "
+            f"{self.generated[1]} is found, with a power of 80 %, by {paired} clips that both continue, or "
+            f"by {apart} in each arm where they continue different ones."
+        )
+
+    def _measures(self, name: str, measures: Mapping[str, Measure]) -> Table:
+        rows = [
+            (row.name, *(_shown(row.values(measure), measures[measure]) for measure in measures))
+            for row in self.rows
         ]
+        return Table((name, *measures), rows)
+
+    def _errors_by_frame(self) -> Table:
+        """Means of predicted frames 1 .. 8; empty where a row predicts fewer."""
+        rows = []
         for row in self.rows:
-            reading, error = row.reading, row.position_error
-            cells = [
-                row.name,
-                str(row.frames),
-                str(row.videos),
-                f"{reading.constant:.1%}",
-                f"{reading.readable:.1%}",
-                "" if reading.as_asked is None else f"{reading.as_asked:.0%}",
-                f"{np.mean(error[:FIRST]):.2f}",
-                f"{error[-1]:.2f}",
-                f"{row.seconds:.1f}",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join([*lines, "", *self._errors_by_frame()]) + "\n"
+            means = [f"{value:.2f}" for value in row.position_errors.mean(axis=0)[:FIRST]]
+            rows.append((row.name, *means, *[""] * (FIRST - len(means))))
+        return Table(("position error in predicted frame", *map(str, range(1, FIRST + 1))), rows)
 
-    def _errors_by_frame(self) -> list[str]:
-        """The position error of predicted frames 1 .. 8; empty where a row predicts fewer."""
-        heads = ("position error (px) in predicted frame", *map(str, range(1, FIRST + 1)))
-        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        for row in self.rows:
-            errors = [f"{value:.2f}" for value in row.position_error[:FIRST]]
-            errors += [""] * (FIRST - len(errors))
-            lines.append("| " + " | ".join([row.name, *errors]) + " |")
-        return lines
+    def _differences(self) -> Table:
+        """Each lag less the held frame, and less each lag before it, clip by clip. No measures of videos
+        where the lengths differ, or against the held frame, whose videos have other classes."""
+        generated = [self.row(name) for name in self.generated]
+        pairs = [(row, self.row(HELD)) for row in generated]
+        pairs += [(row, base) for base, row in combinations(generated, 2)]
+        rows = [
+            (f"{row.name} less {base.name}", *(_difference(row, base, measure) for measure in COMPARED))
+            for row, base in pairs
+        ]
+        return Table(("difference, paired by clip", *COMPARED), rows)
 
 
-def evaluate(
-    pipeline: Pipeline,
-    classifier: DigitClassifier,
-    digits: MovingDigits,
-    *,
-    lags: Sequence[int] = (0, 5, 10, 50),
-    clips: int = 10,
-    continuations: int = 10,
-    frames: int = 64,
-    given: int = 8,
-    predicted: int = 16,
-    steps: int = 50,
-    guidance_scale: float = 1.0,
-    seed: int = 0,
-    progress: bool = True,
-) -> Report:
-    """Generates and continues videos at every lag.
-
-    Args:
-        digits: the data set that the model was trained on; its held-out split gives the real clips.
-        clips: generated videos per lag, their classes in turn, of `frames` frames. A lag that is too small
-            for its videos to be longer than the model's window (lag · window < steps) is evaluated on one
-            window.
-        continuations: held-out clips per lag; `given` real frames go in, `predicted` are compared with the
-            truth. They are not told the class, except with guidance, which needs one.
-        guidance_scale: of generated videos and of continuations.
-    """
-    window = pipeline.transformer.spec.num_frames
-    if not 0 < given < window:
-        raise ConfigError(
-            explain(
-                "given",
-                got=given,
-                expected=f"1..{window - 1}",
-                fix="Give at least one frame less than the window.",
-            )
-        )
-    for name, value in (("clips", clips), ("continuations", continuations), ("predicted", predicted)):
-        if value < 1:
-            raise ConfigError(explain(name, got=value, expected=">= 1", fix="Ask for at least one."))
-    real = replace(digits, split="held_out").batch(
-        np.arange(max(clips, continuations)), num_frames=max(frames, given + predicted)
-    )
-    videos, labels = real[0], real[2][:, 0]
-    rebuilt = reconstruct(pipeline, videos)
-    compared = slice(given, given + predicted)
-    held = np.repeat(videos[:, given - 1 : given], predicted, axis=1)
-    rows = [
-        _row("real clips", videos, labels, classifier, videos[:, compared], videos[:, compared], 0.0),
-        _row("reconstructions", rebuilt, labels, classifier, rebuilt[:, compared], videos[:, compared], 0.0),
-        _row("last given frame held", held, labels, classifier, held, videos[:, compared], 0.0),
-    ]
-    for lag in tqdm(lags, desc="lags", disable=not progress):
-        started = time.perf_counter()
-        endless = lag * window >= steps
-        length = frames if endless else min(frames, window)
-        conditional = pipeline.transformer.config.num_classes is not None
-        classes = [index % 10 for index in range(clips)] if conditional else None
-        made = pipeline(
-            num_frames=length,
-            num_videos=clips,
-            num_inference_steps=steps,
-            lag=lag,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            class_id=classes,
-            progress=progress,
-        ).frames.numpy()
-        total = given + predicted if endless else min(given + predicted, window)
-        told = conditional and guidance_scale != 1
-        continued = continue_clips(
-            pipeline,
-            videos[:continuations, :given],
-            labels[:continuations].tolist() if told else [None] * continuations,
-            num_frames=total,
-            steps=steps,
-            lag=lag,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            progress=progress,
-        )
-        rows.append(
-            _row(
-                f"lag {lag}",
-                made,
-                None if classes is None else np.array(classes),
-                classifier,
-                continued,
-                videos[:continuations, given:total],
-                time.perf_counter() - started,
-            )
-        )
-    return Report(classifier.held_out_accuracy, given, steps, tuple(rows))
+def _difference(row: Row, base: Row, measure: str) -> str:
+    one, other = row.values(measure), base.values(measure)
+    unlike = measure in VIDEO_MEASURES and (row.frames != base.frames or base.name == HELD)
+    if one is None or other is None or unlike:
+        return ""
+    return _interval(paired_difference(one, other), MEASURES[measure].digits, "+")
 
 
-def read(
-    classifier: DigitClassifier, videos: NDArray[np.uint8], classes: NDArray[np.int64] | None
-) -> Reading:
-    """videos uint8 [N, T, H, W, 3]; classes [N], or None where none was asked for."""
-    probabilities = classifier.probabilities(videos)
-    digits, sure = probabilities.argmax(axis=-1), probabilities.max(axis=-1) >= CONFIDENT
-    majority = np.array([np.bincount(row, minlength=10).argmax() for row in digits])
-    constant = sure & (digits == majority[:, None])
-    asked = None if classes is None else float((majority == classes[: len(majority)]).mean())
-    return Reading(float(constant.mean()), float(sure.mean()), asked)
+def _shown(values: NDArray[np.float64] | None, measure: Measure) -> str:
+    return "" if values is None else _interval(mean_interval(values), measure.digits)
 
 
-@torch.no_grad()
-def reconstruct(pipeline: Pipeline, videos: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Videos through the autoencoder and back."""
-    weight = next(pipeline.vae.parameters())
-    decoded = [
-        pipeline.vae.decode(pipeline.vae.encode(to_images(video).to(weight)[None]))[0]
-        .clamp(0, 1)
-        .movedim(-3, -1)
-        for video in videos
-    ]
-    return (torch.stack(decoded) * 255).round().to(torch.uint8).cpu().numpy()
+def _interval(found: Interval, digits: int, sign: str = "") -> str:
+    if math.isnan(found.mean):
+        return ""
+    if math.isnan(found.low) or found.low == found.high:
+        return f"{found.mean:{sign}.{digits}f}"
+    return f"{found.mean:{sign}.{digits}f} [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
 
 
-def _row(
-    name: str,
-    videos: NDArray[np.uint8],
-    classes: NDArray[np.int64] | None,
-    classifier: DigitClassifier,
-    continued: NDArray[np.uint8],
-    truth: NDArray[np.uint8],
-    seconds: float,
-) -> Row:
-    error = position_errors(continued, truth).mean(axis=0)
-    reading = read(classifier, videos, classes)
+def _row(values: Mapping[str, Any]) -> Row:
+    def arrays(measures: Mapping[str, Sequence[float | None]]) -> Values:
+        return {str(name): np.array(clips, dtype=np.float64) for name, clips in measures.items()}
+
+    errors = np.array(values["position_errors"], dtype=np.float64)
+    videos, continuations = arrays(values["videos"]), arrays(values["continuations"])
     return Row(
-        name,
-        videos.shape[1],
-        len(videos),
-        reading,
-        tuple(round(float(value), 3) for value in error),
-        round(seconds, 1),
+        str(values["name"]), int(values["frames"]), float(values["seconds"]), videos, continuations, errors
     )
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
+    """JSON has no NaN."""
+    return [None if math.isnan(value) else round(float(value), 5) for value in values]

@@ -49,7 +49,7 @@ def undecodable(path: Path, reason: str) -> MediaError:
 def absent(path: Path) -> MediaError:
     return MediaError(
         explain(
-            f"there is no video at {path}",
+            f"there is no video or picture at {path}",
             got="nothing",
             expected="a video file or a folder of pictures",
             fix="Check the path.",

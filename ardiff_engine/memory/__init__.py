@@ -3,6 +3,7 @@
 
 from ardiff_engine.memory.full import Full
 from ardiff_engine.memory.mean_keys import MeanKeys
+from ardiff_engine.memory.merged import Merged, Pooling
 from ardiff_engine.memory.page_manager import Lease, PageManager
 from ardiff_engine.memory.page_pool import PagePool, choose_page_rows, rows_of_pages
 from ardiff_engine.memory.per_layer import PerLayer
@@ -14,6 +15,7 @@ from ardiff_engine.memory.recached import Recached
 from ardiff_engine.memory.recomputed_window import RecomputedWindow
 from ardiff_engine.memory.restarted import Restarted
 from ardiff_engine.memory.routed import Routed, Router, highest, latest
+from ardiff_engine.memory.segments import Segments
 from ardiff_engine.memory.shots import Shots
 from ardiff_engine.memory.view import Fed, Run, View
 from ardiff_engine.memory.window import Window
@@ -26,11 +28,13 @@ __all__ = [
     "Lease",
     "MeanKeys",
     "MemoryPolicy",
+    "Merged",
     "PageManager",
     "PagePool",
     "PerLayer",
     "PerLevel",
     "Placed",
+    "Pooling",
     "Ranges",
     "Recached",
     "RecomputedWindow",
@@ -38,6 +42,7 @@ __all__ = [
     "Routed",
     "Router",
     "Run",
+    "Segments",
     "Shots",
     "View",
     "Window",

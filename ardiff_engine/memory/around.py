@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ardiff_engine.memory.made import Made
 from ardiff_engine.memory.policy import Event, MemoryPolicy
 from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
@@ -32,6 +33,10 @@ class Around:
         return self.memory.back
 
     @property
+    def slides_after(self) -> int | None:
+        return None
+
+    @property
     def proven(self) -> bool:
         return False
 
@@ -49,6 +54,9 @@ class Around:
 
     def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
         return self.memory.views(fed, now)
+
+    def made(self, fed: Fed, now: Now) -> tuple[Made, ...]:
+        return self.memory.made(fed, now)
 
     def kept(self, oldest: range, now: Now) -> Frames:
         return self.memory.kept(oldest, now)

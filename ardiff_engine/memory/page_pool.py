@@ -58,9 +58,6 @@ class PagePool:
     def page_rows(self) -> int:
         return self.k.shape[3]
 
-    def pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.page_rows)
-
     @property
     def bytes_per_page(self) -> int:
         return 2 * self.k[:, 0].numel() * self.k.element_size()

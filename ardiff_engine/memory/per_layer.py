@@ -83,9 +83,15 @@ class PerLayer(StoresClean):
         return self.widest.view(fed, now)
 
     def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
-        views, heads = [memory.view(fed, now) for memory in self.memories], max(self._heads, default=1)
-        numbers = [own if isinstance(own, tuple) else (own,) * heads for own in self.of_layer]
-        return tuple([views[number] for own in numbers for number in own])
+        views = [memory.view(fed, now) for memory in self.memories]
+        return tuple([views[number] for number in self.numbers])
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """By which of the memories each layer sees, or each head of each layer."""
+        heads = max(self._heads, default=1)
+        of_heads = [own if isinstance(own, tuple) else (own,) * heads for own in self.of_layer]
+        return tuple([number for own in of_heads for number in own])
 
     @property
     def _heads(self) -> set[int]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.memory.full import Full
-from ardiff_engine.memory.policy import Event, StoresClean
+from ardiff_engine.memory.policy import Event, StoresClean, require_cacheable
 from ardiff_engine.memory.view import Fed, View, view_of, within
 from ardiff_engine.memory.window import Window
 from ardiff_engine.models.spec import ModelSpec
@@ -46,6 +46,7 @@ class PerLevel(StoresClean):
 
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         self.memory.check(plan, spec)
+        require_cacheable("memory.PerLevel", spec)
         frames = range(1024 if plan.num_frames is None else plan.num_frames)
         if not plan.ordered or any(plan.steps(frame) != plan.num_steps for frame in frames):
             raise ConfigError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal, Protocol, Self, runtime_checkable
 
 from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.memory.made import Made
 from ardiff_engine.memory.view import Fed, View
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Frames, Now, Plan
@@ -37,10 +38,14 @@ class MemoryPolicy(Protocol):
         """Finished frames that `Stream.rollback` can forget: what their blocks see is kept so much longer."""
 
     @property
+    def slides_after(self) -> int | None:
+        """What it says of frames from this one on moves on with them: all of it follows from how far apart
+        they are, and nothing is chosen on the way. Earlier ones stay in views as they are. None: not so."""
+
+    @property
     def proven(self) -> bool:
         """Whether `check` alone is enough. Else each new video is rehearsed: a walk through its plan, before
-        anything is taken, finds views of frames that are not there and too small a `most_frames`.
-        A subclass that answers otherwise than one that is proven says False."""
+        anything is taken, finds views of frames that are not there and too small a `most_frames`."""
 
     def network(self, spec: ModelSpec) -> ModelSpec:
         """The network as this policy uses it: one that could forget may be fed all that it sees."""
@@ -56,6 +61,9 @@ class MemoryPolicy(Protocol):
 
     def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
         """What each layer sees of that view, or each kv head of each layer; () where they see alike."""
+
+    def made(self, fed: Fed, now: Now) -> tuple[Made, ...]:
+        """What the view of a block shows that no network computes. What it is made of is still kept then."""
 
     def kept(self, oldest: range, now: Now) -> Frames:
         """The frames that unfinished or later blocks see; oldest: the first of those blocks.
@@ -86,19 +94,30 @@ class MemoryPolicy(Protocol):
 
 class StoresClean:
     """What most memories do: one copy, stored again once a block is finished and good for ever, and one view
-    for all layers. A memory of your own begins here, and is rehearsed."""
+    for all layers. A memory of your own begins here, or at one of the package's, and is rehearsed."""
 
     __slots__ = ()
     by_level = by_layer = proven = False
+
+    def __init_subclass__(cls) -> None:
+        # A subclass answers otherwise than the class that was proven.
+        cls.proven = cls.__dict__.get("proven", False)
 
     @property
     def back(self) -> int:
         return 0
 
+    @property
+    def slides_after(self) -> int | None:
+        return None
+
     def network(self, spec: ModelSpec) -> ModelSpec:
         return spec
 
     def views(self, fed: Fed, now: Now) -> tuple[View, ...]:
+        return ()
+
+    def made(self, fed: Fed, now: Now) -> tuple[Made, ...]:
         return ()
 
     def stores(self, fed: Fed) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from ardiff_engine.errors import PlanError
-from ardiff_engine.plan.now import Frames
+from ardiff_engine.plan.now import Frames, Now, frames_of
 
 
 class Run(NamedTuple):
@@ -80,6 +80,18 @@ def without(frames: Frames, gone: Frames) -> Frames:
     return frames
 
 
+def before(now: Now, starting: Iterable[int]) -> Now:
+    """Without frames that this tick starts: nobody has written them yet."""
+    new = frames_of(starting)
+    return Now(without(now.started, new), without(now.unfinished, new), now.finished)
+
+
+def after(now: Now, block: range) -> Now:
+    """With a block in flight, also where it has not started."""
+    own = (block,)
+    return Now(union(now.started, own), union(now.unfinished, own), without(now.finished, own))
+
+
 def numbers(frames: Frames) -> list[int]:
     """Each of them."""
     return [frame for run in frames for frame in run]
@@ -94,6 +106,9 @@ def contains(frames: Frames, frame: int) -> bool:
 
 def outside(frames: Frames, asked: Iterable[int]) -> list[int]:
     """Those of the frames asked for that are not in `frames`."""
+    if len(frames) == 1:
+        first, stop = frames[0].start, frames[0].stop
+        return [frame for frame in asked if not first <= frame < stop]
     inside = set().union(*frames)
     return [frame for frame in asked if frame not in inside]
 
@@ -126,7 +141,7 @@ def agree(views: Collection[View]) -> bool:
 
 def forget(view: View, gone: Frames) -> View:
     """The view without the frames in `gone`."""
-    if not gone or gone[0].start >= view[-1].stop or gone[-1].stop <= view[0].first:
+    if not gone or gone[-1].stop <= min([run.first for run in view]):
         return view
     return tuple(
         run._replace(first=part.start, stop=part.stop)
@@ -143,3 +158,26 @@ def own_run(view: View, block: range, copy: int) -> Run:
     raise PlanError(
         f"the view of frame {block[-1]} does not show copy {copy} of itself, as it is fed: {view}"
     )
+
+
+def counted_from(view: View, base: int, shift: int) -> View:
+    """The view with frame `base` at 0, which it has shown `shift` away from its number.
+
+    A memory may show later frames nearer to the first ones, but never farther away than that.
+    """
+    back = base + min(view[-1].shift, shift)
+    if not base or back <= 0:
+        return view
+    return tuple([run._replace(shift=run.shift - back) for run in view])
+
+
+def moved_on(runs: Iterable[Run], by: int, fixed: int) -> View | None:
+    """Runs `by` frames further, but for those before frame `fixed`; None if one holds frames of both."""
+    moved = []
+    for run in runs:
+        if run.first >= fixed:
+            run = Run(run.first + by, run.stop + by, run.copy, run.shift, run.bias)
+        elif run.stop > fixed:
+            return None
+        moved.append(run)
+    return tuple(moved)

@@ -51,6 +51,11 @@ class Window(StoresClean):
         # A chunk's pages come beside those of the window before it.
         return -(-self.size // 4)
 
+    @property
+    def slides_after(self) -> int | None:
+        # A subclass may answer otherwise.
+        return self.sink if type(self) is Window else None
+
     def check(self, plan: Plan, spec: ModelSpec) -> None:
         require_rope("memory.Window", spec)
         require_cacheable("memory.Window", spec)

@@ -37,6 +37,18 @@ def check_spec(spec: ModelSpec) -> None:
             f"ModelSpec.frame_angles: got {len(spec.frame_angles)}, expected {spec.head_dim / 2:g}, one for "
             "each pair of a head."
         )
+    if spec.condition_sees_frames and spec.forgets:
+        raise ConfigError(
+            "ModelSpec: condition_sees_frames with forgets: a condition that sees the frames carries later "
+            "ones back to earlier ones; expected forgets=False"
+        )
+    if spec.grid_angles is not None and (
+        [2 * len(own) for own in spec.grid_angles] != [spec.head_dim] * len(spec.grid())
+    ):
+        raise ConfigError(
+            f"ModelSpec.grid_angles: got {[len(own) for own in spec.grid_angles]}, expected "
+            f"{spec.head_dim / 2:g} for each of the {len(spec.grid())} axes of a frame."
+        )
     inputs = [own.name for own in spec.frame_inputs]
     if len(set(inputs)) < len(inputs):
         raise ConfigError(f"ModelSpec.frame_inputs: got {inputs}, expected names that differ.")

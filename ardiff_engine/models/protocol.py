@@ -100,7 +100,8 @@ class VideoModel(Protocol):
         self, condition: torch.Tensor, slots: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor
     ) -> None:
         """For cross conditions: K and V of one in every layer, to the rows `slots` [spec.condition.tokens] of
-        pages [layers, pages, kv_heads, page_rows, head_dim]. Once per condition."""
+        pages [layers, pages, kv_heads, page_rows, head_dim]. Once per condition. A slot of -1: that row is
+        not stored (`ConditionSpec.counted`)."""
         return
 
     def footprint(self, tokens: int, timesteps: int) -> Footprint:

@@ -9,7 +9,10 @@ from itertools import islice
 from math import prod
 from typing import Literal
 
+from torch import Tensor
+
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.models.condition_rows import condition_rows, distinct_of_parts
 
 ConditionKind = Literal["joint", "cross", "none"]
 Size = tuple[int, int]
@@ -26,24 +29,38 @@ class ConditionSpec:
     shape: of the tensor of one condition, as `VideoModel.condition` returns it.
     parts: of a cross condition whose rows are not one sequence (a prompt and a picture): rows of each part.
         Every part has pages and a table of its own. (): all rows are one part.
+    counted: K and V of a row follow from that row alone. Then rows at the end of a part that are all equal
+        are stored as one, and counted (`condition_rows`).
     """
 
     kind: ConditionKind
     tokens: int
     shape: tuple[int, ...]
     parts: tuple[int, ...] = ()
+    counted: bool = False
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Of each part."""
+        return self.parts or (self.tokens,)
 
     def pages(self, page_rows: int) -> tuple[int, ...]:
         """Pages of each part of one condition."""
-        return tuple(-(-rows // page_rows) for rows in self.parts or (self.tokens,))
+        return tuple(-(-rows // page_rows) for rows in self.rows)
 
-    def slots(self, pages: Sequence[int], page_rows: int) -> list[int]:
-        """Row of the pool, page * page_rows + row, of each token. pages: of all parts in order."""
+    def distinct(self, condition: Tensor) -> tuple[int, ...]:
+        """Rows of each part that are stored, at least."""
+        return distinct_of_parts(condition, self.rows) if self.counted else self.rows
+
+    def slots(self, pages: Sequence[int], page_rows: int, distinct: Sequence[int] | None = None) -> list[int]:
+        """Row of the pool, page * page_rows + row, of each token; -1 of those that are not stored. pages: of
+        all parts in order. distinct: see there; None: all rows."""
         found: list[int] = []
         held = iter(pages)
-        for rows, count in zip(self.parts or (self.tokens,), self.pages(page_rows), strict=True):
+        for rows, own, count in zip(self.rows, distinct or self.rows, self.pages(page_rows), strict=True):
             firsts = [page * page_rows for page in islice(held, count)]
-            found += [first + row for first in firsts for row in range(page_rows)][:rows]
+            places = condition_rows(rows, own, page_rows).places
+            found += [-1 if at < 0 else firsts[at // page_rows] + at % page_rows for at in places]
         return found
 
 
@@ -87,6 +104,8 @@ class ModelSpec:
     movable: whether keys stay valid while the video grows beyond `num_frames` (rotary positions).
     frame_angles: radians by which each of the head_dim / 2 pairs of a key turns for a frame that is seen one
         place later; None: keys stay where they were written.
+    grid_angles: likewise for a token one place further along each axis of its frame's grid. None: keys cannot
+        be turned back to how they were before they got a place.
     longest: frames after which positions end; None: never.
     forgets: K/V of a finished frame depend on itself and on earlier frames only. Otherwise every visible
         frame must be fed in every pass.
@@ -110,6 +129,7 @@ class ModelSpec:
     frame_inputs: tuple[FrameInput, ...] = ()
     movable: bool = True
     frame_angles: tuple[float, ...] | None = None
+    grid_angles: tuple[tuple[float, ...], ...] | None = None
     longest: int | None = None
     forgets: bool = True
     frames_see_later: bool = False

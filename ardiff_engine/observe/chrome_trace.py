@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ticks as a trace in the trace event format (JSON object form), for ui.perfetto.dev and chrome://tracing.
+"""Passes as a trace in the trace event format (JSON object form), for ui.perfetto.dev and chrome://tracing.
 
-One process. The first row is the engine: a slice per tick, inside it one per phase. Then a row per stream: a
-slice for every tick that fed it. Counters: pages (held, free) and cells (updates, commits) of each tick.
-Times are microseconds since the first tick; boundaries are whole nanoseconds, so that slices nest exactly.
+One process. The first row is the engine: a slice per pass, inside it one per phase. Then a row per stream: a
+slice for every pass that fed it. Counters: pages (held, free) and cells (updates, commits) of each pass.
+Times are microseconds since the first pass; boundaries are whole nanoseconds, so that slices nest exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Event = dict[str, Any]
 
 
 def write(records: Sequence[PassRecord], path: str | PathLike[str], *, dropped: int = 0) -> None:
-    """Write the trace of `records`; `dropped` older ticks are mentioned. Raises CheckpointError if the disk
+    """Write the trace of `records`; `dropped` older passes are mentioned. Raises CheckpointError if the disk
     refuses; `path` is then unchanged.
     """
     # Line by line: as one document, a long trace would need many times its size in memory.
@@ -33,7 +33,7 @@ def write(records: Sequence[PassRecord], path: str | PathLike[str], *, dropped: 
 
 
 def events(records: Sequence[PassRecord]) -> Iterator[Event]:
-    """The trace events of the ticks, metadata first, then in order of time within every row."""
+    """The trace events of the passes, metadata first, then in order of time within every row."""
     yield _name("process_name", ENGINE_ROW, "ardiff-engine")
     yield from _row(ENGINE_ROW, "engine")
     for stream, label in _streams(records).items():
@@ -42,13 +42,13 @@ def events(records: Sequence[PassRecord]) -> Iterator[Event]:
         return
     origin = records[0].began
     for record in records:
-        yield from _tick(record, origin)
+        yield from _pass(record, origin)
     # Counters hold their last value, so the end needs one of its own.
     yield _counter("cells", _nanoseconds(records[-1].ended - origin), {"updates": 0, "commits": 0})
 
 
 def _lines(records: Sequence[PassRecord], dropped: int) -> Iterator[bytes]:
-    yield (HEAD % _json({"ticks": len(records), "dropped_ticks": dropped})).encode()
+    yield (HEAD % _json({"passes": len(records), "dropped_passes": dropped})).encode()
     separator = ""
     for event in events(records):
         yield (separator + _json(event)).encode()
@@ -56,13 +56,13 @@ def _lines(records: Sequence[PassRecord], dropped: int) -> Iterator[bytes]:
     yield b"\n]}\n"
 
 
-def _tick(record: PassRecord, origin: float) -> Iterator[Event]:
+def _pass(record: PassRecord, origin: float) -> Iterator[Event]:
     start, end = _nanoseconds(record.began - origin), _nanoseconds(record.ended - origin)
     updates = sum(stream.updates for stream in record.streams)
     commits = sum(stream.commits for stream in record.streams)
     fed = [stream for stream in record.streams if stream.fed]
-    totals = {"tick": record.index, "streams": len(fed), "updates": updates, "commits": commits}
-    yield _slice(f"tick {record.index}", "tick", ENGINE_ROW, start, end, totals)
+    totals = {"pass": record.index, "streams": len(fed), "updates": updates, "commits": commits}
+    yield _slice(f"pass {record.index}", "pass", ENGINE_ROW, start, end, totals)
     begun = start
     for phase, seconds in (
         ("plan", record.plan_seconds),
@@ -70,9 +70,9 @@ def _tick(record: PassRecord, origin: float) -> Iterator[Event]:
         ("model", record.model_seconds),
         ("solver", record.solver_seconds),
     ):
-        # Clocks are read one by one, so the phases may add up to a little more than the tick.
+        # Clocks are read one by one, so the phases may add up to a little more than the pass.
         ended = min(begun + _nanoseconds(seconds), end)
-        yield _slice(phase, "phase", ENGINE_ROW, begun, ended, {"tick": record.index})
+        yield _slice(phase, "phase", ENGINE_ROW, begun, ended, {"pass": record.index})
         begun = ended
     for stream in fed:
         row = FIRST_STREAM_ROW + stream.stream
@@ -96,7 +96,7 @@ def _frames(stream: StreamTick) -> str:
 
 def _counts(record: PassRecord, stream: StreamTick) -> Event:
     return {
-        "tick": record.index,
+        "pass": record.index,
         "updates": stream.updates,
         "commits": stream.commits,
         "pages": stream.pages,

@@ -2,7 +2,7 @@
 """The picture of page occupancy: time across, pages up, one colour per stream.
 
 Streams are stacked by number. The dark line is what the pool has given out, the orange one its size. Grey
-below the dark line is held by streams that the tick does not list. Streams that share pages count them once
+below the dark line is held by streams that the pass does not list. Streams that share pages count them once
 each, so there the stack may rise above the dark line.
 """
 
@@ -47,14 +47,14 @@ NAMED = 14
 
 
 def draw(records: Sequence[PassRecord], path: str | PathLike[str], *, dropped: int = 0) -> None:
-    """Write the picture of these ticks; `dropped` older ones are mentioned.
+    """Write the picture of these passes; `dropped` older ones are mentioned.
 
-    ConfigError: no ticks. MediaError: a name that does not end in .png, a disk that refuses.
+    ConfigError: no passes. MediaError: a name that does not end in .png, a disk that refuses.
     """
     target = _checked(path)
     if not records:
         raise ConfigError(
-            explain("nothing to draw", got="0 ticks", expected="1 or more", fix="Record some ticks first.")
+            explain("nothing to draw", got="0 passes", expected="1 or more", fix="Record some passes first.")
         )
     width, height = AREA
     size = (LEFT + width + 30 + LEGEND_WIDTH, ABOVE + height + BELOW)
@@ -67,7 +67,7 @@ def draw(records: Sequence[PassRecord], path: str | PathLike[str], *, dropped: i
     pen.text((24, 18), "pages held", INK, _font(22))
     pen.text(
         (24, 48),
-        f"{len(records)} ticks{older}, {len(_pages_by_stream(records))} streams, "
+        f"{len(records)} passes{older}, {len(_pages_by_stream(records))} streams, "
         f"at most {peak} of {records[-1].pages_total} pages",
         FAINT,
         _font(15),
@@ -79,13 +79,13 @@ def draw(records: Sequence[PassRecord], path: str | PathLike[str], *, dropped: i
 
 
 def paint(records: Sequence[PassRecord], top: int) -> npt.NDArray[np.uint8]:
-    """The area alone, uint8 [height, width, 3]; `top` pages fill it. A column shows the fullest tick that
+    """The area alone, uint8 [height, width, 3]; `top` pages fill it. A column shows the fullest pass that
     began in it, or the last one before.
     """
     width, height = AREA
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     pixels[:] = PAPER
-    shown = [records[tick] for tick in _ticks_shown(records)]
+    shown = [records[place] for place in _passes_shown(records)]
     for column, record in enumerate(shown):
         pixels[_row(record.pages_held, top) :, column] = OTHERS
         stacked = 0
@@ -106,14 +106,14 @@ def colour(stream: int) -> Colour:
     return STREAMS[stream % len(STREAMS)]
 
 
-def _ticks_shown(records: Sequence[PassRecord]) -> npt.NDArray[np.int64]:
-    """For every column the tick that it shows."""
+def _passes_shown(records: Sequence[PassRecord]) -> npt.NDArray[np.int64]:
+    """For every column the pass that it shows."""
     width = AREA[0]
     began = np.array([record.began for record in records])
     began -= began[0]
     span = max(records[-1].ended - records[0].began, 1e-9)
     columns = np.minimum((began / span * width).astype(np.int64), width - 1)
-    # Of the ticks that began in a column, the fullest is written last and stays.
+    # Of the passes that began in a column, the fullest is written last and stays.
     order = np.argsort([record.pages_held for record in records], kind="stable")
     shown = np.full(width, -1, dtype=np.int64)
     shown[columns[order]] = order
@@ -131,7 +131,7 @@ def _top(records: Sequence[PassRecord]) -> int:
 
 
 def _pages_by_stream(records: Sequence[PassRecord]) -> dict[int, tuple[int, str]]:
-    """Page-ticks and label of every stream, by number."""
+    """Pages summed over the passes, and label of every stream, by number."""
     sums: defaultdict[int, int] = defaultdict(int)
     labels: dict[int, str] = {}
     for record in records:

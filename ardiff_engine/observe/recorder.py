@@ -19,19 +19,19 @@ CAPACITY = 20_000
 
 
 class Recorder:
-    """Keeps the last `capacity` ticks and counts the older ones that had to go. Any thread may read it."""
+    """Keeps the last `capacity` passes and counts the older ones that had to go. Any thread may read it."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         if capacity < 1:
             raise ConfigError(
-                explain("Recorder.capacity", got=capacity, expected=">= 1", fix="Keep at least one tick.")
+                explain("Recorder.capacity", got=capacity, expected=">= 1", fix="Keep at least one pass.")
             )
         self._ring: deque[PassRecord] = deque(maxlen=capacity)
         self._added = 0
         self._lock = threading.Lock()
 
     def add(self, record: PassRecord) -> None:
-        """The next tick; the oldest one leaves if there is no room."""
+        """The next pass; the oldest one leaves if there is no room."""
         with self._lock:
             self._ring.append(record)
             self._added += 1
@@ -42,12 +42,12 @@ class Recorder:
 
     @property
     def dropped(self) -> int:
-        """Ticks that were recorded and are no longer kept."""
+        """Passes that were recorded and are no longer kept."""
         with self._lock:
             return self._added - len(self._ring)
 
     def records(self) -> tuple[PassRecord, ...]:
-        """The ticks that are kept, oldest first."""
+        """The passes that are kept, oldest first."""
         with self._lock:
             return tuple(self._ring)
 
@@ -64,7 +64,7 @@ class Recorder:
             self.write_chrome_trace(path)
 
     def write_chrome_trace(self, path: str | PathLike[str]) -> None:
-        """Write the ticks in the trace event format, which ui.perfetto.dev and chrome://tracing open.
+        """Write the passes in the trace event format, which ui.perfetto.dev and chrome://tracing open.
 
         The file appears whole or not at all. CheckpointError: a disk that refuses.
         """

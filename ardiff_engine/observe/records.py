@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StreamTick:
-    """One stream's part of a tick: frames it fed (first to last), cells of each kind, pages it holds then.
+    """One stream's part of a pass: frames it fed (first to last), cells of each kind, pages it holds then.
 
     A stream that holds pages and was not fed is listed with no updates and no commits.
     """

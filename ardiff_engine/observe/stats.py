@@ -56,11 +56,6 @@ class EngineStats:
             **counts,
         )
 
-    @property
-    def ticks(self) -> int:
-        """The older name of `passes`."""
-        return self.passes
-
 
 _COUNTS = (
     *("streams_finished", "streams_cancelled", "streams_failed"),

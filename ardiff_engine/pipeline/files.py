@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a pipeline: transformer/, vae/ and scheduler.json."""
+"""The folder of a pipeline: transformer/, vae/ and scheduler.json. That of a steered model, which
+`ardiff train` leaves with network = "wan": text_encoder/ and training_config.json instead of the last."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ from ardiff_engine.weights.scheduler_file import write_schedule
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SCHEDULER_FILE = "scheduler.json"
+CONFIG_FILE = "training_config.json"
 
 
 def find_folder(name: str | Path) -> Path:
     """The folder of a bundled model, or `name` itself. CheckpointError where it holds no pipeline."""
     folder = arguments.path("model", name)
+    refuse_steered(folder)
     if (ASSETS / folder / SCHEDULER_FILE).is_file():
         folder = ASSETS / folder
     if not (folder / SCHEDULER_FILE).is_file():
@@ -30,6 +33,24 @@ def find_folder(name: str | Path) -> Path:
             "the path. Official files: weights.load_ar_diffusion and weights.load_titok."
         )
     return folder
+
+
+def steered_folder(model: str | Path) -> Path | None:
+    """The folder of a bundled model or of that name, if it holds a steered one."""
+    path = arguments.path("model", model)
+    for folder in (ASSETS / path, path):
+        if (folder / CONFIG_FILE).is_file() and (folder / "text_encoder").is_dir():
+            return folder
+    return None
+
+
+def refuse_steered(model: Path) -> None:
+    """CheckpointError: a folder that another pipeline reads."""
+    if steered_folder(model) is not None:
+        raise CheckpointError(
+            f"model: {str(model)!r:.200} holds a steered model. `ardiff play --model ... --prompt TEXT "
+            "--frames N --out FILE` makes a video with it, and pipeline.steered.SteeredPipeline in Python."
+        )
 
 
 def load_models(folder: Path, device: str | torch.device, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:

@@ -13,15 +13,22 @@ Scales = tuple[float, float]
 """For high noise, and for low."""
 
 
-def checked_scales(model: WanTransformer | WanExperts, scale: float, scale_2: float | None) -> Scales:
-    """scale_2: of the transformer for low noise; None: the same. ConfigError: no numbers, or a second one for
-    a model with one transformer."""
-    high = number("guidance_scale", scale)
-    if scale_2 is None:
-        return high, high
-    if not isinstance(model, WanExperts):
-        raise ConfigError("guidance_scale_2 is for models with two transformers; this one has one.")
-    return high, number("guidance_scale_2", scale_2)
+def checked_scales(
+    model: WanTransformer | WanExperts, scale: float, scale_2: float | None, negative_prompt: object = None
+) -> Scales:
+    """scale_2: of the transformer for low noise; None: the same. ConfigError: no numbers, a second one for a
+    model with one transformer, or a negative prompt that nothing would be led away from."""
+    high = low = number("guidance_scale", scale)
+    if scale_2 is not None:
+        if not isinstance(model, WanExperts):
+            raise ConfigError("guidance_scale_2 is for models with two transformers; this one has one.")
+        low = number("guidance_scale_2", scale_2)
+    if negative_prompt is not None and high == low == 1:
+        raise ConfigError(
+            "negative_prompt: got one, and guidance_scale 1, which switches guidance off. Leave it out, or "
+            "give another guidance_scale."
+        )
+    return high, low
 
 
 def branches_of(

@@ -38,8 +38,13 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(get_args(choices))}.")
 
 
-def chosen_seed(seed: int | None) -> int:
-    """`seed` itself, or a fresh one of 32 bits, drawn as torch draws: after `torch.manual_seed` the same."""
+def chosen_seed(seed: int | None, *, shared: bool = False) -> int:
+    """`seed` itself, or a fresh one of 32 bits, drawn as torch draws: after `torch.manual_seed` the same.
+
+    shared: with other processes, each of which would draw its own. ConfigError for none then.
+    """
+    if seed is None and shared:
+        raise ConfigError("seed: got none, expected one that is the same in every process.")
     return int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
 
 

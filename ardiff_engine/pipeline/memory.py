@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +12,13 @@ from ardiff_engine.device import free_memory
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.memory_plan import MIB, MemoryPlan
 from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.pipeline.parts import VideoParts
-from ardiff_engine.pipeline.pixels import FRAMES, Size, checked_latents, checked_size, frames_of, in_tiles
+from ardiff_engine.pipeline.pixels import Pixels, Size, checked_latents, checked_size, frames_of
 from ardiff_engine.systems import System
 
 MOST_FIRST = 1000
 """Latents among which the shortest video of a system is looked for."""
-FEATURE_MAPS = 4
-"""Of the largest kind that the autoencoder's decoder holds at a time: input, padded input, output, sum."""
 GIB = 1 << 30
 
 
@@ -76,6 +76,48 @@ def size_multiple(parts: VideoParts) -> Size:
     return scale * rows, scale * columns
 
 
+class PartsMemory:
+    """Of videos of one size by these parts: what does not depend on the system is found out once."""
+
+    def __init__(self, parts: VideoParts, size: Size, dtype: torch.dtype = torch.float32) -> None:
+        """ConfigError: a size that the parts cannot make."""
+        height, width = checked_size(size, size_multiple(parts))
+        vae = parts.empty_vae()
+        self.parts, self.dtype = parts, dtype
+        self._model = parts.empty_transformer().to(dtype)
+        self._rows = (height // vae.scale, width // vae.scale)
+        # The autoencoder is float32, whatever `dtype`.
+        self._codec = sum(weight.numel() for weight in vae.parameters()) * torch.float32.itemsize
+        self._decoder, self._decoding = Pixels(vae, parts.tile).memory(self._rows)
+
+    def of(
+        self, system: System, *, frames: int | None, streams: int = 1, guidance_scale: float | None = None
+    ) -> VideoMemory:
+        """For videos of so many frames; None: endless. Nothing is allocated and no weight is read.
+
+        ConfigError, PlanError: what the system cannot make, as in a call.
+        """
+        parts, item = self.parts, self.dtype.itemsize
+        request = Request(
+            num_frames=None if frames is None else checked_latents(frames, system, self._model.spec),
+            size=self._rows,
+            plan=system.plan,
+            guidance_scale=system.guidance if guidance_scale is None else guidance_scale,
+        )
+        plan = Engine.memory_plan(
+            self._model, solver=system.solver, memory=system.memory, request=request, streams=streams
+        )
+        return VideoMemory(
+            engine=plan,
+            codec=self._codec,
+            decoders=streams * self._decoder,
+            decoding=self._decoding,
+            image=0 if parts.image is None else parts.image.weights * item,
+            text=0 if parts.text is None else parts.text.weights * item,
+            stored=sum(own.file.bytes_as() for own in parts.transformers),
+        )
+
+
 def video_memory(
     parts: VideoParts,
     system: System,
@@ -86,36 +128,9 @@ def video_memory(
     guidance_scale: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> VideoMemory:
-    """For videos of `size` and so many frames; None: endless. Nothing is allocated and no weight is read.
-
-    ConfigError, PlanError: what the system cannot make, as in a call.
-    """
-    height, width = checked_size(size, size_multiple(parts))
-    model, vae = parts.empty_transformer().to(dtype), parts.empty_vae()
-    rows = (height // vae.scale, width // vae.scale)
-    request = Request(
-        num_frames=None if frames is None else checked_latents(frames, system),
-        size=rows,
-        plan=system.plan,
-        guidance_scale=system.guidance if guidance_scale is None else guidance_scale,
-    )
-    plan = Engine.memory_plan(
-        model, solver=system.solver, memory=system.memory, request=request, streams=streams
-    )
-    item = torch.float32.itemsize  # of the autoencoder, whatever `dtype`
-    codec = in_tiles(vae, parts.tile)
-    shown = height * width
-    if parts.tile is not None:
-        shown = min(shown, parts.tile[0] * parts.tile[1] * vae.scale**2)
-    return VideoMemory(
-        engine=plan,
-        codec=sum(weight.numel() for weight in vae.parameters()) * item,
-        decoders=streams * codec.bytes_per_stream(rows),
-        decoding=FEATURE_MAPS * FRAMES * shown * vae.decoder_width // vae.patch**2 * item,
-        image=0 if parts.image is None else parts.image.weights * dtype.itemsize,
-        text=0 if parts.text is None else parts.text.weights * dtype.itemsize,
-        stored=sum(own.file.bytes_as() for own in (parts.transformer, parts.low_noise) if own is not None),
-    )
+    """As `PartsMemory.of`, for one system."""
+    memory = PartsMemory(parts, size, dtype)
+    return memory.of(system, frames=frames, streams=streams, guidance_scale=guidance_scale)
 
 
 def least_memory(parts: VideoParts, system: System, *, dtype: torch.dtype) -> VideoMemory:
@@ -137,6 +152,26 @@ def check_memory(needed: VideoMemory, device: torch.device) -> None:
         raise ConfigError(
             f"memory: this takes {needed.peak / GIB:.2f} GiB, and {free / GIB:.2f} GiB are free on {device}. "
             f"Ask for fewer or smaller frames, or --dtype bfloat16.\n{needed}"
+        )
+
+
+def beside_pages(model: VideoModel, pixels: Pixels, requests: Sequence[Request]) -> int:
+    """Bytes that videos of one kind take beside weights and pages: the largest pass, their decoders, and one
+    latent at work."""
+    one = requests[0]
+    assert one.solver is not None and one.size is not None
+    plan = Engine.memory_plan(model, solver=one.solver, memory=one.memory, request=one, streams=len(requests))
+    state, work = pixels.memory(one.size)
+    return plan.tables_bytes + plan.workspace_bytes + len(requests) * state + work
+
+
+def check_frames(pixels: Pixels, size: Size, device: torch.device) -> None:
+    """ConfigError for frames so large that not even one latent of them could be encoded or decoded."""
+    needed, free = sum(pixels.memory(size)), free_memory(device)
+    if needed > free:
+        raise ConfigError(
+            f"size: to decode frames of {size[0]} x {size[1]} latents takes {needed / GIB:.2f} GiB, and "
+            f"{free / GIB:.2f} GiB are free on {device}. Ask for a smaller size, or load with tile=…."
         )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -21,15 +20,17 @@ from ardiff_engine import arguments
 from ardiff_engine.codec import TAEHV, WanVAE
 from ardiff_engine.codec.taehv import TAEHVFile
 from ardiff_engine.codec.wan.layout import VAEFile, open_vae
+from ardiff_engine.conditions.umt5_file import UMT5File, holds_umt5
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.models.wan import WanExperts, WanTransformer
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.parsing import read_json, shown
+from ardiff_engine.pipeline.files import refuse_steered
 from ardiff_engine.pipeline.image_encoder import ImageFiles, find_image_encoder
 from ardiff_engine.pipeline.pixels import FRAMES, Size, VideoVAE, in_tiles
 from ardiff_engine.weights.load_wan import WanFile, load_wan, open_wan
 from ardiff_engine.weights.lora import check_lora, load_lora
-from ardiff_engine.weights.safetensors_file import INDEX_SUFFIX, NAMES, SafetensorsFile, unsafe
+from ardiff_engine.weights.safetensors_file import INDEX_SUFFIX, NAMES, unsafe
 
 PathName = str | PathLike[str]
 
@@ -45,15 +46,6 @@ _KINDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class TextFiles:
-    """folder: with text_encoder/ and tokenizer/. width: of an embedding. weights: how many numbers."""
-
-    folder: Path
-    width: int
-    weights: int
-
-
-@dataclass(frozen=True, slots=True)
 class VideoParts:
     """text: None where there is no text encoder. scheduler: diffusers' settings, {} without them. lora: what
     is merged into each transformer, none: (). tile: rows and columns of latents that are decoded at a time,
@@ -63,7 +55,7 @@ class VideoParts:
 
     transformer: WanFile
     vae: VAEFile | TAEHVFile
-    text: TextFiles | None
+    text: UMT5File | None
     scheduler: dict[str, object]
     lora: tuple[Path, ...] = ()
     image: ImageFiles | None = None
@@ -140,7 +132,12 @@ def find_parts(
     """
     place = arguments.path("model", name)
     if not place.exists():
-        raise CheckpointError(f"model: there is no {shown(str(place))}. Check the path.")
+        raise CheckpointError(
+            f"model: there is no {shown(str(place))}, expected the folder of a text-to-video model. "
+            "Nothing is downloaded: fetch the model first, and give its path."
+        )
+    if transformer is None:
+        refuse_steered(place)
     if (place / INDEX).is_file():
         _check_kind(place / INDEX)
     low_noise, boundary = _low_noise(place)
@@ -149,11 +146,11 @@ def find_parts(
             f"{place} has two transformers, for high and low noise: transformer= is for models with one."
         )
     found = VideoParts(
-        transformer=open_wan(_transformer(place) if transformer is None else transformer),
+        transformer=open_wan(_transformer(place))
+        if transformer is None
+        else open_wan(transformer, like=place / "transformer"),
         vae=_opened_vae(_vae(place) if vae is None else arguments.path("vae", vae)),
-        text=None
-        if text is False
-        else _text(place if text is None else arguments.path("text", text), wanted=text is not None),
+        text=_text(place, text),
         scheduler=_scheduler(place),
         tile=tile,
         low_noise=low_noise,
@@ -173,7 +170,7 @@ def find_parts(
         )
     if found.text is not None and found.text.width != config.text_dim:
         raise ConfigError(
-            f"the text encoder in {found.text.folder} is {found.text.width} wide, and "
+            f"the text encoder in {found.text.file.path} is {found.text.width} wide, and "
             f"{found.transformer.file.path} reads prompts of {config.text_dim}: give the encoder it was "
             "trained with."
         )
@@ -184,7 +181,7 @@ def _loras(given: PathName | Sequence[PathName] | None, transformers: Sequence[W
     """One for each transformer, which it fits; or none."""
     if given is None:
         return ()
-    each = [given] if isinstance(given, str | PathLike) else list(given)
+    each = list(given) if isinstance(given, list | tuple) else [given]
     if len(each) != len(transformers):
         raise ConfigError(
             f"lora: got {len(each)}, expected one for each of the {len(transformers)} transformers, that of "
@@ -229,7 +226,8 @@ def _transformer(place: Path) -> Path:
         _refuse_pickles(inside)
         raise CheckpointError(
             f"{place} holds no transformer: expected transformer/ as diffusers write it, or "
-            f"{held[0].name} or {held[2].name}. Give its file by transformer=…, or check the path."
+            f"{held[0].name} or {held[2].name}. Give its file by transformer=… (--transformer), or check "
+            "the path."
         )
     return inside
 
@@ -262,20 +260,10 @@ def _refuse_pickles(folder: Path) -> None:
                 raise unsafe(folder / f"{name}{suffix}")
 
 
-def _text(place: Path, *, wanted: bool) -> TextFiles | None:
-    root = place.parent if place.is_file() else place
-    inside = root / "text_encoder" if (root / "text_encoder").is_dir() else root
-    config = inside / "config.json"
-    values = read_json(config) if config.is_file() else {}
-    width = values.get("d_model") if isinstance(values, dict) else None
-    if not isinstance(width, int):
-        if wanted or inside != root:
-            raise CheckpointError(
-                f"{inside} holds no umT5 text encoder: expected a config.json with d_model, as "
-                "transformers write it."
-            )
+def _text(place: Path, given: PathName | Literal[False] | None) -> UMT5File | None:
+    if given is False or (given is None and not holds_umt5(place)):
         return None
-    return TextFiles(root, width, sum(prod(shape) for shape in SafetensorsFile(inside).shapes.values()))
+    return UMT5File.open((place.parent if place.is_file() else place) if given is None else given)
 
 
 def _scheduler(place: Path) -> dict[str, object]:

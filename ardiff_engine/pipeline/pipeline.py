@@ -14,7 +14,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ardiff_engine.ambient import ordinary_mode
-from ardiff_engine.device import usable_device
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.engine import Request, Stream
@@ -30,12 +29,13 @@ from ardiff_engine.pipeline.inputs import Video
 from ardiff_engine.pipeline.kept_engine import KeptEngine
 from ardiff_engine.pipeline.output import Given, OutputType, StepInfo, VideoFrame, VideoOutput
 from ardiff_engine.pipeline.parts import PathName, find_parts, holds_video_parts
+from ardiff_engine.pipeline.placed import Placed
 from ardiff_engine.pipeline.text_to_video import TextToVideoPipeline
 from ardiff_engine.systems import System, names
 from ardiff_engine.weights.scheduler_file import read_schedule
 
 
-class Pipeline:
+class Pipeline(Placed):
     """Transformer, autoencoder and noise schedule: what turns noise into videos.
 
     `Pipeline.from_pretrained("moving-digits")` loads the bundled model. `pipe(...)` makes finished videos,
@@ -159,33 +159,6 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write transformer/, vae/ and scheduler.json; each file appears whole or not at all."""
         save_pipeline(Path(folder), self.transformer, self.vae, self.schedule, self.prediction)
-
-    def to(
-        self,
-        *places: str | torch.device | torch.dtype,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Pipeline:
-        """Move both models to a device, or the transformer to a dtype, or both, and return the pipeline:
-        `pipe.to("cuda")`, `pipe.to(torch.bfloat16)`, `pipe.to("cuda", torch.bfloat16)`.
-
-        Raises ConfigError, and moves nothing, for a device that is not there and for dtypes of whole numbers.
-        """
-        device, dtype = inputs.device_and_dtype(places, device, dtype)
-        place = None if device is None else usable_device(device)
-        self._kept.forget()
-        self.transformer.to(device=place, dtype=dtype)
-        self.vae.to(device=place)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the transformer's weights."""
-        return self.transformer.dtype
 
     # --- generating
 

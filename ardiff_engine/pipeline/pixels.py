@@ -11,10 +11,13 @@ import torch
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.arguments import integer
 from ardiff_engine.codec import TAEHV, Tiled, WanVAE
+from ardiff_engine.codec.past import WatchedPast
 from ardiff_engine.codec.protocol import Decoder
-from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.codec.video import VideoEncoder
+from ardiff_engine.errors import ArdiffError, ConfigError
 from ardiff_engine.host_copy import read_here
 from ardiff_engine.models.pictures import to_uint8
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.systems import System
 
 Size = tuple[int, int]
@@ -23,6 +26,8 @@ FRAMES = 4
 """Pictures of every latent but the first, which is one."""
 MOST_FRAMES = 10**6
 SEARCHED = 64
+FEATURE_MAPS = 4
+"""Of the largest kind that the autoencoder's decoder holds at a time: input, padded input, output, sum."""
 
 
 def latents_of(frames: int) -> int:
@@ -55,10 +60,11 @@ def checked_size(size: object, multiple: Size) -> Size:
     return height, width
 
 
-def checked_latents(num_frames: object, system: System) -> int:
+def checked_latents(num_frames: object, system: System, spec: ModelSpec) -> int:
     """Latents of a video of that many pictures, given ones included.
 
-    ConfigError, with the nearest numbers: not 1 + 4k, or not whole blocks of the system.
+    ConfigError, with the nearest numbers: not 1 + 4k, not whole blocks of the system, more than its memory
+    sees.
     """
     frames = integer("num_frames", num_frames, low=1, high=MOST_FRAMES)
 
@@ -68,9 +74,9 @@ def checked_latents(num_frames: object, system: System) -> int:
         if latents_of(frames) <= system.given_frames:
             return f"{frames_of(system.given_frames)} of them are given"
         try:
-            system.plan_of(latents_of(frames))
-        except PlanError as error:
-            return str(error)
+            system.memory.check(system.plan_of(latents_of(frames)), spec)
+        except ArdiffError as error:
+            return f"of its {latents_of(frames)} latents: {error}"
         return None
 
     wrong = why_not(frames)
@@ -96,20 +102,20 @@ class Pixels:
         """[1 + 4k, H, W, 3] -> clean latents, float32 [1 + k, C, h, w]."""
         return self._encoded(self._scaled(pixels.permute(3, 0, 1, 2)[None].to(_weight(self.vae))))
 
-    @torch.no_grad()
-    def beside(self, first: torch.Tensor, latents: int) -> torch.Tensor:
-        """What image-to-video models take beside the latents, float32 [latents, 4 + C, h, w]: a mask of the
-        pictures that are given, and the latents of the first one [1, H, W, 3] followed by grey."""
-        scale, (height, width) = self.vae.scale, first.shape[1:3]
-        clip = torch.full((1, 3, frames_of(latents), height, width), (1 + self.vae.black) / 2)
-        clip[0, :, 0] = self._scaled(first[0].permute(2, 0, 1).float())
-        z = self._encoded(clip.to(_weight(self.vae)))
-        mask = z.new_zeros(latents, FRAMES, height // scale, width // scale)
-        mask[0] = 1
-        return torch.cat([mask, z], dim=1)
+    def beside(self, first: torch.Tensor) -> Beside:
+        """What image-to-video models take for a first picture [H, W, 3]."""
+        return Beside(self.vae, self._scaled(first.permute(2, 0, 1).float()))
 
     def decoder(self, given: torch.Tensor | None = None) -> PixelDecoder:
         return PixelDecoder(self.vae, in_tiles(self.vae, self.tile).decoder(given))
+
+    def memory(self, size: Size) -> tuple[int, int]:
+        """Bytes that the decoder of one video keeps, with so many rows and columns of latents, and what is
+        taken, at most, while a latent is decoded."""
+        shown = size if self.tile is None else (min(size[0], self.tile[0]), min(size[1], self.tile[1]))
+        pixels = shown[0] * shown[1] * self.vae.scale**2
+        map_bytes = FRAMES * pixels * self.vae.decoder_width // self.vae.patch**2 * torch.float32.itemsize
+        return in_tiles(self.vae, self.tile).bytes_per_stream(size), FEATURE_MAPS * map_bytes
 
     def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
         """0 to 255 -> black to 1."""
@@ -120,6 +126,34 @@ class Pixels:
         picture fills it."""
         filled = clip[:, :, :1].expand(-1, -1, self.vae.first_frames - 1, -1, -1)
         return self.vae.encode(torch.cat([filled, clip], dim=2))[0].transpose(0, 1).float()
+
+
+class Beside:
+    """What image-to-video models take beside the latents, frame by frame: a mask of the pictures that are
+    given, and the latents of the first one followed by grey.
+
+    Encoded as far as it was asked for. The autoencoder looks back over a bounded time: once a piece of grey
+    leaves all that it remembers as it was, all later latents are the same. So endless videos need no more.
+    """
+
+    def __init__(self, vae: VideoVAE, picture: torch.Tensor) -> None:
+        """picture: [3, H, W] in the autoencoder's range."""
+        self._past = WatchedPast()
+        self._encoder = VideoEncoder(vae, self._past)
+        self._next = picture.to(_weight(vae)).expand(vae.first_frames, -1, -1, -1)
+        self._grey = torch.full_like(self._next[:1], (1 + vae.black) / 2).expand(FRAMES, -1, -1, -1)
+        self._rows: list[torch.Tensor] = []
+        self._settled = False
+
+    def __call__(self, frame: int) -> torch.Tensor:
+        """float32 [4 + C, h, w] of a latent frame."""
+        while len(self._rows) <= frame and not self._settled:
+            self._past.changed = False
+            z = self._encoder.push(self._next)[0].float()
+            mask = z.new_full((FRAMES, *z.shape[1:]), float(not self._rows))
+            self._rows.append(torch.cat([mask, z]))
+            self._next, self._settled = self._grey, not self._past.changed
+        return self._rows[min(frame, len(self._rows) - 1)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

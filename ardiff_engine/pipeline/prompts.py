@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 
 import torch
 
+from ardiff_engine.arguments import integer
 from ardiff_engine.conditions import UMT5
 from ardiff_engine.conditions.umt5 import PROMPTS_KEPT
 from ardiff_engine.errors import ConfigError, TensorError
+from ardiff_engine.pipeline.pixels import MOST_FRAMES
 
 Prompt = str | torch.Tensor
 """A text, or its embedding [at most text_tokens, text_dim]."""
@@ -86,8 +89,11 @@ def timed(prompt: Timed) -> list[tuple[int, Prompt]]:
     if not isinstance(prompt, Mapping):
         return [(0, prompt)]
     try:
-        parts = sorted((int(frame), own) for frame, own in prompt.items())
-    except (TypeError, ValueError):
+        parts = sorted(
+            ((integer("frame", int(frame), 0, MOST_FRAMES), own) for frame, own in prompt.items()),
+            key=itemgetter(0),
+        )
+    except (TypeError, ValueError, OverflowError):
         parts = []
     if not parts or parts[0][0] != 0 or len(parts) != len(prompt):
         raise ConfigError(

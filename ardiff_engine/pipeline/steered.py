@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from ardiff_engine import arguments, plan
+from ardiff_engine import plan
 from ardiff_engine.arguments import integer
 from ardiff_engine.conditions.captions import CaptionEncoder
 from ardiff_engine.data.moving_shapes import ACTIONS, FPS
@@ -30,7 +30,7 @@ from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.models.wan.video import ACTIONS as INPUT
 from ardiff_engine.parsing import read_json
 from ardiff_engine.pipeline.decoding import stream_pictures
-from ardiff_engine.pipeline.files import ASSETS
+from ardiff_engine.pipeline.files import CONFIG_FILE, steered_folder
 from ardiff_engine.pipeline.inputs import chosen_seed
 from ardiff_engine.pipeline.kept_engine import KeptEngine
 from ardiff_engine.pipeline.output import VideoFrame
@@ -39,17 +39,19 @@ from ardiff_engine.weights import load_model
 Part = TypeVar("Part", bound=nn.Module)
 
 STEPS = 4
-CONFIG_FILE = "training_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
     """Of the training clips. block: frames that are made together. frames: of a clip, which a block sees at
-    most. shift: of the noise levels."""
+    most. shift: of the noise levels. fps: frames per second at which they were read.
+    size: height and width of a picture in pixels; None: the autoencoder's square."""
 
     block: int
     frames: int
     shift: float
+    fps: float = FPS
+    size: tuple[int, int] | None = None
 
 
 class SteeredStream(Iterator[VideoFrame]):
@@ -78,17 +80,15 @@ class SteeredStream(Iterator[VideoFrame]):
 class SteeredPipeline:
     """Transformer, text encoder and autoencoder of one folder, and the engine that runs them."""
 
-    fps = FPS
-
     def __init__(
         self, transformer: WanTransformer, text: CaptionEncoder, vae: FrameVAE, rhythm: Rhythm
     ) -> None:
         """ConfigError: parts that do not fit each other."""
         told, read = transformer.config, text.config
-        if (told.text_tokens, told.text_dim) != (read.tokens, read.width):
+        if (told.text_tokens, told.text_dim) != (read.rows, read.width):
             raise ConfigError(
                 f"transformer and text encoder do not fit: the first takes {told.text_tokens} rows of "
-                f"{told.text_dim}, the second makes {read.tokens} of {read.width}."
+                f"{told.text_dim}, the second makes {read.rows} of {read.width}."
             )
         if told.actions != len(ACTIONS) - 1:
             raise ConfigError(f"transformer: got {told.actions} actions, expected {len(ACTIONS) - 1}.")
@@ -111,6 +111,10 @@ class SteeredPipeline:
         text = _loaded(CaptionEncoder, folder / "text_encoder", device)
         return cls(transformer, text, _loaded(FrameVAE, folder / "vae", device), rhythm)
 
+    @property
+    def fps(self) -> float:
+        return self.rhythm.fps
+
     def stream(
         self,
         prompt: str,
@@ -120,19 +124,24 @@ class SteeredPipeline:
         steps: int = STEPS,
         guidance_scale: float = 1.0,
         seed: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> SteeredStream:
         """Frames as they become clean, a block at a time.
 
         prompt: such as "a red circle moves left behind a blue square". num_frames: whole blocks; None never
         ends. action: which key is held in a frame (its number in `moving_shapes.ACTIONS`); it is asked when
-        the block of that frame begins. seed: key of all noise; None draws one.
+        the block of that frame begins. seed: key of all noise; None draws one. size: height and width of the
+        pictures, in whole patches of latents of 8 x 8 pixels; None: that of the rhythm.
 
         ConfigError, PlanError: arguments, before anything is computed.
         """
-        size = self.vae.config.image_size // SCALE
+        square = (self.vae.config.image_size,) * 2
+        height, width = size or self.rhythm.size or square
+        if height % SCALE or width % SCALE:
+            raise ConfigError(f"size: got {height} x {width}, expected multiples of {SCALE}.")
         request = Request(
             num_frames=num_frames,
-            size=(size, size),
+            size=(height // SCALE, width // SCALE),
             plan=plan.blocks(self.rhythm.block),
             condition=self._condition(prompt),
             negative_condition=None if guidance_scale == 1 else self.transformer.null_condition(),
@@ -158,28 +167,34 @@ def _loaded(kind: type[Part], folder: Path, device: str | torch.device) -> Part:
     return part
 
 
-def steered_folder(model: str | Path) -> Path | None:
-    """The folder of a bundled model or of that name, if it holds a steered one."""
-    path = arguments.path("model", model)
-    for folder in (ASSETS / path, path):
-        if (folder / CONFIG_FILE).is_file() and (folder / "text_encoder").is_dir():
-            return folder
-    return None
+def rhythm_of(values: Any) -> Rhythm:
+    """Of the settings of a run. A model of several shapes shows the first of them, and sees as many frames as
+    the longest has. KeyError and its like: settings of something else."""
+    data = values["data"]
+    buckets = [(int(rows), int(columns), int(frames)) for rows, columns, frames in data.get("buckets") or ()]
+    return Rhythm(
+        int(values["loss"]["block"]),
+        max((frames for _, _, frames in buckets), default=int(data["num_frames"])),
+        float(values["shift"]),
+        float(data.get("fps") or FPS),
+        buckets[0][:2] if buckets else None,
+    )
 
 
 def read_rhythm(path: Path) -> Rhythm:
     """CheckpointError: a file that does not say it."""
     values = read_json(path)
     try:
-        rhythm = Rhythm(
-            int(values["loss"]["block"]), int(values["data"]["num_frames"]), float(values["shift"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        rhythm = rhythm_of(values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} lacks {error}; expected loss.block, data.num_frames and shift, as `ardiff train` writes."
         ) from error
-    if not 1 <= rhythm.block <= rhythm.frames <= 1 << 16:
-        raise CheckpointError(f"{path}: blocks of {rhythm.block} frames and clips of {rhythm.frames}.")
+    if not (1 <= rhythm.block <= rhythm.frames <= 1 << 16 and 0 < rhythm.fps <= 1000):
+        raise CheckpointError(
+            f"{path}: got blocks of {rhythm.block} frames, clips of {rhythm.frames}, {rhythm.fps} a second; "
+            "expected whole numbers from 1 on, no block longer than a clip, and at most 1000 a second."
+        )
     return rhythm
 
 

@@ -16,6 +16,7 @@ from ardiff_engine.errors import ArdiffError, ConfigError
 from ardiff_engine.memory import Full
 from ardiff_engine.memory.windows import Windows
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.models.wan import WanExperts
 from ardiff_engine.parsing import shown
 from ardiff_engine.pipeline.pixels import checked_latents, latents_of
@@ -70,7 +71,7 @@ def continuing(system: System, given: int, latents: int | None, *, first_clean: 
 
 
 def asked_latents(
-    num_frames: int | None, system: System, given: int, *, first_clean: bool
+    num_frames: int | None, system: System, spec: ModelSpec, given: int, *, first_clean: bool
 ) -> tuple[int | None, System]:
     """Latents of a video of so many pictures, `given` ones included, and the system that makes it; see
     `continuing`. ConfigError, PlanError: what the system cannot make."""
@@ -80,7 +81,7 @@ def asked_latents(
         return None, system
     latents = latents_of(integer("num_frames", num_frames, low=1))
     system = continuing(system, given, latents, first_clean=first_clean)
-    return checked_latents(num_frames, system), system
+    return checked_latents(num_frames, system, spec), system
 
 
 def with_steps(system: System, steps: int | None) -> System:

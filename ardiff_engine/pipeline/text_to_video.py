@@ -9,15 +9,18 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from ardiff_engine.ambient import ordinary_mode
 from ardiff_engine.conditions import UMT5
 from ardiff_engine.device import usable_device
-from ardiff_engine.engine import Request, Stream
+from ardiff_engine.engine import Engine, Request, Stream
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.media import Clip
+from ardiff_engine.models import VideoModel
 from ardiff_engine.models.wan import WanExperts, WanTransformer
+from ardiff_engine.models.wan.ulysses import UlyssesWan
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.pipeline import inputs
 from ardiff_engine.pipeline import output as outputs
@@ -26,22 +29,22 @@ from ardiff_engine.pipeline.guided import Scales, branches_of, checked_scales
 from ardiff_engine.pipeline.image_encoder import PictureEncoder
 from ardiff_engine.pipeline.inputs import Picture, Video
 from ardiff_engine.pipeline.kept_engine import KeptEngine
-from ardiff_engine.pipeline.memory import check_loading, least_memory
+from ardiff_engine.pipeline.memory import beside_pages, check_frames, check_loading, least_memory
 from ardiff_engine.pipeline.output import Given, OutputType, StepInfo, VideoOutput
 from ardiff_engine.pipeline.parts import VideoParts, check_inputs, takes_picture
 from ardiff_engine.pipeline.pixels import (
     Pixels,
     Size,
     VideoVAE,
-    checked_latents,
     checked_size,
     in_tiles,
     latents_of,
 )
+from ardiff_engine.pipeline.placed import Placed
 from ardiff_engine.pipeline.prompts import Prompt, Prompts, Timed, listed, timed
 from ardiff_engine.pipeline.systems import asked_latents, check_fits, system_named, with_scheduler, with_steps
 from ardiff_engine.pipeline.video_job import VideoJob
-from ardiff_engine.pipeline.video_stream import PromptSwitches, VideoStream
+from ardiff_engine.pipeline.video_stream import PromptSwitches, VideoStream, switch_ticks
 from ardiff_engine.systems import System
 
 SIZE = (480, 832)
@@ -49,7 +52,7 @@ LATENTS_AHEAD = 2
 """Of a stream's reader: each is four pictures, and a new prompt comes after them."""
 
 
-class TextToVideoPipeline:
+class TextToVideoPipeline(Placed):
     """Transformer, autoencoder, text encoder and a system: prompts to videos.
 
     `Pipeline.from_pretrained(folder, system="self-forcing")` makes it. `pipe("a cat")` makes finished videos,
@@ -89,6 +92,7 @@ class TextToVideoPipeline:
         load = (lambda: text) if isinstance(text, UMT5) else text
         self.prompts = Prompts(load, (config.text_tokens, config.text_dim))
         self._see = see
+        self._network: VideoModel = self.transformer
         self._kept = KeptEngine()
 
     def __repr__(self) -> str:
@@ -132,33 +136,19 @@ class TextToVideoPipeline:
         """The text side alone; the encoder is loaded for the first prompt."""
         config, load = parts.transformer.config, None
         if parts.text is not None:
-            folder, tokens = parts.text.folder, config.text_tokens
-            load = partial(UMT5.from_pretrained, folder, device=device, dtype=dtype, tokens=tokens)
+            tokens = config.text_tokens
+            load = partial(UMT5.from_pretrained, parts.text, device=device, dtype=dtype, tokens=tokens)
         return Prompts(load, (config.text_tokens, config.text_dim))
 
-    def to(
-        self,
-        *places: str | torch.device | torch.dtype,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> TextToVideoPipeline:
-        """Move transformer and autoencoder to a device, or the transformer to a dtype, or both; the text
-        encoder stays where it is. Returns the pipeline."""
-        device, dtype = inputs.device_and_dtype(places, device, dtype)
-        place = None if device is None else usable_device(device)
-        self._kept.forget()
-        self.transformer.to(device=place, dtype=dtype)
-        self.vae.to(device=place)
+    def over_processes(self, group: dist.ProcessGroup | None = None) -> TextToVideoPipeline:
+        """Run the transformer over the processes of a group (`UlyssesWan`), which all make the same calls
+        with the same seed and get the whole videos. ConfigError: no group, one that cannot share the
+        heads."""
+        if not isinstance(self.transformer, WanTransformer):
+            raise ConfigError("over_processes: got two transformers, expected one.")
+        self._network = UlyssesWan(self.transformer, group)
+        check_fits(self.system, self._network)
         return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the transformer's weights."""
-        return self.transformer.dtype
 
     @property
     def size_multiple(self) -> Size:
@@ -223,7 +213,7 @@ class TextToVideoPipeline:
         inputs.check_counts(num_frames, len(prompts), first_video)
         inputs.check_choice("output_type", output_type, OutputType)
         inputs.check_choice("given", given, Given)
-        seed = inputs.chosen_seed(seed)
+        seed = inputs.chosen_seed(seed, shared=self._network is not self.transformer)
         job = self._job(num_frames, size, num_inference_steps, image, video)
         starts = job.starts(latents, len(prompts), self.vae.channels)
         requests = [
@@ -231,7 +221,7 @@ class TextToVideoPipeline:
                 job,
                 own,
                 negative_prompt,
-                self._scales(guidance_scale, guidance_scale_2),
+                self._scales(guidance_scale, guidance_scale_2, negative_prompt),
                 seed=seed,
                 noise_stream=first_video + i,
                 latents=None if starts is None else starts[i],
@@ -239,7 +229,7 @@ class TextToVideoPipeline:
             )
             for i, own in enumerate(prompts)
         ]
-        engine, streams = self._kept.submit(self.transformer, self.transformer, requests)
+        engine, streams = self._submit(requests)
         before, passes = engine.stats(), streams[0].num_ticks
         with tqdm(total=passes, desc="passes", unit="pass", disable=not progress) as bar:
             videos = batch_pictures(engine, streams, self.pixels, job.prefix, bar)
@@ -287,16 +277,20 @@ class TextToVideoPipeline:
             job,
             prompt,
             negative_prompt,
-            self._scales(guidance_scale, guidance_scale_2),
-            seed=inputs.chosen_seed(seed),
+            self._scales(guidance_scale, guidance_scale_2, negative_prompt),
+            seed=inputs.chosen_seed(seed, shared=self._network is not self.transformer),
             noise_stream=first_video,
             max_ahead=LATENTS_AHEAD,
         )
-        engine, (stream,) = self._kept.submit(self.transformer, self.transformer, [request])
+        engine, (stream,) = self._submit([request])
         frames = stream_pictures(engine, stream, self.pixels, job.prefix, job.given, LATENTS_AHEAD)
         return VideoStream(frames, stream, partial(self._condition, job), self.system.on_prompt)
 
     # --- private
+
+    def _submit(self, requests: Sequence[Request]) -> tuple[Engine, list[Stream]]:
+        beside = beside_pages(self._network, self.pixels, requests)
+        return self._kept.submit(self._network, self.transformer, requests, beside=beside)
 
     def _job(
         self,
@@ -307,33 +301,32 @@ class TextToVideoPipeline:
         video: Video | None,
     ) -> VideoJob:
         height, width = checked_size(size, self.size_multiple)
-        clip = inputs.given_frames(image, video, (height, width))
-        if takes_picture(self.transformer):
-            return self._picture_job(num_frames, clip, with_steps(self.system, steps))
-        given = 0 if clip is None else latents_of(len(clip.frames))
-        latents, system = asked_latents(
-            num_frames, with_steps(self.system, steps), given, first_clean=self.vae.residual
-        )
         rows = (height // self.vae.scale, width // self.vae.scale)
+        check_frames(self.pixels, rows, self.device)
+        clip = inputs.given_frames(image, video, (height, width))
+        system = with_steps(self.system, steps)
+        if takes_picture(self.transformer):
+            return self._picture_job(num_frames, rows, clip, system)
+        given, spec = 0 if clip is None else latents_of(len(clip.frames)), self.transformer.spec
+        latents, system = asked_latents(num_frames, system, spec, given, first_clean=self.vae.residual)
         prefix = None if clip is None else self.pixels.encode(torch.tensor(clip.frames))
         return VideoJob(latents, rows, system, clip, prefix, None)
 
-    def _picture_job(self, num_frames: int | None, clip: Clip | None, system: System) -> VideoJob:
+    def _picture_job(self, num_frames: int | None, size: Size, clip: Clip | None, system: System) -> VideoJob:
         """An image-to-video model draws the first picture again, like all others."""
-        if clip is None or len(clip.frames) != 1 or num_frames is None:
-            raise ConfigError(
-                "this is an image-to-video model: give the first picture, image=…, and a number of frames."
-            )
-        latents, seen = checked_latents(num_frames, system), None
+        if clip is None or len(clip.frames) != 1:
+            raise ConfigError("this is an image-to-video model: give the first picture, image=….")
+        latents, system = asked_latents(num_frames, system, self.transformer.spec, 0, first_clean=False)
+        picture, seen = torch.tensor(clip.frames[0]), None
         if self.transformer.config.image_dim is not None:
             if self._see is None:
                 raise ConfigError("this model takes CLIP's view of the picture: give the pipeline see=….")
-            seen = self._see.tokens(torch.tensor(clip.frames[0]))
-        beside = self.pixels.beside(torch.tensor(clip.frames), latents)
-        return VideoJob(latents, (beside.shape[2], beside.shape[3]), system, None, None, beside, seen)
+            seen = self._see.tokens(picture)
+        return VideoJob(latents, size, system, None, None, self.pixels.beside(picture), seen)
 
-    def _scales(self, first: float | None, second: float | None) -> Scales:
-        return checked_scales(self.transformer, self.system.guidance if first is None else first, second)
+    def _scales(self, first: float | None, second: float | None, negative: Prompt | None) -> Scales:
+        scale = self.system.guidance if first is None else first
+        return checked_scales(self.transformer, scale, second, negative)
 
     def _condition(self, job: VideoJob, prompt: Prompt) -> torch.Tensor:
         embedding = self.prompts.encode(prompt)
@@ -352,10 +345,11 @@ class TextToVideoPipeline:
         on_step: Callable[[Stream], None] | None = None,
         max_ahead: int | None = None,
     ) -> Request:
+        (_, first), *later = timed(prompt)
+        ticks = switch_ticks(job.plan, [frame for frame, _ in later])
         negative = None
         if scales != (1, 1):
             negative = self._condition(job, "" if negative_prompt is None else negative_prompt)
-        (_, first), *later = timed(prompt)
         request = Request(
             num_frames=job.latents,
             size=job.size,
@@ -380,8 +374,8 @@ class TextToVideoPipeline:
             )
         if not later:
             return request
-        changes = [(frame, self._condition(job, own)) for frame, own in later]
-        return replace(request, on_step=PromptSwitches(job.plan, changes, self.system.on_prompt, on_step))
+        changes = {tick: self._condition(job, own) for tick, (_, own) in zip(ticks, later, strict=True)}
+        return replace(request, on_step=PromptSwitches(changes, self.system.on_prompt, on_step))
 
 
 def _report(callback: Callable[[StepInfo], None], video: int, stream: Stream) -> None:

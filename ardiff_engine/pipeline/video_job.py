@@ -9,7 +9,7 @@ import torch
 
 from ardiff_engine.errors import TensorError
 from ardiff_engine.media import Clip
-from ardiff_engine.pipeline.pixels import Size
+from ardiff_engine.pipeline.pixels import Beside, Size
 from ardiff_engine.plan import Plan
 from ardiff_engine.systems import System
 
@@ -25,7 +25,7 @@ class VideoJob:
     system: System
     clip: Clip | None
     prefix: torch.Tensor | None
-    beside: torch.Tensor | None
+    beside: Beside | None
     seen: torch.Tensor | None = None
 
     @property

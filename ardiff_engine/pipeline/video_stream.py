@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -11,6 +11,7 @@ import torch
 
 from ardiff_engine.engine import Stream
 from ardiff_engine.engine.stream_edits import ConditionReceipt, Effect
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.pipeline.output import VideoFrame
 from ardiff_engine.pipeline.pixels import first_latent, frames_of
 from ardiff_engine.pipeline.prompts import Prompt
@@ -69,13 +70,12 @@ class PromptSwitches:
 
     def __init__(
         self,
-        plan: Plan,
-        changes: Sequence[tuple[int, torch.Tensor]],
+        changes: Mapping[int, torch.Tensor],
         effect: Effect,
         then: Callable[[Stream], None] | None,
     ) -> None:
-        """changes: (frame, embedding) in order. then: called after it."""
-        self._at = {start_tick(plan, first_latent(frame)): own for frame, own in changes}
+        """changes: tick -> embedding, see `switch_ticks`. then: called after it."""
+        self._at = dict(changes)
         self._effect: Effect = effect
         self._then = then
 
@@ -85,6 +85,26 @@ class PromptSwitches:
             stream.set_condition(condition, effect=self._effect)
         if self._then is not None:
             self._then(stream)
+
+
+def switch_ticks(plan: Plan, frames: Sequence[int]) -> list[int]:
+    """The ticks in which prompts begin that are wanted from these frames on, in order. ConfigError: a prompt
+    that no frame would show."""
+    before, ticks = 0, [start_tick(plan, first_latent(frame)) for frame in frames]
+    for index, (frame, tick) in enumerate(zip(frames, ticks, strict=True)):
+        if tick is None:
+            raise ConfigError(
+                f"prompt: no frame would show that of frame {frame}: no block begins there or later. "
+                "Leave it out, or ask for more frames."
+            )
+        if tick == before:
+            earlier = frames[index - 1] if index else 0
+            raise ConfigError(
+                f"prompt: no frame would show that of frame {earlier}: the next block takes that of frame "
+                f"{frame}. Leave one out."
+            )
+        before = tick
+    return [tick for tick in ticks if tick is not None]
 
 
 def start_tick(plan: Plan, frame: int) -> int | None:

@@ -19,10 +19,11 @@ from ardiff_engine.plan.rules import (
     together,
     trapezoid,
 )
-from ardiff_engine.plan.tick import Tick
+from ardiff_engine.plan.tick import Cycle, Tick
 
 __all__ = [
     "BlocksPlan",
+    "Cycle",
     "ExplicitPlan",
     "Frames",
     "LagPlan",

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,7 @@ def draw(
         raise PlanError(
             explain("nothing to draw", got="0 ticks", expected="1 or more", fix="Draw a plan that has ticks.")
         )
-    noise, top = _noise_left(plan, solver, num_ticks)
+    noise, scale = _noise_left(plan, solver, num_ticks)
     updates = plan.updates(num_ticks)
     colours = _paint(plan, noise, updates)
     entries = [("moves", MOVES), ("waits", WAITING), ("finished", FINISHED)]
@@ -69,24 +69,31 @@ def draw(
         colours,
         (_heading(plan, num_ticks), _counts(updates)),
         "tick",
-        ("steps still to do" if solver is None else "timestep fed", top),
+        scale,
         entries,
     )
     with staged(target) as temporary:
         page.save(temporary, format="PNG")
 
 
+class Scale(NamedTuple):
+    """The colour bar: its title, the highest number, and whether that stands for clean frames."""
+
+    title: str
+    top: float
+    rises: bool = False
+
+
 def compose(
     colours: npt.NDArray[np.uint8],
     lines: tuple[str, str],
     row_name: str,
-    scale: tuple[str, float],
+    scale: Scale,
     entries: Sequence[tuple[str, Colour]],
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """The page of a grid of cells [rows, frames, 3], and where the grid lies on it: left, top, width, height.
 
-    lines: heading and what stands below it. scale: title of the colour bar, and what its upper end stands
-    for. entries: names of colours.
+    lines: heading and what stands below it. entries: names of colours.
     """
     grid = _enlarge(colours)
     left, above = MARGIN + AXIS_WIDTH, MARGIN + 58 + AXIS_HEIGHT
@@ -151,13 +158,15 @@ MOVES: Colour = tuple(ramp(np.array(0.45)).tolist())
 
 def _noise_left(
     plan: Walk, solver: Solver | None, num_ticks: int | None
-) -> tuple[npt.NDArray[np.float64], float]:
-    """Noise of every cell in 0..1 during its tick, and the number that stands for 1."""
+) -> tuple[npt.NDArray[np.float64], Scale]:
+    """Noise of every cell in 0..1 during its tick, and what shows it."""
     if solver is not None:
-        top = max(solver.waiting_timestep, 1.0)
-        return plan.timesteps(solver, num_ticks) / top, top
+        rises = bool(solver.timesteps[-1] > solver.timesteps[0])
+        top = max(float(solver.timesteps.max()), solver.waiting_timestep, 1.0)
+        share = plan.timesteps(solver, num_ticks) / top
+        return 1 - share if rises else share, Scale("timestep fed", top, rises)
     before = plan.levels(num_ticks) - plan.updates(num_ticks)
-    return 1 - before / _steps(plan, before.shape[1]), float(plan.num_steps)
+    return 1 - before / _steps(plan, before.shape[1]), Scale("steps still to do", float(plan.num_steps))
 
 
 def _steps(plan: Walk, frames: int) -> npt.NDArray[np.int64]:
@@ -217,17 +226,17 @@ def _legend(
     pen: ImageDraw.ImageDraw,
     x: int,
     y: int,
-    scale: tuple[str, float],
+    scale: Scale,
     entries: Sequence[tuple[str, Colour]],
 ) -> None:
-    title, top = scale
+    title, top, rises = scale
     pen.text((x, y), title, INK, font(15))
     y += 28
     shades = ramp(np.linspace(1, 0, BAR_HEIGHT))
     for offset, shade in enumerate(shades.tolist()):
         pen.line([(x, y + offset), (x + 25, y + offset)], tuple(shade))
     for value in sorted({round(top * part) for part in (0, 0.25, 0.5, 0.75, 1)}):
-        level = y + (1 - value / top) * (BAR_HEIGHT - 1)
+        level = y + (value / top if rises else 1 - value / top) * (BAR_HEIGHT - 1)
         pen.line([(x + 26, level), (x + 30, level)], FAINT)
         pen.text((x + 35, level), str(value), FAINT, font(13), anchor="lm")
     pen.text((x + 84, y), "noise", FAINT, font(13), anchor="lm")

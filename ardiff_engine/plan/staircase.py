@@ -19,7 +19,7 @@ from ardiff_engine.plan.cut import Cut
 from ardiff_engine.plan.now import Frames, Now
 from ardiff_engine.plan.plan import Plan
 from ardiff_engine.plan.sizes import check_frame, check_sizes, check_tick, whole
-from ardiff_engine.plan.tick import Tick
+from ardiff_engine.plan.tick import Cycle, Tick
 
 
 class Staircase(Plan):
@@ -143,6 +143,14 @@ class Staircase(Plan):
         if count is None or last < count:
             ends.append(self._start(last))
         return max(n + 1, min(ends, default=n + 1))
+
+    def cycle(self, n: int) -> Cycle | None:
+        # The block before the oldest one in flight is alike, too: when it ended follows from when it started.
+        first, alike, count = self._live(n)[0], self._alike_from, self._count
+        if first <= alike or (count is not None and first >= count):
+            return None
+        every = self._start(alike + 1) - self._start(alike)
+        return Cycle(every, self.cut.size, None if count is None else self._start(count)) if every else None
 
     def continued(self, prefix: int) -> Plan:
         return replace(self, prefix=prefix)  # type: ignore[type-var]

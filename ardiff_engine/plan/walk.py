@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ardiff_engine.errors import PlanError, explain
 from ardiff_engine.plan.now import Now, frames_of
 from ardiff_engine.plan.sizes import check_window_size
-from ardiff_engine.plan.tick import Tick
+from ardiff_engine.plan.tick import Cycle, Tick
 
 if TYPE_CHECKING:
     from ardiff_engine.diffusion.solvers import Solver
@@ -71,6 +71,14 @@ class Walk(ABC):
         """The frames that share a level with this one and see each other."""
         return range(frame, frame + 1)
 
+    def blocks_of(self, frames: Iterable[int]) -> Iterator[range]:
+        """The blocks that frames, in ascending order, are in."""
+        block = range(0)
+        for frame in frames:
+            if frame not in block:
+                block = self.block(frame)
+                yield block
+
     @property
     def longest_block(self) -> int:
         """Frames of the longest block."""
@@ -104,6 +112,26 @@ class Walk(ABC):
         always true.
         """
         return n + 1
+
+    def given_chunks(self, most: int, first: int = 0) -> list[range]:
+        """Given frames from `first` on, to be stored before the first tick: whole blocks, of at most that
+        many frames or one alone."""
+        chunks: list[range] = []
+        frame = first
+        while most and frame < self.prefix:
+            block = self.block(frame)
+            if block.stop > self.prefix:  # its given frames are fed beside the others
+                break
+            if chunks and block.stop - chunks[-1].start <= most:
+                chunks[-1] = range(chunks[-1].start, block.stop)
+            else:
+                chunks.append(block)
+            frame = block.stop
+        return chunks
+
+    def cycle(self, n: int) -> Cycle | None:
+        """How ticks repeat from tick n on; None where they do not, or the rule does not say."""
+        return None
 
     def ticks(self, start: int = 0) -> Iterator[Tick]:
         """All ticks in order from tick `start`; endless for an endless plan."""

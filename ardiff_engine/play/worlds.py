@@ -10,9 +10,10 @@ from ardiff_engine.arguments import integer
 from ardiff_engine.data.moving_shapes import ACTIONS
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.pipeline import Pipeline
+from ardiff_engine.pipeline.files import steered_folder
 from ardiff_engine.pipeline.inputs import chosen_seed
 from ardiff_engine.pipeline.output import VideoFrame
-from ardiff_engine.pipeline.steered import STEPS, SteeredPipeline, steered_folder
+from ardiff_engine.pipeline.steered import STEPS, SteeredPipeline
 
 CAPTIONS = (
     "a red circle moves right",

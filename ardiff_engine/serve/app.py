@@ -17,13 +17,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from ardiff_engine.errors import ArdiffError
-from ardiff_engine.observe import prometheus
 from ardiff_engine.serve.errors import ApiError, api_error, invalid, not_found
 from ardiff_engine.serve.gate import PROTOCOL, Gate
-from ardiff_engine.serve.realtime import Realtime
-from ardiff_engine.serve.service import Service
+from ardiff_engine.serve.serving import Making, Serving, Session
 from ardiff_engine.serve.store import Job
-from ardiff_engine.serve.wish import read_wish
+from ardiff_engine.serve.wish import no_pictures, read_wish, wish_schema
 from ardiff_engine.version import __version__
 
 PAGE = Path(__file__).parent / "page"
@@ -32,8 +30,8 @@ MOST_LISTED = 100
 STARTED = int(time.time())
 
 
-def create_app(service: Service, keys: list[bytes]) -> FastAPI:
-    """keys: digests; none: whoever reaches it may use it."""
+def create_app(service: Serving, keys: list[bytes], connect: Callable[[WebSocket, str], Session]) -> FastAPI:
+    """keys: digests; none: whoever reaches it may use it. connect: a session for an owner."""
     app = FastAPI(title="ardiff-engine", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, keys=keys, most_bytes=service.limits.body)
     _errors(app, service)
@@ -45,7 +43,7 @@ def create_app(service: Service, keys: list[bytes]) -> FastAPI:
     async def realtime(socket: WebSocket) -> None:
         offered = socket.scope.get("subprotocols", [])
         await socket.accept(PROTOCOL if PROTOCOL in offered else None)
-        session = Realtime(service, socket, socket.state.owner)
+        session = connect(socket, socket.state.owner)
         service.sessions.add(session)
         try:
             await session.serve()
@@ -55,7 +53,7 @@ def create_app(service: Service, keys: list[bytes]) -> FastAPI:
     return app
 
 
-def _errors(app: FastAPI, service: Service) -> None:
+def _errors(app: FastAPI, service: Serving) -> None:
     async def told(request: Request, error: Exception) -> Response:
         found = api_error(error)
         if found.status == 500:
@@ -74,7 +72,7 @@ def _errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(HTTPException, plain)
 
 
-def _videos(app: FastAPI, service: Service) -> None:
+def _videos(app: FastAPI, service: Serving) -> None:
     store, jobs = service.store, service.jobs
 
     def found(request: Request, video: str) -> Job:
@@ -83,29 +81,35 @@ def _videos(app: FastAPI, service: Service) -> None:
             raise not_found("video", video)
         return job
 
-    async def created(request: Request) -> Job:
+    async def created(request: Request, awaited: bool = False) -> Job:
         wish = read_wish(await _fields(request), service.limits)
         service.check_model(wish.model)
         service.check_owner(request.state.owner)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(service.callers, jobs.create, wish, request.state.owner)
+        return await loop.run_in_executor(service.callers, jobs.create, wish, request.state.owner, awaited)
 
-    @app.post("/v1/videos")
+    kinds = ("application/json", "multipart/form-data")
+    body = {"requestBody": {"content": {kind: {"schema": wish_schema(service.limits)} for kind in kinds}}}
+    query = [
+        {"name": "after", "in": "query", "schema": {"type": "string"}},
+        {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": MOST_LISTED}},
+    ]
+
+    @app.post("/v1/videos", openapi_extra=body)
     async def create(request: Request) -> dict[str, Any]:
         return video_object(service, await created(request))
 
-    @app.post("/v1/videos/sync")
+    @app.post("/v1/videos/sync", openapi_extra=body)
     async def create_and_wait(request: Request) -> Response:
         """The file itself. A client that leaves cancels it."""
-        job = await created(request)
-        while (live := jobs.live(job.id)) is not None and not live.ended.is_set():
-            if await request.is_disconnected():
-                await asyncio.to_thread(jobs.remove, job.id)
-                return Response(status_code=499)
-            await asyncio.sleep(0.05)
+        job = await created(request, awaited=True)
+        if (live := jobs.live(job.id)) is not None and not await _ends(live, request):
+            await asyncio.to_thread(jobs.remove, job.id)
+            return Response(status_code=499)
         return content(request, job.id)
 
-    @app.get("/v1/videos")
+    @app.get("/v1/videos", openapi_extra={"parameters": query})
     def listed(request: Request) -> dict[str, Any]:
         query = request.query_params
         limit, order = query.get("limit", "20"), query.get("order", "desc")
@@ -142,9 +146,9 @@ def _videos(app: FastAPI, service: Service) -> None:
         return {"id": job.id, "object": "video.deleted", "deleted": True}
 
 
-def _watching(app: FastAPI, service: Service) -> None:
-    model, registry = service.model, CollectorRegistry()
-    kept = prometheus.register(model.engine, registry)
+def _watching(app: FastAPI, service: Serving) -> None:
+    registry = CollectorRegistry()
+    kept = service.register(registry)
     waiting = Gauge("ardiff_serve_videos", "Videos that are queued or being made.", registry=registry)
     waiting.set_function(lambda: service.jobs.count)
     sessions = Gauge("ardiff_serve_sessions", "Open connections with live streams.", registry=registry)
@@ -154,8 +158,8 @@ def _watching(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
-        own = {"id": model.name, "object": "model", "created": STARTED, "owned_by": "ardiff-engine"}
-        return {"object": "list", "data": [{**own, "takes": list(model.takes)}]}
+        own = {"id": service.name, "object": "model", "created": STARTED, "owned_by": "ardiff-engine"}
+        return {"object": "list", "data": [{**own, "takes": list(service.takes)}]}
 
     @app.get("/v1/models/{name:path}")
     def one_model(name: str) -> dict[str, Any]:
@@ -170,13 +174,12 @@ def _watching(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready")
     def ready() -> Response:
-        """Passes end: the engine answers between two of them."""
-        stats = service.stats(READY_SECONDS)
-        if stats is None:
+        """Passes end, with pages and streams."""
+        facts = service.ready(READY_SECONDS)
+        if facts is None:
             found = ApiError(503, "not_ready", f"no pass has ended for {READY_SECONDS:.0f} s")
             return JSONResponse(found.body, 503)
-        names = ("streams_running", "streams_waiting", "pages_free", "pages_held", "pages_total", "passes")
-        return JSONResponse({"status": "ready", **{name: getattr(stats, name) for name in names}})
+        return JSONResponse({"status": "ready", **facts})
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -193,6 +196,21 @@ def _page(app: FastAPI) -> None:
         app.add_route(path, _file(PAGE / name, kind), include_in_schema=False)
 
 
+async def _ends(video: Making, request: Request) -> bool:
+    """False: the client has gone before it ended."""
+    ended, gone = asyncio.wrap_future(video.ended), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()  # not `ended`, which would cancel what it wraps
+    return ended.done()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def _file(path: Path, kind: str) -> Callable[[Request], Response]:
     return lambda _request: FileResponse(path, media_type=kind)
 
@@ -205,8 +223,7 @@ async def _fields(request: Request) -> Mapping[str, Any]:
             fields = dict(form)
         for name, value in fields.items():
             if not isinstance(value, str):
-                fix = "This server takes no pictures yet."
-                raise invalid(name[:80], "a file", "text", fix, name[:80])
+                raise no_pictures(name)
         return fields
     try:
         values = json.loads(await request.body() or b"{}")
@@ -217,11 +234,12 @@ async def _fields(request: Request) -> Mapping[str, Any]:
     return values
 
 
-def video_object(service: Service, job: Job) -> dict[str, Any]:
+def video_object(service: Serving, job: Job) -> dict[str, Any]:
     """As OpenAI has it, and what the video was made with."""
-    live, request = service.jobs.live(job.id), job.request
+    live, wish = service.jobs.live(job.id), job.request["wish"]
+    made = {**wish, **job.request}
     status = job.status
-    if live is not None and status == "queued" and live.stream.ticks_done > 0:
+    if live is not None and status == "queued" and live.started:
         status = "in_progress"
     return {
         "id": job.id,
@@ -232,13 +250,13 @@ def video_object(service: Service, job: Job) -> dict[str, Any]:
         "created_at": job.created_at,
         "completed_at": job.completed_at,
         "expires_at": None,
-        "prompt": request["prompt"],
-        "size": request["size"],
-        "seconds": f"{request['num_frames'] / request['fps']:g}",
+        "prompt": wish["prompt"],
+        "size": "x".join(map(str, wish["size"])),
+        "seconds": f"{wish['num_frames'] / wish['fps']:g}",
         "remixed_from_video_id": None,
         "error": None if job.error is None else {"code": "video_failed", "message": job.error},
-        **{name: request[name] for name in EXTRA},
+        **{name: made.get(name) for name in EXTRA},
     }
 
 
-EXTRA = ("num_frames", "fps", "num_inference_steps", "guidance_scale", "lag", "class_id", "seed")
+EXTRA = ("num_frames", "fps", "num_inference_steps", "guidance_scale", "lag", "class_id", "seed", "system")

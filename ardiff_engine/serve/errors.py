@@ -6,7 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ardiff_engine.errors import ArdiffError, EngineBusyError, OutOfMemoryError, OutOfPagesError
+from ardiff_engine.errors import (
+    ArdiffError,
+    EngineBusyError,
+    OutOfMemoryError,
+    OutOfPagesError,
+    PoolTooSmallError,
+)
 
 RETRY_SECONDS = 5
 LONGEST = 500
@@ -69,6 +75,8 @@ def api_error(error: Exception) -> ApiError:
     here."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, PoolTooSmallError):
+        return ApiError(400, "too_large_for_server", str(error)[:LONGEST])
     if isinstance(error, OutOfPagesError | OutOfMemoryError | EngineBusyError):
         return ApiError(429, "busy", str(error)[:LONGEST], retry_after=RETRY_SECONDS)
     # A wrapper of the very root may hold any text, and errors of files hold paths of this machine.

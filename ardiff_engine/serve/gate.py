@@ -49,7 +49,7 @@ def read_keys(path: Path) -> list[bytes]:
         raise ConfigError(f"--api-key-file {path}: it cannot be read as ASCII text ({error}).") from error
     if not lines or min(map(len, lines)) < 16:
         raise ConfigError(f"--api-key-file {path}: expected keys of at least 16 characters, one a line.")
-    return [_digest(line) for line in lines]
+    return [key_digest(line) for line in lines]
 
 
 def check_host(host: str, keys: Iterable[bytes]) -> None:
@@ -120,7 +120,7 @@ class Gate:
         for offered in headers.get(b"sec-websocket-protocol", "").split(","):
             if offered.strip().startswith(KEY_PROTOCOL):
                 key = offered.strip().removeprefix(KEY_PROTOCOL)
-        digest, found = _digest(key), False
+        digest, found = key_digest(key), False
         for own in self._keys:
             found |= hmac.compare_digest(digest, own)
         if not found:
@@ -172,5 +172,5 @@ def _parts(address: str) -> SplitResult:
         return urlsplit("")
 
 
-def _digest(key: str) -> bytes:
+def key_digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

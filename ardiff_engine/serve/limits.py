@@ -13,8 +13,9 @@ class Limits:
     prompt. body: bytes of a request. message: bytes of one of a WebSocket. per_key: videos and live streams
     of one key at a time. stored: finished videos that are kept.
     start, idle, longest: seconds until a live session must have started, without a message of its client,
-    and in all. grace: seconds that a stop waits for running videos. ahead: finished pieces that may wait for
-    a reader before his stream pauses.
+    and in all. resume: seconds that a resumable one waits for its client when the connection has broken.
+    grace: seconds that a stop waits for running videos. ahead: finished pieces that may wait for a reader
+    before his stream pauses.
     """
 
     streams: int = 8
@@ -31,5 +32,6 @@ class Limits:
     start: float = 10.0
     idle: float = 60.0
     longest: float = 600.0
-    grace: float = 10.0
+    resume: float = 15.0
+    grace: float = 4.0
     ahead: int = 8

@@ -6,14 +6,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 from ardiff_engine.engine import LatentFrame, Stream
 from ardiff_engine.serve.errors import api_error
-from ardiff_engine.serve.pictures_out import PicturesOut
+from ardiff_engine.serve.film import Form, Piece
 from ardiff_engine.serve.served_model import Order
+from ardiff_engine.serve.stage import Stage
 
 Send = Callable[[dict[str, Any], bytes | None], Awaitable[None]]
 
@@ -34,25 +34,42 @@ class LiveStream:
     moving: held from taking frames to sending them, so that an edit falls between two pieces.
     """
 
-    def __init__(self, stream: Stream, order: Order, kind: str, send: Send, encoders: Executor) -> None:
+    def __init__(self, stream: Stream, order: Order, kind: str, send: Send, stage: Stage) -> None:
         self.id = f"stream_{secrets.token_hex(8)}"
         self.stream, self.order, self.kind = stream, order, kind
         self.moving = asyncio.Lock()
-        self._send, self._encoders = send, encoders
-        self._out = PicturesOut(kind, order.fps, order.scale)
+        self._send, self._stage = send, stage
+        self._opened = False
+        self._unread: list[LatentFrame] = []
+        # Frames that a fork shares with its origin and that its decoder has not seen yet.
+        self._shared: list[LatentFrame] = []
         self._events: list[Event] = []
         self._pieces = 0
 
-    def fork(self, stream: Stream) -> LiveStream:
-        other = LiveStream(stream, self.order, self.kind, self._send, self._encoders)
+    async def fork(self, stream: Stream) -> LiveStream:
+        """stream: forked off by the engine, with `moving` held since then."""
+        other = LiveStream(stream, self.order, self.kind, self._send, self._stage)
         other._events = [Event(event.id, event.first_chunk, event.told) for event in self._events]
+        try:
+            await self._open()
+            await asyncio.wrap_future(self._stage.fork(self.id, other.id))
+        except BaseException:
+            stream.cancel()
+            self._stage.drop(other.id)
+            raise
+        other._opened = True
+        self._unread += self.stream.take_ready()
+        other._shared = [*self._shared, *self._unread]
         return other
 
     def steered(self, event: str, first_chunk: int) -> None:
         self._events.append(Event(event, first_chunk))
 
-    def rolled_back(self, chunk: int) -> None:
-        """The present condition holds for what is made again."""
+    async def rolled_back(self, chunk: int) -> None:
+        """The present condition holds for what is made again. `moving` is held since the engine went back."""
+        self._unread = [frame for frame in self._unread if frame.index < chunk]
+        if self._opened:
+            await asyncio.wrap_future(self._stage.rollback(self.id, chunk))
         for event in self._events:
             if event.first_chunk >= chunk:
                 event.first_chunk, event.told = chunk, False
@@ -71,20 +88,28 @@ class LiveStream:
 
     async def run(self) -> None:
         """Until the stream has ended and all of it is sent."""
+        try:
+            await self._open()
+            await self._all()
+        finally:
+            self._stage.drop(self.id)
+
+    async def _all(self) -> None:
         changes = self.stream.engine.changes
         while True:
             before = changes.count
             over = self.stream.done  # asked first: what is ready after that is all there is
             async with self.moving:
-                frames = self.stream.take_ready()
-                for frame in frames:
-                    await self._piece(frame)
-            if frames:
+                self._unread += self.stream.take_ready()
+                moved = bool(self._unread)
+                while self._unread:
+                    await self._piece(self._unread.pop(0))
+            if moved:
                 continue
             if over:
                 break
-            await changes.wait_async(before)
-        rest = await self._encoded(self._out.rest)
+            await changes.wait_async(before, self._moves)
+        rest = await asyncio.wrap_future(self._stage.finish(self.id))
         if rest:
             await self._chunk(self._pieces, 0, 0, rest, 0.0)
         end: dict[str, Any] = {"type": "video.done", "stream_id": self.id, "status": self.stream.state}
@@ -94,12 +119,30 @@ class LiveStream:
             end |= api_error(error).body
         await self._send(end, None)
 
+    async def _open(self) -> None:
+        if not self._opened:
+            self._opened = True
+            form = Form(self.kind, self.order.fps, self.order.scale)
+            await asyncio.wrap_future(self._stage.open(self.id, form))
+
+    def _moves(self) -> bool:
+        """Whether there is something to send."""
+        return self.stream.frames_ready > 0 or self.stream.done or bool(self._unread)
+
     async def _piece(self, frame: LatentFrame) -> None:
-        pictures = [picture.image.numpy() for picture in frame.pictures]
-        first = frame.pictures[0].index if pictures else 0
-        for count, data in await self._encoded(self._out.messages, pictures):
+        shared, self._shared = self._shared, []
+        for earlier in shared:
+            if earlier.index < frame.index:
+                await self._pushed(earlier, shown=False)
+        piece = await self._pushed(frame, shown=True)
+        first = piece.first
+        for count, data in piece.messages:
             await self._chunk(frame.index, first, count, data, frame.seconds)
             first += count
+
+    async def _pushed(self, frame: LatentFrame, shown: bool) -> Piece:
+        seen = None if self.order.frames is not None else frozenset(self.stream.latents)
+        return await asyncio.wrap_future(self._stage.push(self.id, frame.index, frame.latent, seen, shown))
 
     async def _chunk(self, index: int, first: int, count: int, data: bytes, seconds: float) -> None:
         applied = [event for event in self._events if event.first_chunk <= index and not event.told]
@@ -118,6 +161,3 @@ class LiveStream:
             **self.facts,
         }
         await self._send(message, data)
-
-    async def _encoded(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, work, *arguments)

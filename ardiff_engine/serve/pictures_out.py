@@ -20,12 +20,15 @@ OPTIONS = {"webp": {"lossless": True, "method": 0}, "jpeg": {"quality": 92}, "pn
 class PicturesOut:
     """Of one stream. Pictures uint8 [H, W, 3] -> messages, in order."""
 
-    def __init__(self, kind: str, fps: float, scale: int) -> None:
-        """kind: mp4, webp, jpeg or png. scale: each pixel becomes a square of this side."""
+    def __init__(self, kind: str, fps: float, scale: int, path: Path | None = None) -> None:
+        """kind: mp4, webp, jpeg or png. scale: each pixel becomes a square of this side. path: of an mp4 that
+        is written to disk; no message has bytes then."""
         self._kind, self._scale = kind, scale
         self._file = io.BytesIO()
         self._encoder = None
-        if kind == "mp4":
+        if path is not None:
+            self._encoder = Mp4Encoder(path, fps)
+        elif kind == "mp4":
             self._encoder = Mp4Encoder(Path("stream.mp4"), fps, growing=True, file=self._file)
 
     def messages(self, pictures: Sequence[np.ndarray]) -> list[tuple[int, bytes]]:

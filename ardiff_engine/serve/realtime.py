@@ -8,134 +8,72 @@ describes. When the connection ends, however it ends, its streams give their pag
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ardiff_engine.engine import Stream
-from ardiff_engine.serve.errors import ApiError, api_error, invalid, not_found
+from ardiff_engine.models.spec import Size
+from ardiff_engine.serve.conversation import Conversation
+from ardiff_engine.serve.errors import api_error, invalid, not_found
 from ardiff_engine.serve.live import LiveStream
 from ardiff_engine.serve.pictures_out import CODEC
+from ardiff_engine.serve.served_model import Order
 from ardiff_engine.serve.service import Service
-from ardiff_engine.serve.wish import read_wish
+from ardiff_engine.serve.wish import Wish
 
 T = TypeVar("T")
-NORMAL, GOING_AWAY, POLICY, TOO_LARGE = 1000, 1001, 1008, 1009
 MOST_STREAMS = 16
 """Of one connection."""
 
 
-class Realtime:
-    """One connection."""
+class Realtime(Conversation):
+    """Answers what clients say."""
 
     def __init__(self, service: Service, socket: WebSocket, owner: str) -> None:
-        self._service, self._socket, self._owner = service, socket, owner
+        super().__init__(service, socket, owner)
+        self._service: Service = service
         self._streams: dict[str, LiveStream] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._sending = asyncio.Lock()
-        self._sequence = 0
         self._first: LiveStream | None = None
-        self.stopping = asyncio.Event()
-
-    @property
-    def owner(self) -> str:
-        return self._owner
 
     @property
     def count(self) -> int:
         return sum(not live.stream.done for live in self._streams.values())
 
-    async def serve(self) -> None:
-        limits = self._service.limits
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        stop = asyncio.ensure_future(self.stopping.wait())
-        try:
-            while True:
-                left = began + limits.longest - loop.time()
-                wait = min(limits.start if self._first is None else limits.idle, left)
-                receive = asyncio.ensure_future(self._socket.receive())
-                try:
-                    await asyncio.wait(
-                        {receive, stop}, timeout=max(0, wait), return_when=asyncio.FIRST_COMPLETED
-                    )
-                finally:
-                    if not receive.done():
-                        receive.cancel()
-                if stop.done():
-                    await self._end("server_stops", "the server stops", GOING_AWAY)
-                    return
-                if not receive.done() or receive.cancelled():
-                    what = "this session is over" if left <= wait else "no message of the client for too long"
-                    await self._end("timeout", f"{what}, after {wait:.0f} s", POLICY)
-                    return
-                message = receive.result()
-                if message["type"] == "websocket.disconnect":
-                    return
-                if await self._answered(message):
-                    return
-        except (WebSocketDisconnect, RuntimeError, OSError):
-            return  # the client has gone while something was sent
-        finally:
-            stop.cancel()
-            for live in self._streams.values():
-                live.stream.cancel()
-            for task in list(self._tasks):
-                task.cancel()
+    def _cancel(self) -> None:
+        for live in self._streams.values():
+            live.stream.cancel()
 
     # --- messages
 
-    async def _answered(self, received: Any) -> bool:
-        """Whether that was the last one."""
-        event: Any = None
-        try:
-            text = received.get("text")
-            if text is None or len(text) > self._service.limits.message:
-                got = "bytes" if text is None else f"{len(text)} characters"
-                raise invalid(
-                    "a message", got, f"JSON of at most {self._service.limits.message} characters", ""
-                )
-            values = _parsed(text)
-            event = values.pop("event_id", None)
-            if event is not None and not (isinstance(event, str) and len(event) <= 100):
-                event, got = None, event
-                raise invalid("event_id", got, "a text of at most 100 characters", "Change it.", "event_id")
-            kind = values.pop("type", None)
-            if kind == "session.stop":
-                await self._end(None, "", NORMAL)
-                return True
-            act = ACTS.get(kind) if isinstance(kind, str) else None
-            if act is None:
-                raise invalid("type", kind, ", ".join([*ACTS, "session.stop"]), "", "type")
-            answer = await act(self, event, values)
-            await self._send({**answer, **({} if event is None else {"event_id": event})}, None)
-        except (WebSocketDisconnect, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            found = api_error(error)
-            if found.status == 500:
-                self._service.log.exception("a message of a live session failed")
-            body = {"type": "error", **found.body, **({} if event is None else {"event_id": event})}
-            await self._send(body, None)
-        return False
+    async def _act(self, kind: str, event: str | None, values: dict[str, Any]) -> dict[str, Any]:
+        acts = {
+            "session.start": self._start,
+            "session.interaction": self._interaction,
+            "session.fork": self._fork,
+            "session.rollback": self._rollback,
+            "session.suspend": self._suspend,
+            "session.resume": self._resume,
+            "session.ping": self._ping,
+        }
+        return await acts[kind](event, values)
 
     async def _start(self, _event: str | None, values: dict[str, Any]) -> dict[str, Any]:
-        if self._first is not None:
-            raise invalid(
-                "session.start", "a second one", "one for each connection", "Open another connection."
-            )
-        wish = read_wish(values, self._service.limits, live=True)
-        self._service.check_model(wish.model)
-        self._service.check_owner(self._owner)
-        order = await self._engine(lambda: self._service.model.order(wish))
-        stream = await self._opened(lambda: self._service.model.engine.submit(order.request))
-        live = LiveStream(stream, order, wish.format, self._send, self._service.encoders)
-        self._first = live
-        await self._send({"type": "video.start", **self._described(live)}, None)
-        self._watch(live)
-        return {"type": "session.created", "session_id": live.id, "stream_id": live.id}
+        wish, kept = self._asked(values)
+        order = await self._engine(lambda: self._order(wish))
+        engine, request = self._service.model.engine, order.request
+        stream = await self._opened(request.size, lambda: engine.submit(request))
+        live = self._first = LiveStream(stream, order, wish.format, self._send, self._service.stage)
+        self.opened = True
+        await self._shown(live, {})
+        answer: dict[str, Any] = {"type": "session.created", "session_id": live.id, "stream_id": live.id}
+        return answer | (self._may_come_back() if kept else {})
+
+    def _order(self, wish: Wish) -> Order:
+        """Of a session.start."""
+        return self._service.model.order(wish)
 
     async def _interaction(self, event: str | None, values: dict[str, Any]) -> dict[str, Any]:
         live, wanted = self._named(values, {"event", "transition_chunks"}), values.get("event")
@@ -150,6 +88,7 @@ class Realtime:
             "stream_id": live.id,
             "effect": receipt.effect,
             "first_chunk": receipt.first_frame,
+            "tick": receipt.tick,
             "recommitted": list(receipt.recommitted),
             "forgotten": [receipt.forgotten.start, receipt.forgotten.stop],
         }
@@ -162,9 +101,10 @@ class Realtime:
             raise invalid("session.fork", f"{len(self._streams)} streams", f"at most {MOST_STREAMS}", "")
         self._service.check_owner(self._owner)
         async with live.moving:
-            other = live.fork(await self._opened(lambda: live.stream.fork(seed=seed)))
-        await self._send({"type": "video.start", **self._described(other), "forked_from": live.id}, None)
-        self._watch(other)
+            other = await live.fork(
+                await self._opened(live.order.request.size, lambda: live.stream.fork(seed=seed))
+            )
+        await self._shown(other, {"forked_from": live.id})
         return {"type": "session.forked", "stream_id": other.id, "forked_from": live.id}
 
     async def _rollback(self, _event: str | None, values: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +113,7 @@ class Realtime:
             raise invalid("chunk_index", chunk, "the number of a piece", "", "chunk_index")
         async with live.moving:
             await self._engine(lambda: live.stream.rollback(chunk))
-            live.rolled_back(chunk)
+            await live.rolled_back(chunk)
         return {"type": "session.rolled_back", "stream_id": live.id, "chunk_index": chunk}
 
     async def _suspend(self, _event: str | None, values: dict[str, Any]) -> dict[str, Any]:
@@ -222,8 +162,10 @@ class Realtime:
             "mime": CODEC if live.kind == "mp4" else f"image/{live.kind}",
         }
 
-    def _watch(self, live: LiveStream) -> None:
+    async def _shown(self, live: LiveStream, more: dict[str, Any]) -> None:
+        """It is this connection's from now on, also where the client has gone and cannot be told."""
         self._streams[live.id] = live
+        await self._send({"type": "video.start", **self._described(live), **more}, None)
         task = asyncio.ensure_future(self._sent(live))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -238,63 +180,21 @@ class Realtime:
             self._service.log.exception("a live stream failed")
             await self._send({"type": "error", "stream_id": live.id, **api_error(error).body}, None)
 
-    async def _send(self, message: dict[str, Any], data: bytes | None) -> None:
-        """WebSocketDisconnect: the client has gone, however the libraries below put it."""
-        async with self._sending:
-            self._sequence += 1
-            try:
-                await self._socket.send_text(json.dumps({**message, "sequence": self._sequence}))
-                if data is not None:
-                    await self._socket.send_bytes(data)
-            except (RuntimeError, OSError) as error:
-                raise WebSocketDisconnect(1006) from error
-
-    async def _end(self, code: str | None, why: str, close: int) -> None:
-        """The last words must not wait for a reader who does not read."""
-        for live in self._streams.values():
-            live.stream.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        body = {"type": "session.done"}
-        if code is not None:
-            body |= ApiError(408 if code == "timeout" else 503, code, why).body
-        try:
-            async with asyncio.timeout(1.0):
-                await self._send(body, None)
-                await self._socket.close(close)
-        except TimeoutError:
-            pass
-
     async def _engine(self, act: Callable[[], T]) -> T:
         """In a thread: it may have to wait for the end of a pass."""
         return await asyncio.get_running_loop().run_in_executor(self._service.callers, act)
 
-    async def _opened(self, act: Callable[[], Stream]) -> Stream:
-        """As `_engine`; a stream that comes when nobody waits for it any more is cancelled."""
-        future = asyncio.get_running_loop().run_in_executor(self._service.callers, act)
+    async def _opened(self, size: Size | None, act: Callable[[], Stream]) -> Stream:
+        """As `_engine`, with room for a decoder of frames of that size; a stream that comes when nobody waits
+        for it any more is cancelled."""
+        future = self._service.callers.submit(self._service.model.room.opened, size, act)
         try:
-            return await asyncio.shield(future)
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            future.add_done_callback(lambda done: None if done.exception() else done.result().cancel())
+            future.add_done_callback(_left_behind)
             raise
 
 
-ACTS = {
-    "session.start": Realtime._start,
-    "session.interaction": Realtime._interaction,
-    "session.fork": Realtime._fork,
-    "session.rollback": Realtime._rollback,
-    "session.suspend": Realtime._suspend,
-    "session.resume": Realtime._resume,
-    "session.ping": Realtime._ping,
-}
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        raise invalid("a message", text[:60], "JSON", "", None) from None
-    if not isinstance(values, dict):
-        raise invalid("a message", text[:60], "a JSON object with a type", "", None)
-    return values
+def _left_behind(future: Future[Stream]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().cancel()

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ardiff_engine.checksum import checksum_of
+from ardiff_engine.codec.protocol import Codec
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.admission import admit
@@ -24,6 +26,7 @@ from ardiff_engine.pipeline.parts import takes_picture
 from ardiff_engine.pipeline.pixels import checked_latents, checked_size, in_tiles
 from ardiff_engine.pipeline.systems import with_steps
 from ardiff_engine.pipeline.text_to_video import TextToVideoPipeline
+from ardiff_engine.serve.decoder_room import DecoderRoom, room_for
 from ardiff_engine.serve.errors import invalid
 from ardiff_engine.serve.limits import Limits
 from ardiff_engine.serve.wish import Wish
@@ -48,10 +51,16 @@ class Order:
 
 
 class ServedModel(Protocol):
-    """name: as clients call it. takes: what a stream can be steered by."""
+    """name: as clients call it. system: that runs it. weights: a checksum of those of transformer and
+    autoencoder. engine: makes latents. codec: makes pictures of them. room: for its decoders. takes: what a
+    stream can be steered by."""
 
     name: str
+    system: str
+    weights: str
     engine: Engine
+    codec: Codec
+    room: DecoderRoom
     takes: tuple[str, ...]
 
     def order(self, wish: Wish) -> Order:
@@ -65,15 +74,20 @@ class ServedModel(Protocol):
 class FrameModel:
     """AR-Diffusion and its kind: frames of one size, classes instead of texts."""
 
+    system = "ar-diffusion"
+
     def __init__(self, name: str, pipe: Pipeline, limits: Limits) -> None:
         self.name, self._pipe, self._limits = name, pipe, limits
         self._classes: int | None = getattr(pipe.transformer.config, "num_classes", None)
         self.takes: tuple[str, ...] = ("class",) if self._classes else ()
         self._memory = RecomputedWindow(pipe.transformer.spec.num_frames)
+        self.codec: Codec = pipe.codec
+        self.weights = weights_of(pipe.transformer, pipe.codec)
         self._side: int = pipe.codec.image_size
         longest = self.order(Wish(num_frames=limits.frames, guidance_scale=2.0 if self._classes else None))
         solver = DDIM(pipe.schedule, STEPS, prediction=pipe.prediction)
-        self.engine = engine_for(pipe.transformer, solver, self._memory, pipe.codec, longest.request, limits)
+        self.engine = engine_for(pipe.transformer, solver, self._memory, longest.request, limits)
+        self.room = room_for(self.codec, pipe.transformer.spec)
 
     def order(self, wish: Wish) -> Order:
         if wish.negative_prompt is not None:
@@ -125,15 +139,20 @@ class TextModel:
             raise ConfigError(f"{name} needs a first picture, and the server takes none yet: serve another.")
         self.name, self._pipe, self._limits, self._usual = name, pipe, limits, size
         self.takes: tuple[str, ...] = ("prompt",)
+        self.system = pipe.system.name
         self._encoding = threading.Lock()  # one text encoder, many clients
         config = pipe.transformer.config
-        frames = _possible(self._limits.frames, lambda n: checked_latents(n, pipe.system))
+        frames = _possible(
+            self._limits.frames, lambda n: checked_latents(n, pipe.system, pipe.transformer.spec)
+        )
         longest = self.order(
             Wish(num_frames=frames), condition=torch.zeros(config.text_tokens, config.text_dim)
         )
         solver = tracks_of(pipe.system.solver)[0]
-        codec = in_tiles(pipe.vae, pipe.pixels.tile)
-        self.engine = engine_for(pipe.transformer, solver, pipe.system.memory, codec, longest.request, limits)
+        self.codec: Codec = in_tiles(pipe.vae, pipe.pixels.tile)
+        self.weights = weights_of(pipe.transformer, pipe.vae)
+        self.engine = engine_for(pipe.transformer, solver, pipe.system.memory, longest.request, limits)
+        self.room = room_for(self.codec, pipe.transformer.spec)
 
     def order(self, wish: Wish, condition: torch.Tensor | None = None) -> Order:
         for name in ("lag", "class_id"):
@@ -151,8 +170,8 @@ class TextModel:
         if frames is None:
             system.plan_of(None)  # refuses systems that make whole videos
         elif wish.num_frames is None:
-            frames = _possible(frames, lambda n: checked_latents(n, system))
-        latents = None if frames is None else checked_latents(frames, system)
+            frames = _possible(frames, lambda n: checked_latents(n, system, self._pipe.transformer.spec))
+        latents = None if frames is None else checked_latents(frames, system, self._pipe.transformer.spec)
         scale = system.guidance if wish.guidance_scale is None else wish.guidance_scale
         with self._encoding:
             if condition is None:
@@ -184,7 +203,13 @@ class TextModel:
             return self._pipe.prompts.encode(prompt), self._pipe.system.on_prompt
 
 
-def engine_for(model: Any, solver: Any, memory: Any, codec: Any, longest: Request, limits: Limits) -> Engine:
+def weights_of(*parts: object) -> str:
+    """A checksum of all of them. Parts without weights count for nothing."""
+    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+    return f"{checksum_of(weight for part in modules for weight in part.state_dict().values()):08x}"
+
+
+def engine_for(model: Any, solver: Any, memory: Any, longest: Request, limits: Limits) -> Engine:
     """With pages for `limits.streams` of the longest videos."""
     steps = tuple(own.num_steps for own in tracks_of(longest.solver or solver))
     need = admit(longest, model.spec, memory, steps).need.most
@@ -192,7 +217,6 @@ def engine_for(model: Any, solver: Any, memory: Any, codec: Any, longest: Reques
         model,
         solver=solver,
         memory=memory,
-        codec=codec,
         max_pages=need * limits.streams,
         max_waiting=limits.queue,
     )

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ardiff_engine.serve.errors import invalid
+from ardiff_engine.serve.errors import ApiError, invalid
 from ardiff_engine.serve.limits import Limits
 
 SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 SECONDS = "4"
+NUMBERS = {"fps": (1.0, 120.0), "guidance_scale": (-100.0, 100.0)}
 FORMATS = ("mp4", "webp", "jpeg", "png")
 
 
@@ -45,6 +46,15 @@ class Wish:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Wish:
+        """Of `as_dict`, also when JSON has made a list of the size. ApiError: it is of another version."""
+        if strange := set(stored) ^ set(cls.__slots__):
+            what = "the stored fields, which another version wrote"
+            raise ApiError(409, "other_version", what, ", ".join(sorted(strange)), "those of this version")
+        size = stored["size"]
+        return cls(**{**stored, "size": None if size is None else tuple(size)})
+
 
 def read_wish(values: Mapping[str, Any], limits: Limits, *, live: bool = False) -> Wish:
     """Fields of JSON, or of a form, where all of them are text. ApiError: one that is unknown or wrong.
@@ -54,28 +64,18 @@ def read_wish(values: Mapping[str, Any], limits: Limits, *, live: bool = False) 
     known = {*Wish.__slots__} - (set() if live else {"endless", "format"})
     given = {name: value for name, value in values.items() if value is not None and value != ""}
     for name in given:
+        if name == "input_reference":
+            raise no_pictures(name)
         if name not in known:
             raise invalid("an unknown field", name, ", ".join(sorted(known)), "Leave it out.", name[:80])
     fields: dict[str, Any] = {}
-    for name, most in (
-        ("model", 200),
-        ("prompt", limits.text),
-        ("negative_prompt", limits.text),
-        ("user", 200),
-    ):
+    for name, most in _texts(limits).items():
         if name in given:
             fields[name] = _text(name, given[name], most)
-    whole = {
-        "num_frames": (1, limits.frames),
-        "num_inference_steps": (1, limits.steps),
-        "lag": (0, limits.steps),
-        "class_id": (0, 2**31 - 1),
-        "seed": (-(2**63), 2**63 - 1),
-    }
-    for name, (low, high) in whole.items():
+    for name, (low, high) in _wholes(limits).items():
         if name in given:
             fields[name] = _whole(name, given[name], low, high)
-    for name, low_number, high_number in (("fps", 1.0, 120.0), ("guidance_scale", -100.0, 100.0)):
+    for name, (low_number, high_number) in NUMBERS.items():
         if name in given:
             fields[name] = _number(name, given[name], low_number, high_number)
     if "seconds" in given:
@@ -92,6 +92,44 @@ def read_wish(values: Mapping[str, Any], limits: Limits, *, live: bool = False) 
             raise invalid("format", given["format"], " | ".join(FORMATS), "Choose one of them.", "format")
         fields["format"] = given["format"]
     return Wish(**fields)
+
+
+def no_pictures(name: str) -> ApiError:
+    """Models that go on from a picture or a video are not served, so none is ever decoded."""
+    fix = "Leave it out; `ardiff generate` and the Python API take pictures."
+    return ApiError(
+        400, "pictures_not_taken", name[:80], "a picture or a video", "text", fix, param=name[:80]
+    )
+
+
+def wish_schema(limits: Limits) -> dict[str, Any]:
+    """JSON schema of the fields of a video."""
+    texts = {name: {"type": "string", "maxLength": most} for name, most in _texts(limits).items()}
+    wholes = {
+        name: {"type": "integer", "minimum": low, "maximum": high}
+        for name, (low, high) in _wholes(limits).items()
+    }
+    numbers = {
+        name: {"type": "number", "minimum": low, "maximum": high} for name, (low, high) in NUMBERS.items()
+    }
+    seconds = {"type": "string", "pattern": r"^[0-9]{1,4}(\.[0-9]{1,3})?$"}
+    size = {"type": "string", "pattern": "^[0-9]{1,5}x[0-9]{1,5}$"}
+    properties = {**texts, **wholes, **numbers, "seconds": seconds, "size": size}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _texts(limits: Limits) -> dict[str, int]:
+    return {"model": 200, "prompt": limits.text, "negative_prompt": limits.text, "user": 200}
+
+
+def _wholes(limits: Limits) -> dict[str, tuple[int, int]]:
+    return {
+        "num_frames": (1, limits.frames),
+        "num_inference_steps": (1, limits.steps),
+        "lag": (0, limits.steps),
+        "class_id": (0, 2**31 - 1),
+        "seed": (-(2**63), 2**63 - 1),
+    }
 
 
 def _text(name: str, value: Any, most: int) -> str:

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.systems import causal_forcing, self_forcing
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import FOUR_STEPS, SCHEDULE, Entry
+from ardiff_engine.systems.wan_family import FOUR_STEPS, SCHEDULE
 
 SYSTEM = replace(
     self_forcing.SYSTEM,
@@ -26,8 +25,3 @@ VARIANTS = (
         solver=causal_forcing.TWO_STEPS,
     ),
 )
-
-
-def from_spec(entry: Entry) -> System:
-    made = causal_forcing.from_spec({"first_block_timesteps": FOUR_STEPS.steps} | dict(entry))
-    return replace(SYSTEM, plan=made.plan, solver=made.solver, memory=made.memory, num_frames=made.num_frames)

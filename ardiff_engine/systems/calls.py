@@ -8,13 +8,14 @@ says how its code makes calls of the engine's passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby, pairwise
 from typing import NamedTuple
 
 from ardiff_engine.engine.feeder import Feeder
 from ardiff_engine.memory import MemoryPolicy
-from ardiff_engine.memory.view import View
+from ardiff_engine.memory.made import Copy, Made
+from ardiff_engine.memory.view import Run, View
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.plan import Plan
 
@@ -51,21 +52,39 @@ def passes(
 ) -> Iterator[Call]:
     """The passes of the engine. stores_last: and one for what the plan leaves unstored at its end."""
     ticks, _ = plan.shape(num_ticks)
-    feeder = Feeder(plan, memory, spec)
+    feeder, made = Feeder(plan, memory, spec), dict[Copy, Made]()
     while feeder.tick < ticks:
         feed = feeder.next()
         own = feed.roster
-        columns = (own.frames, own.copies, own.updates, own.tracks, feed.levels, own.views)
+        made |= {one.cell: one for one in own.made}
+        views = [taken_apart(view, made) for view in own.views]
+        columns = (own.frames, own.copies, own.updates, own.tracks, feed.levels, views)
         yield [Cell(*cell) for cell in zip(*columns, strict=True)]
         feeder.advance(feed)
     if stores_last and ticks == plan.num_ticks:
         last = [
-            Cell(frame, memory.copy(fed), False, plan.track(frame), fed.level, view)
+            Cell(frame, memory.copy(fed), False, plan.track(frame), fed.level, taken_apart(view, made))
             for fed, view in feeder.unstored()
             for frame in fed.block
         ]
         if last:
             yield last
+
+
+def taken_apart(view: View, made: Mapping[Copy, Made]) -> View:
+    """The view with the frames that something is made of, where that stands."""
+
+    def fed(cell: Copy) -> list[Copy]:
+        return [cell] if cell not in made else [own for source in made[cell].sources for own in fed(source)]
+
+    runs: list[Run] = []
+    for run in view:
+        if (run.first, run.copy) in made:
+            place = run.first + run.shift
+            runs += [Run(frame, frame + 1, copy, place - frame) for frame, copy in fed((run.first, run.copy))]
+        else:
+            runs.append(run)
+    return tuple(runs)
 
 
 def by_pass(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:

@@ -6,8 +6,7 @@ from dataclasses import replace
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems import self_forcing
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import FOUR_STEPS, SCHEDULE, Entry, renoise, sized
+from ardiff_engine.systems.wan_family import FOUR_STEPS, SCHEDULE
 
 SYSTEM = replace(
     self_forcing.SYSTEM,
@@ -20,8 +19,3 @@ SYSTEM = replace(
 TWO_STEPS = (FOUR_STEPS, Renoise(SCHEDULE, SCHEDULE.warp([1000, 500])))
 FRAMEWISE = replace(SYSTEM, title="Causal-Forcing++", paper="2605.15141", plan=blocks(1), solver=TWO_STEPS)
 VARIANTS = (replace(FRAMEWISE, name="causal-forcing-framewise"),)
-
-
-def from_spec(entry: Entry) -> System:
-    system, first = sized(SYSTEM, entry), entry.get("first_block_timesteps")
-    return system if first is None else replace(system, solver=(renoise(entry, first), renoise(entry)))

@@ -7,8 +7,6 @@ from dataclasses import replace
 from ardiff_engine.memory import Placed, Routed, Window
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems import self_forcing
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized
 
 SYSTEM = replace(
     self_forcing.SYSTEM,
@@ -22,9 +20,3 @@ SYSTEM = replace(
     left_out="A choice for each layer: pages serve all layers at one place. Queries: the mean keys of the "
     "block before stand for them.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    system = sized(SYSTEM, entry)
-    routed = Routed(Window(int(entry["window"])), int(entry["routed"]), history=entry.get("history"))
-    return replace(system, memory=Placed(routed, "window"))

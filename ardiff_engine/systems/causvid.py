@@ -6,7 +6,6 @@ from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.memory import Full
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized
 
 SYSTEM = System(
     name="causvid",
@@ -19,8 +18,3 @@ SYSTEM = System(
     num_frames=21,
     exact="Calls and latents; also after frames that overlap with an earlier video.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    given = entry["overlap"]
-    return sized(SYSTEM, {**entry, "new_frames": entry["frames"] - given, "given_frames": given})

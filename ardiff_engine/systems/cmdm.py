@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """CMDM: motions frame by frame; the next one starts before the one before it is finished."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.memory import Full
 from ardiff_engine.plan import pyramid
 from ardiff_engine.systems.calls import by_pass
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 SYSTEM = System(
     name="cmdm",
@@ -24,8 +21,3 @@ SYSTEM = System(
     exact="Nothing: no code is public. Steps, lag and length are ours.",
     left_out="Latents of motions, with a codec of their own.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    solver = DDIM(NoiseSchedule.linear(), entry["steps"], prediction="eps")
-    return replace(SYSTEM, plan=pyramid(entry["uncertainty"]), solver=solver, num_frames=entry["frames"])

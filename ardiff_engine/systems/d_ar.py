@@ -4,9 +4,7 @@
 from dataclasses import replace
 
 from ardiff_engine.systems import videoar
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.token_levels import levels
-from ardiff_engine.systems.wan_family import Entry
+from ardiff_engine.systems.official.token_levels import levels
 
 SYSTEM = replace(
     videoar.SYSTEM,
@@ -21,7 +19,3 @@ SYSTEM = replace(
     left_out="Tokens within a group, each of which sees those before it; the decoder, which takes a "
     "diffusion step in pixels for each group.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    return replace(SYSTEM, solver=levels(entry["groups"]))

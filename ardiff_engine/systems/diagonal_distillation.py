@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diagonal Distillation: fewer steps from block to block; K/V of the last step, and no clean pass."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.memory import Window
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import SCHEDULE, Entry, frames
+from ardiff_engine.systems.wan_family import SCHEDULE
 
 SYSTEM = System(
     name="diagonal-distillation",
@@ -23,7 +21,3 @@ SYSTEM = System(
     memory=Window(9, sink=3, clean=False),
     exact="Calls and latents.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    return replace(SYSTEM, plan=blocks(entry["block"]), num_frames=frames(entry))

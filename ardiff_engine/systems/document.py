@@ -32,8 +32,9 @@ are those of a toy network, to 1e-6; what is compared less closely is named in `
 PICTURES = """
 ## Pictures
 
-Frames across, calls down. The colour of a frame that moves is its timestep; orange ones are fed to be stored,
-blue ones are seen and not fed. A number says where a frame is seen, if not at its own.
+Frames across, calls down. The colour of a frame that moves is its timestep, dark for noise; orange ones are
+fed and stay as they are, for their K/V or in sight of others; blue ones are seen and not fed. A number says
+where a frame is seen, if not at its own.
 """
 
 
@@ -63,4 +64,6 @@ def _row(system: System) -> str:
     steps = "/".join(str(own.num_steps) for own in system.tracks)
     noise = "" if system.noise is None else f", noise `{type(system.noise).__name__}`"
     choices = (plan.rule, steps, f"`{_shown(system.memory)}`{noise}")
-    return "| " + " | ".join([f"`{system.name}`", who, *choices, system.exact, system.left_out]) + " |\n"
+    served = f"**Traced, not served:** {system.not_served}. " if system.not_served else ""
+    cells = [f"`{system.name}`", who, *choices, system.exact, served + system.left_out]
+    return "| " + " | ".join(cells) + " |\n"

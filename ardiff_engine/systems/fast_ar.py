@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from ardiff_engine.memory import Full
 from ardiff_engine.systems import rolling_forcing
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 SYSTEM = replace(
     rolling_forcing.SYSTEM,
@@ -20,8 +18,8 @@ SYSTEM = replace(
     not_served="which rows of old frames become one is found by their keys, in each layer and head; "
     "pages keep whole frames for all of them",
     exact="Nothing by numbers: no code is public.",
-    left_out="Tokens that are merged one by one, each with the log of its count: a bias (`Run.bias`) is that "
-    "of a whole frame. The trace is that of its host, with all frames kept.",
+    left_out="Whole frames that are merged, with the log of their count as a bias, are "
+    "`memory.Merged(counted=True)`. The trace is that of its host, with all frames kept.",
 )
 VARIANTS = (
     replace(
@@ -42,9 +40,3 @@ VARIANTS = (
         left_out="The buckets. The trace is that of its host.",
     ),
 )
-
-
-def from_spec(entry: Entry) -> System:
-    system = next(own for own in (SYSTEM, *VARIANTS) if own.name == entry["system"])
-    host = rolling_forcing.from_spec(entry)
-    return replace(system, plan=host.plan, solver=host.solver, num_frames=host.num_frames)

@@ -6,8 +6,6 @@ from dataclasses import replace
 from ardiff_engine.memory import Window
 from ardiff_engine.noise import Antiphase
 from ardiff_engine.systems import self_forcing
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized
 
 SYSTEM = replace(
     self_forcing.SYSTEM,
@@ -20,7 +18,3 @@ SYSTEM = replace(
     exact="Nothing: no code is public, and the formulas of its noise and sizes of its sink were not read.",
     left_out="Slow temporal frequencies, which are stretched: a network's rotation.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    return sized(SYSTEM, entry)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """FreeNoise: long videos of a model of short ones, whose noise comes again window by window."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
 from ardiff_engine.memory import Full
@@ -10,7 +8,6 @@ from ardiff_engine.noise import Rescheduled
 from ardiff_engine.plan import pyramid
 from ardiff_engine.systems.calls import by_pass
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 SYSTEM = System(
     name="freenoise",
@@ -28,8 +25,3 @@ SYSTEM = System(
     exact="Which frame's noise each frame starts from.",
     left_out="Attention over time in windows that are averaged; prompts that change. Betas were not read.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    noise = Rescheduled(entry["window"], entry["stride"], entry["seed"])
-    return replace(SYSTEM, noise=noise, num_frames=entry["frames"])

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Go-with-the-Flow: noise that moves along the optical flow of the video that is wanted."""
 
-from dataclasses import replace
-
 import torch
 
 from ardiff_engine.diffusion import FlowSchedule
@@ -12,7 +10,6 @@ from ardiff_engine.noise import Warped
 from ardiff_engine.plan import pyramid
 from ardiff_engine.systems.calls import by_pass
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 FRAMES = 13
 AT_REST = torch.zeros(FRAMES - 1, 2, 1, 1)
@@ -34,7 +31,3 @@ SYSTEM = System(
     exact="The noise, its weights, and noise that is blended in.",
     left_out="The flow is in latent pixels: no larger field that is shrunk. CogVideoX and its schedule.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    return replace(SYSTEM, noise=Warped(entry["flow"], entry.get("fresh", 0.0)), num_frames=entry["frames"])

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """InfVSR: videos made sharp, a block after the other, in one step from what is given instead of noise."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.memory import Window
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import SCHEDULE, Entry, frames
+from ardiff_engine.systems.wan_family import SCHEDULE
 
 SYSTEM = System(
     name="infvsr",
@@ -22,8 +20,3 @@ SYSTEM = System(
     exact="Its worked schedule, and the one step of x0.",
     left_out="Scenes are found by the caller, who resets. Small pictures come as `Request.latents`.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    size = entry["block"]
-    return replace(SYSTEM, plan=blocks(size), memory=Window(2 * size, clean=False), num_frames=frames(entry))

@@ -7,9 +7,7 @@ from dataclasses import replace
 from ardiff_engine.memory import Ahead, Placed, Window
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems import self_forcing
-from ardiff_engine.systems.official_calls import with_the_next
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized, window
+from ardiff_engine.systems.official.knot_forcing import with_the_next
 
 AHEAD = Ahead(8, 4, lead=1)
 
@@ -29,8 +27,3 @@ SYSTEM = replace(
     left_out="The frame that two blocks make, and the mean of its two estimates: traced, not served. Its "
     "condition, in channels of the network's input.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    system = replace(sized(SYSTEM, {"given_block": 1, **entry}), calls_of=with_the_next(int(entry["knot"])))
-    return replace(system, memory=Placed(window(entry), AHEAD._replace(lead=int(entry["knot"]))))

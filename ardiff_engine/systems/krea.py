@@ -2,14 +2,12 @@
 """Krea Realtime: a few frames of context are computed again before every block, at places counted from their
 start."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.memory import RecomputedWindow
 from ardiff_engine.plan import blocks
-from ardiff_engine.systems.official_calls import recomputed
+from ardiff_engine.systems.official.krea import recomputed
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import SCHEDULE, Entry, renoise
+from ardiff_engine.systems.wan_family import SCHEDULE
 
 SYSTEM = System(
     name="krea-realtime",
@@ -24,15 +22,3 @@ SYSTEM = System(
     exact="Calls and latents.",
     left_out="Frames encoded anew from pictures; a first frame that stays is traced, not served.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    size, context, keep_first = entry["block"], entry["context"], entry["keep_first_frame"]
-    return replace(
-        SYSTEM,
-        plan=blocks(size),
-        solver=renoise(entry),
-        memory=RecomputedWindow(-(-context // size) * size + size),
-        calls_of=recomputed(context, keep_first),
-        num_frames=entry["blocks"] * size,
-    )

@@ -1,60 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SoulX-LiveAct: blocks of eight, three steps each with K/V of its own, no clean pass, old frames merged."""
-
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+"""SoulX-LiveAct: blocks of eight that read what their own step wrote of earlier ones, the older of it merged.
+Learned weights of the merge: `replace(system.memory, pooling=memory.Pooling(k_weights, v_weights))`."""
 
 from ardiff_engine.diffusion.solvers import Renoise
-from ardiff_engine.memory import PerLevel, Run, Window
-from ardiff_engine.plan import Plan, blocks
-from ardiff_engine.systems.calls import Call, by_kind
+from ardiff_engine.memory import Merged, PerLevel, Window
+from ardiff_engine.plan import blocks
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import SCHEDULE, Entry
-
-FIRST, BLOCK = 6, 8
-SINK, TAPS, MERGED = 2, 5, 2
-
-
-def slots(plan: Plan, block: range) -> list[list[int]]:
-    """The frames in each slot of the cache that a block reads: the sink, merged ones, the last two before the
-    block, and its own. Before each block but the first two, TAPS slots become one, MERGED times."""
-    held = [[frame] for frame in plan.block(0)]
-    while held[-1][-1] < block[-1]:
-        if len(held) > FIRST:
-            runs = [held[SINK + i * TAPS : SINK + (i + 1) * TAPS] for i in range(MERGED)]
-            held = held[:SINK] + [sum(run, []) for run in runs] + held[SINK + MERGED * TAPS :]
-        held += [[frame] for frame in plan.block(held[-1][-1] + 1)]
-    return held
-
-
-def merged_slots(plan: Plan, walk: Iterable[Call]) -> Iterator[Call]:
-    """Merged frames are seen at the place of their slot, and places count from the first slot."""
-    for cells in by_kind(plan, walk):
-        held = slots(plan, plan.block(cells[0].frame))
-        view = tuple(
-            Run(frame, frame + 1, cells[0].copy, place - frame)
-            for place, frames in enumerate(held)
-            for frame in frames
-        )
-        yield [cell._replace(view=view) for cell in cells]
-
+from ardiff_engine.systems.wan_family import SCHEDULE
 
 SYSTEM = System(
     name="soulx-liveact",
     title="SoulX-LiveAct",
     paper="",
     repository="Soul-AILab/SoulX-LiveAct",
-    plan=blocks(BLOCK, first=FIRST),
+    plan=blocks(8, first=6),
     solver=Renoise(SCHEDULE, SCHEDULE.warp([1000, 750, 500])),
-    memory=PerLevel(Window(BLOCK + 2, sink=2), "same"),
-    num_frames=FIRST + 2 * BLOCK,
-    calls_of=merged_slots,
+    memory=Merged(PerLevel(Window(10, sink=2), "same"), slots=2, taps=5),
+    num_frames=22,
     stores_last=False,
-    exact="Calls, places, and what each token of each slot holds; the merge itself (`ops.pool_pages_`).",
-    left_out="Merged slots, and the places that count from the first slot, are traced, not served.",
+    exact="Calls, places, and what each token of each slot holds; merged pages, against keys kept without "
+    "their rotation in float64.",
+    left_out="Its code merges V with the weights of K; the mean stands for both until weights are given.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    """config: the number of blocks comes first."""
-    return replace(SYSTEM, num_frames=FIRST + BLOCK * (int(entry["config"][0]) - 1))

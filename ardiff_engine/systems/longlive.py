@@ -5,9 +5,6 @@ from dataclasses import replace
 
 from ardiff_engine.memory import Recached, Window
 from ardiff_engine.systems import self_forcing
-from ardiff_engine.systems.official_calls import recached
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized, window
 
 SYSTEM = replace(
     self_forcing.SYSTEM,
@@ -20,13 +17,3 @@ SYSTEM = replace(
     exact="Calls and latents; new prompts, with a sink that stays and one that moves, in whose pass frames "
     "see later ones, as in its code.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    size = entry["block"]
-    prompts = tuple(-(-frame // size) * size for frame in entry.get("switch_at", ()))
-    system = sized(SYSTEM, entry)
-    if not prompts:
-        return system
-    memory = Recached(window(entry), prompts, entry["global_sink"])
-    return replace(system, memory=memory, calls_of=recached(prompts, memory.reach))

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from ardiff_engine.memory import Routed, Window
 from ardiff_engine.systems import nfd
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized
 
 SYSTEM = replace(
     nfd.SYSTEM,
@@ -19,8 +17,3 @@ SYSTEM = replace(
     left_out="Cross-attention to the retrieved frames with rays of the cameras: self-attention sees them. "
     "The point cloud: the score is the user's.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    memory = Routed(Window(int(entry["window"])), int(entry["routed"]), history=entry.get("history"))
-    return replace(sized(SYSTEM, entry), memory=memory)

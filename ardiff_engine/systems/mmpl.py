@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """MMPL: key frames of a segment first, jointly, then what lies between them."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
 from ardiff_engine.memory import Full
 from ardiff_engine.plan import sets
-from ardiff_engine.systems.official_calls import unwritten
+from ardiff_engine.systems.official.mmpl import unwritten
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 GROUPS = ([0], [1], [2, 3, 10, 11, 12, 19, 20], [4, 5, 6, 7, 8, 9], [13, 14, 15, 16, 17, 18])
 
@@ -28,8 +25,3 @@ SYSTEM = System(
     given_frames=2,
     exact="Calls and latents, from a picture and from a segment.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    given = {"image": 1, "segment": 2}[entry["mode"]]
-    return replace(SYSTEM, solver=UniPC(FlowSchedule(5.0), entry["steps"]), given_frames=given)

@@ -9,7 +9,6 @@ from ardiff_engine.diffusion.solvers import DPMSolver, Renoise
 from ardiff_engine.memory import Window
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized
 
 FLOW = FlowSchedule(1.0)
 
@@ -27,7 +26,3 @@ SYSTEM = System(
 VARIANTS = (
     replace(SYSTEM, name="nfd-plus", title="NFD+", solver=Renoise(FLOW, FLOW.warp([1000, 750, 500, 250]))),
 )
-
-
-def from_spec(entry: Entry) -> System:
-    return replace(sized(SYSTEM, entry), memory=Window(int(entry["window"]), back=int(entry["ahead"])))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a trace: frames across, calls down.
 
-Frames that move have the colour of their timestep; orange are those that are fed to be stored, blue those
-that are seen and not fed. A number says at which position a frame is seen, where that is not its own.
+Frames that move have the colour of their timestep, dark for noise; orange are those that are fed and stay as
+they are, for their K/V or in sight of others; blue those that are seen and not fed. A number says at which
+position a frame is seen, where that is not its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from PIL import ImageDraw
 
 from ardiff_engine.errors import PlanError
 from ardiff_engine.media.staging import staged
-from ardiff_engine.plan.picture import INK, MOVES, Colour, check_picture, compose, font, ramp
+from ardiff_engine.plan.picture import INK, MOVES, Colour, Scale, check_picture, compose, font, ramp
 from ardiff_engine.systems.trace import Trace
 
 STORED: Colour = (240, 98, 20)
@@ -41,10 +42,11 @@ def draw(trace: Trace, path: str | PathLike[str], title: str = "trace") -> None:
     colours[:] = UNSEEN
     colours[seen] = SEEN
     colours[stored] = STORED
-    colours[trace.updated] = ramp(trace.timestep[trace.updated] / top)
-    entries = [("moves", MOVES), ("fed to be stored", STORED), ("seen, not fed", SEEN), ("not seen", UNSEEN)]
-    counts = f"{calls} calls, {int(trace.fed.sum())} frames fed, {int(stored.sum())} of them to be stored"
-    page, (left, above, width, height) = compose(colours, (title, counts), "call", ("timestep", top), entries)
+    share, scale = trace.timestep[trace.updated] / top, Scale("timestep", top, _rises(trace))
+    colours[trace.updated] = ramp(1 - share if scale.rises else share)
+    entries = [("moves", MOVES), ("fed, stays", STORED), ("seen, not fed", SEEN), ("not seen", UNSEEN)]
+    counts = f"{calls} calls, {int(trace.fed.sum())} frames fed, {int(stored.sum())} of them stay as they are"
+    page, (left, above, width, height) = compose(colours, (title, counts), "call", scale, entries)
     if width // frames >= ROOM[0] and height // calls >= ROOM[1]:
         pen = ImageDraw.Draw(page)
         elsewhere = seen & (trace.position != np.arange(frames))
@@ -55,3 +57,9 @@ def draw(trace: Trace, path: str | PathLike[str], title: str = "trace") -> None:
             pen.text((x, y), f"{trace.position[call, frame]:g}", ink, font(11), anchor="mm")
     with staged(target) as temporary:
         page.save(temporary, format="PNG")
+
+
+def _rises(trace: Trace) -> bool:
+    """Whether frames are told higher timesteps as they become clean."""
+    told = [own[moves][:2] for own, moves in zip(trace.timestep.T, trace.updated.T, strict=True)]
+    return sum([float(own[1] - own[0]) for own in told if len(own) == 2]) > 0

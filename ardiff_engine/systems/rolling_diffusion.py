@@ -9,7 +9,6 @@ from ardiff_engine.memory import Window
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems.calls import by_pass
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 
 def rolled(window: int, steps: int) -> System:
@@ -35,7 +34,3 @@ SYSTEM = System(
     exact="The local times of its worked schedule; no code is public. Schedule and sizes are ours.",
     left_out="Clean frames before the window are not fed again. Places of the window that still wait.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    return replace(rolled(entry["window"], entry["steps"]), num_frames=entry.get("frames"))

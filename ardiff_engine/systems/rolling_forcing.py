@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rolling Forcing: a window of blocks at successive levels that see each other, and a sink before it."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.memory import Placed, Window
 from ardiff_engine.plan import rolling
-from ardiff_engine.systems.official_calls import clean_windows
+from ardiff_engine.systems.official.rolling_forcing import clean_windows
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import SCHEDULE, Entry, frames, renoise
+from ardiff_engine.systems.wan_family import SCHEDULE
 
 SYSTEM = System(
     name="rolling-forcing",
@@ -22,14 +20,3 @@ SYSTEM = System(
     exact="Calls and latents.",
     left_out="Clean passes over estimates of the first block, which nobody reads: traced, not run.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    size = entry["block"]
-    return replace(
-        SYSTEM,
-        plan=rolling(len(entry["timesteps"]), block=size),
-        solver=renoise(entry),
-        memory=Placed(Window(21 - size, sink=size, joint=True, stored=21), "anchored"),
-        num_frames=frames(entry),
-    )

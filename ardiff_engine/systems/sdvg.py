@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from ardiff_engine.memory import Window
 from ardiff_engine.systems import self_forcing
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized, window
 
 SYSTEM = replace(
     self_forcing.SYSTEM,
@@ -19,8 +17,3 @@ SYSTEM = replace(
     exact="No public code; refused blocks are, to the bit, those of the large network alone.",
     left_out="ImageReward, its judge: any function of the drafted frames and their pictures can be one.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    system = sized(SYSTEM, entry)
-    return replace(system, memory=replace(window(entry), back=2 * int(entry["block"])))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ardiff_engine.memory import Window
 from ardiff_engine.plan import blocks
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import FOUR_STEPS, Entry, sized
+from ardiff_engine.systems.wan_family import FOUR_STEPS
 
 SYSTEM = System(
     name="self-forcing",
@@ -19,7 +19,3 @@ SYSTEM = System(
     exact="Calls and latents; rolling windows with and without a sink, given frames, a first block of one.",
 )
 VARIANTS = (replace(SYSTEM, name="self-forcing-framewise", title="Self-Forcing, framewise", plan=blocks(1)),)
-
-
-def from_spec(entry: Entry) -> System:
-    return sized(SYSTEM, entry)

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 from ardiff_engine.memory import Window
 from ardiff_engine.systems import self_forcing
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry, sized
 
 SYSTEM = replace(
     self_forcing.SYSTEM,
@@ -18,7 +16,3 @@ SYSTEM = replace(
     exact="What it shares with Self-Forcing; no code of its own is public.",
     left_out="Training on windows of its own long videos. The end of its table of places, at frame 1024.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    return sized(SYSTEM, entry)

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """StreamDiffusionV2: frame by frame, all steps in one pass, and a ring of K/V for every step."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.memory import PerLevel, Restarted, Window
 from ardiff_engine.plan import stage_major
-from ardiff_engine.systems.official_calls import rows
+from ardiff_engine.systems.official.streamdiffusion_v2 import rows
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 PREPARED = 2
 """Frames that run ahead of the pipeline. What they wrote in their last step is copied to all rings."""
@@ -35,13 +32,3 @@ SYSTEM = System(
     exact="Calls, two and four steps, with places that start anew.",
     left_out="A sink that adapts; rows that are empty while the pipeline fills are traced, not run.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    """frames: not in the entries of the index; the record is of 16 less the steps."""
-    return replace(
-        SYSTEM,
-        solver=Renoise(FlowSchedule(8.0), entry["timesteps"]),
-        memory=memory_of(entry["cache_frames"], entry["sink"], entry["refresh"]),
-        num_frames=entry.get("frames", 16 - entry["steps"]),
-    )

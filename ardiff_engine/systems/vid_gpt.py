@@ -4,8 +4,6 @@
 from dataclasses import replace
 
 from ardiff_engine.systems import ca2_vdm
-from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 SYSTEM = replace(
     ca2_vdm.SYSTEM,
@@ -16,8 +14,3 @@ SYSTEM = replace(
     exact="Nothing: no code is public. Sizes and steps are those of Ca2-VDM, which followed it.",
     left_out="Blocks are causal within in the trace, and see all of themselves when served.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    made = ca2_vdm.from_spec(entry)
-    return replace(made, name=SYSTEM.name, title=SYSTEM.title, repository=SYSTEM.repository)

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """VideoAR: a frame after the other, each from its coarsest scale to its finest."""
 
-from dataclasses import replace
-
 from ardiff_engine.memory import Window
 from ardiff_engine.plan import blocks
+from ardiff_engine.systems.official.token_levels import kept_by_level, levels
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.token_levels import kept_by_level, levels
-from ardiff_engine.systems.wan_family import Entry
 
 SYSTEM = System(
     name="videoar",
@@ -26,8 +23,3 @@ SYSTEM = System(
     left_out="Bits of a scale, and features that are summed over scales; guidance for each scale. Places "
     "that begin after the text.",
 )
-
-
-def from_spec(entry: Entry) -> System:
-    memory = Window(int(entry["window"]), clean=False)
-    return replace(SYSTEM, solver=levels(entry["scales"]), memory=memory, num_frames=entry["frames"])

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wan 2.1: all frames together, and each sees all others."""
 
-from dataclasses import replace
-
 from ardiff_engine.diffusion import FlowSchedule
 from ardiff_engine.diffusion.solvers import UniPC
 from ardiff_engine.memory import Full
 from ardiff_engine.plan import pyramid
 from ardiff_engine.systems.calls import by_pass
 from ardiff_engine.systems.system import System
-from ardiff_engine.systems.wan_family import Entry
 
 SYSTEM = System(
     name="wan",
@@ -26,7 +23,3 @@ SYSTEM = System(
     calls_of=by_pass,
     stores_last=False,
 )
-
-
-def from_spec(entry: Entry) -> System:
-    return replace(SYSTEM, num_frames=entry["frames"])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -11,8 +11,9 @@ import torch.distributed as dist
 from ardiff_engine.training.processes import rank, world_size
 
 
-class Averages:
-    """Sums and counts by name; a name may be absent from some steps, clips or processes."""
+class Averages(Mapping[str, float]):
+    """Means by name, kept as sums and counts, so that means of means weigh every clip alike: a name may be
+    absent from some steps, clips or processes."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, int]] = {}
@@ -21,9 +22,9 @@ class Averages:
         before, seen = self.sums.get(name, (0.0, 0))
         self.sums[name] = (before + total, seen + count)
 
-    def add_all(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.add(name, value)
+    def add_all(self, others: Averages, prefix: str = "") -> None:
+        for name, (total, count) in others.sums.items():
+            self.add(prefix + name, total, count)
 
     def gather(self) -> None:
         """Called by all processes together: then the first holds what all of them had, the others nothing."""
@@ -36,5 +37,12 @@ class Averages:
             for name, (total, count) in sums.items():
                 self.add(name, total, count)
 
-    def means(self) -> dict[str, float]:
-        return {name: total / count for name, (total, count) in self.sums.items()}
+    def __getitem__(self, name: str) -> float:
+        total, count = self.sums[name]
+        return total / count
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sums)
+
+    def __len__(self) -> int:
+        return len(self.sums)

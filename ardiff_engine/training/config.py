@@ -9,19 +9,18 @@ defaults.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from ardiff_engine.data.moving_digits import MovingDigits
-from ardiff_engine.data.moving_shapes import MovingShapes
+from ardiff_engine.data.config import DataConfig
 from ardiff_engine.errors import ConfigError, explain
 from ardiff_engine.models.ar_diffusion.config import ARDiffusionConfig
 from ardiff_engine.models.titok.config import TiTokConfig
+from ardiff_engine.settings import LARGEST, at_least
 from ardiff_engine.training.distillation import DistillationConfig
+from ardiff_engine.training.log_config import LogConfig
 
 SMALLEST_GAN_IMAGE = 24
 MOST_THREADS = 1 << 12
-# Far above any use, and so low that float32 holds it and sums of it.
-LARGEST = 10**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,8 @@ class RunConfig:
     device: "cuda" is the GPU of the process's own number under `torchrun`.
     precision: of the network. "bfloat16": autocast; weights, gradients and optimizer stay float32.
     recompute: activations of a block are computed again for its gradient instead of kept.
+    shard: stage 2 under `torchrun`: weights between steps, moments and moving average are split over the
+        processes (FSDP2), and each writes its own part of a checkpoint.
     validation_clips: held-out clips (or frames) of a validation, over all processes.
     *_every: steps between two log lines, validations and checkpoints; 0 switches them off.
     keep: checkpoints that stay on disk. threads: CPU threads, None for torch's choice.
@@ -49,6 +50,7 @@ class RunConfig:
     device: str = "cpu"
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     recompute: bool = False
+    shard: bool = False
     threads: int | None = None
     log_every: int = 10
     validate_every: int = 500
@@ -57,22 +59,25 @@ class RunConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _at_least("run", self, 1, "steps", "batch", "accumulate", "validation_clips", "keep")
-        _at_least("run", self, 0, "log_every", "validate_every", "checkpoint_every")
+        at_least("run", self, 1, "steps", "batch", "accumulate", "validation_clips", "keep")
+        at_least("run", self, 0, "log_every", "validate_every", "checkpoint_every")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ConfigError(f"run.threads: got {self.threads}, expected 1 to {MOST_THREADS}.")
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:
-    """AdamW and its learning rate: linear over `warmup` steps, then constant, or a half cosine down to
-    final_lr · lr.
+    """The learning rate: linear over `warmup` steps, then constant, or a half cosine down to final_lr · lr.
 
+    kind: "adamw"; "muon": the weights of linear layers move by `torch.optim.Muon` (Jordan et al. 2024), all
+        others by AdamW; Muon's steps are scaled as AdamW's are, so that one lr holds for both.
+    beta1, beta2, eps: AdamW's.
     clip_norm: largest norm of the gradient of all trained parameters together; 0 switches clipping off.
     weight_decay applies to the weights of linear and convolutional layers, not to biases, norms and tables of
         contexts, tokens and classes.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -84,7 +89,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _at_least("optimizer", self, 0, "lr", "eps", "weight_decay", "warmup", "final_lr", "clip_norm")
+        at_least("optimizer", self, 0, "lr", "eps", "weight_decay", "warmup", "final_lr", "clip_norm")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optimizer.{name}: got {getattr(self, name)}, expected 0 <= {name} < 1.")
@@ -100,49 +105,6 @@ class EmaConfig:
         if not 0 <= self.decay < 1:
             raise ConfigError(
                 explain("ema.decay", got=self.decay, expected="0 <= decay < 1", fix="0.9999 is usual.")
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class DataConfig:
-    """What to train on.
-
-    source: "moving_digits" (see `digits`), "moving_shapes" (see `shapes`), "videos" (a folder, `path`) or
-        "latents" (a folder of .npy files, `path`).
-    num_frames: frames per clip. held_out: videos, or at least so many latent files, kept apart for
-        validation; latent files of one video stay together.
-    fps: videos only: frames per second at which they are read; None for each one's own rate.
-    clips: moving digits of stage 2 only: this many clips of `clip_frames` frames are encoded once, before
-        training, and every training clip is a window of one of them; 0 encodes clips on the fly.
-    """
-
-    source: Literal["moving_digits", "moving_shapes", "videos", "latents"] = "moving_digits"
-    path: str = ""
-    num_frames: int = 16
-    held_out: int = 64
-    fps: float | None = None
-    clips: int = 0
-    clip_frames: int = 32
-    digits: MovingDigits = field(default_factory=MovingDigits)
-    shapes: MovingShapes = field(default_factory=MovingShapes)
-
-    def __post_init__(self) -> None:
-        _at_least("data", self, 1, "num_frames", "held_out", "clip_frames")
-        _at_least("data", self, 0, "clips")
-        if self.source in ("videos", "latents") and not self.path:
-            raise ConfigError(
-                explain(
-                    "data.path", got="nothing", expected="a folder", fix=f"source {self.source!r} needs one."
-                )
-            )
-        if self.clips and self.clip_frames < self.num_frames:
-            raise ConfigError(
-                explain(
-                    "data.clip_frames",
-                    got=self.clip_frames,
-                    expected=f">= num_frames ({self.num_frames})",
-                    fix="Make it larger.",
-                )
             )
 
 
@@ -171,7 +133,7 @@ class VaeLossConfig:
     lpips_weights: str = ""
 
     def __post_init__(self) -> None:
-        _at_least("loss", self, 0, "l1", "l2", "kl", "lpips", "gan", "gan_start", "classes", "latent_noise")
+        at_least("loss", self, 0, "l1", "l2", "kl", "lpips", "gan", "gan_start", "classes", "latent_noise")
         if self.lpips and not self.lpips_weights:
             raise ConfigError(
                 explain(
@@ -183,6 +145,18 @@ class VaeLossConfig:
             )
 
 
+def no_samples(log: LogConfig) -> None:
+    if log.samples_every:
+        raise ConfigError("log.samples_every: stage 1 shows reconstructions at every validation. Drop it.")
+
+
+def no_buckets(data: DataConfig) -> None:
+    if data.buckets:
+        raise ConfigError(
+            "data.buckets: TiTok's pictures have one size. Drop it, or use a frame_vae and network = 'wan'."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class VaeTrainConfig:
     """Stage 1: the frame autoencoder.
@@ -192,8 +166,8 @@ class VaeTrainConfig:
     init: folder or file of weights to start from. channels_last: memory layout of the convolutions, faster on
         CPUs.
     initialisation: of a run without `init`. "official" is TiTok's (every matrix with standard deviation 0.02,
-        meant for widths of 512 and more); "fan_in" uses fan_in^-½, without which narrow networks stay on the
-        mean image for thousands of steps.
+        meant for widths of 512 and more); "fan_in" is for narrow networks, which with the other stay on the
+        mean image for thousands of steps (`training.fan_in`).
     """
 
     run: RunConfig
@@ -206,8 +180,11 @@ class VaeTrainConfig:
     init: str = ""
     initialisation: Literal["official", "fan_in"] = "official"
     channels_last: bool = False
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        no_samples(self.log)
+        no_buckets(self.data)
         if self.trainable == "temporal" and not self.model.temporal:
             raise ConfigError(
                 explain(
@@ -253,7 +230,7 @@ class EncodeConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _at_least("encode", self, 1, "num_frames", "stride")
+        at_least("encode", self, 1, "num_frames", "stride")
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +284,7 @@ class DiffusionLossConfig:
         for name in (*shares, "history_dropped"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"loss.{name}: got {getattr(self, name)}, expected a share, 0 to 1.")
-        _at_least("loss", self, 1, "block")
+        at_least("loss", self, 1, "block")
         if any(not 0 <= level <= LARGEST for level in self.level_list):
             raise ConfigError(f"loss.level_list: got {self.level_list}, expected levels from 0 on.")
         history = self.history_levels
@@ -333,10 +310,14 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     vae: str = ""
     init: str = ""
 
     def __post_init__(self) -> None:
+        no_buckets(self.data)
+        if self.log.samples_every and not self.vae:
+            raise ConfigError("log.samples_every: pictures need `vae`. Set it to a folder of stage 1.")
         if not self.vae and self.data.source != "latents":
             raise ConfigError(
                 explain(
@@ -366,10 +347,3 @@ class TrainConfig:
                     fix="Shorten the clips or enlarge the model's window.",
                 )
             )
-
-
-def _at_least(section: str, config: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not least <= value <= LARGEST:
-            raise ConfigError(f"{section}.{name}: got {value}, expected {least} to {LARGEST:g}.")

@@ -21,7 +21,8 @@ class DistillationConfig:
     teacher_steps: levels of the grid that the teacher walks down, evenly spaced, the noisiest first.
     target_decay: of the moving average of the student that gives the targets of consistency distillation.
     fake_updates: steps of the fake score before each one of the student. fake_lr: its learning rate;
-        0: optimizer.lr.
+        0: optimizer.lr. adversarial_weight: of the term that matches videos of n and of n + 1 steps in
+        adversarial self-distillation.
     """
 
     teacher: str = ""
@@ -31,6 +32,7 @@ class DistillationConfig:
     target_decay: float = 0.95
     fake_updates: int = 5
     fake_lr: float = 0.0
+    adversarial_weight: float = 0.1
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -40,6 +42,7 @@ class DistillationConfig:
             ("target_decay", 0, 1),
             ("fake_updates", 0, 1000),
             ("fake_lr", 0, 1000),
+            ("adversarial_weight", 0, 1000),
         ):
             if not least <= getattr(self, name) <= most:
                 raise ConfigError(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from ardiff_engine.device import free_memory
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import RunConfig
 from ardiff_engine.training.loop import TrainingLoop
 from ardiff_engine.training.throughput import Throughput, settle
@@ -29,7 +30,7 @@ class Training(Protocol):
 
     loop: TrainingLoop
 
-    def step(self, step: int, /) -> Mapping[str, float]: ...
+    def step(self, step: int, /) -> Averages: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +81,26 @@ def dry_run(training: Training) -> RunEstimate:
     )
 
 
-def check_room(make: Callable[[], nn.Module], run: RunConfig, *, averaged: bool) -> None:
+def check_room(make: Callable[[], nn.Module], run: RunConfig, *, averaged: bool, kept: int = 0) -> None:
     """ConfigError if weights, gradient, both moments of AdamW and the moving average alone are more than the
-    device has free; `make` is called without taking memory."""
+    device has free, or that and what a pass keeps at least: kept, numbers that enter the blocks for one clip.
+    `make` is called without taking memory."""
     with torch.device("meta"):
         numbers = sum(p.numel() for p in make().parameters())
     size = 8 if run.precision == "float64" else 4
     needed = numbers * size * (2 + ADAM_MOMENTS + averaged)
+    clips = kept * run.batch * (2 if run.precision == "bfloat16" else size)
     free = free_memory(torch.device(run.device))
     if needed > free:
         raise ConfigError(
             f"model: its {numbers:,} parameters take {needed / GIB:.1f} GiB with gradient and optimizer, and "
             f"{free / GIB:.1f} GiB are free on {run.device}. Choose a smaller width or depth."
+        )
+    if needed + clips > free:
+        raise ConfigError(
+            f"run.batch: {run.batch} clips keep at least {clips / GIB:.1f} GiB for their gradients, beside "
+            f"{needed / GIB:.1f} GiB of the model, and {free / GIB:.1f} GiB are free on {run.device}. Choose "
+            "a smaller batch, and run.accumulate to make up for it."
         )
 
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Ema:
@@ -30,11 +28,6 @@ class Ema:
         weight = 1 - self.decay_of(self.updates)
         for name, value in module.named_parameters():
             self.shadow[name].lerp_(value, weight)
-
-    def load(self, shadow: Mapping[str, Tensor], updates: int) -> None:
-        for name, value in self.shadow.items():
-            value.copy_(shadow[name])
-        self.updates = updates
 
     @torch.no_grad()
     def exchange(self, module: nn.Module) -> None:

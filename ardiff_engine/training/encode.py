@@ -54,7 +54,7 @@ def encode(config: EncodeConfig) -> Path:
     videos = find_videos(root)
     vae = load_titok(config.vae).to(device).eval()
     _claim(make_folder(output), _settings(config, videos, vae))
-    written, spread = 0, LatentSpread()
+    written, skipped, spread = 0, 0, LatentSpread()
     for number, path in enumerate(tqdm(videos, desc="encoding videos", unit="video")):
         name = "-".join(path.relative_to(root).with_suffix("").parts)
         found = CLASS_SUFFIX.search(name)
@@ -71,7 +71,8 @@ def encode(config: EncodeConfig) -> Path:
                     write_latents(target, latents[0])
                 written += 1
         except MediaError as error:
-            logger.warning("skipped: %s", error)
+            skipped += 1
+            logger.warning("skipped, %d of %d so far: %s", skipped, len(videos), error)
     if not written:
         raise MediaError(
             explain(

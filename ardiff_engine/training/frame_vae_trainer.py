@@ -13,20 +13,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ardiff_engine.data.buckets import alike, check_sizes
+from ardiff_engine.data.config import DataConfig
 from ardiff_engine.data.sources import clip_source
 from ardiff_engine.diffusion.noise import noise_keys
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.files import make_folder
 from ardiff_engine.media import contact_sheet
-from ardiff_engine.models.frame_vae import FrameVAE, FrameVAEConfig
+from ardiff_engine.models.frame_vae import SCALE, FrameVAE, FrameVAEConfig
 from ardiff_engine.ops import philox_normal
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
-from ardiff_engine.training.config import DataConfig, OptimizerConfig, RunConfig
+from ardiff_engine.training.config import OptimizerConfig, RunConfig, no_samples
+from ardiff_engine.training.log_config import LogConfig
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import autocast, weights_dtype
-from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, together, world_size
+from ardiff_engine.training.processes import (
+    average_gradients,
+    enter,
+    rank,
+    sample_ids,
+    step_clips,
+    together,
+    world_size,
+)
 from ardiff_engine.weights import save_model
 
 VAE_FOLDER = "vae"
@@ -58,6 +69,11 @@ class FrameVaeTrainConfig:
     data: DataConfig = field(default_factory=lambda: DataConfig(num_frames=1))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: FrameVaeLoss = field(default_factory=FrameVaeLoss)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        no_samples(self.log)
+        check_sizes(self.data.shapes_of_clips, SCALE, SCALE)
 
 
 class FrameVaeTrainer:
@@ -68,18 +84,19 @@ class FrameVaeTrainer:
         self.config = config = replace(config, run=run)
         self.model = FrameVAE(config.model).to(run.device, weights_dtype(run))
         self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
-        self.source = clip_source(config.data, config.model.image_size, run.seed)
+        clips = step_clips(run.batch, run.accumulate)
+        self.source = clip_source(config.data, config.model.image_size, run.seed, clips)
         self.loop = TrainingLoop(run, {"model": self.model}, {"model": self.optimizer}, None, config)
 
     def train(self, *, resume: bool = False) -> Path:
         """All steps; returns the folder of the autoencoder (`output/vae`). Stopped after SIGINT or SIGTERM;
         the folder then holds it as far as it came."""
         folder = self.loop.folder / VAE_FOLDER
-        with exported_at_the_end(lambda: save_model(self.model, folder)):
+        with exported_at_the_end(lambda: None if rank() else save_model(self.model, folder)):
             self.loop.run(self.step, self.validate, resume=resume)
         return folder
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> Averages:
         run, averages = self.config.run, Averages()
         self.model.train()
         for micro in range(run.accumulate):
@@ -88,13 +105,13 @@ class FrameVaeTrainer:
             (loss / run.accumulate).backward()
             averages.add("loss", float(loss.detach()))
         average_gradients(self.optimizer.parameters.values())
-        return averages.means() | {"gradient_norm": self.optimizer.update(step)}
+        averages.add("gradient_norm", self.optimizer.update(step))
+        return averages
 
     def loss(self, samples: Sequence[int], *, held_out: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Of clips by id, with images and reconstructions [N, 3, H, W]; held-out clips get no noise."""
         run, weights = self.config.run, self.config.loss
-        source = self.source.held_out() if held_out else self.source
-        clips, _ = source.clips(samples)
+        clips, _ = (self.source.held_out() if held_out else self.source).clips(samples)
         images = clips.flatten(0, 1).to(run.device, weights_dtype(run))
         with autocast(run):
             latents = self.model.latents(images)
@@ -105,14 +122,13 @@ class FrameVaeTrainer:
         return weights.l1 * error.abs().mean() + weights.l2 * error.square().mean(), images, reconstructed
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> Averages:
         """Loss and peak signal-to-noise ratio in dB of held-out clips, and a picture of the first ones."""
         run, averages = self.config.run, Averages()
         self.model.eval()
         own = range(rank(), run.validation_clips, world_size())
         shown: tuple[Tensor, Tensor] | None = None
-        for first in range(0, len(own), run.batch):
-            samples = own[first : first + run.batch]
+        for samples in alike(self.source.held_out(), own, run.batch):
             loss, images, reconstructed = self.loss(samples, held_out=True)
             shown = shown or (images, reconstructed)
             squares = (reconstructed.clamp(0, 1) - images).square().flatten(1).mean(1)
@@ -122,7 +138,7 @@ class FrameVaeTrainer:
             )
         together(lambda: self._show(*shown) if rank() == 0 and shown else None, run.device)
         averages.gather()
-        return averages.means()
+        return averages
 
     def _noise(self, latents: Tensor, samples: Sequence[int]) -> Tensor:
         keys = noise_keys(

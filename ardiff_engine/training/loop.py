@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ardiff_engine.errors import CheckpointError, ConfigError, Stopped, explain
@@ -22,13 +22,17 @@ from ardiff_engine.files import remove_leftovers
 from ardiff_engine.parsing import parsing
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.checkpoint import Checkpoint, checkpoints, newest_checkpoint, save_checkpoint
+from ardiff_engine.training.checkpoint_parts import in_parts
 from ardiff_engine.training.config import RunConfig
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.log import TrainingLog
+from ardiff_engine.training.log_config import LogConfig
 from ardiff_engine.training.loss_curve import draw_loss_curve
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import largest, rank, together, world_size
 from ardiff_engine.training.read_config import to_dict, with_defaults
+from ardiff_engine.training.split_tensors import has_split
+from ardiff_engine.training.tensorboard import FOLDER, TensorBoard, check_tensorboard
 from ardiff_engine.training.throughput import Throughput
 
 LOG_FILE = "training_log.jsonl"
@@ -38,6 +42,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float]
+T = TypeVar("T")
 
 
 class TrainingLoop:
@@ -62,7 +67,13 @@ class TrainingLoop:
         ema: Ema | None,
         config: Any,
     ) -> None:
+        if run.shard and not any(has_split(module) for module in modules.values()):
+            raise ConfigError("run.shard: got true for stage 1, whose models are small. Drop it.")
         self.run_config = run
+        self.log_config: LogConfig = config.log
+        if self.log_config.tensorboard:
+            check_tensorboard()
+        self.board: TensorBoard | None = None
         self.modules = modules
         self.optimizers = optimizers
         self.ema = ema
@@ -73,12 +84,15 @@ class TrainingLoop:
 
     def run(
         self,
-        step: Callable[[int], Metrics],
+        step: Callable[[int], Averages],
         validate: Callable[[], Metrics] | None = None,
         *,
+        passes: Callable[[], None] | None = None,
+        sample: Callable[[], None] | None = None,
         resume: bool = False,
     ) -> None:
-        """All steps that are left.
+        """All steps that are left. passes: what a step computes, and nothing else, for `log.gemm_share`.
+        sample: shows the model's videos.
 
         Raises:
             Stopped: by SIGINT or SIGTERM, with a checkpoint on the disk.
@@ -98,6 +112,8 @@ class TrainingLoop:
             ) as bar,
         ):
             throughput = Throughput(run)
+            if passes is not None and self.log_config.gemm_share:
+                throughput.counted(passes)
             began, since = time.perf_counter(), self.finished
             while self.finished < run.steps:
                 self.averages.add_all(step(self.finished))
@@ -112,6 +128,8 @@ class TrainingLoop:
                     bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
                 if validate is not None and _due(self.finished, run.validate_every, run.steps):
                     self._validate(validate, log)
+                if sample is not None and _due(self.finished, self.log_config.samples_every, run.steps):
+                    self._averaged(sample)
                 number = int(largest(stopped[-1] if stopped else 0, run.device))
                 if number or _due(self.finished, run.checkpoint_every, run.steps):
                     self.averages.gather()
@@ -123,27 +141,32 @@ class TrainingLoop:
     def _means(self) -> dict[str, float]:
         """Of all steps since the last line of the log and of all processes, on the first one."""
         self.averages.gather()
-        means, self.averages = self.averages.means(), Averages()
+        means, self.averages = self.averages, Averages()
         lr = next(iter(self.optimizers.values())).lr(self.finished - 1)
         return {**means, "lr": lr}
 
     def _validate(self, validate: Callable[[], Metrics], log: TrainingLog | None) -> None:
+        metrics = self._averaged(validate)
+        self._note(log, {f"validation_{key}": value for key, value in metrics.items()})
+
+    def _averaged(self, action: Callable[[], T]) -> T:
         """With averaged weights where there are any."""
         model = self.modules["model"]
         if self.ema is not None:
             self.ema.exchange(model)
         try:
             with torch.no_grad():
-                metrics = validate()
+                return action()
         finally:
             if self.ema is not None:
                 self.ema.exchange(model)
-        self._note(log, {f"validation_{key}": value for key, value in metrics.items()})
 
     def _note(self, log: TrainingLog | None, metrics: Metrics) -> None:
         def add() -> None:
             if log is not None:
                 log.add(self.finished, **metrics)
+            if self.board is not None:
+                self.board.add(self.finished, metrics)
 
         together(add, self.run_config.device)
 
@@ -167,6 +190,8 @@ class TrainingLoop:
         if rank():
             return None
         remove_leftovers(folder)
+        if self.log_config.tensorboard:
+            self.board = TensorBoard(self.folder / FOLDER, self.finished)
         return TrainingLog(self.folder / LOG_FILE, self.finished if resume else None)
 
     def _restore(self, found: Checkpoint) -> None:
@@ -187,13 +212,12 @@ class TrainingLoop:
                         fix="Restore them, or start a new run with `init` set to this one's weights.",
                     )
                 )
+        for name, optimizer in self.optimizers.items():
+            optimizer.begin(found.names(f"{name}_optimizer"))
+        found.restore(self._tensors())
         with parsing(found.path, fix="It belongs to another run."):
-            for name, module in self.modules.items():
-                module.load_state_dict(found.tensors[name])
-            for name, optimizer in self.optimizers.items():
-                optimizer.load(found.tensors[f"{name}_optimizer"])
             if self.ema is not None:
-                self.ema.load(found.tensors["ema"], found.state["ema_updates"])
+                self.ema.updates = found.state["ema_updates"]
             for name, (total, count) in found.state["averages"].items() if rank() == 0 else ():
                 self.averages.add(name, total, count)
         self.finished = found.step
@@ -205,13 +229,17 @@ class TrainingLoop:
                 found.step,
             )
 
-    def _save(self, log: TrainingLog | None) -> None:
-        if log is None:
-            return
+    def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """All that a checkpoint holds, by its names."""
+        tensors: dict[str, Mapping[str, Tensor]]
         tensors = {name: module.state_dict() for name, module in self.modules.items()}
         tensors |= {f"{name}_optimizer": optimizer.tensors() for name, optimizer in self.optimizers.items()}
-        if self.ema is not None:
-            tensors["ema"] = self.ema.shadow
+        return tensors if self.ema is None else tensors | {"ema": self.ema.shadow}
+
+    def _save(self, log: TrainingLog | None) -> None:
+        tensors = self._tensors()
+        if log is None and not in_parts(tensors):
+            return
         state = {
             "settings": _plain(to_dict(self.config)),
             "processes": world_size(),
@@ -219,19 +247,19 @@ class TrainingLoop:
             "ema_updates": 0 if self.ema is None else self.ema.updates,
         }
         save_checkpoint(self.folder / CHECKPOINT_FOLDER, self.finished, tensors, state, self.run_config.keep)
-        draw_loss_curve(log.entries, self.folder / CURVE_FILE)
+        if log is not None:
+            draw_loss_curve(log.entries, self.folder / CURVE_FILE)
 
 
 @contextmanager
 def exported_at_the_end(export: Callable[[], None]) -> Iterator[None]:
-    """Calls `export` on rank 0 when the block ends, and when it was stopped by a signal."""
+    """Calls `export`, on all processes, when the block ends, and when it was stopped by a signal."""
     stopped = None
     try:
         yield
     except Stopped as error:
         stopped = error
-    if rank() == 0:
-        export()
+    export()
     if stopped is not None:
         raise stopped
 
@@ -241,9 +269,9 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 def _fixed(settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """What may not change on resume: the settings beside `run`, and what sample ids follow from."""
+    """What may not change on resume: the settings beside `run` and `log`, and what sample ids follow from."""
     run = settings["run"]
-    return {key: value for key, value in _plain(settings).items() if key != "run"} | {
+    return {key: value for key, value in _plain(settings).items() if key not in ("run", "log")} | {
         "run.seed": run["seed"],
         "run.batch x run.accumulate x processes": run["batch"] * run["accumulate"] * processes,
     }

@@ -11,7 +11,6 @@ so that it does not matter how a step is split into micro-batches and processes.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -121,10 +120,18 @@ class Denoising:
 
     def history(self, clips: Clips) -> tuple[Tensor, Tensor]:
         """(frames for teacher forcing, their timesteps): as noisy as `loss.history_levels` says, and at the
-        noisiest level where `loss.history_dropped` drops one."""
+        noisiest level where `loss.history_dropped` drops one. Level 0: as a sampler leaves and tells them."""
         levels = history_levels(*self._sizes(clips), self.settings, clips.seed)
         noisy, t, _ = self.noised(clips, levels, Purpose.HISTORY)
-        return noisy, t
+        clean = (levels == 0).to(t.device)
+        if isinstance(self.schedule, FlowSchedule):
+            noisy = torch.where(clean.reshape(*clean.shape, *[1] * (noisy.ndim - 2)), clips.frames, noisy)
+        return noisy, torch.where(clean, self.told_clean(t), t)
+
+    def told_clean(self, t: Tensor) -> Tensor:
+        """What samplers tell the network of finished frames, like t: 0 of a flow (`told_timesteps`), else 1
+        (`fed_timesteps`: such frames keep the noise of level 0)."""
+        return torch.full_like(t, 0 if isinstance(self.schedule, FlowSchedule) else 1)
 
     def error(self, clips: Clips, levels: Tensor, history: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """float [B]: mean of (target - network)² over each clip."""
@@ -136,7 +143,10 @@ class Denoising:
         self, noisy: Tensor, t: Tensor, condition: Any, history: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
         """What the network takes the clean frames for, like noisy."""
-        output = self.predict(noisy, t, condition, *(history or (None, None)))
+        return self.clean(noisy, t, self.predict(noisy, t, condition, *(history or (None, None))))
+
+    def clean(self, noisy: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """The estimate of the clean frames that an output of the network is."""
         return self._weighted(*x0_weights(*self._rates(t), self.settings.prediction), noisy, output)
 
     def moved(self, noisy: Tensor, x0: Tensor, t: Tensor, after: Tensor) -> Tensor:
@@ -165,21 +175,6 @@ class Denoising:
 
 Losses = Tensor | Mapping[str, Tensor]
 Objective = Callable[[Denoising, Clips], Losses]
-
-
-def find_objective(name: str) -> Objective:
-    """The function that "module:function" names. ConfigError if there is none."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f'loss.objective: got {name!r:.200} ({error}), expected "module:function" that can be imported.'
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"loss.objective: {name!r:.200} is {type(found).__name__}, expected a function.")
-    objective: Objective = found
-    return objective
 
 
 def named_losses(losses: Losses, clips: Clips) -> dict[str, Tensor]:

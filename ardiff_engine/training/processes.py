@@ -8,7 +8,7 @@ import atexit
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import nn
 from ardiff_engine.device import usable_device
 from ardiff_engine.errors import CheckpointError
 from ardiff_engine.training.config import RunConfig
+from ardiff_engine.training.split_tensors import average_part, is_split
 
 T = TypeVar("T")
 
@@ -50,7 +51,8 @@ def enter(run: RunConfig) -> RunConfig:
 def _join(device: str) -> None:
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        # Left to the end of the process, its threads can be destroyed while they run: then it aborts.
+        # Left to the end of the process, its threads can be destroyed while they run: then it aborts. What
+        # PyTorch remembers of split tensors keeps the group nevertheless, see `command_end.at_once`.
         atexit.register(_leave)
 
 
@@ -66,19 +68,27 @@ def sample_ids(step: int, micro: int, batch: int, accumulate: int) -> Sequence[i
     return range(first, first + batch)
 
 
+def step_clips(batch: int, accumulate: int) -> int:
+    """Clips of a step, over all processes."""
+    return batch * accumulate * world_size()
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Gradients become their mean over all processes; all are under way at once."""
+    """Gradients become their mean over all processes; all are under way at once. Each process gets its part
+    of one whose parameter is split (`training.sharding`)."""
     count = world_size()
-    if count == 1:
-        return
     gradients = []
     for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
+        if is_split(parameter):
+            average_part(parameter, count)
+        elif count > 1:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
     for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
         work.wait()
-    torch._foreach_div_(gradients, count)
+    if gradients:
+        torch._foreach_div_(gradients, count)
 
 
 def largest(value: float, device: str) -> float:
@@ -103,4 +113,23 @@ def together(action: Callable[[], T], device: str) -> T:
         failure = error
     if largest(float(failure is not None), device):
         raise failure or CheckpointError("another process of this run has failed; its message says why.")
+    return result
+
+
+def first_says(action: Callable[[], T]) -> T:
+    """What the first process's action returns, on all of them; the others do not call it. Raises its error
+    there, CheckpointError on the others."""
+    failure: Exception | None = None
+    said: list[Any] = [None, False]
+    if rank() == 0:
+        try:
+            said[0] = action()
+        except Exception as error:
+            failure = error
+    if world_size() > 1:
+        said[1] = failure is not None
+        dist.broadcast_object_list(said)
+    if failure is not None or (rank() and said[1]):
+        raise failure or CheckpointError("the first process of this run has failed; its message says why.")
+    result: T = said[0]
     return result

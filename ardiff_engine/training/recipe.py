@@ -15,12 +15,14 @@ from torch import nn
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.models.protocol import VideoModel
+from ardiff_engine.named_function import named_function
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import OptimizerConfig, RunConfig
 from ardiff_engine.training.distillation import DistillationConfig
-from ardiff_engine.training.objective import Clips, Denoising, Losses, find_objective, named_losses
+from ardiff_engine.training.objective import Clips, Denoising, Losses, Objective, named_losses
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import average_gradients, sample_ids
+from ardiff_engine.training.sharding import gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,13 @@ def _nothing() -> None: ...
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """phases: of a step, in order; "model" is the student. networks, optimizers: of the others, saved with
-    it; a network without an optimizer moves in `after`, which is called when a step is over."""
+    """phases: of a step, in order; "model" is the student. networks, optimizers: the others, and settings of
+    what moves them; both are saved with it. A network without an optimizer moves in `after`, which is called
+    when a step is over."""
 
     phases: Sequence[Phase]
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
-    optimizers: Mapping[str, Optimizer] = field(default_factory=dict)
+    optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)
     after: Callable[[], None] = _nothing
 
 
@@ -69,7 +72,6 @@ class Cast:
     asked: Callable[[Clips], Sequence[Mapping[str, Any]]]
     settings: DistillationConfig
     optimizer: OptimizerConfig
-    run: RunConfig
 
     @property
     def task(self) -> Denoising:
@@ -85,7 +87,7 @@ class Cast:
 def find_recipe(name: str, given: Cast) -> Recipe:
     """name: of a module of `training.recipes`, or "module:function" of an objective. ConfigError: neither."""
     if ":" in name:
-        objective = find_objective(name)
+        objective: Objective = named_function(name, "loss.objective")
         return Recipe([Phase("model", lambda clips: objective(given.task, clips))])
     recipes = importlib.import_module("ardiff_engine.training.recipes")
     known = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
@@ -99,27 +101,46 @@ def find_recipe(name: str, given: Cast) -> Recipe:
 
 def run_step(
     recipe: Recipe,
+    networks: Mapping[str, nn.Module],
     optimizers: Mapping[str, Optimizer],
     run: RunConfig,
     step: int,
     clips: Callable[[Sequence[int]], Clips],
-) -> dict[str, float]:
+) -> Averages:
     """All phases of a step. Means over this process's clips: of the loss, and of its parts where it has
     several; those of other networks than the student begin with their names."""
-    averages, phases = Averages(), len(recipe.phases)
+    averages = Averages()
     for number, phase in enumerate(recipe.phases):
         prefix = "" if phase.network == "model" else f"{phase.network}_"
-        for micro in range(run.accumulate):
-            samples = sample_ids(step * phases + number, micro, run.batch, run.accumulate)
-            own = clips(samples)
-            losses = named_losses(phase.loss(own), own)
-            total = torch.stack([values.sum() for values in losses.values()]).sum()
-            (total / (run.batch * run.accumulate)).backward()
-            averages.add(f"{prefix}loss", float(total.detach()), len(samples))
-            for name in losses.keys() - {"loss"} if len(losses) > 1 else ():
-                averages.add(f"{prefix}{name}", float(losses[name].detach().sum()), len(losses[name]))
+        found = run_phase(phase, number, recipe, networks, run, step, clips)
+        averages.add_all(found, prefix)
         optimizer = optimizers[phase.network]
         average_gradients(optimizer.parameters.values())
         averages.add(f"{prefix}gradient_norm", optimizer.update(step))
     recipe.after()
-    return averages.means()
+    return averages
+
+
+def run_phase(
+    phase: Phase,
+    number: int,
+    recipe: Recipe,
+    networks: Mapping[str, nn.Module],
+    run: RunConfig,
+    step: int,
+    clips: Callable[[Sequence[int]], Clips],
+) -> Averages:
+    """Losses and gradients of all micro-batches of a phase; nothing moves."""
+    averages = Averages()
+    with gathered(networks.values()):
+        for micro in range(run.accumulate):
+            samples = sample_ids(step * len(recipe.phases) + number, micro, run.batch, run.accumulate)
+            own = clips(samples)
+            losses = named_losses(phase.loss(own), own)
+            total = torch.stack([values.sum() for values in losses.values()]).sum()
+            (total / (run.batch * run.accumulate)).backward()
+            averages.add("loss", float(total.detach()), len(samples))
+            for name, values in losses.items():
+                if name != "loss":
+                    averages.add(name, float(values.detach().sum()), len(values))
+    return averages

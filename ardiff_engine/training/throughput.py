@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,7 +16,7 @@ from ardiff_engine.training.processes import world_size
 
 T = TypeVar("T")
 REPEATS = 3
-SPEED = frozenset({"steps_per_second", "clips_per_second"})
+SPEED = frozenset({"steps_per_second", "clips_per_second", "gemm_share"})
 """What is new each time that a run is done again."""
 
 
@@ -27,11 +28,13 @@ class Throughput:
         self.run, self.flops, self.gemm_rate = run, 0, 0.0
 
     def counted(self, step: Callable[[], T]) -> T:
-        """What the step returns. Not for the steps of a run, whose last bits must not depend on counting."""
+        """What the step returns. Not for the steps of a run, whose last bits must not depend on counting.
+
+        A product is counted at the dtype of the network's pass; the rate is measured once for a process."""
         with FlopCounterMode(display=False) as counter:
             result = step()
         self.flops = counter.get_total_flops()
-        self.gemm_rate = gemm_rate(self.run)
+        self.gemm_rate = gemm_rate(self.run.device, self.run.precision)
         return result
 
     def metrics(self, steps: int, seconds: float) -> dict[str, float]:
@@ -45,11 +48,12 @@ class Throughput:
         return found | ({"gemm_share": self.flops * rate / self.gemm_rate} if self.gemm_rate else {})
 
 
-def gemm_rate(run: RunConfig) -> float:
+@functools.cache
+def gemm_rate(place: str, precision: str) -> float:
     """FLOP per second of a square product in the precision of the network's pass; the best of three."""
-    device = torch.device(run.device)
+    device = torch.device(place)
     side = 8192 if device.type == "cuda" else 1024
-    a = torch.ones(side, side, device=device, dtype=getattr(torch, run.precision))
+    a = torch.ones(side, side, device=device, dtype=getattr(torch, precision))
     times = []
     for _ in range(1 + REPEATS):
         settle(device)

@@ -18,154 +18,78 @@ from ardiff_engine.data.latent_files import LatentFiles
 from ardiff_engine.data.sources import clip_source
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, DataError, explain
-from ardiff_engine.files import write_atomic
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup
 from ardiff_engine.parsing import read_toml
+from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.purposes import Purpose
-from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
+from ardiff_engine.training.diffusion_trainer import DiffusionTrainer, Judged
 from ardiff_engine.training.distillation import teacher_folder
 from ardiff_engine.training.dry_run import RunEstimate, check_room, dry_run
-from ardiff_engine.training.ema import Ema
-from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.objective import Clips, Denoising
-from ardiff_engine.training.optimizer import Optimizer
-from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
-from ardiff_engine.training.processes import enter, rank, world_size
-from ardiff_engine.training.read_config import read_config, to_dict
-from ardiff_engine.training.recipe import Cast, find_recipe, run_step
+from ardiff_engine.training.precision import autocast, weights_dtype
+from ardiff_engine.training.processes import enter, world_size
+from ardiff_engine.training.read_config import read_config
 from ardiff_engine.training.wan_trainer import WanTrainConfig, WanTrainer
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
 from ardiff_engine.weights.scheduler_file import write_schedule
 
 CACHE_FILE = "encoded_clips.safetensors"
-VALIDATION_SEED = 1
-VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Shares of the noisiest level."""
 
 
-class Trainer:
-    """One optimizer step of stage 2: the mean of the objective over its clips (`training.objective`).
-
-    The trained context table is part of the model and of the optimizer. Whatever a step draws depends on
-    (seed, sample id).
-    """
+class Trainer(DiffusionTrainer[TrainConfig, ARDiffusionTransformer, LatentSource]):
+    """The trained context table is part of the model and of the optimizer."""
 
     def __init__(self, config: TrainConfig) -> None:
         run = enter(config.run)
         self.config = config = replace(config, run=run)
-        check_room(lambda: ARDiffusionTransformer(config.model), run, averaged=config.ema.decay > 0)
-        model = (
+        sizes = config.model
+        kept = config.data.num_frames * sizes.tokens_per_frame * sizes.width * sizes.depth
+        check_room(lambda: ARDiffusionTransformer(sizes), run, averaged=config.ema.decay > 0, kept=kept)
+        self.model = (
             load_ar_diffusion(config.init, config.model)
             if config.init
             else ARDiffusionTransformer(config.model)
         )
-        self.model = model.to(run.device, weights_dtype(run))
-        if run.recompute:
-            recompute_blocks(self.model)
         self.vae = load_titok(config.vae).to(run.device).requires_grad_(False) if config.vae else None
         self._check_sizes()
-        self.schedule = noise_schedule(config.schedule)
         if config.distillation.teacher:
             self._follow(self._teacher())
-        self.denoising = self._task(self.model)
-        self.optimizer = Optimizer(self.model, config.optimizer, run.steps)
-        self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
-        self.recipe = find_recipe(
-            config.loss.objective,
-            Cast(
-                self.model,
-                self._task,
-                self._teacher,
-                self._asked,
-                config.distillation,
-                config.optimizer,
-                run,
-            ),
-        )
-        self.loop = TrainingLoop(
-            run,
-            {"model": self.model, **self.recipe.networks},
-            {"model": self.optimizer, **self.recipe.optimizers},
-            self.ema,
-            config,
-        )
+        judged = [Judged("loss", from_clean=False, by_level=True)]
+        if config.loss.teacher_forcing:
+            judged.append(Judged("teacher_loss", from_clean=True, by_level=False))
+        self.noise_schedule = noise_schedule(config.schedule)
+        super().__init__(config, self.model, self.model, self.noise_schedule, judged)
         self.source = self._source()
 
-    def train(self, *, resume: bool = False) -> Path:
-        """All steps; returns the run's folder, which then also is a pipeline folder with the averaged
-        weights.
-
-        Raises Stopped after SIGINT or SIGTERM; the folder then holds the model as far as it came.
-        """
-        with exported_at_the_end(lambda: self.export(self.loop.folder)):
-            self.loop.run(self.step, self.validate, resume=resume)
-        return self.loop.folder
-
-    def step(self, step: int) -> dict[str, float]:
-        """Means over this process's clips: of the loss, and of its parts where it has several."""
-        run = self.config.run
-        self.model.train()
-        return run_step(
-            self.recipe,
-            self.loop.optimizers,
-            run,
-            step,
-            lambda samples: self.clips(self.source, samples, run.seed),
-        )
-
-    def clips(
-        self, source: LatentSource, samples: Sequence[int], seed: int, *, always_conditioned: bool = False
-    ) -> Clips:
-        """The clips with these sample ids, and their contexts: with probability `null_probability` that of
-        "no condition"."""
+    def clips(self, source: LatentSource, samples: Sequence[int], seed: int, null: float) -> Clips:
         x0, classes = source.latents(samples)
         x0 = regroup(x0, self.config.model.tokens_per_frame).to(self.model.device, self.model.dtype)
-        null = 0.0 if always_conditioned else self.config.loss.null_probability
         context = self._context(samples, classes, seed, null)
         return Clips(samples, x0, context, seed, self.model.null_context(len(samples)))
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Losses of held-out clips at fixed noise levels, all frames of a clip at one, and their mean; with
-        teacher forcing in the run, also from clean frames before each.
+    def _exported(self) -> dict[str, nn.Module]:
+        return {"transformer": self.model}
 
-        The same clips and noise every time; neither the rule of training nor the batch size counts.
-        """
-        run, averages = self.config.run, Averages()
-        self.model.eval()
-        source, seed = self.source.held_out(), run.seed + VALIDATION_SEED
-        own = range(rank(), run.validation_clips, world_size())
-        for first in range(0, len(own), run.batch):
-            samples = own[first : first + run.batch]
-            clips = self.clips(source, samples, seed, always_conditioned=True)
-            for share in VALIDATION_LEVELS:
-                level = round(share * (self.schedule.num_timesteps - 1))
-                levels = torch.full(clips.frames.shape[:2], level)
-                error = float(self.denoising.error(clips, levels).sum())
-                averages.add("loss", error, len(samples))
-                averages.add(f"loss_at_{share}", error, len(samples))
-                if self.config.loss.teacher_forcing:
-                    clean, t, _ = self.denoising.noised(clips, torch.zeros_like(levels), Purpose.HISTORY)
-                    error = float(self.denoising.error(clips, levels, (clean, t)).sum())
-                    averages.add("teacher_loss", error, len(samples))
-        averages.gather()
-        return averages.means()
+    def _samples(self, count: int, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+        tokens, classes = self.source.held_out().latents(range(count))
+        pipe = Pipeline(self.model, _required(self.vae), self.noise_schedule, self.config.loss.prediction)
+        clean = regroup(tokens, self.config.model.tokens_per_frame)
+        made = pipe(
+            clean.shape[1],
+            steps,
+            min(5, steps),
+            num_videos=count,
+            seed=self.config.run.seed,
+            class_id=None if classes is None or self.config.model.num_classes is None else classes.tolist(),
+            progress=False,
+        )
+        return [pipe.decode(clip) for clip in clean], list(made.frames)
 
-    def export(self, folder: Path) -> None:
-        """The pipeline folder: transformer (averaged weights), vae, scheduler.json, training_config.json."""
-        if self.ema is not None:
-            self.ema.exchange(self.model)
-        try:
-            save_model(self.model, folder / "transformer")
-        finally:
-            if self.ema is not None:
-                self.ema.exchange(self.model)
+    def _save_more(self, folder: Path) -> None:
         if self.vae is not None:
             save_model(self.vae, folder / "vae")
-        write_schedule(folder / "scheduler.json", self.schedule, self.config.loss.prediction)
-        text = json.dumps(to_dict(self.config), indent=2)
-        write_atomic(folder / "training_config.json", f"{text}\n".encode())
+        write_schedule(folder / "scheduler.json", self.noise_schedule, self.config.loss.prediction)
 
     def _task(self, network: nn.Module, *, whole: bool = False, held_history: bool = False) -> Denoising:
         """Whether a network of this kind sees whole clips is said by its mask."""

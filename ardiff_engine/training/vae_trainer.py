@@ -25,6 +25,7 @@ from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.dry_run import RunEstimate, check_room, dry_run
 from ardiff_engine.training.ema import Ema
+from ardiff_engine.training.fan_in import initialise_by_fan_in
 from ardiff_engine.training.frame_vae_trainer import FrameVaeTrainConfig, FrameVaeTrainer
 from ardiff_engine.training.latent_spread import LatentSpread
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
@@ -69,7 +70,7 @@ class VaeTrainer:
         if run.recompute:
             recompute_blocks(self.model)
         if not config.init and config.initialisation == "fan_in":
-            _initialise_by_fan_in(self.model)
+            initialise_by_fan_in(self.model)
         _select_parameters(self.model, config.trainable)
         if config.channels_last:
             _set_memory_format(self.model, torch.channels_last)
@@ -96,7 +97,7 @@ class VaeTrainer:
         Raises Stopped after SIGINT or SIGTERM; the folder then holds the model as far as it came.
         """
         folder = self.loop.folder / VAE_FOLDER
-        with exported_at_the_end(lambda: self._export(folder)):
+        with exported_at_the_end(lambda: None if rank() else self._export(folder)):
             self.loop.run(self.step, self.validate, resume=resume)
         return folder
 
@@ -106,9 +107,8 @@ class VaeTrainer:
         _set_memory_format(self.model, torch.contiguous_format)
         save_model(self.model, folder)
 
-    def step(self, step: int) -> dict[str, float]:
-        run = self.config.run
-        totals: dict[str, float] = {}
+    def step(self, step: int) -> Averages:
+        run, averages = self.config.run, Averages()
         self.model.train()
         for micro in range(run.accumulate):
             samples = sample_ids(step, micro, run.batch, run.accumulate)
@@ -122,13 +122,14 @@ class VaeTrainer:
             else:
                 (loss / run.accumulate).backward()
             for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach()) / run.accumulate
+                averages.add(name, float(value.detach()))
         for name, optimizer in self.optimizers.items():
             if name == "model" or step >= self.config.loss.gan_start:
                 average_gradients(optimizer.parameters.values())
                 norm = optimizer.update(step)
-                totals |= {"gradient_norm": norm} if name == "model" else {}
-        return totals
+                if name == "model":
+                    averages.add("gradient_norm", norm)
+        return averages
 
     def terms(
         self, images: Tensor, classes: Tensor | None, samples: Sequence[int] | None
@@ -164,7 +165,7 @@ class VaeTrainer:
         return reconstruction, terms
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> Averages:
         """Mean loss and L1 on held-out frames, without noise and without the adversarial term, and how much
         their latents vary. Writes a picture of originals and reconstructions."""
         run, averages, spread = self.config.run, Averages(), LatentSpread()
@@ -188,7 +189,7 @@ class VaeTrainer:
             spread.warn()
         together(lambda: self._show(*shown) if rank() == 0 else None, run.device)
         averages.gather()
-        return averages.means()
+        return averages
 
     def _show(self, images: Tensor, reconstructions: Tensor) -> None:
         """Of the first held-out pictures: originals above reconstructions."""
@@ -269,14 +270,6 @@ def _classifier(config: VaeTrainConfig) -> nn.Sequential:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(size, CLASSIFIER_WIDTH), nn.GELU(), nn.Linear(CLASSIFIER_WIDTH, MAX_CLASSES)
     )
-
-
-def _initialise_by_fan_in(model: TiTok) -> None:
-    """Every weight of a linear or convolutional layer ~ N(0, 1 / fan_in); biases, norms and embeddings stay
-    as they are."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
 
 
 def _set_memory_format(model: TiTok, memory_format: torch.memory_format) -> None:

@@ -7,7 +7,6 @@ is predicted from clean blocks before it, as it is when the engine makes a video
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,39 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from ardiff_engine.conditions.captions import CaptionEncoder, CaptionEncoderConfig
+from ardiff_engine.data.buckets import Bucket, check_sizes
+from ardiff_engine.data.captioned_videos import CaptionedVideos
 from ardiff_engine.data.choice import uniform
+from ardiff_engine.data.config import DataConfig
 from ardiff_engine.data.moving_shapes import ACTIONS
+from ardiff_engine.data.sources import video_folder
 from ardiff_engine.data.steered_clips import SteeredShapes
+from ardiff_engine.data.stored_shapes import StoredShapes
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.errors import ConfigError
-from ardiff_engine.files import write_atomic
 from ardiff_engine.models.frame_vae import SCALE, FrameVAE
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.video import ACTIONS as ACTIONS_INPUT
+from ardiff_engine.pipeline.steered import SteeredPipeline, rhythm_of
 from ardiff_engine.purposes import Purpose
-from ardiff_engine.training.averages import Averages
-from ardiff_engine.training.config import (
-    DataConfig,
-    DiffusionLossConfig,
-    EmaConfig,
-    OptimizerConfig,
-    RunConfig,
-)
+from ardiff_engine.training.config import DiffusionLossConfig, EmaConfig, OptimizerConfig, RunConfig
+from ardiff_engine.training.diffusion_trainer import DiffusionTrainer, Judged
 from ardiff_engine.training.distillation import DistillationConfig, teacher_folder
 from ardiff_engine.training.dry_run import check_room
-from ardiff_engine.training.ema import Ema
-from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
+from ardiff_engine.training.log_config import LogConfig
 from ardiff_engine.training.objective import Clips, Denoising
-from ardiff_engine.training.optimizer import Optimizer
-from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
-from ardiff_engine.training.processes import enter, rank, world_size
+from ardiff_engine.training.precision import autocast, weights_dtype
+from ardiff_engine.training.processes import enter, rank, step_clips, together
 from ardiff_engine.training.read_config import to_dict
-from ardiff_engine.training.recipe import Cast, find_recipe, run_step
 from ardiff_engine.weights import load_model, save_model
-
-VALIDATION_SEED = 1
-VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Shares of the noisiest level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +61,42 @@ class WanTrainConfig:
     loss: DiffusionLossConfig = field(default_factory=lambda: DiffusionLossConfig(prediction="flow"))
     ema: EmaConfig = field(default_factory=EmaConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     shift: float = 1.0
     init: str = ""
 
     def __post_init__(self) -> None:
-        if self.data.source != "moving_shapes":
+        if self.data.source not in ("moving_shapes", "videos"):
             raise ConfigError(
-                f"data.source: got {self.data.source!r}, expected 'moving_shapes': Wan transformers are "
-                "trained on clips with captions."
+                f"data.source: got {self.data.source!r}, expected 'moving_shapes' or 'videos': a Wan "
+                "transformer learns from clips with captions, which latent files do not hold. Set it to "
+                "'videos' and data.path to their folder; say a class in words in each video's .txt file."
+            )
+        if self.data.clips and self.data.source == "videos":
+            raise ConfigError(
+                f"data.clips: got {self.data.clips}, expected 0 with data.source 'videos': clips are encoded "
+                "once of 'moving_shapes' alone."
             )
         if self.loss.prediction != "flow":
             raise ConfigError(f"loss.prediction: got {self.loss.prediction!r}, expected 'flow'.")
-        if (self.model.text_dim, self.model.text_tokens) != (self.text.width, self.text.tokens):
+        if (self.model.text_dim, self.model.text_tokens) != (self.text.width, self.text.rows):
             raise ConfigError(
                 f"model.text_dim, model.text_tokens: got {self.model.text_dim}, {self.model.text_tokens}, "
-                f"expected those of [text], {self.text.width}, {self.text.tokens}."
+                f"expected those of [text], {self.text.width}, {self.text.rows}."
             )
         if self.model.actions != len(ACTIONS) - 1 or self.model.image_dim or self.model.fps_embedding:
             raise ConfigError(
                 f"model: got actions {self.model.actions}, image_dim {self.model.image_dim}, fps_embedding "
                 f"{self.model.fps_embedding}; expected {len(ACTIONS) - 1} actions and neither of the others."
             )
-        if self.data.num_frames % self.loss.block:
-            raise ConfigError(
-                f"data.num_frames: got {self.data.num_frames}, expected whole blocks of loss.block, "
-                f"{self.loss.block}."
-            )
+        buckets = self.data.shapes_of_clips
+        check_sizes(buckets, SCALE * self.model.patch[1], SCALE * self.model.patch[2])
+        for frames in [bucket.frames for bucket in buckets] or [self.data.num_frames]:
+            if frames % self.loss.block:
+                raise ConfigError(
+                    f"data.num_frames, data.buckets: got clips of {frames} frames, expected whole blocks of "
+                    f"loss.block, {self.loss.block}."
+                )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,69 +110,38 @@ class Steering:
         return Steering(self.text[rows], self.actions[rows])
 
 
-class WanTrainer:
-    """One optimizer step: the mean of the objective over its clips (`training.objective`)."""
+Source = SteeredShapes | StoredShapes | CaptionedVideos
+STORED_FILE = "encoded_clips.safetensors"
+
+
+class Steered(nn.Module):
+    """What is trained together."""
+
+    def __init__(self, transformer: WanTransformer, text: CaptionEncoder) -> None:
+        super().__init__()
+        self.transformer, self.text = transformer, text
+
+
+class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
+    """Captions and the transformer are trained together."""
 
     def __init__(self, config: WanTrainConfig) -> None:
         run = enter(config.run)
         self.config = config = replace(config, run=run)
-        check_room(lambda: WanTransformer(config.model), run, averaged=config.ema.decay > 0)
         self.vae = _frame_vae(config).to(run.device)
+        averaged, kept = config.ema.decay > 0, _kept(config, self.vae.config.image_size)
+        check_room(lambda: WanTransformer(config.model), run, averaged=averaged, kept=kept)
         self.model = WanTransformer(config.model)
         _initialise(self.model)
         self.text = CaptionEncoder(config.text)
         if folder := config.init or config.distillation.teacher:
             self._begin(Path(folder))
-        both = nn.ModuleDict({"transformer": self.model, "text": self.text})
-        self.both = both.to(run.device, weights_dtype(run))
-        if run.recompute:
-            recompute_blocks(self.model)
-        self.schedule = FlowSchedule(config.shift)
-        self.denoising = self._task(self.model)
-        self.optimizer = Optimizer(self.both, config.optimizer, run.steps)
-        self.ema = Ema(self.both, config.ema.decay) if config.ema.decay else None
-        self.recipe = find_recipe(
-            config.loss.objective,
-            Cast(
-                self.model,
-                self._task,
-                self._teacher,
-                self._asked,
-                config.distillation,
-                config.optimizer,
-                run,
-            ),
-        )
-        self.loop = TrainingLoop(
-            run,
-            {"model": self.both, **self.recipe.networks},
-            {"model": self.optimizer, **self.recipe.optimizers},
-            self.ema,
-            config,
-        )
-        self.source = SteeredShapes(config.data.shapes, self.vae, config.data.num_frames)
+        judged = [Judged("loss", from_clean=True, by_level=True)]
+        both = Steered(self.model, self.text)
+        super().__init__(config, self.model, both, FlowSchedule(config.shift), judged)
+        self.source = self._source()
 
-    def train(self, *, resume: bool = False) -> Path:
-        """All steps; returns the run's folder, which then is a folder of a steered model too, with the
-        averaged weights. Stopped after SIGINT or SIGTERM; the folder then holds it as far as it came."""
-        with exported_at_the_end(lambda: self.export(self.loop.folder)):
-            self.loop.run(self.step, self.validate, resume=resume)
-        return self.loop.folder
-
-    def step(self, step: int) -> dict[str, float]:
-        """Means over this process's clips: of the loss, and of its parts where it has several."""
-        run, null = self.config.run, self.config.loss.null_probability
-        self.both.train()
-        return run_step(
-            self.recipe,
-            self.loop.optimizers,
-            run,
-            step,
-            lambda samples: self.clips(self.source, samples, run.seed, null),
-        )
-
-    def clips(self, source: SteeredShapes, samples: Sequence[int], seed: int, null: float) -> Clips:
-        """The clips with these sample ids; a share `null` of them without caption."""
+    def clips(self, source: Source, samples: Sequence[int], seed: int, null: float) -> Clips:
         device, dtype = self.model.device, self.model.dtype
         made = source.clips(samples)
         told = torch.tensor([uniform(seed, Purpose.NULL, sample, 1)[0] >= null for sample in samples])
@@ -180,39 +150,58 @@ class WanTrainer:
         empty = Steering(torch.zeros_like(text), steering.actions)
         return Clips(samples, made.latents.to(device, dtype), steering, seed, empty)
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Losses of held-out clips at fixed noise levels, all frames of a clip at one, each block from clean
-        ones before it. The same clips and noise every time."""
-        run, averages = self.config.run, Averages()
-        self.both.eval()
-        source, seed = self.source.held_out(), run.seed + VALIDATION_SEED
-        own = range(rank(), run.validation_clips, world_size())
-        for first in range(0, len(own), run.batch):
-            samples = own[first : first + run.batch]
-            clips = self.clips(source, samples, seed, 0.0)
-            for share in VALIDATION_LEVELS:
-                levels = torch.full(clips.frames.shape[:2], round(share * (self.schedule.num_timesteps - 1)))
-                clean, t, _ = self.denoising.noised(clips, torch.zeros_like(levels), Purpose.HISTORY)
-                error = float(self.denoising.error(clips, levels, (clean, t)).sum())
-                averages.add("loss", error, len(samples))
-                averages.add(f"loss_at_{share}", error, len(samples))
-        averages.gather()
-        return averages.means()
+    def _source(self) -> Source:
+        """DataError, ConfigError: captions that are too long, or no text."""
+        data, run = self.config.data, self.config.run
+        if data.source == "moving_shapes":
+            if not data.clips:
+                return SteeredShapes(data.shapes, self.vae, data.num_frames)
+            # One process encodes and writes, and the others read.
+            first = together(lambda: None if rank() else self._stored(), run.device)
+            return self._stored() if first is None else first
+        clips = step_clips(run.batch, run.accumulate)
+        videos = video_folder(data, self.vae.config.image_size, run.seed, clips)
+        source = CaptionedVideos(videos, self.vae)
+        for part in (source, source.held_out()):
+            self.text.ids(part.captions)
+        return source
 
-    def export(self, folder: Path) -> None:
-        """transformer/ and text_encoder/ (averaged weights), vae/, training_config.json."""
-        if self.ema is not None:
-            self.ema.exchange(self.both)
-        try:
-            save_model(self.model, folder / "transformer")
-            save_model(self.text, folder / "text_encoder")
-        finally:
-            if self.ema is not None:
-                self.ema.exchange(self.both)
+    def _stored(self) -> StoredShapes:
+        data, run = self.config.data, self.config.run
+        whole = SteeredShapes(data.shapes, self.vae, data.clip_frames)
+        path = Path(self.config.vae) / STORED_FILE
+        return StoredShapes(whole, data.clips, data.num_frames, run.seed, path)
+
+    def _exported(self) -> dict[str, nn.Module]:
+        return {"transformer": self.model, "text_encoder": self.text}
+
+    def _samples(self, count: int, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+        config = self.config
+        source, rhythm = self.source.held_out(), rhythm_of(to_dict(config))
+        pipe = SteeredPipeline(self.model, self.text, self.vae, rhythm)
+        shown, made = [], []
+        for number in range(count):
+            clip = source.clips([number])
+            shown.append(self._pixels(clip.latents[0]))
+            held = [int(row.argmax()) + 1 if row.any() else 0 for row in clip.actions[0]]
+            frames = pipe.stream(
+                clip.captions[0],
+                len(held),
+                action=held.__getitem__,
+                steps=steps,
+                seed=config.run.seed + number,
+                size=(shown[-1].shape[1], shown[-1].shape[2]),
+            )
+            made.append(torch.stack([frame.image for frame in frames]))
+        return shown, made
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """[F, C, h, w] -> uint8 [F, H, W, 3]."""
+        images = self.vae.images(latents.to(self.vae.mean)).clamp(0, 1)
+        return (images.movedim(1, -1) * 255).round().to("cpu", torch.uint8)
+
+    def _save_more(self, folder: Path) -> None:
         save_model(self.vae, folder / "vae")
-        text = json.dumps(to_dict(self.config), indent=2)
-        write_atomic(folder / "training_config.json", f"{text}\n".encode())
 
     def _task(self, network: nn.Module, *, whole: bool = False, held_history: bool = False) -> Denoising:
         assert isinstance(network, WanTransformer)
@@ -280,6 +269,14 @@ def _initialise(model: WanTransformer) -> None:
             nn.init.zeros_(parameter)
 
 
+def _kept(config: WanTrainConfig, image_size: int) -> int:
+    """Numbers that enter the blocks for the longest clip."""
+    square = Bucket(image_size, image_size, config.data.num_frames)
+    pixels = max(own.frames * own.height * own.width for own in config.data.shapes_of_clips or (square,))
+    model = config.model
+    return pixels // (SCALE**2 * model.patch[1] * model.patch[2]) * model.width * model.depth
+
+
 def _seen(config: WanConfig) -> tuple[object, ...]:
     return (config.channels, config.patch, config.text_dim, config.text_tokens, config.actions)
 
@@ -310,7 +307,7 @@ def _frame_vae(config: WanTrainConfig) -> FrameVAE:
             f"model.channels, out_channels, patch: got {config.model.channels}, {config.model.out_channels}, "
             f"{config.model.patch}; expected those of latents [{channels}, {side}, {side}]."
         )
-    if config.data.shapes.canvas != vae.config.image_size:
+    if config.data.source == "moving_shapes" and config.data.shapes.canvas != vae.config.image_size:
         raise ConfigError(
             f"data.shapes.canvas: got {config.data.shapes.canvas}, expected {vae.config.image_size}, as vae."
         )

@@ -64,8 +64,16 @@ def load_wan(
     return model.eval()
 
 
-def open_wan(path: str | os.PathLike[str], config: WanConfig | Mapping[str, Any] | None = None) -> WanFile:
-    """What `load_wan` would load: names, shapes and sizes, from headers alone. The same errors."""
+def open_wan(
+    path: str | os.PathLike[str],
+    config: WanConfig | Mapping[str, Any] | None = None,
+    *,
+    like: Path | None = None,
+) -> WanFile:
+    """What `load_wan` would load: names, shapes and sizes, from headers alone. The same errors.
+
+    like: the folder of the model that it was made from: heads are as wide where no config.json lies beside.
+    """
     place = arguments.path("path", path)
     if (place / "transformer").is_dir():
         place = place / "transformer"
@@ -74,7 +82,8 @@ def open_wan(path: str | os.PathLike[str], config: WanConfig | Mapping[str, Any]
     names = wan_names(file.shapes, origin)
     shapes = {name: file.shapes[stored] for name, stored in names.items()}
     if not isinstance(config, WanConfig):
-        config = read_wan_config(shapes, {**_hints(place), **(config or {})}, origin)
+        hints = _hints(place) or _as_wide(shapes, {} if like is None else _values(like))
+        config = read_wan_config(shapes, {**hints, **(config or {})}, origin)
     found = WanFile(file, names, shapes, config)
     check_fit({name: tuple(own.shape) for name, own in found.empty().state_dict().items()}, shapes, origin)
     return found
@@ -82,8 +91,21 @@ def open_wan(path: str | os.PathLike[str], config: WanConfig | Mapping[str, Any]
 
 def _hints(place: Path) -> dict[str, Any]:
     """What shapes do not show, from the config.json of official code or diffusers."""
+    values = _values(place)
+    return {ours: values[theirs] for theirs, ours in _HINTS.items() if theirs in values}
+
+
+def _as_wide(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Heads of the width that the config.json of another model says."""
+    heads = next((values[name] for name in ("num_attention_heads", "num_heads") if name in values), None)
+    wide = values.get("attention_head_dim")
+    if wide is None and isinstance(values.get("dim"), int) and isinstance(heads, int) and heads > 0:
+        wide = values["dim"] // heads
+    width = shapes.get("patch_embedding.weight", (0,))[0]
+    return {"heads": width // wide} if isinstance(wide, int) and wide > 0 and width % wide == 0 else {}
+
+
+def _values(place: Path) -> dict[str, Any]:
     config = (place if place.is_dir() else place.parent) / "config.json"
     values = read_json(config) if config.is_file() else {}
-    if not isinstance(values, dict):
-        return {}
-    return {ours: values[theirs] for theirs, ours in _HINTS.items() if theirs in values}
+    return values if isinstance(values, dict) else {}

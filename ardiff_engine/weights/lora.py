@@ -195,7 +195,10 @@ def _check_shapes(
         parameter = parameters.get(target)
         if parameter is None or tuple(parameter.shape) != shape:
             found = "no such parameter" if parameter is None else list(parameter.shape)
-            raise CheckpointError(f"{file.path}: an update {list(shape)} of {target}; the model has {found}.")
+            raise CheckpointError(
+                f"{file.path}: an update {list(shape)} of {target}; the model has {found}. Is it "
+                "for a model of another size?"
+            )
     if math.prod(shapes.get("alpha", ())) != 1:
         raise CheckpointError(f"{file.path}: the alpha of {module} is no single number.")
     if ("down" in shapes) != ("up" in shapes):

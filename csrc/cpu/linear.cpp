@@ -12,12 +12,14 @@
 // by one thread only.
 //
 // Of a transposed weight, the rows of a piece lie far apart: reading them once for every tile of rows would
-// miss the L1 cache. So a piece is copied, once for the rows of a block, which use it up to 128 times.
+// miss the L1 cache. So the first tile of a block keeps a copy for the others; its stores hide behind FMAs.
 //
 // Each output is a chain of FMAs over each range of at most kMostInputs inputs in ascending order; the sums
 // of the ranges are added in order, then the bias, then the epilogue: its bits depend on its own row of x and
 // on nothing else, neither the number of rows nor the threads. That is why the engine does not use BLAS here.
 #include "ardiff/linear.h"
+
+#include <utility>
 
 #include "ardiff/gate_residual.h"
 #include "gelu_simd.h"
@@ -45,6 +47,7 @@ struct Piece {
   float* sums;              // [row of the block][kPieceOutputs]: what earlier ranges gave
   const float* ahead;       // prefetched while this one is worked on, `step` floats per input
   std::int64_t step;
+  float* copy;  // [input][kPieceOutputs]: where a tile that copies the weights puts them
 };
 
 template <int R>
@@ -73,7 +76,7 @@ ARDIFF_SIMD void finish(const LinearParams& p, std::int64_t row, std::int64_t ou
   }
 }
 
-template <int R>
+template <int R, bool Copies = false>
 ARDIFF_SIMD void tile(const LinearParams& p, const Piece& piece, std::int64_t block, std::int64_t row) {
   Vec acc[R][kPieces];
 #pragma GCC unroll 8
@@ -91,7 +94,10 @@ ARDIFF_SIMD void tile(const LinearParams& p, const Piece& piece, std::int64_t bl
     __builtin_prefetch(piece.ahead + i * piece.step, 0, 2);
     Vec w[kPieces];
 #pragma GCC unroll 3
-    for (int v = 0; v < kPieces; ++v) w[v] = load(weights + v * Vec::width);
+    for (int v = 0; v < kPieces; ++v) {
+      w[v] = load(weights + v * Vec::width);
+      if constexpr (Copies) store(piece.copy + i * kPieceOutputs + v * Vec::width, w[v]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec x = set(base[r / 3][(r % 3) * stride + i]);
@@ -162,7 +168,7 @@ void linear(const LinearParams& p) {
       const std::int64_t valid = p.outputs - (panel * kPanelOutputs + output);
       if (valid <= 0) break;
       for (std::int64_t begin = 0; begin < p.inputs; begin += range) {
-        Piece piece;
+        Piece piece{};
         piece.weights = p.weights + panel * p.panel_stride + begin * p.input_stride + output;
         piece.stride = p.input_stride;
         piece.output = panel * kPanelOutputs + output;
@@ -181,15 +187,23 @@ void linear(const LinearParams& p) {
           piece.step = p.input_stride;
           advance = 16;
           most_advances = kPanelOutputs / 16 - 1;
-          if (passes > 1 || valid < kPieceOutputs) {
+          if (valid < kPieceOutputs) {
             copy_piece(piece.weights, p.input_stride, count, valid, copied);
             piece.weights = copied;
             piece.stride = kPieceOutputs;
+          } else if (passes > 1) {
+            piece.copy = copied;
           }
         }
         std::int64_t row = first;
         for (; row + kTileRows <= end; row += kTileRows) {
-          tile<kTileRows>(p, piece, first, row);
+          if (piece.copy != nullptr) {
+            tile<kTileRows, true>(p, piece, first, row);
+            piece.weights = std::exchange(piece.copy, nullptr);
+            piece.stride = kPieceOutputs;
+          } else {
+            tile<kTileRows>(p, piece, first, row);
+          }
           if (most_advances-- > 0) piece.ahead += advance;
         }
         last_tile<kTileRows - 1>(static_cast<int>(end - row), p, piece, first, row);

@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helpers.waiting import PATIENCE, eventually
 from websockets.sync.client import ClientConnection, connect
 
 
@@ -28,7 +28,7 @@ class Browser:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=30))
+            message = json.loads(self._socket.recv(timeout=PATIENCE))
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 result: dict[str, Any] = message["result"]
@@ -46,12 +46,9 @@ class Browser:
         return found["result"].get("value")
 
     def wait(self, expression: str) -> Any:
-        """Until it is true; a minute at most."""
-        until = time.monotonic() + 60
-        while not (found := self.value(expression)):
-            assert time.monotonic() < until, (expression, self.complaints)
-            time.sleep(0.05)
-        return found
+        """Until it is true."""
+        assert eventually(lambda: self.value(expression)), (expression, self.complaints)
+        return self.value(expression)
 
     def key(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
@@ -73,4 +70,4 @@ def opened(program: str, profile: Path) -> Iterator[Browser]:
             yield Browser(socket)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)

@@ -86,6 +86,15 @@ def dmd(x: Tensor, real: Network, fake: Network, noise: Tensor, sigma: Tensor) -
     return (x * pull).flatten(1).mean(1)
 
 
+def judged(weights: list[Tensor], clips: Tensor) -> Tensor:
+    """Logits of three convolutions over frames, rows and columns; weights and biases in turn."""
+    x = clips.movedim(2, 1)
+    for layer in range(3):
+        x = torch.nn.functional.conv3d(x, weights[2 * layer], weights[2 * layer + 1], padding=1)
+        x = torch.where(x > 0, x, 0.2 * x) if layer < 2 else x
+    return x
+
+
 class Cached:
     """A Wan transformer block after block, with a list of keys and values for each layer."""
 

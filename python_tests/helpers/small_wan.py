@@ -10,9 +10,9 @@ from ardiff_engine.models.wan import WanConfig, WanTransformer
 CONFIG = WanConfig(48, 2, 2, 64, channels=3, out_channels=3, text_dim=10, text_tokens=20)
 
 
-def small_wan() -> WanTransformer:
+def small_wan(config: WanConfig = CONFIG) -> WanTransformer:
     torch.manual_seed(0)
-    model = WanTransformer(CONFIG).eval()
+    model = WanTransformer(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3 if parameter.ndim == 1 else 0.7 * parameter[0].numel() ** -0.5)

@@ -127,6 +127,27 @@ def text_encoder(width: int = TEXT_WIDTH):
     ).eval()
 
 
+def official_umt5(name: str) -> str:
+    """What Wan's official file calls a weight of `text_encoder`."""
+    parts = {
+        "SelfAttention.relative_attention_bias": "pos_embedding.embedding",
+        "SelfAttention": "attn",
+        "DenseReluDense.wi_0": "ffn.gate.0",
+        "DenseReluDense.wi_1": "ffn.fc1",
+        "DenseReluDense.wo": "ffn.fc2",
+    }
+    head, *inner = name.removeprefix("encoder.").removeprefix("block.").split(".", 1)
+    if name.startswith("shared."):
+        return "token_embedding.weight"
+    if head == "final_layer_norm":
+        return "norm.weight"
+    _, layer, rest = inner[0].split(".", 2)
+    if rest == "layer_norm.weight":
+        return f"blocks.{head}.norm{int(layer) + 1}.weight"
+    theirs = next(theirs for theirs in parts if rest.startswith(theirs))
+    return f"blocks.{head}.{rest.replace(theirs, parts[theirs], 1)}"
+
+
 def tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

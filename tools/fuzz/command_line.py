@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ctypes
 import dataclasses
 import faulthandler
 import gc
@@ -39,10 +40,11 @@ from tools.fuzz.command_lines import line, make_odd_names
 
 PATIENCE = 10.0
 """Seconds until a line that nobody has stopped is stopped, and the processor time that it may take to end."""
-WALL_SECONDS = 60.0
+WALL_SECONDS = 300.0
 """The same on the clock: on a busy machine a process may wait for long."""
 TRACES = ("Traceback (most recent call last)", "Exception ignored", "fault of ardiff-engine")
 OUTPUTS = ("kept", "kept", "kept", "kept", "reader gone", "full", "not there")
+PR_SET_CHILD_SUBREAPER = 36
 OWN_PROCESS = 0.1
 """Share of the lines that start Python anew. The others are forked from this process: that is quick."""
 
@@ -94,13 +96,17 @@ def attempt(case: Case, inputs: Path) -> Outcome:
         before = {path: path.stat().st_mtime_ns for path in _files(folder)}
         errors = Path(name) / "errors"
         process = _start(case, folder, errors)
-        code, signalled, hang = _wait(process, case)
+        try:
+            code, signalled, hang = _wait(process, case)
+        finally:
+            _end_all(process)
         text = errors.read_text(errors="replace")
         problem = "hang" if hang else _judge(case, code, signalled, text) or _half(folder, before)
         return Outcome(case, problem, code, signalled, text)
 
 
 def _start(case: Case, folder: Path, errors: Path) -> int:
+    _adopt_orphans()
     streams = [_stream(case.stdout, errors.with_name("output")), _stream(case.stderr, errors)]
     errors.touch()
     gc.collect()  # a film that was judged here has threads, which its end would wait for in the child
@@ -182,6 +188,21 @@ def _wait(process: int, case: Case) -> tuple[int, bool, bool]:
         time.sleep(0.5)
     os.killpg(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), True, True
+
+
+def _adopt_orphans() -> None:
+    """Processes whose parent has ended become children of this one, which can wait for their end (Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_all(group: int) -> None:
+    """End what a line has started and left: it would write on into a folder that is being removed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)
+    _codes.pop(group, None)  # the number may come again
 
 
 _codes: dict[int, int] = {}

@@ -178,6 +178,7 @@ def _working(command: str, rng: random.Random) -> list[str]:
         "train": [CONFIG],
         "convert": ["weights.pt", "weights.safetensors"],
         "bench": ["--folder", "few", "--json", "record.json"],
+        "report": [*rng.sample([CLIP, "readme.png"], rng.randint(1, 2)), "--out", "report.html"],
         "info": rng.choice(([], ["--json"])),
     }
     return [command, *lines[command]]

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from ardiff_engine import bench_table
+from ardiff_engine.data.config import DataConfig
 from ardiff_engine.data.latent_files import LatentFiles, read_latents
 from ardiff_engine.errors import CheckpointError
 from ardiff_engine.evaluation.__main__ import trained_digits
 from ardiff_engine.training.checkpoint import CHECKSUM_FILE, _fingerprint, newest_checkpoint, save_checkpoint
 from ardiff_engine.training.config import (
-    DataConfig,
     EncodeConfig,
     OptimizerConfig,
     RunConfig,
@@ -36,6 +36,7 @@ from ardiff_engine.training.config import (
     VaeTrainConfig,
 )
 from ardiff_engine.training.log import read_log
+from ardiff_engine.training.log_config import LogConfig
 from ardiff_engine.training.loop import TrainingLoop
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.read_config import read_config, to_dict
@@ -63,6 +64,7 @@ class Config:
 
     run: RunConfig = RUN
     optimizer: OptimizerConfig = OptimizerConfig()
+    log: LogConfig = LogConfig()
     list: tuple[int, ...] = (1, 2)
 
 

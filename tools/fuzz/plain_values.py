@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
@@ -38,7 +39,9 @@ def changed(values: Any, rng: random.Random) -> Any:
         elif how == 2 and isinstance(holder, dict):
             holder[f"more{rng.randrange(100)}"] = copy.deepcopy(rng.choice(EVIL))
         elif how == 3 and isinstance(holder[key], int | float):
-            holder[key] = holder[key] * rng.choice((-1, 2, 10**6, 10**12, 0.5)) + rng.choice((0, 1))
+            factor, more = rng.choice((-1, 2, 10**6, 10**12, 0.5)), rng.choice((0, 1))
+            with contextlib.suppress(OverflowError):  # half of a whole number that no float can hold
+                holder[key] = holder[key] * factor + more
         else:
             holder[key] = copy.deepcopy(rng.choice(EVIL))
     return result

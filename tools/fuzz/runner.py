@@ -6,7 +6,7 @@ A module of this folder lists `Kind`s and ends with `sys.exit(main(KINDS))`:
     python -m tools.fuzz.files --files 10000 --seed 1      # a campaign
     python -m tools.fuzz.files --kind json --case 417      # one case again, in this process
 
-Must not happen: a crash (the process died), a hang (10 s of processor time, or 60 s), an error that is no
+Must not happen: a crash (the process died), a hang (10 s of processor time, or 300 s), an error that is no
 `ArdiffError`, an error that does not name the file, more memory than 4 times the file and 1 GB, and an
 escape: a file opened outside the target, a socket, a program, a name changed elsewhere (`traps` and an audit
 hook watch). The same seed makes the same files.
@@ -42,7 +42,7 @@ from ardiff_engine.errors import ArdiffError
 from tools.fuzz.traps import Traps
 
 CPU_SECONDS = 10
-WALL_SECONDS = 60
+WALL_SECONDS = 300
 MEMORY_FACTOR = 4
 MEMORY_BYTES = 1 << 30
 # Above the bar, so that what exceeds the bar is measured instead of refused by the system.
@@ -90,6 +90,7 @@ def run(
         (case / count, kind, case) for kind, count in zip(kinds, counts, strict=True) for case in range(count)
     ]
     outcomes: list[Outcome] = []
+    frozen_before = gc.get_freeze_count()
     gc.collect()
     gc.freeze()  # what is loaded by now stays, and need not be looked through before every file
     try:
@@ -101,7 +102,8 @@ def run(
                     last_line = outcome.detail.splitlines()[-1:]
                     print(f"{outcome.problem}: {kind.name} {case}: {last_line}", flush=True)
     finally:
-        gc.unfreeze()
+        if not frozen_before:  # else it is not ours alone
+            gc.unfreeze()
     return outcomes
 
 

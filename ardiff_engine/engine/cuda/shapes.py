@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from ardiff_engine.engine.batch import Batch
-from ardiff_engine.engine.layout import Span
+from ardiff_engine.engine.page_lists import Span
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.ops.attention_work import RecordedWork
 from ardiff_engine.ops.backend import choose

@@ -13,6 +13,7 @@ from ardiff_engine import ops
 from ardiff_engine.errors import PageTableError
 from ardiff_engine.models.cell_batch import CellBatch, ConditionPages
 from ardiff_engine.models.dit.block_spec import BlockSpec, Branch, Heads
+from ardiff_engine.models.dit.head_exchange import HeadExchange
 from ardiff_engine.models.dit.paged_attention import attend
 
 
@@ -23,10 +24,14 @@ def run_blocks(
     cells: CellBatch,
     positions: Tensor,
     frequencies: Tensor | None,
+    exchange: HeadExchange | None = None,
 ) -> Tensor:
-    """h [T, width] -> the output of the last block; see `NativeBlocks.run`. h may be overwritten."""
+    """h [T, width] -> the output of the last block; see `NativeBlocks.run`. h may be overwritten.
+
+    exchange: with other processes; h then holds this process's tokens, and pages its heads.
+    """
     for layer, (spec, rows) in enumerate(zip(specs, modulation.unbind(0), strict=True)):
-        h = _run(spec, h, rows, cells, layer, positions, frequencies)
+        h = _run(spec, h, rows, cells, layer, positions, frequencies, exchange)
     return h
 
 
@@ -38,15 +43,61 @@ def _run(
     layer: int,
     positions: Tensor,
     frequencies: Tensor | None,
+    exchange: HeadExchange | None,
 ) -> Tensor:
-    own, heads, ids = spec.self_attention, spec.self_attention.heads, cells.frame_ids
+    own, ids = spec.self_attention, cells.frame_ids
+    ids = ids if exchange is None else exchange.own(ids)
     k_pages, v_pages = cells.k_pages[layer], cells.v_pages[layer]
     h, u = _normed(h, own.branch, rows, ids, spec.replaces_residual)
-    q = ops.norm_rope_write_(
-        torch.cat([project(u) for project in own.projections], dim=1),
+    qkv = torch.cat([project(u) for project in own.projections], dim=1)
+    if exchange is None:
+        q = _written(qkv, k_pages, v_pages, cells.slots, positions, own.heads, frequencies)
+        seen = attend(q, cells, layer)
+    else:
+        # The norm may span all heads, so it comes before the exchange: K and V of our tokens go to pages of
+        # their own first, those of our heads to the pool after it.
+        k, v = qkv.new_empty(2, 1, own.heads.kv_heads, len(qkv), own.heads.dim)
+        places = torch.arange(len(qkv), device=qkv.device)
+        q = _written(qkv, k, v, places, exchange.own(positions), own.heads, frequencies)
+        qkv = exchange.to_heads(q, k[0].transpose(0, 1), v[0].transpose(0, 1))
+        share = Heads(k_pages.shape[1] * q.shape[1] // k.shape[1], k_pages.shape[1], own.heads.dim)
+        q = _written(qkv, k_pages, v_pages, cells.slots, positions, share, None)
+        seen = exchange.to_tokens(attend(q, cells, layer))
+    h = _added(h, own.out(seen), own.branch, rows, ids)
+    if spec.cross_attention is not None:
+        cross, held = spec.cross_attention, needed(cells.conditions)
+        h, u = _normed(h, cross.branch, rows, ids, spec.replaces_residual)
+        q = head_norm(cross.projections[0](u), cross.heads)
+        if exchange is not None:
+            q = exchange.to_heads(q).unflatten(1, (-1, cross.heads.dim))
+        of_parts = [ops.frame_attention(q, held.k[layer], held.v[layer], table) for table in held.tables]
+        seen = sum(of_parts[1:], of_parts[0]).flatten(1)
+        seen = seen if exchange is None else exchange.to_tokens(seen)
+        h = _added(h, cross.out(seen), cross.branch, rows, ids)
+    h, u = _normed(h, spec.mlp.branch, rows, ids, spec.replaces_residual)
+    hidden = spec.mlp.up(u)
+    if spec.mlp.activation == "silu":
+        hidden = F.silu(hidden)
+    else:
+        hidden = F.gelu(hidden, approximate="tanh" if spec.mlp.activation == "gelu_tanh" else "none")
+    return _added(h, spec.mlp.down(hidden), spec.mlp.branch, rows, ids)
+
+
+def _written(
+    qkv: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    heads: Heads,
+    frequencies: Tensor | None,
+) -> Tensor:
+    """q [T, heads, dim], normed and rotated; k and v go to the pages."""
+    return ops.norm_rope_write_(
+        qkv,
         k_pages,
         v_pages,
-        cells.slots,
+        slots,
         positions,
         heads=heads.heads,
         kv_heads=heads.kv_heads,
@@ -58,22 +109,6 @@ def _run(
         eps=heads.eps,
         frequencies=frequencies,
     )
-    seen = attend(q, cells, layer)
-    h = _added(h, own.out(seen), own.branch, rows, ids)
-    if spec.cross_attention is not None:
-        cross, held = spec.cross_attention, needed(cells.conditions)
-        h, u = _normed(h, cross.branch, rows, ids, spec.replaces_residual)
-        q = head_norm(cross.projections[0](u), cross.heads)
-        of_parts = [ops.frame_attention(q, held.k[layer], held.v[layer], table) for table in held.tables]
-        seen = sum(of_parts[1:], of_parts[0]).flatten(1)
-        h = _added(h, cross.out(seen), cross.branch, rows, ids)
-    h, u = _normed(h, spec.mlp.branch, rows, ids, spec.replaces_residual)
-    hidden = spec.mlp.up(u)
-    if spec.mlp.activation == "silu":
-        hidden = F.silu(hidden)
-    else:
-        hidden = F.gelu(hidden, approximate="tanh" if spec.mlp.activation == "gelu_tanh" else "none")
-    return _added(h, spec.mlp.down(hidden), spec.mlp.branch, rows, ids)
 
 
 def needed(conditions: ConditionPages | None) -> ConditionPages:

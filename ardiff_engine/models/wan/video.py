@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ardiff_engine import ops
 from ardiff_engine.errors import TensorError
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.dit.block_ops import run_blocks
@@ -45,6 +46,7 @@ class PagedWan(nn.Module, VideoModel):
     patch_embedding: nn.Conv3d
     blocks: nn.ModuleList
     head: Head
+    text_embedding: nn.Sequential
     action_embedding: nn.Linear
     _native: NativeBlocks | None = None
     _packed: list[BlockSpec] | None = None
@@ -53,10 +55,6 @@ class PagedWan(nn.Module, VideoModel):
     @abstractmethod
     def time_rows(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t [...] -> the time embedding [..., width] and the rows of the blocks [..., 6, width]."""
-
-    @abstractmethod
-    def prompt_rows(self, text: Tensor) -> Tensor:
-        """[B, rows, text_dim] -> [B, text_tokens, width]."""
 
     @abstractmethod
     def picture_rows(self, picture: Tensor) -> Tensor:
@@ -70,6 +68,7 @@ class PagedWan(nn.Module, VideoModel):
         inputs = [FrameInput(PICTURES, beside, places=True)] if beside else []
         if config.actions is not None:
             inputs.append(FrameInput(ACTIONS, config.actions))
+        time, *grid = axis_frequencies(config.head_dim, config.time_scale).tolist()
         return ModelSpec(
             num_frames=NUM_FRAMES,
             channels=config.out_channels * rows * columns,
@@ -81,7 +80,8 @@ class PagedWan(nn.Module, VideoModel):
             head_dim=config.head_dim,
             views_per_layer=True,
             views_per_head=True,
-            frame_angles=tuple(axis_frequencies(config.head_dim, config.time_scale)[0].tolist()),
+            frame_angles=tuple(time),
+            grid_angles=tuple(map(tuple, grid)),
             condition=_condition_spec(config),
             frame_inputs=tuple(inputs),
         )
@@ -111,7 +111,7 @@ class PagedWan(nn.Module, VideoModel):
         self._frozen = self._ends()
         self._native = self._packed = None
         if self.dtype == torch.float32 and on_native_cpu(self.patch_embedding.weight):
-            specs = self._specs()
+            specs = self.block_specs()
             if self.config.image_dim is None:
                 self._native = NativeBlocks(specs)
             else:
@@ -171,21 +171,20 @@ class PagedWan(nn.Module, VideoModel):
         return condition
 
     @torch.no_grad()
-    def write_condition(self, condition: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
+    def write_condition(
+        self,
+        condition: Tensor,
+        slots: Tensor,
+        k_pages: Tensor,
+        v_pages: Tensor,
+        heads: slice = slice(None),
+    ) -> None:
         """K and V of a prompt, and of a picture, in every layer, to the rows `slots` [their tokens] of pages
-        [layers, pages, heads, page_rows, dim]."""
-        page, row = slots // k_pages.shape[3], slots % k_pages.shape[3]
-        config = self.config
-        text = self.prompt_rows(condition[None, : config.text_tokens, : config.text_dim])
-        picture = None
-        if config.image_dim is not None:
-            picture = self.picture_rows(condition[None, config.text_tokens :, : config.image_dim])
-        for layer, block in enumerate(self._blocks):
-            k, v = block.cross_attn.keys_values(text)
-            if picture is not None:
-                of_picture = block.cross_attn.picture_keys_values(picture)
-                k, v = (torch.cat(pair, dim=1) for pair in zip((k, v), of_picture, strict=True))
-            k_pages[layer][page, :, row], v_pages[layer][page, :, row] = k[0], v[0]
+        [layers, pages, heads, page_rows, dim]; -1: not stored. heads: whose pages these are."""
+        stored = slots >= 0
+        page, row = slots[stored] // k_pages.shape[3], slots[stored] % k_pages.shape[3]
+        for layer, (k, v) in enumerate(self._keys_values(condition, stored)):
+            k_pages[layer][page, :, row], v_pages[layer][page, :, row] = k[:, heads], v[:, heads]
 
     def footprint(self, tokens: int, timesteps: int) -> Footprint:
         config, item = self.config, self.dtype.itemsize
@@ -202,21 +201,35 @@ class PagedWan(nn.Module, VideoModel):
     @torch.no_grad()
     def forward(self, x: Tensor, cells: CellBatch, tables: Tables, condition: Tensor | None = None) -> Tensor:
         """Tokens x [X, channels] over pages; see `VideoModel`."""
-        embed, project, told, rates = self._frozen or self._ends()
-        (modulation, head), positions = tables.parts, cells.positions
-        if PICTURES in cells.inputs:
-            x = torch.cat([x, cells.inputs[PICTURES].to(x.dtype)], dim=1)
-        h = embed(x)
-        if told is not None:
-            h = h + told(cells.inputs[ACTIONS].to(h.dtype))
+        (modulation, head), positions, rates = tables.parts, cells.positions, self.frequencies
+        h = self.entered(x, cells.inputs)
         if self._native is not None and self._native.takes(h, cells, positions):
             self._native.run(h, modulation, cells, positions, rates)
         else:
-            h = run_blocks(self._packed or self._specs(), h, modulation, cells, positions, rates)
-        shift, scale = head[cells.frame_ids].unbind(1)
-        norm = self.head.norm
-        h = F.layer_norm(h, norm.normalized_shape, eps=norm.eps) * (1 + scale) + shift
-        return project(h)
+            h = run_blocks(self._packed or self.block_specs(), h, modulation, cells, positions, rates)
+        return self.predicted(h, head, cells.frame_ids)
+
+    def entered(self, x: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Tokens [X, channels] with their frame inputs -> rows of the first block [X, width]."""
+        embed, _, told, _ = self._frozen or self._ends()
+        if PICTURES in inputs:
+            x = torch.cat([x, inputs[PICTURES].to(x.dtype)], dim=1)
+        h: Tensor = embed(x)
+        return h if told is None else h + told(inputs[ACTIONS].to(h.dtype))
+
+    def predicted(self, h: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """Rows of the last block [X, width], rows of the head [R, 2, width], and which of them each token
+        takes, int32 [X] -> [X, channels of a token]."""
+        shift, scale = rows.unbind(1)
+        predicted: Tensor = (self._frozen or self._ends())[1](
+            ops.modulate(h, shift, scale, ids, eps=self.head.norm.eps)
+        )
+        return predicted
+
+    @property
+    def frequencies(self) -> Tensor:
+        """float64 [axes, head_dim / 2] of the rotary positions."""
+        return (self._frozen or self._ends())[3]
 
     def state_dict(self, *arguments: Any, **options: Any) -> Any:
         """Of parameters that are contiguous and share nothing, as savers want them. Running engines keep
@@ -243,11 +256,29 @@ class PagedWan(nn.Module, VideoModel):
 
     # --- private
 
+    def _keys_values(self, condition: Tensor, stored: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each layer: K and V of those rows of a condition [its tokens] that are stored, [rows, heads,
+        head_dim] each."""
+        config = self.config
+        of_text, of_picture = stored.split([config.text_tokens, len(stored) - config.text_tokens])
+        text = self.text_embedding(condition[None, : config.text_tokens, : config.text_dim][:, of_text])
+        picture = None
+        if config.image_dim is not None:
+            seen = condition[None, config.text_tokens :, : config.image_dim]
+            picture = self.picture_rows(seen[:, of_picture])
+        for block in self._blocks:
+            k, v = block.cross_attn.keys_values(text)
+            if picture is not None:
+                more = block.cross_attn.picture_keys_values(picture)
+                k, v = (torch.cat(pair, dim=1) for pair in zip((k, v), more, strict=True))
+            yield k[0], v[0]
+
     @property
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _specs(self) -> list[BlockSpec]:
+    def block_specs(self) -> list[BlockSpec]:
+        """Of the blocks, in their order; over the parameters themselves."""
         return [_block_spec(block, self.config.eps) for block in self._blocks]
 
     def _ends(self) -> tuple[nn.Linear, nn.Linear, nn.Linear | None, Tensor]:
@@ -274,9 +305,10 @@ class PagedWan(nn.Module, VideoModel):
 def _condition_spec(config: WanConfig) -> ConditionSpec:
     """A prompt, or a prompt and CLIP's tokens of a picture, which are attended to one by one."""
     if config.image_dim is None:
-        return ConditionSpec("cross", config.text_tokens, (config.text_tokens, config.text_dim))
+        return ConditionSpec("cross", config.text_tokens, (config.text_tokens, config.text_dim), counted=True)
     parts = (config.text_tokens, config.image_tokens)
-    return ConditionSpec("cross", sum(parts), (sum(parts), max(config.text_dim, config.image_dim)), parts)
+    shape = sum(parts), max(config.text_dim, config.image_dim)
+    return ConditionSpec("cross", sum(parts), shape, parts, counted=True)
 
 
 def _block_spec(block: Block, eps: float) -> BlockSpec:

@@ -93,8 +93,8 @@ class View {
     this.past = node.querySelector(".past");
     this.line = node.querySelector(".facts");
     this.plan = node.querySelector(".plan");
-    const origin = facts.forked_from ? " · fork" : "";
-    node.querySelector("h2").textContent = `seed ${facts.seed}${origin}`;
+    const origin = session.views.get(facts.forked_from);
+    node.querySelector("h2").textContent = `seed ${facts.seed}${origin ? ` · fork of ${origin.facts.seed}` : ""}`;
     const steer = node.querySelector(".steer");
     steer.hidden = takes.length === 0;
     steer.firstElementChild.placeholder = takes.includes("prompt") ? "another prompt" : "another class";
@@ -131,7 +131,7 @@ class View {
     this.shown = message.chunk_index;
     const each = this.times.reduce((sum, time) => sum + time, 0) / this.times.length;
     const total = this.facts.num_frames ?? "∞";
-    this.note(`frame ${message.first_frame + 1} of ${total} · ${message.pages} pages · ${each.toFixed(0)} ms a frame`);
+    this.note(`frame ${message.first_frame + 1} of ${total} · ${message.pages} pages · ${each.toFixed(0)} ms each`);
     this.drawPlan(message.plan);
     this.remember(picture, message.chunk_index);
   }

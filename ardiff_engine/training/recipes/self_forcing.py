@@ -15,6 +15,7 @@ and the keys and values of earlier blocks have none. An engine makes the video.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,8 +27,7 @@ from ardiff_engine.diffusion.solvers import Renoise
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.guided_teacher import GuidedTeacher
-from ardiff_engine.training.objective import Clips
-from ardiff_engine.training.optimizer import Optimizer
+from ardiff_engine.training.objective import Clips, Losses
 from ardiff_engine.training.recipe import Cast, Phase, Recipe
 from ardiff_engine.training.roll_out import RollOut, roll_out
 
@@ -35,60 +35,85 @@ SCORED = (0.02, 0.98)
 """Shares of the noisiest timestep at which videos are scored."""
 
 
-def recipe(cast: Cast) -> Recipe:
-    task, schedule = cast.denoising(cast.student, held_history=True), cast.task.schedule
-    levels = sorted(task.settings.level_list, reverse=True)
-    if not isinstance(schedule, FlowSchedule):
-        raise ConfigError("loss.objective = 'self_forcing': expected a network that predicts a flow.")
-    if not levels or levels[0] != schedule.num_timesteps - 1 or len(set(levels)) < len(levels):
-        raise ConfigError(
-            f"loss.level_list: got {tuple(levels)}, expected the student's steps, from the noisiest, "
-            f"{schedule.num_timesteps - 1}, on."
-        )
-    steps = task.timesteps(torch.tensor(levels)).tolist()
-    solvers = [Renoise(schedule, steps[: n + 1], task.settings.prediction) for n in range(len(steps))]
-    real = GuidedTeacher(cast.denoising(cast.teacher(), whole=True), cast.settings.guidance_scale)
-    network = copy.deepcopy(cast.teacher()).requires_grad_(True)
-    fake = cast.denoising(network, whole=True)
-    settings = replace(cast.optimizer, lr=cast.settings.fake_lr or cast.optimizer.lr)
-    every = task.timesteps(torch.arange(schedule.num_timesteps)) / schedule.num_timesteps
-    scored = torch.nonzero((every >= SCORED[0]) & (every <= SCORED[1])).flatten()
+class SelfForcing:
+    """The student's own videos and what DMD says of them."""
 
-    def made(clips: Clips) -> RollOut:
-        ends = [below(share, len(solvers)) for share in clips.uniform(Purpose.EXIT, 1)[:, 0].tolist()]
+    def __init__(self, cast: Cast) -> None:
+        """ConfigError: a network that predicts no flow, or steps that make no video."""
+        self.cast, schedule = cast, cast.task.schedule
+        self.task = task = cast.denoising(cast.student, held_history=True)
+        levels = sorted(task.settings.level_list, reverse=True)
+        if not isinstance(schedule, FlowSchedule):
+            raise ConfigError(
+                f"loss.objective = {task.settings.objective!r}: expected a network that predicts a flow."
+            )
+        if not levels or levels[0] != schedule.num_timesteps - 1 or len(set(levels)) < len(levels):
+            raise ConfigError(
+                f"loss.level_list: got {tuple(levels)}, expected the student's steps, from the noisiest, "
+                f"{schedule.num_timesteps - 1}, on."
+            )
+        steps = task.timesteps(torch.tensor(levels)).tolist()
+        self.solvers = [
+            Renoise(schedule, steps[: n + 1], task.settings.prediction) for n in range(len(steps))
+        ]
+        self.real = GuidedTeacher(cast.denoising(cast.teacher(), whole=True), cast.settings.guidance_scale)
+        self.fake_network = copy.deepcopy(cast.teacher()).requires_grad_(True)
+        self.fake = cast.denoising(self.fake_network, whole=True)
+        every = task.timesteps(torch.arange(schedule.num_timesteps)) / schedule.num_timesteps
+        scored = torch.nonzero((every >= SCORED[0]) & (every <= SCORED[1])).flatten()
+        self.scored = int(scored[0]), int(scored[-1])
+
+    def ends(self, clips: Clips, steps: int) -> list[int]:
+        """For each clip one of the first `steps` steps, at which its video ends."""
+        return [below(share, steps) for share in clips.uniform(Purpose.EXIT, 1)[:, 0].tolist()]
+
+    def made(self, clips: Clips, ends: Sequence[int]) -> RollOut:
+        cast, solvers = self.cast, [self.solvers[end] for end in ends]
+        block = self.task.settings.block
         return roll_out(
-            cast.video,
-            cast.asked(clips),
-            [solvers[end] for end in ends],
-            clips.frames,
-            task.settings.block,
-            clips.seed,
-            clips.samples,
+            cast.video, cast.asked(clips), solvers, clips.frames, block, clips.seed, clips.samples
         )
 
-    def score_levels(clips: Clips) -> Tensor:
-        share = clips.uniform(Purpose.SCORE_LEVEL, 1)
-        drawn = (share * schedule.num_timesteps).long().clamp(int(scored[0]), int(scored[-1]))
-        return drawn.expand(-1, clips.frames.shape[1]).contiguous()
-
-    def fake_loss(clips: Clips) -> Tensor:
-        return fake.error(replace(clips, frames=made(clips).frames), score_levels(clips))
-
-    def loss(clips: Clips) -> Tensor:
-        video = made(clips)
+    def last_step(self, clips: Clips, video: RollOut) -> Tensor:
+        """The video once more, with a gradient through the last step of each block."""
         history = video.frames, torch.zeros_like(video.t)
-        x = task.x0(video.noisy, video.t, clips.condition, history)
+        return self.task.x0(video.noisy, video.t, clips.condition, history)
+
+    def dmd(self, clips: Clips, x: Tensor) -> Tensor:
+        """[B]"""
         with torch.no_grad():
             own = replace(clips, frames=x.detach())
-            noisy, t, _ = task.noised(own, score_levels(clips), Purpose.SCORE)
-            wanted = real.x0(noisy, t, clips, None)
+            noisy, t, _ = self.task.noised(own, self._score_levels(clips), Purpose.SCORE)
+            wanted = self.real.x0(noisy, t, clips, None)
             gap = (x - wanted).abs().flatten(1).mean(1)
-            pull = fake.x0(noisy, t, clips.condition) - wanted
+            pull = self.fake.x0(noisy, t, clips.condition) - wanted
             pull = torch.nan_to_num(pull / gap[(..., *[None] * (x.ndim - 1))])
         return 0.5 * (x - (x - pull).detach()).square().flatten(1).mean(1)
 
-    return Recipe(
-        [Phase("fake_score", fake_loss)] * cast.settings.fake_updates + [Phase("model", loss)],
-        {"fake_score": network},
-        {"fake_score": Optimizer(network, settings, cast.run.steps)},
-    )
+    def fake_loss(self, clips: Clips) -> Tensor:
+        video = self.made(clips, self.ends(clips, len(self.solvers)))
+        return self.fake.error(replace(clips, frames=video.frames), self._score_levels(clips))
+
+    def recipe(self, loss: Callable[[Clips], Losses]) -> Recipe:
+        """loss: the student's."""
+        settings, own = self.cast.settings, self.cast.optimizer
+        return Recipe(
+            [Phase("fake_score", self.fake_loss)] * settings.fake_updates + [Phase("model", loss)],
+            {"fake_score": self.fake_network},
+            {"fake_score": replace(own, lr=settings.fake_lr or own.lr)},
+        )
+
+    def _score_levels(self, clips: Clips) -> Tensor:
+        share = clips.uniform(Purpose.SCORE_LEVEL, 1)
+        drawn = (share * self.task.schedule.num_timesteps).long().clamp(*self.scored)
+        return drawn.expand(-1, clips.frames.shape[1]).contiguous()
+
+
+def recipe(cast: Cast) -> Recipe:
+    own = SelfForcing(cast)
+
+    def loss(clips: Clips) -> Tensor:
+        video = own.made(clips, own.ends(clips, len(own.solvers)))
+        return own.dmd(clips, own.last_step(clips, video))
+
+    return own.recipe(loss)

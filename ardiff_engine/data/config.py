@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The [data] table of a training config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ardiff_engine.data.buckets import Bucket
+from ardiff_engine.data.moving_digits import MovingDigits
+from ardiff_engine.data.moving_shapes import MovingShapes
+from ardiff_engine.errors import ConfigError, explain
+from ardiff_engine.settings import MAX_SIZE, at_least
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """What to train on.
+
+    source: "moving_digits" (see `digits`), "moving_shapes" (see `shapes`), "videos" (a folder, `path`) or
+        "latents" (a folder of .npy files, `path`).
+    num_frames: frames per clip. held_out: videos, or at least so many latent files, kept apart for
+        validation; latent files of one video stay together.
+    buckets: videos for Wan transformers and their frame_vae: shapes of clips, [height, width, frames] each,
+        in place of squares of `num_frames`. Each video is of the one that fits it (`data.buckets`), and all
+        clips of a step are of one.
+    fps: videos only: frames per second at which they are read; None for each one's own rate.
+    clips: moving digits and shapes of stage 2 only: this many clips of `clip_frames` frames are encoded once,
+        before training, and every training clip is a window of one of them; 0 encodes clips on the fly.
+    """
+
+    source: Literal["moving_digits", "moving_shapes", "videos", "latents"] = "moving_digits"
+    path: str = ""
+    num_frames: int = 16
+    held_out: int = 64
+    fps: float | None = None
+    buckets: tuple[tuple[int, ...], ...] = ()
+    clips: int = 0
+    clip_frames: int = 32
+    digits: MovingDigits = field(default_factory=MovingDigits)
+    shapes: MovingShapes = field(default_factory=MovingShapes)
+
+    def __post_init__(self) -> None:
+        at_least("data", self, 1, "num_frames", "held_out", "clip_frames")
+        at_least("data", self, 0, "clips")
+        if self.source in ("videos", "latents") and not self.path:
+            raise ConfigError(
+                explain(
+                    "data.path", got="nothing", expected="a folder", fix=f"source {self.source!r} needs one."
+                )
+            )
+        for bucket in self.buckets:
+            if self.source != "videos" or len(bucket) != 3 or not all(1 <= n <= MAX_SIZE for n in bucket):
+                raise ConfigError(
+                    f"data.buckets: got {list(bucket)} with source {self.source!r}, expected [height, width, "
+                    "frames], whole numbers from 1 on, and source 'videos'."
+                )
+        if self.clips and self.clip_frames < self.num_frames:
+            raise ConfigError(
+                explain(
+                    "data.clip_frames",
+                    got=self.clip_frames,
+                    expected=f">= num_frames ({self.num_frames})",
+                    fix="Make it larger.",
+                )
+            )
+
+    @property
+    def shapes_of_clips(self) -> tuple[Bucket, ...]:
+        return tuple(Bucket(*bucket) for bucket in self.buckets)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory and processor time of a running server, its children included; from Linux's /proc."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def family(process: int) -> list[int]:
+    """The process and its children."""
+    found = Path(f"/proc/{process}/task").glob("*/children")
+    return [process, *(int(child) for path in found for child in path.read_text().split())]
+
+
+def resident(process: int) -> float:
+    """MiB of the server and of the process that decodes for it."""
+    total = 0
+    for own in family(process):
+        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{own}/status").read_text())
+        assert found is not None
+        total += int(found[1])
+    return round(total / 1024, 1)
+
+
+def processor_seconds(process: int) -> float:
+    """Of the server and of the process that decodes for it."""
+    total = 0
+    for own in family(process):
+        words = Path(f"/proc/{own}/stat").read_text().rpartition(") ")[2].split()
+        total += int(words[11]) + int(words[12])
+    return total / 100

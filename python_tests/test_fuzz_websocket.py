@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hostile messages for a live session: see tools/fuzz/websocket.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from effort import ALL
+from helpers.server import running
+
+from tools.fuzz import websocket
+
+
+@pytest.mark.slow
+def test_ten_thousand_messages(tiny_model: Path, tmp_path: Path) -> None:
+    tried(tiny_model, tmp_path, 10_000)
+
+
+@pytest.mark.skipif(ALL, reason="the long one is above")
+def test_some_messages(tiny_model: Path, tmp_path: Path) -> None:
+    tried(tiny_model, tmp_path, 120)
+
+
+def tried(model: Path, folder: Path, messages: int) -> None:
+    with running(model, folder / "data") as server:
+        found = websocket.run(server.socket, messages, seed=1)
+        assert found.problems == []
+        assert found.sent >= messages and found.answers["invalid_value"] > messages / 10
+        assert found.answers["session.created"] > 0 and found.answers["session.forked"] > 0
+        assert server.stop() == 143
+        # uvicorn notes text that is none with a traceback of its own.
+        assert "ardiff_engine" not in server.errors, server.errors

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes that change the history of teacher forcing, against plain PyTorch in float64."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import plain_recipes as plain
+from test_recipes import SHIFT, Bench, assert_same, bench_noise, drawn_noise, history_of
+from test_trainer import write_config
+from torch import Tensor
+
+from ardiff_engine.purposes import Purpose
+from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
+from ardiff_engine.training.read_config import read_config
+from ardiff_engine.training.trainer import Trainer
+
+
+def bench() -> Bench:
+    made = Bench()
+    made.loss = DiffusionLossConfig(prediction="flow", block=2, history_levels=(20, 90))
+    return made
+
+
+def sigma_of(bench: Bench) -> Tensor:
+    levels = bench.task(bench.student).independent_levels(bench.clips)
+    return plain.table(SHIFT)[levels]
+
+
+def noisy(bench: Bench, noise: Tensor, sigma: Tensor) -> Tensor:
+    x = bench.clips.frames
+    return (1 - plain.of(sigma, x)) * x + plain.of(sigma, x) * noise
+
+
+def told_clean(bench: Bench) -> Tensor:
+    return torch.zeros(4, 4, dtype=torch.float64)
+
+
+def test_noise_that_the_network_is_not_told_of() -> None:
+    own = bench()
+    (history, t), sigma, noise = history_of(own), sigma_of(own), drawn_noise(own)
+    assert (t > told_clean(own)).all()
+    network = own.velocity(own.student, own.clips.condition, history, told_clean(own))
+    out = network(noisy(own, noise, sigma), plain.times(sigma))
+    expected = (out - (noise - own.clips.frames)).square().flatten(1).mean(1)
+    got = own.recipe("told_clean").phases[0].loss(own.clips)
+    assert isinstance(got, Tensor)
+    assert_same(own, got, expected)
+
+
+def test_links_of_a_chain() -> None:
+    own = bench()
+    history, sigma, total = history_of(own), sigma_of(own), torch.zeros(4, dtype=torch.float64)
+    for noise in (drawn_noise(own), bench_noise(own, Purpose.CHAIN)):
+        x = noisy(own, noise, sigma)
+        out = own.velocity(own.student, own.clips.condition, *history)(x, plain.times(sigma))
+        total = total + (out - (noise - own.clips.frames)).square().flatten(1).mean(1)
+        history = (x - plain.of(sigma, x) * out).detach(), told_clean(own)
+    got = own.recipe("chained").phases[0].loss(own.clips)
+    assert not isinstance(got, Tensor) and list(got) == ["link_1", "link_2"]
+    assert_same(own, got["link_1"] + got["link_2"], total)
+
+
+@pytest.mark.parametrize("objective", ["told_clean", "chained"])
+def test_the_other_network_learns_by_them(tmp_path: Path, objective: str) -> None:
+    trainer = Trainer(
+        read_config(
+            TrainConfig, write_config(tmp_path, steps=40), [f"loss.objective={json.dumps(objective)}"]
+        )
+    )
+    losses = [trainer.step(step)["loss"] for step in range(40)]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_an_estimate_of_clean_frames_is_what_x0_gives() -> None:
+    own = bench()
+    task = own.task(own.student)
+    x, t, _ = task.noised(own.clips, task.independent_levels(own.clips))
+    output = task.predict(x, t, own.clips.condition, None, None)
+    assert torch.equal(task.clean(x, t, output), task.x0(x, t, own.clips.condition))
+    direct = replace(task, settings=replace(own.loss, prediction="x0"))
+    assert torch.allclose(direct.clean(x, t, output), output)
