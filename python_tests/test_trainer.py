@@ -312,6 +312,17 @@ def test_resume_without_checkpoint_starts(tmp_path: Path) -> None:
     assert (folder / "transformer").exists()
 
 
+def test_a_resumed_run_needs_not_what_it_began_with(tmp_path: Path) -> None:
+    first = train(load(write_config(tmp_path, "first", 1)))
+    path = write_config(tmp_path, "second", 2)
+    changes = [f"init={json.dumps(str(first))}", "run.checkpoint_every=1"]
+    train(read_config(TrainConfig, path, [*changes, "run.steps=1"]))
+    first.rename(tmp_path / "gone")
+    train(read_config(TrainConfig, path, changes), resume=True)
+    with pytest.raises(CheckpointError, match="first"):
+        train(read_config(TrainConfig, write_config(tmp_path, "third"), changes))
+
+
 def test_non_finite_gradients_stop_before_the_weights_are_touched(tmp_path: Path) -> None:
     trainer = Trainer(load(write_config(tmp_path)))
     with torch.no_grad():

@@ -95,6 +95,29 @@ def test_training_resumes_bit_for_bit_and_leaves_a_folder(config: Path, tmp_path
     assert json.loads((folder / "training_config.json").read_text())["network"] == "wan"
 
 
+@pytest.mark.parametrize("student", [False, True])
+def test_a_resumed_run_needs_not_what_it_began_with(config: Path, tmp_path: Path, student: bool) -> None:
+    few = ["run.steps=1", "run.checkpoint_every=1", "run.validate_every=0"]
+    for name in ("first", "teacher")[: 1 + student]:
+        run_train(config, [*few, f"run.output={json.dumps(str(tmp_path / name))}"])
+    changes = [*few, f"init={json.dumps(str(tmp_path / 'first'))}"]
+    if student:
+        changes += [
+            f"distillation.teacher={json.dumps(str(tmp_path / 'teacher'))}",
+            "loss.objective=consistency",
+        ]
+    outputs = [f"run.output={json.dumps(str(tmp_path / name))}" for name in ("whole", "parts")]
+    whole = run_train(config, [*changes, outputs[0], "run.steps=2"])
+    run_train(config, [*changes, outputs[1]])
+    (tmp_path / "first").rename(tmp_path / "gone")
+    parts = run_train(config, [*changes, outputs[1], "run.steps=2"], resume=True)
+    for name in ("transformer", "text_encoder"):
+        once, twice = (load_model(folder / name).state_dict() for folder in (whole, parts))
+        assert all(torch.equal(value, twice[key]) for key, value in once.items())
+    with pytest.raises(CheckpointError, match="first"):
+        run_train(config, [*changes, f"run.output={json.dumps(str(tmp_path / 'new'))}"])
+
+
 def test_the_loss_is_that_of_the_flow_from_clean_blocks(config: Path) -> None:
     trainer = WanTrainer(
         read_config(WanTrainConfig, config, ["loss.teacher_forcing=1.0", "loss.history_levels=[0, 0]"])

@@ -251,6 +251,12 @@ class TrainingLoop:
             draw_loss_curve(log.entries, self.folder / CURVE_FILE)
 
 
+def begun(run: RunConfig) -> bool:
+    """Whether the run's folder has a checkpoint. Such a run is resumed or refused, so what it began with
+    (`init`) is not read again, and need not be there any more."""
+    return bool(checkpoints(Path(run.output) / CHECKPOINT_FOLDER))
+
+
 @contextmanager
 def exported_at_the_end(export: Callable[[], None]) -> Iterator[None]:
     """Calls `export`, on all processes, when the block ends, and when it was stopped by a signal."""

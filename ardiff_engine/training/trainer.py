@@ -26,6 +26,7 @@ from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.diffusion_trainer import DiffusionTrainer, Judged
 from ardiff_engine.training.distillation import teacher_folder
 from ardiff_engine.training.dry_run import RunEstimate, check_room, dry_run
+from ardiff_engine.training.loop import begun
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.precision import autocast, weights_dtype
 from ardiff_engine.training.processes import enter, world_size
@@ -47,8 +48,8 @@ class Trainer(DiffusionTrainer[TrainConfig, ARDiffusionTransformer, LatentSource
         kept = config.data.num_frames * sizes.tokens_per_frame * sizes.width * sizes.depth
         check_room(lambda: ARDiffusionTransformer(sizes), run, averaged=config.ema.decay > 0, kept=kept)
         self.model = (
-            load_ar_diffusion(config.init, config.model)
-            if config.init
+            load_ar_diffusion(_weights(Path(config.init)), config.model)
+            if config.init and not begun(run)
             else ARDiffusionTransformer(config.model)
         )
         self.vae = load_titok(config.vae).to(run.device).requires_grad_(False) if config.vae else None
@@ -216,6 +217,11 @@ def run_train(config_path: str | Path, overrides: Sequence[str] = (), resume: bo
 def dry_run_train(config_path: str | Path, overrides: Sequence[str] = ()) -> RunEstimate:
     """What that takes. Clips are encoded when they are asked for, and the latents of none are kept."""
     return dry_run(trainer_of(config_path, [*overrides, "data.clips=0"]))
+
+
+def _weights(init: Path) -> Path:
+    """init: a folder or file of weights, or the folder of a run."""
+    return init / "transformer" if (init / "transformer").is_dir() else init
 
 
 def _required(vae: TiTok | None) -> TiTok:

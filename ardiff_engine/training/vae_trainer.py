@@ -28,7 +28,7 @@ from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.fan_in import initialise_by_fan_in
 from ardiff_engine.training.frame_vae_trainer import FrameVaeTrainConfig, FrameVaeTrainer
 from ardiff_engine.training.latent_spread import LatentSpread
-from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
+from ardiff_engine.training.loop import TrainingLoop, begun, exported_at_the_end
 from ardiff_engine.training.losses import (
     adaptive_weight,
     hinge_discriminator_loss,
@@ -64,7 +64,8 @@ class VaeTrainer:
         run = enter(config.run)
         self.config = config = replace(config, run=run)
         check_room(lambda: TiTok(config.model), run, averaged=config.ema.decay > 0)
-        self.model = (load_titok(config.init, config.model) if config.init else TiTok(config.model)).to(
+        given = config.init and not begun(run)
+        self.model = (load_titok(config.init, config.model) if given else TiTok(config.model)).to(
             run.device, weights_dtype(run)
         )
         if run.recompute:

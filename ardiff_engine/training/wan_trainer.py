@@ -36,6 +36,7 @@ from ardiff_engine.training.diffusion_trainer import DiffusionTrainer, Judged
 from ardiff_engine.training.distillation import DistillationConfig, teacher_folder
 from ardiff_engine.training.dry_run import check_room
 from ardiff_engine.training.log_config import LogConfig
+from ardiff_engine.training.loop import begun
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.precision import autocast, weights_dtype
 from ardiff_engine.training.processes import enter, rank, step_clips, together
@@ -134,8 +135,10 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
         self.model = WanTransformer(config.model)
         _initialise(self.model)
         self.text = CaptionEncoder(config.text)
-        if folder := config.init or config.distillation.teacher:
+        teacher = config.distillation.teacher
+        if (folder := config.init or teacher) and not begun(run):
             self._begin(Path(folder))
+        self.text.requires_grad_(not teacher)
         judged = [Judged("loss", from_clean=True, by_level=True)]
         both = Steered(self.model, self.text)
         super().__init__(config, self.model, both, FlowSchedule(config.shift), judged)
@@ -244,7 +247,6 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
         if teacher := self.config.distillation.teacher:
             folder = Path(teacher)
         self.text.load_state_dict(_loaded(folder / "text_encoder", self.text, "text").state_dict())
-        self.text.requires_grad_(not teacher)
 
     def _asked(self, clips: Clips) -> list[dict[str, Any]]:
         size = tuple(clips.frames.shape[3:])
