@@ -53,7 +53,7 @@ def test_the_page(tiny_model: Path, tmp_path: Path) -> None:
         page.key("p")
         page.wait(f"{first}.querySelector('.pause').textContent === 'Pause'")
 
-        # The strip moves on by itself: the button is read and pressed in one breath, and what is added after is kept.
+        # The strip moves on by itself: the button is read and pressed at once, and what is added is kept.
         page.value(
             f"""(() => {{
                 const strip = {first}.querySelector('.past'), button = strip.querySelector('button');
