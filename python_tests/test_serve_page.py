@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from helpers.server import running
-from helpers.waiting import eventually
+from helpers.waiting import PATIENCE, eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def streams(url: str) -> int:
-    return int(json.load(urllib.request.urlopen(f"{url}/ready"))["streams_running"])
+def ready(url: str) -> dict[str, int]:
+    found: dict[str, int] = json.load(urllib.request.urlopen(f"{url}/ready", timeout=PATIENCE))
+    return found
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
@@ -27,14 +28,15 @@ def test_the_page(tiny_model: Path, tmp_path: Path) -> None:
     with running(tiny_model, tmp_path / "data") as server, opened(CHROMIUM, tmp_path / "profile") as page:
         page.open(server.url)
         page.wait("document.querySelector('#model') && document.querySelector('#model').textContent")
-        page.value("start.elements.num_frames.value = 1000")
+        # So many steps that no machine ends it under the test. An endless one forgets frames to go back to.
+        page.value("start.elements.num_frames.value = 1000; start.elements.num_inference_steps.value = 200")
         page.value("start.requestSubmit()")
         first = "document.querySelectorAll('article')[0]"
         picture = f"{first}.querySelector('canvas').toDataURL()"
         page.wait(f"{first} && {first}.querySelectorAll('.past button').length > 3")
         seen = page.value(picture)
         page.wait(f"{picture} !== {json.dumps(seen)}")
-        assert page.wait(f"document.activeElement === {first}"), "a new stream has the keyboard"
+        assert page.value(f"document.activeElement === {first}"), "a new stream has the keyboard"
 
         page.value(f"{first}.querySelector('.steer input').value = '1'")
         page.value(f"{first}.querySelector('.steer').requestSubmit()")
@@ -44,16 +46,17 @@ def test_the_page(tiny_model: Path, tmp_path: Path) -> None:
         page.wait("document.querySelectorAll('article').length === 2")
         fork = "document.querySelectorAll('article')[1]"
         page.wait(f"{fork}.querySelectorAll('.past button').length > 1")
-        assert streams(server.url) == 2
+        assert ready(server.url)["streams_running"] == 2
 
         page.value(f"{first}.focus()")
         page.key("p")
         page.wait(f"{first}.querySelector('.pause').textContent === 'Resume'")
-        assert streams(server.url) == 1
+        assert ready(server.url)["streams_running"] == 1
         page.key("p")
         page.wait(f"{first}.querySelector('.pause').textContent === 'Pause'")
 
-        # The strip moves on by itself: the button is read and pressed at once, and what is added is kept.
+        # The strip moves on by itself: the button is read and pressed in one breath, and what is added after
+        # is kept.
         page.value(
             f"""(() => {{
                 const strip = {first}.querySelector('.past'), button = strip.querySelector('button');
@@ -66,7 +69,8 @@ def test_the_page(tiny_model: Path, tmp_path: Path) -> None:
         )
         page.wait("added.includes(target)")
         assert page.value("byId('message').textContent") == ""
-        assert page.complaints == []
+        # /ready may say that a busy machine is not.
+        assert [told for told in page.complaints if "/ready" not in told] == []
 
         page.open("about:blank")
-        assert eventually(lambda: json.load(urllib.request.urlopen(f"{server.url}/ready"))["pages_held"] == 0)
+        assert eventually(lambda: ready(server.url)["pages_held"] == 0)
