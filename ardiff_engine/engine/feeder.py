@@ -45,8 +45,10 @@ class Feeder:
         self.plan = plan
         self.tick = self.ticks_total = 0
         self._progress = Progress({frame: plan.steps(frame) for frame in range(plan.prefix)}, set(), ())
-        self._late: tuple[Progress, Feed] | None = None  # from which `_progress` is still to be written down
-        self.moved: Feed | None = None  # the last pass, if its frames are not written down in `levels`
+        # What steady passes change is noted when somebody asks. Until then `_progress` lacks the roster that
+        # was fed from where `_late` says, and the levels to which `_moved`, the last pass, raised frames.
+        self._late: tuple[Progress, Feed] | None = None
+        self._moved: Feed | None = None
         self._policy, spec = policy, policy.network(spec)
         self._forgets = spec.forgets
         self._sees_later = spec.frames_see_later
@@ -62,7 +64,7 @@ class Feeder:
     def copy(self) -> Feeder:
         other = Feeder.__new__(Feeder)
         other.__dict__.update(self.__dict__)
-        other._progress, other._late = self._written.copy(), None
+        other._progress, other._late, other._moved = self._noted().copy(), None, None
         other._prefill, other._runs = list(self._prefill), self._runs.copy()
         return other
 
@@ -71,13 +73,7 @@ class Feeder:
     @property
     def levels(self) -> dict[int, int]:
         """Solver steps that each frame which somebody may still see has finished."""
-        # Written down only when somebody asks or the roster changes: steady passes would repeat it for all.
-        levels, moved = self._written.levels, self.moved
-        if moved is not None:
-            risen = [level + 1 for level in moved.updated_levels]
-            levels.update(zip(moved.updated, risen, strict=True))
-            self.moved = None
-        return levels
+        return self._noted().levels
 
     @property
     def floor(self) -> int:
@@ -124,21 +120,21 @@ class Feeder:
         if not feed.is_of(self._advanced):
             self._advanced, run = feed, self._runs.last
             if feed.by and run is not None:
-                self._late = run.began, feed
+                self._late, self._moved = (run.began, feed), None
             else:
+                self._noted()
                 self._note(feed)
         if self._prefill:
             self._prefill.pop(0)
             return
         if not feed.first.updated:
             return
-        self.moved = feed
+        self._moved = feed
         self.tick += passes
         self.ticks_total += passes
 
     def _note(self, feed: Feed) -> None:
         """What the first pass with its roster changes."""
-        self.levels  # noqa: B018
         roster, kept = feed.first, feed.kept
         stored = compress(feed.numbered(roster.frames), map(not_, roster.updates))
         self._progress = self._progress.fed(stored, feed.updated, self._stale(kept), kept)
@@ -146,19 +142,21 @@ class Feeder:
             self._progress.forget_unseen()
         self._context_done = True
 
-    @property
-    def _written(self) -> Progress:
-        """Its progress. Written down only when somebody asks, where it repeats itself."""
+    def _noted(self) -> Progress:
+        """Where the walk stands, with all that has run."""
         if self._late is not None:
-            (began, feed), moved = self._late, self.moved
-            self._progress, self._late, self.moved = began.moved_on(feed.by, feed.first.fixed), None, None
+            (began, feed), self._late = self._late, None
+            self._progress = began.moved_on(feed.by, feed.first.fixed)
             self._note(feed)
-            self.moved = moved
+        if self._moved is not None:
+            risen = [level + 1 for level in self._moved.updated_levels]
+            self._progress.levels.update(zip(self._moved.updated, risen, strict=True))
+            self._moved = None
         return self._progress
 
     def _interrupted(self) -> None:
         """Something comes between: nothing repeats itself any more."""
-        self._written  # noqa: B018
+        self._noted()
         self._runs = SteadyRuns()
 
     # --- changes on the way
@@ -183,7 +181,7 @@ class Feeder:
         self._interrupted()
         now = self.plan.now(self.tick)
         kept = self._kept_by_policy(now)
-        self._written.stored.difference_update(numbers(self._policy.stale("prompt", kept)))
+        self._noted().stored.difference_update(numbers(self._policy.stale("prompt", kept)))
         blocks = list(self._to_store(now, kept)) if self._forgets else []
         anew = union(kept, *[(block,) for block in blocks])
         views = [view for _, view in self._views([self._fed(b, stores=True) for b in blocks], now)]
@@ -226,7 +224,7 @@ class Feeder:
         gone = [f for f in needed if self.levels.get(f) != plan.steps(f)]
         if gone or not self._forgets:
             return gone
-        stored = self._written.stored.union(*self._prefill)
+        stored = self._noted().stored.union(*self._prefill)
         blocks = self.plan.blocks_of(f for f in needed if f not in stored)
         due = [fed for fed in (self._fed(b, stores=True) for b in blocks) if self._policy.stores(fed)]
         here = stored.union(*[fed.block for fed in due]).intersection(self.levels)
@@ -256,7 +254,7 @@ class Feeder:
         moved, end = roster.updated, tick + 1
         if moved and not self._policy.by_level and self.plan.block(moved[0]).start >= self.plan.prefix:
             end = self.plan.steady_until(tick)
-        return roster, end, self._written.copy()
+        return roster, end, self._noted().copy()
 
     def _planned(self) -> Feed:
         """What the plan's tick moves, and before it what is to be stored: in a pass before, where their views
@@ -268,7 +266,7 @@ class Feeder:
         if tick.index != self._renewed:
             for block in self.plan.blocks_of(tick.starting):
                 self._policy = self._policy.begun(block, self._remembered(now))
-                self._written.stored.difference_update(numbers(self._policy.renewed(block)))
+                self._noted().stored.difference_update(numbers(self._policy.renewed(block)))
             self._renewed = tick.index
         moves = [self._fed(block, level=levels[block[-1]]) for block in self.plan.blocks_of(tick.frames)]
         if self._stores_first and self._storing(early := self._before_tick()):
@@ -386,13 +384,13 @@ class Feeder:
 
     def _stale(self, kept: Frames) -> list[int]:
         """Frames whose K/V are no longer right because a frame left that they may carry."""
-        last = self._written.kept
+        last = self._noted().kept
         return numbers(self._policy.stale("slide", kept)) if kept != last and without(last, kept) else []
 
     def _to_store(self, now: Now, kept: Frames) -> Iterator[range]:
         """Blocks whose K/V later ones read, in this or a later pass, and are not stored as they now are."""
         stale = self._stale(union(kept, now.unfinished))
-        stored = self._written.stored.difference(stale)
+        stored = self._noted().stored.difference(stale)
         levels, stores = self.levels, self._policy.stores
         due = [f for run in kept for f in run if f not in stored and levels.get(f)]
         for block in self.plan.blocks_of(due):
