@@ -209,6 +209,7 @@ def _add_play(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("--model", default=DEFAULT_MODEL, help="a bundled or steered model (default: %(default)s)")
     add("--prompt", metavar="TEXT", help="what a steered model shows")
+    add("--size", type=_size, metavar="HxW", help="of a steered model's pictures (default: as trained)")
     add("--steps", type=int, metavar="S", help="denoising steps (default: 4, of digits 20)")
     add("--seed", type=int, metavar="N", help="the same seed and keys give the same video")
     add("--device", default="cpu", help="torch device (default: %(default)s)")

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +108,38 @@ def test_existing_files_are_kept(tmp_path: Path, vae: TiTok) -> None:
     path.write_bytes(b"mine")
     run_encode(toml)
     assert path.read_bytes() == b"mine"
+
+
+FULL_DISK = """
+import resource, signal, sys
+from ardiff_engine.errors import CheckpointError
+from ardiff_engine.training.config import EncodeConfig
+from ardiff_engine.training.encode import encode
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+try:
+    encode(EncodeConfig(*sys.argv[1:4], num_frames=int(sys.argv[4])))
+except CheckpointError as error:
+    print("typed:", error)
+"""
+
+
+def test_a_full_disk_is_a_typed_error_and_leaves_no_half_file(tmp_path: Path, vae: TiTok) -> None:
+    """The note of settings (fewer than 400 bytes) still fits, a window of 11 frames does not."""
+    _videos(tmp_path / "videos")
+    save_model(vae, tmp_path / "vae")
+    folders = [str(tmp_path / name) for name in FOLDERS.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *folders, "11"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"^typed: writing .*0000_00_a-b_.npy: got File too large", done.stdout), done.stderr
+    assert [path.name for path in (tmp_path / "latents").iterdir()] == [SETTINGS_FILE]
+    encode(EncodeConfig(*folders, num_frames=11))
+    assert read_latents(tmp_path / "latents" / "0000_00_a-b_.npy").shape == (11, 4, 1, 4)
 
 
 def test_a_folder_of_other_latents_is_refused(tmp_path: Path, vae: TiTok) -> None:

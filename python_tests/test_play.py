@@ -118,6 +118,7 @@ def test_the_bundled_digits_can_be_played(tmp_path: Path) -> None:
         ["--frames", "0", "--out", "x.webp"],
         ["--frames", "4", "--out", "x.xyz"],
         ["--frames", "4", "--out", "x.webp", "--prompt", "a red circle"],
+        ["--frames", "4", "--out", "x.webp", "--size", "32x32"],
         ["--frames", "4", "--out", "x.webp", "--model", "/nowhere"],
         ["--frames", "4", "--out", "x.webp", "--steps", "0"],
         ["--frames", "4", "--out", "x.webp", "--keys", "\x1b"],

@@ -12,9 +12,11 @@ import torch
 from media_files import write_film
 
 from ardiff_engine import cli
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.media import open_video
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.pipeline.steered import SteeredPipeline
+from ardiff_engine.play.worlds import Shapes, open_world
 from ardiff_engine.training.log import read_log
 
 CAPTIONS = ("a square moves right", "a square moves down")
@@ -82,8 +84,37 @@ def test_the_command_that_the_docs_name_makes_a_video_of_its_rate(
     assert cli.main([*play, "--frames", "9", "--out", "made.mp4"]) == 0
     video = open_video(home / "made.mp4")
     assert (video.frames, video.height, video.width, video.fps) == (9, 128, 128, 8)
+    best = [*play[:2], "outputs/small_videos/best", *play[3:5], "--size", "32x48", "--out", "wide.mp4"]
+    assert cli.main([*best, "--frames", "3"]) == 0
+    wide = open_video(home / "wide.mp4")
+    assert (wide.frames, wide.height, wide.width) == (3, 128, 192)
+    assert cli.main([*best, "--frames", "3", "--size", "30x40"]) == 2
     assert cli.main(["generate", *play[1:5], "--frames", "9", "--out", "other.mp4"]) == 2
     assert "ardiff play" in capsys.readouterr().err
+
+
+def test_own_captions_are_offered_and_no_arrows(home: Path) -> None:
+    world = open_world(str(home / "outputs/small_videos"), prompt=None, steps=1, seed=0, device="cpu")
+    assert isinstance(world, Shapes)
+    first = world.line
+    assert first.startswith(CAPTIONS[0]) and "1-2 another" in first and "arrows" not in first
+    for key in ("left", "3", "2"):
+        world.press(key)
+    assert world.line.startswith(CAPTIONS[1])
+    next(iter(world.frames()))
+    pipe = SteeredPipeline.from_pretrained(home / "outputs" / "small_videos")
+    with pytest.raises(ConfigError, match="without keys"):
+        pipe.stream(CAPTIONS[0], 3, action=lambda frame: 1)
+
+
+def test_a_student_of_it_learns_on_its_own_videos(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roll-outs of a network without keys."""
+    monkeypatch.chdir(home)
+    student = ("distillation.teacher=outputs/small_videos", "loss.objective=self_forcing", "run.steps=1",
+        "loss.level_list=[999, 499]", "distillation.fake_updates=0", "run.output=outputs/student",
+        "run.validate_every=0", "log.samples_every=0")  # fmt: skip
+    assert cli.main(["train", "small-videos/2_train.toml", *changed((*STAGE_2, *student))]) == 0
+    assert np.isfinite(read_log(home / "outputs/student/training_log.jsonl")[-1]["loss"])
 
 
 @torch.no_grad()
@@ -100,9 +131,8 @@ def test_captions_and_the_history_count(home: Path) -> None:
     torch.manual_seed(0)
     noisy, history = torch.randn(2, 1, 6, 8, 4, 4)
     text, levels = pipe.text.encode([CAPTIONS[0]]), torch.full((1, 6), 500.0)
-    actions = torch.zeros(1, 6, 4)
     before, after = (
-        model.forward_clip(noisy, levels, text, 3, history=past, history_t=torch.zeros(1, 6), actions=actions)
+        model.forward_clip(noisy, levels, text, 3, history=past, history_t=torch.zeros(1, 6))
         for past in (history, -history)
     )
     assert torch.equal(before[:, :3], after[:, :3]), "the first block has none"

@@ -109,6 +109,10 @@ def test_folders_of_other_things(folder: Path, tmp_path: Path) -> None:
         (broken / CONFIG_FILE).write_text(text)
         with pytest.raises(CheckpointError):
             SteeredPipeline.from_pretrained(broken)
+    (folder / "captions.json").write_text('["a", 3]')
+    with pytest.raises(CheckpointError, match="texts"):
+        SteeredPipeline.from_pretrained(folder)
+    (folder / "captions.json").unlink()
     swapped = write_model(tmp_path / "swapped")
     save_model(CaptionEncoder(), swapped / "vae")
     with pytest.raises(CheckpointError, match="FrameVAE"):

@@ -5,6 +5,7 @@ changes what is trained."""
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from test_wan_trainer import config  # noqa: F401
 
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.models import TiTok, TiTokConfig
+from ardiff_engine.pipeline.files import CONFIG_FILE
 from ardiff_engine.training import run_train
 from ardiff_engine.training.checkpoint import checkpoints, load_checkpoint
 from ardiff_engine.training.config import TrainConfig, VaeTrainConfig
@@ -24,7 +26,7 @@ from ardiff_engine.training.log import read_log
 from ardiff_engine.training.read_config import read_config
 from ardiff_engine.training.throughput import SPEED
 from ardiff_engine.training.trainer import Trainer
-from ardiff_engine.weights import save_model
+from ardiff_engine.weights import load_model, save_model
 
 TOLD = [
     "log.gemm_share=true",
@@ -106,6 +108,36 @@ def test_the_log_may_be_told_otherwise_on_resume(tmp_path: Path) -> None:
     assert "gemm_share" in read_log(folder / "training_log.jsonl")[-1]
 
 
+def test_the_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_config(tmp_path)
+    every = ["run.validate_every=1", "run.checkpoint_every=1", "run.keep=9", "log.keep_best=true"]
+    changes = [*every, "optimizer.schedule=constant"]
+    losses = iter([0.5, 0.3, 0.4, math.nan, 0.35, 0.2])
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"loss": next(losses)})
+
+    def step_of_best() -> list[int]:
+        found = load_model(tmp_path / "run" / "best" / "transformer").state_dict()
+        averages = {
+            step: load_checkpoint(folder).tensors["ema"]
+            for step, folder in enumerate(checkpoints(tmp_path / "run" / "checkpoints"), 1)
+        }
+        return [
+            step
+            for step, average in averages.items()
+            if all(torch.equal(found[name], value) for name, value in average.items())
+        ]
+
+    run_train(path, [*changes, "run.steps=4"])
+    assert step_of_best() == [2]
+    run_train(path, [*changes, "run.steps=5"], resume=True)
+    assert step_of_best() == [2], "the log tells a resumed run how good it was"
+    folder = run_train(path, [*changes, "run.steps=6"], resume=True)
+    assert step_of_best() == [6]
+    assert sorted(path.name for path in (folder / "best").iterdir()) == sorted(
+        path.name for path in folder.iterdir() if path.name in ("transformer", "scheduler.json", CONFIG_FILE)
+    )
+
+
 def test_what_cannot_be_told_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,4 +152,6 @@ def test_what_cannot_be_told_is_refused_before_anything_is_written(
     stage_one = Path(__file__).parents[1] / "configs" / "videos_vae.toml"
     with pytest.raises(ConfigError, match="samples_every"):
         read_config(VaeTrainConfig, stage_one, ["log.samples_every=5"])
+    with pytest.raises(ConfigError, match="keep_best"):
+        read_config(VaeTrainConfig, stage_one, ["log.keep_best=true"])
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ Names are `{step:04d}_{item:02d}_{video}_{rank}.npy`; a video name that ends in 
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import re
@@ -47,9 +48,10 @@ def latent_file_name(
 
 
 def write_latents(path: Path, z: torch.Tensor) -> None:
-    """z [F, c, 1, K] as float32; the file appears whole or not at all."""
-    array = z.detach().cpu().float().numpy()
-    write_atomic(path, lambda file: np.save(file, array, allow_pickle=False))
+    """z [F, c, 1, K] as float32; the file appears whole or not at all. CheckpointError: the disk refuses."""
+    held = io.BytesIO()  # NumPy's own writes do not say why the disk refused
+    np.save(held, z.detach().cpu().float().numpy(), allow_pickle=False)
+    write_atomic(path, held.getvalue())
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:

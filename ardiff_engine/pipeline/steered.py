@@ -7,7 +7,8 @@ training_config.json, which says the frames of a block, of a clip, and the noise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +25,12 @@ from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.diffusion.solvers import Euler
 from ardiff_engine.engine import Request, Stream
 from ardiff_engine.errors import CheckpointError, ConfigError
+from ardiff_engine.files import write_atomic
 from ardiff_engine.memory import Window
 from ardiff_engine.models.frame_vae import SCALE, FrameVAE, FrameVAECodec
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.models.wan.video import ACTIONS as INPUT
-from ardiff_engine.parsing import read_json
+from ardiff_engine.parsing import read_json, shown
 from ardiff_engine.pipeline.decoding import stream_pictures
 from ardiff_engine.pipeline.files import CONFIG_FILE, steered_folder
 from ardiff_engine.pipeline.inputs import chosen_seed
@@ -39,6 +41,8 @@ from ardiff_engine.weights import load_model
 Part = TypeVar("Part", bound=nn.Module)
 
 STEPS = 4
+CAPTIONS_FILE = "captions.json"
+MOST_CAPTIONS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +85,27 @@ class SteeredPipeline:
     """Transformer, text encoder and autoencoder of one folder, and the engine that runs them."""
 
     def __init__(
-        self, transformer: WanTransformer, text: CaptionEncoder, vae: FrameVAE, rhythm: Rhythm
+        self,
+        transformer: WanTransformer,
+        text: CaptionEncoder,
+        vae: FrameVAE,
+        rhythm: Rhythm,
+        captions: tuple[str, ...] = (),
     ) -> None:
-        """ConfigError: parts that do not fit each other."""
+        """captions: some that it was trained with. ConfigError: parts that do not fit each other."""
         told, read = transformer.config, text.config
         if (told.text_tokens, told.text_dim) != (read.rows, read.width):
             raise ConfigError(
                 f"transformer and text encoder do not fit: the first takes {told.text_tokens} rows of "
                 f"{told.text_dim}, the second makes {read.rows} of {read.width}."
             )
-        if told.actions != len(ACTIONS) - 1:
-            raise ConfigError(f"transformer: got {told.actions} actions, expected {len(ACTIONS) - 1}.")
+        if told.actions not in (None, len(ACTIONS) - 1):
+            raise ConfigError(
+                f"transformer: got {told.actions} actions, expected {len(ACTIONS) - 1} or none."
+            )
         self.transformer, self.text, self.vae = transformer.eval(), text.eval(), vae.eval()
         self.codec = FrameVAECodec(vae, transformer.spec)
-        self.rhythm = rhythm
+        self.rhythm, self.captions = rhythm, captions
         self._kept = KeptEngine()
 
     @classmethod
@@ -109,7 +120,13 @@ class SteeredPipeline:
         rhythm = read_rhythm(folder / CONFIG_FILE)
         transformer = _loaded(WanTransformer, folder / "transformer", device)
         text = _loaded(CaptionEncoder, folder / "text_encoder", device)
-        return cls(transformer, text, _loaded(FrameVAE, folder / "vae", device), rhythm)
+        vae = _loaded(FrameVAE, folder / "vae", device)
+        return cls(transformer, text, vae, rhythm, read_captions(folder))
+
+    @property
+    def steered(self) -> bool:
+        """Whether keys act. A model of own videos has only a caption."""
+        return self.transformer.config.actions is not None
 
     @property
     def fps(self) -> float:
@@ -120,7 +137,7 @@ class SteeredPipeline:
         prompt: str,
         num_frames: int | None = None,
         *,
-        action: Callable[[int], int] = lambda frame: 0,
+        action: Callable[[int], int] | None = None,
         steps: int = STEPS,
         guidance_scale: float = 1.0,
         seed: int | None = None,
@@ -130,8 +147,9 @@ class SteeredPipeline:
 
         prompt: such as "a red circle moves left behind a blue square". num_frames: whole blocks; None never
         ends. action: which key is held in a frame (its number in `moving_shapes.ACTIONS`); it is asked when
-        the block of that frame begins. seed: key of all noise; None draws one. size: height and width of the
-        pictures, in whole patches of latents of 8 x 8 pixels; None: that of the rhythm.
+        the block of that frame begins; None: none ever is. seed: key of all noise; None draws one. size:
+        height and width of the pictures, in whole patches of latents of 8 x 8 pixels; None: that of the
+        rhythm.
 
         ConfigError, PlanError: arguments, before anything is computed.
         """
@@ -139,6 +157,12 @@ class SteeredPipeline:
         height, width = size or self.rhythm.size or square
         if height % SCALE or width % SCALE:
             raise ConfigError(f"size: got {height} x {width}, expected multiples of {SCALE}.")
+        if action is not None and not self.steered:
+            raise ConfigError(
+                "action: this model was trained without keys, so none can be held. Leave it out."
+            )
+        held = action or (lambda frame: 0)
+        keys = {INPUT: lambda frame: keys_held(torch.tensor(_number(held(frame))))}
         request = Request(
             num_frames=num_frames,
             size=(height // SCALE, width // SCALE),
@@ -147,7 +171,7 @@ class SteeredPipeline:
             negative_condition=None if guidance_scale == 1 else self.transformer.null_condition(),
             guidance_scale=guidance_scale,
             seed=chosen_seed(seed),
-            frame_inputs={INPUT: lambda frame: keys_held(torch.tensor(_number(action(frame))))},
+            frame_inputs=keys if self.steered else None,
             solver=Euler(FlowSchedule(self.rhythm.shift), integer("steps", steps, low=1)),
             memory=Window(self.rhythm.frames),
             max_ahead=self.rhythm.block,
@@ -196,6 +220,23 @@ def read_rhythm(path: Path) -> Rhythm:
             "expected whole numbers from 1 on, no block longer than a clip, and at most 1000 a second."
         )
     return rhythm
+
+
+def write_captions(folder: Path, captions: Sequence[str]) -> None:
+    """Up to `MOST_CAPTIONS` different ones, in their order, for `read_captions`."""
+    told = list(dict.fromkeys(text for text in captions if text))[:MOST_CAPTIONS]
+    write_atomic(folder / CAPTIONS_FILE, (json.dumps(told, ensure_ascii=False) + "\n").encode())
+
+
+def read_captions(folder: Path) -> tuple[str, ...]:
+    """None where no file tells them. CheckpointError: a file of something else."""
+    path = folder / CAPTIONS_FILE
+    if not path.exists():
+        return ()
+    told = read_json(path)
+    if not isinstance(told, list) or not all(isinstance(text, str) for text in told):
+        raise CheckpointError(f"{path}: got {shown(told)}, expected a list of texts. Remove it.")
+    return tuple(told[:MOST_CAPTIONS])
 
 
 def _number(action: int) -> int:

@@ -37,7 +37,12 @@ def play(options: argparse.Namespace) -> int:
     script = None if options.keys is None else Script(options.keys)
     began = time.perf_counter()
     world = open_world(
-        options.model, prompt=options.prompt, steps=options.steps, seed=options.seed, device=options.device
+        options.model,
+        prompt=options.prompt,
+        steps=options.steps,
+        seed=options.seed,
+        device=options.device,
+        size=options.size,
     )
     loaded = time.perf_counter()
     seconds: list[float] = []

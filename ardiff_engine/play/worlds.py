@@ -45,18 +45,30 @@ class World(Protocol):
 
 
 class Shapes:
-    """A steered model: arrows push the first shape, digits choose a caption."""
+    """A steered model: arrows push the first shape, digits choose a caption. One of own videos has no keys to
+    push with, and captions of its own."""
 
-    def __init__(self, pipe: SteeredPipeline, prompt: str | None, steps: int, seed: int | None) -> None:
-        self.fps = pipe.fps
-        self._caption = CAPTIONS[0] if prompt is None else prompt
+    def __init__(
+        self,
+        pipe: SteeredPipeline,
+        prompt: str | None,
+        steps: int,
+        seed: int | None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.fps, self._steered = pipe.fps, pipe.steered
+        self._captions = pipe.captions or (CAPTIONS if pipe.steered else ("",))
+        self._caption = self._captions[0] if prompt is None else prompt
         self._block = pipe.rhythm.block
         self._action, self._left = 0, 0
-        self._stream = pipe.stream(self._caption, action=self._held, steps=steps, seed=seed)
+        held = self._held if pipe.steered else None
+        self._stream = pipe.stream(self._caption, action=held, steps=steps, seed=seed, size=size)
 
     @property
     def line(self) -> str:
-        return f"{self._caption}   arrows push it, 1-{len(CAPTIONS)} another caption, q quits"
+        arrows = "arrows push it, " if self._steered else ""
+        others = f"1-{len(self._captions)} another caption, " if len(self._captions) > 1 else ""
+        return f"{self._caption}   {arrows}{others}q quits"
 
     def frames(self) -> Iterator[VideoFrame]:
         try:
@@ -67,8 +79,8 @@ class Shapes:
     def press(self, key: str) -> None:
         if key in ACTIONS[1:]:
             self._action, self._left = ACTIONS.index(key), HELD_BLOCKS * self._block
-        elif key in NUMBERS:
-            self._caption = CAPTIONS[NUMBERS.index(key)]
+        elif key in NUMBERS[: len(self._captions)]:
+            self._caption = self._captions[NUMBERS.index(key)]
             self._stream.set_prompt(self._caption)
 
     def _held(self, frame: int) -> int:
@@ -114,7 +126,15 @@ class Digits:
         return self._pipe.stream(None, self._steps, self._lag, class_id=self._class, seed=self._seed)
 
 
-def open_world(model: str, *, prompt: str | None, steps: int | None, seed: int | None, device: str) -> World:
+def open_world(
+    model: str,
+    *,
+    prompt: str | None,
+    steps: int | None,
+    seed: int | None,
+    device: str,
+    size: tuple[int, int] | None = None,
+) -> World:
     """ConfigError, CheckpointError: a model that cannot be played, or arguments that it does not take."""
     if steps is not None:
         integer("--steps", steps, low=1)
@@ -124,10 +144,12 @@ def open_world(model: str, *, prompt: str | None, steps: int | None, seed: int |
             prompt,
             STEPS if steps is None else steps,
             seed,
+            size,
         )
-    if prompt is not None:
-        raise ConfigError(
-            f"--prompt: {model} takes none. Leave it out, or give the folder of a steered model."
-        )
+    for option, value in (("--prompt", prompt), ("--size", size)):
+        if value is not None:
+            raise ConfigError(
+                f"{option}: {model} takes none. Leave it out, or give the folder of a steered model."
+            )
     steps = 20 if steps is None else steps
     return Digits(Pipeline.from_pretrained(model, device=device), steps, min(steps, LAG), seed)

@@ -145,9 +145,11 @@ class VaeLossConfig:
             )
 
 
-def no_samples(log: LogConfig) -> None:
+def of_stage_1(log: LogConfig) -> None:
     if log.samples_every:
         raise ConfigError("log.samples_every: stage 1 shows reconstructions at every validation. Drop it.")
+    if log.keep_best:
+        raise ConfigError("log.keep_best: got true for stage 1, which keeps the last weights. Drop it.")
 
 
 def no_buckets(data: DataConfig) -> None:
@@ -183,7 +185,7 @@ class VaeTrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        no_samples(self.log)
+        of_stage_1(self.log)
         no_buckets(self.data)
         if self.trainable == "temporal" and not self.model.temporal:
             raise ConfigError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ardiff_engine.data.buckets import alike
-from ardiff_engine.files import make_folder, write_atomic
+from ardiff_engine.files import make_folder, staged, write_atomic
 from ardiff_engine.media import contact_sheet
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
@@ -35,6 +35,7 @@ from ardiff_engine.training.recipe import Cast, find_recipe, run_phase, run_step
 from ardiff_engine.training.sharding import exported, gathered, shard
 from ardiff_engine.weights import save_model
 
+BEST_FOLDER = "best"
 VALIDATION_SEED = 1
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Shares of the noisiest level."""
@@ -119,7 +120,14 @@ class DiffusionTrainer(ABC, Generic[C, N, S]):
         Raises Stopped after SIGINT or SIGTERM; the folder then holds the model as far as it came.
         """
         with exported_at_the_end(lambda: self.export(self.loop.folder)):
-            self.loop.run(self.step, self.validate, passes=self.passes, sample=self.sample, resume=resume)
+            self.loop.run(
+                self.step,
+                self.validate,
+                passes=self.passes,
+                sample=self.sample,
+                best=self._keep_best if self.config.log.keep_best else None,
+                resume=resume,
+            )
         return self.loop.folder
 
     def step(self, step: int) -> Averages:
@@ -189,13 +197,29 @@ class DiffusionTrainer(ABC, Generic[C, N, S]):
         if self.ema is not None:
             self.ema.exchange(self.trained)
         try:
-            for name, part in self._exported().items():
-                whole = exported(part)
-                if whole is not None:
-                    save_model(whole, folder / name)
+            self._write(folder, self._whole())
         finally:
             if self.ema is not None:
                 self.ema.exchange(self.trained)
+
+    def _keep_best(self) -> None:
+        """As `export`, with the weights as they are; the folder appears whole."""
+        parts = self._whole()
+
+        def write() -> None:
+            if rank() == 0:
+                with staged(self.loop.folder / BEST_FOLDER) as (folder,):
+                    self._write(make_folder(folder), parts)
+
+        together(write, self.config.run.device)
+
+    def _whole(self) -> dict[str, nn.Module | None]:
+        return {name: exported(part) for name, part in self._exported().items()}
+
+    def _write(self, folder: Path, parts: dict[str, nn.Module | None]) -> None:
+        for name, part in parts.items():
+            if part is not None:
+                save_model(part, folder / name)
         if rank() == 0:
             self._save_more(folder)
             text = json.dumps(to_dict(self.config), indent=2)

@@ -24,7 +24,7 @@ from ardiff_engine.models.frame_vae import SCALE, FrameVAE, FrameVAEConfig
 from ardiff_engine.ops import philox_normal
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
-from ardiff_engine.training.config import OptimizerConfig, RunConfig, no_samples
+from ardiff_engine.training.config import OptimizerConfig, RunConfig, of_stage_1
 from ardiff_engine.training.log_config import LogConfig
 from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
 from ardiff_engine.training.optimizer import Optimizer
@@ -72,7 +72,7 @@ class FrameVaeTrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        no_samples(self.log)
+        of_stage_1(self.log)
         check_sizes(self.data.shapes_of_clips, SCALE, SCALE)
 
 

@@ -16,6 +16,8 @@ class LogConfig:
     samples_every: stage 2: steps between two pictures of generated videos, `samples/step-<n>.png`, with
         averaged weights and held-out clips beside; 0: none. samples: videos of a picture, sample_steps:
         denoising steps of their frames.
+    keep_best: stage 2: the averaged weights that had the lowest validation loss so far lie in `best/`, a
+        folder of a model as the run's own.
     """
 
     tensorboard: bool = False
@@ -23,6 +25,7 @@ class LogConfig:
     samples_every: int = 0
     samples: int = 4
     sample_steps: int = 20
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (

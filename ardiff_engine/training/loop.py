@@ -5,6 +5,7 @@ resume."""
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -89,10 +90,12 @@ class TrainingLoop:
         *,
         passes: Callable[[], None] | None = None,
         sample: Callable[[], None] | None = None,
+        best: Callable[[], None] | None = None,
         resume: bool = False,
     ) -> None:
         """All steps that are left. passes: what a step computes, and nothing else, for `log.gemm_share`.
-        sample: shows the model's videos.
+        sample: shows the model's videos. best: keeps the averaged weights, which have the lowest validation
+        loss so far.
 
         Raises:
             Stopped: by SIGINT or SIGTERM, with a checkpoint on the disk.
@@ -128,6 +131,8 @@ class TrainingLoop:
                     bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
                 if validate is not None and _due(self.finished, run.validate_every, run.steps):
                     self._validate(validate, log)
+                    if best is not None and largest(self._is_best(log), run.device):
+                        self._averaged(best)
                 if sample is not None and _due(self.finished, self.log_config.samples_every, run.steps):
                     self._averaged(sample)
                 number = int(largest(stopped[-1] if stopped else 0, run.device))
@@ -148,6 +153,12 @@ class TrainingLoop:
     def _validate(self, validate: Callable[[], Metrics], log: TrainingLog | None) -> None:
         metrics = self._averaged(validate)
         self._note(log, {f"validation_{key}": value for key, value in metrics.items()})
+
+    def _is_best(self, log: TrainingLog | None) -> int:
+        """Whether the last validation is, for the process that has the log."""
+        losses = [] if log is None else [e["validation_loss"] for e in log.entries if "validation_loss" in e]
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        return int(bool(finite) and losses[-1] == min(finite))
 
     def _averaged(self, action: Callable[[], T]) -> T:
         """With averaged weights where there are any."""

@@ -29,7 +29,7 @@ from ardiff_engine.errors import ConfigError
 from ardiff_engine.models.frame_vae import SCALE, FrameVAE
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.video import ACTIONS as ACTIONS_INPUT
-from ardiff_engine.pipeline.steered import SteeredPipeline, rhythm_of
+from ardiff_engine.pipeline.steered import SteeredPipeline, rhythm_of, write_captions
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import DiffusionLossConfig, EmaConfig, OptimizerConfig, RunConfig
 from ardiff_engine.training.diffusion_trainer import DiffusionTrainer, Judged
@@ -85,10 +85,12 @@ class WanTrainConfig:
                 f"model.text_dim, model.text_tokens: got {self.model.text_dim}, {self.model.text_tokens}, "
                 f"expected those of [text], {self.text.width}, {self.text.rows}."
             )
-        if self.model.actions != len(ACTIONS) - 1 or self.model.image_dim or self.model.fps_embedding:
+        keys = self.model.actions in (None, len(ACTIONS) - 1)
+        if not keys or self.model.image_dim or self.model.fps_embedding:
             raise ConfigError(
                 f"model: got actions {self.model.actions}, image_dim {self.model.image_dim}, fps_embedding "
-                f"{self.model.fps_embedding}; expected {len(ACTIONS) - 1} actions and neither of the others."
+                f"{self.model.fps_embedding}; expected {len(ACTIONS) - 1} actions or none, and neither "
+                "of the others."
             )
         buckets = self.data.shapes_of_clips
         check_sizes(buckets, SCALE * self.model.patch[1], SCALE * self.model.patch[2])
@@ -102,13 +104,13 @@ class WanTrainConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steering:
-    """The condition of B clips: text [B, rows, width], actions [B, F, numbers]."""
+    """The condition of B clips: text [B, rows, width], actions [B, F, numbers] for models that take them."""
 
     text: Tensor
-    actions: Tensor
+    actions: Tensor | None
 
     def __getitem__(self, rows: Tensor) -> Steering:
-        return Steering(self.text[rows], self.actions[rows])
+        return Steering(self.text[rows], None if self.actions is None else self.actions[rows])
 
 
 Source = SteeredShapes | StoredShapes | CaptionedVideos
@@ -149,7 +151,8 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
         made = source.clips(samples)
         told = torch.tensor([uniform(seed, Purpose.NULL, sample, 1)[0] >= null for sample in samples])
         text = self.text(self.text.ids(made.captions).to(device)) * told.to(device)[:, None, None]
-        steering = Steering(text, made.actions.to(device, dtype))
+        takes = self.config.model.actions is not None
+        steering = Steering(text, made.actions.to(device, dtype) if takes else None)
         empty = Steering(torch.zeros_like(text), steering.actions)
         return Clips(samples, made.latents.to(device, dtype), steering, seed, empty)
 
@@ -190,7 +193,7 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
             frames = pipe.stream(
                 clip.captions[0],
                 len(held),
-                action=held.__getitem__,
+                action=held.__getitem__ if pipe.steered else None,
                 steps=steps,
                 seed=config.run.seed + number,
                 size=(shown[-1].shape[1], shown[-1].shape[2]),
@@ -205,6 +208,8 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
 
     def _save_more(self, folder: Path) -> None:
         save_model(self.vae, folder / "vae")
+        if isinstance(self.source, CaptionedVideos):
+            write_captions(folder, self.source.captions)
 
     def _task(self, network: nn.Module, *, whole: bool = False, held_history: bool = False) -> Denoising:
         assert isinstance(network, WanTransformer)
@@ -249,11 +254,12 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
         self.text.load_state_dict(_loaded(folder / "text_encoder", self.text, "text").state_dict())
 
     def _asked(self, clips: Clips) -> list[dict[str, Any]]:
-        size = tuple(clips.frames.shape[3:])
-        return [
-            {"condition": text.detach(), "frame_inputs": {ACTIONS_INPUT: actions}, "size": size}
-            for text, actions in zip(clips.condition.text, clips.condition.actions, strict=True)
-        ]
+        size, condition = tuple(clips.frames.shape[3:]), clips.condition
+        asked = [{"condition": text.detach(), "size": size} for text in condition.text]
+        if condition.actions is None:
+            return asked
+        held = [{"frame_inputs": {ACTIONS_INPUT: actions}} for actions in condition.actions]
+        return [one | keys for one, keys in zip(asked, held, strict=True)]
 
 
 def _initialise(model: WanTransformer) -> None:
