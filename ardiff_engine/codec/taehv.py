@@ -100,6 +100,9 @@ class TAEHV(nn.Module):
     residual = False
     frames_per_latent = FRAMES_PER_LATENT
     first_frames = FRAMES_PER_LATENT
+    feature_maps = 3
+    """Maps [64, 4 frames, 8 h, 8 w] that the decoding of a latent holds at its widest point, beside the
+    state: the input of the first convolution at full size, oneDNN's copy of it, and the result."""
     reach = 8
     """Latents before a frame that it depends on: six memory blocks see one latent back, three see half of
     one."""

@@ -26,8 +26,6 @@ FRAMES = 4
 """Pictures of every latent but the first, which is one."""
 MOST_FRAMES = 10**6
 SEARCHED = 64
-FEATURE_MAPS = 4
-"""Of the largest kind that the autoencoder's decoder holds at a time: input, padded input, output, sum."""
 
 
 def latents_of(frames: int) -> int:
@@ -111,11 +109,14 @@ class Pixels:
 
     def memory(self, size: Size) -> tuple[int, int]:
         """Bytes that the decoder of one video keeps, with so many rows and columns of latents, and what is
-        taken, at most, while a latent is decoded."""
+        taken, at most, while a latent is decoded: `feature_maps` of the codec, with oneDNN's copies on a CPU.
+
+        The heap of the C library does not give back pieces below 32 MiB at once. So small frames, whose maps
+        are such pieces, were seen to take up to five maps more."""
         shown = size if self.tile is None else (min(size[0], self.tile[0]), min(size[1], self.tile[1]))
         pixels = shown[0] * shown[1] * self.vae.scale**2
         map_bytes = FRAMES * pixels * self.vae.decoder_width // self.vae.patch**2 * torch.float32.itemsize
-        return in_tiles(self.vae, self.tile).bytes_per_stream(size), FEATURE_MAPS * map_bytes
+        return in_tiles(self.vae, self.tile).bytes_per_stream(size), round(self.vae.feature_maps * map_bytes)
 
     def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
         """0 to 255 -> black to 1."""

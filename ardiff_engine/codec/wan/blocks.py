@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ardiff_engine.codec.past import Past, per_frame
-from ardiff_engine.codec.wan.causal import CausalConv3d, ChannelNorm, norm_silu_conv
+from ardiff_engine.codec.wan.causal import CausalConv3d, ChannelNorm, norm_silu_window
 
 
 class ResidualBlock(nn.Module):
@@ -30,8 +30,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         layers = self.residual
-        h = norm_silu_conv(layers["0"], layers["2"], x, past)
-        h = norm_silu_conv(layers["3"], layers["6"], h, past)
+        first, second = layers["2"], layers["6"]
+        assert isinstance(first, CausalConv3d) and isinstance(second, CausalConv3d)
+        h = first.convolved(norm_silu_window(layers["0"], first, x, past))
+        window = norm_silu_window(layers["3"], second, h, past)
+        del h  # one map less beside the convolution, where memory is at its widest
+        h = second.convolved(window)
         h += x if self.shortcut is None else self.shortcut(x, past)
         return h
 
@@ -77,4 +81,6 @@ class Head(nn.ModuleDict):
         )
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
-        return norm_silu_conv(self["0"], self["2"], x, past)
+        conv = self["2"]
+        assert isinstance(conv, CausalConv3d)
+        return conv.convolved(norm_silu_window(self["0"], conv, x, past))

@@ -65,10 +65,11 @@ def length(x: Tensor, scratch: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=1, keepdim=True)
 
 
-def norm_silu_conv(norm: nn.Module, conv: nn.Module, x: Tensor, past: Past) -> Tensor:
-    """conv(SiLU(norm(x))); the input of the convolution is computed where it is read, and not copied."""
+def norm_silu_window(norm: nn.Module, conv: nn.Module, x: Tensor, past: Past) -> Tensor:
+    """What `conv.convolved` needs for conv(SiLU(norm(x))): computed where it is read, and not copied. x is
+    not needed any more then, and its memory may be freed before the convolution."""
     assert isinstance(norm, ChannelNorm) and isinstance(conv, CausalConv3d)
     count = conv.looks_back
     window = past.window(conv, x, count)
     F.silu(norm.into(window[:, :, count:], x), inplace=True)
-    return conv.convolved(past.keep(conv, window, count))
+    return past.keep(conv, window, count)

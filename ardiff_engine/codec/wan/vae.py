@@ -180,6 +180,21 @@ class WanVAE(nn.Module):
                 decoder(latent, past)
         return past.nbytes
 
+    @property
+    def feature_maps(self) -> float:
+        """Maps [decoder_width, 4 frames, 8 h, 8 w] that the decoding of a latent holds at its widest point,
+        beside the state.
+
+        That is a convolution of the last stage. Its first block has an input r times as wide as its output:
+        r for the input, 1.5 r for the same normalised, with the two frames before it in front, 1.5 r for
+        oneDNN's copy of that in its own order, and 1 for the result: 4 r + 1. Wan 2.1 halves the width where
+        it enlarges: r = 1, so 5, and as much in all later convolutions (the block's input, 1.5 + 1.5, the
+        result). Wan 2.2 does not: r = 2, so 9; later blocks have the stage's input beside them: r + 5 = 7.
+        What comes before is smaller: r/2 + 3 r maps in Wan 2.2's last enlargement, at most 3 in Wan 2.1's.
+        """
+        ratio = self.multipliers[1] / self.multipliers[0] / (1 if self.residual else 2)
+        return max(4 * ratio + 1, ratio + 5 if self.residual else 5)
+
     def encode_piece(self, pixels: Tensor, past: Past) -> Tensor:
         x = to_patches(pixels.to(self.mean), self.patch)
         mean = self.conv1(self.encoder(x, past), past)[:, : self.channels]
