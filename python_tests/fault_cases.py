@@ -20,6 +20,7 @@ import pytest
 import torch
 from fault_beds import BEDS, LAYERS
 from fault_injection import Fault, installed
+from helpers.waiting import PATIENCE
 from inside import inside
 
 from ardiff_engine.engine import Engine, Stream
@@ -36,8 +37,6 @@ OUTCOMES = {
     "dead worker": "its pass fails",
 }
 MANY_PAGES = 1000
-PATIENCE = 30.0
-"""Seconds after which a lock is taken to be lost. A run that passes never waits that long."""
 
 _NO_NUMBERS = "only whole numbers here"
 _READS_LATER = "readers act between passes: to this part of one, a slow reader is a stream that is not there"

@@ -23,6 +23,7 @@ from ardiff_engine.errors import ArdiffError, ConfigError, NumericalError, Strea
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
+    assert eventually(lambda: not decoding_threads()), "of an earlier module"
     yield
     assert eventually(lambda: not decoding_threads())
 

@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 import torch
+from helpers.waiting import PATIENCE
 from inside import inside
 from test_engine import engine_for
 
@@ -76,7 +77,8 @@ def test_edits_from_other_threads_come_between_two_passes_and_their_errors_go_ho
     background = engine.submit(Request(num_frames=None, lag=2, max_ahead=10**6, seed=5))
     thread.start()
     try:
-        streams = [engine.submit(Request(num_frames=40, lag=2, seed=seed)) for seed in range(3)]
+        # Unread, each pauses long before its end, however late the edits come.
+        streams = [engine.submit(Request(num_frames=40, lag=2, seed=n, max_ahead=8)) for n in range(3)]
         child = streams[0].fork(seed=7)
         streams[1].suspend()
         assert streams[1].state == "suspended" and not inside(streams[1]).pages.held
@@ -96,24 +98,28 @@ def test_edits_from_other_threads_come_between_two_passes_and_their_errors_go_ho
 
 
 def test_going_back_while_another_thread_reads():
-    """No frame is read twice without a rollback between, none is lost, none is torn."""
+    """No frame is read twice without a rollback between, none is lost, none is torn. The reader stops before
+    the end until all has been tried: a finished stream does not go back."""
     engine = engine_for(memory=Full(), max_pages=200)
-    stream = engine.submit(Request(num_frames=60, lag=4))
+    stream = engine.submit(Request(num_frames=60, lag=4, max_ahead=4))
     expected = engine_for(memory=Full(), max_pages=200).submit(Request(num_frames=60, lag=4)).result()
     read: list[tuple[int, torch.Tensor]] = []
     errors: list[BaseException] = []
+    tried = threading.Event()
 
     def reads() -> None:
         try:
-            read.extend((frame.index, frame.latent) for frame in stream)
+            for frame in stream:
+                read.append((frame.index, frame.latent))
+                assert frame.index < 40 or tried.wait(PATIENCE)
         except BaseException as error:
             errors.append(error)
 
     reader = threading.Thread(target=reads)
     reader.start()
     for _ in range(30):
-        if not stream.done:
-            stream.rollback(max(0, inside(stream).feeder.oldest_unfinished - 2))
+        stream.rollback(max(0, inside(stream).feeder.oldest_unfinished - 2))
+    tried.set()
     reader.join()
     assert not errors and {index for index, _ in read} == set(range(60))
     assert all(b <= a + 1 for (a, _), (b, _) in zip(read, read[1:], strict=False))

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,7 +102,11 @@ def test_what_a_command_leaves_is_ended(
 def test_a_command_that_waits_ends_by_its_signal(
     number: signal.Signals, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "info", lambda options: signal.pause() or 0)
+    def waits(_options: object) -> int:
+        while True:  # a signal that comes just before `signal.pause()` would not end it
+            time.sleep(0.01)
+
+    monkeypatch.setattr(commands, "info", waits)
     outcome = command_line.attempt(dataclasses.replace(QUIET, signal=number, signal_after=0.2), inputs)
     assert (outcome.problem, outcome.code) == ("", 128 + number) and "stopped" in outcome.errors
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from effort import ALL
-from helpers.server import running
+from helpers.server import PATIENT, running
 
 from tools.fuzz import websocket
 
@@ -23,7 +23,8 @@ def test_some_messages(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def tried(model: Path, folder: Path, messages: int) -> None:
-    with running(model, folder / "data") as server:
+    # Sessions whose connection has broken are soon over.
+    with running(model, folder / "data", seconds={**PATIENT, "resume": 2.0}) as server:
         found = websocket.run(server.socket, messages, seed=1)
         assert found.problems == []
         assert found.sent >= messages and found.answers["invalid_value"] > messages / 10

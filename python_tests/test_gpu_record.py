@@ -31,7 +31,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu_record
 
 
-def program(tool: ModuleType, name: str, code: str, seconds: int = 20, **options):
+def program(tool: ModuleType, name: str, code: str, seconds: int = round(PATIENCE), **options):
     return tool.Step(name, (sys.executable, "-c", code), seconds, **options)
 
 
@@ -42,7 +42,7 @@ def test_a_step_that_hangs_or_fails_costs_itself_alone(tool, monkeypatch, tmp_pa
     saved: list[list[str]] = []
     steps = (
         program(tool, "rows", ROWS, rows=True),
-        tool.Step("hangs", ("sh", "-c", "echo begun; sleep 600"), 2),
+        tool.Step("hangs", ("sh", "-c", "echo begun; sleep 600"), 4),
         program(tool, "fails", "import sys; print('why'); sys.exit(3)"),
         program(tool, "follows", "pass", needs="fails"),
         program(tool, "hopper", "pass", hopper=True),

@@ -49,7 +49,10 @@ for _ in range(int(kills)):
     goal, began = reached() + chance.randint(0, 3), time.monotonic()
     while reached() < goal and time.monotonic() < began + 300:
         time.sleep(0.001)
-    time.sleep(chance.uniform(0.0, 0.3))
+    end = time.monotonic() + chance.uniform(0.0, 0.3)
+    while time.monotonic() < end and reached() <= goal + 1:  # a fast machine would be through too soon
+        time.sleep(0.001)
+    time.sleep(chance.uniform(0.0, 0.01))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     found = newest_checkpoint(folder)

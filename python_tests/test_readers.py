@@ -155,7 +155,7 @@ def test_more_waiting_readers_than_threads_do_not_keep_out_the_one_that_runs():
 
     async def main() -> list[list[int]]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=2))
-        return await asyncio.wait_for(asyncio.gather(*(read(seed) for seed in range(5))), 60)
+        return await asyncio.wait_for(asyncio.gather(*(read(seed) for seed in range(5))), PATIENCE)
 
     assert asyncio.run(main()) == [list(range(5))] * 5
     assert engine.stats().pages_held == 0

@@ -121,7 +121,7 @@ def test_a_deleted_video_stops_its_replica(store: Store) -> None:
     calls = Calls("hang")
     far = jobs(store, calls)
     job = far.create(Wish(), "me")
-    far.remove(job.id, within=30)
+    far.remove(job.id, within=PATIENCE)
     assert calls.closed == 1 and far.count == 0 and store.get(job.id, "me") is None
     assert not list(store.folder.glob("video_*"))
     far.close(0.0)

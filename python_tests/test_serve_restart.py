@@ -27,7 +27,8 @@ from ardiff_engine.serve.store import KILLED, MOST_DEATHS, Job, Store
 from ardiff_engine.serve.wish import Wish
 
 LIMITS = Limits(streams=1, queue=4, grace=0.0)
-LONG = Wish(num_frames=40, num_inference_steps=12, lag=3, size=(256, 256))
+LONG = Wish(num_frames=24, num_inference_steps=12, lag=3, size=(256, 256))
+"""Longer than what may lie unread."""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,14 @@ def test_a_stop_in_the_middle_changes_no_byte(model: ServedModel, tmp_path: Path
     """No seed is asked for: the one that was drawn is kept. The second video waits for pages."""
     asked = [LONG, Wish(num_frames=9, num_inference_steps=6, lag=2, class_id=1, guidance_scale=2.0)]
     with started(model, tmp_path / "data") as service:
+        begin = service.store.begin
+
+        def begun(job: str) -> None:
+            """The thread of the files waits here for the stop, and the stream for its reader."""
+            begin(job)
+            assert eventually(lambda: service.jobs._closing)
+
+        service.store.begin = begun  # type: ignore[method-assign]
         jobs = [service.jobs.create(wish, "me") for wish in asked]
         reaches(service, jobs[0], "in_progress")
     assert not list((tmp_path / "data").glob("*.part"))

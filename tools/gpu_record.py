@@ -38,6 +38,7 @@ HOPPER = {"ARDIFF_HOPPER": "1"}
 SM80 = "test_cuda_frame_attention.py test_cuda_attention_schedule.py"
 SM90 = "test_cuda_frame_attention_sm90.py"
 CHECKS = ("memcheck", "synccheck", "racecheck")
+END_SECONDS = 30.0
 _PASSED = re.compile(r"\b[1-9]\d* passed\b")  # what pytest says; compute-sanitizer has the last word after it
 _OTHER_OPS = ("backend", "bias_gelu", "modulate", "noise", "norm_rope_pages", "pages", "pool_pages")
 TRITON = " ".join(f"test_triton_{op}.py" for op in _OTHER_OPS)
@@ -197,7 +198,7 @@ def taken(step: Step, rows: Path, log: Path) -> dict[str, Any]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
+                process.wait(END_SECONDS)
     lines = log.read_text(errors="replace").strip().splitlines()
     status = "timed out" if code is None else "passed" if code == 0 else "failed"
     if status == "passed" and "pytest" in step.command and not any(_PASSED.search(line) for line in lines):

@@ -20,6 +20,9 @@ NORMAL, GOING_AWAY, POLICY = 1000, 1001, 1008
 LEAVES, BROKEN, FLOODS = "leaves", "broken", "sends and does not read"
 UNANSWERED, UNREAD_SECONDS = 64, 10.0
 """Messages of a client that wait for their answer, and how long that may stay so."""
+LAST_WORDS_SECONDS = 1.0
+"""In which a client that is sent away takes why. One that has said stop reads on to the end of what is on its
+way, and has UNREAD_SECONDS."""
 
 
 class Connected(ABC):
@@ -185,7 +188,7 @@ class Connected(ABC):
         if code is not None:
             body |= ApiError(408 if code == "timeout" else 503, code, why).body
         try:
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(UNREAD_SECONDS if close == NORMAL else LAST_WORDS_SECONDS):
                 await self._line.send(body, None)
                 await self._line.socket.close(close)
         except (TimeoutError, WebSocketDisconnect):

@@ -5,24 +5,36 @@ from __future__ import annotations
 
 import io
 import json
+import socket as sockets
+import struct
 from typing import Any
 
 import numpy as np
-import pytest
 from helpers.server import ServerProcess
 from helpers.waiting import PATIENCE
 from PIL import Image
+from websockets.sync import client
 
-client = pytest.importorskip("websockets.sync.client")
 QUICK = {"num_inference_steps": 6, "lag": 2, "size": "16x16", "format": "webp"}
-PING = 15.0
+
+
+def connected(server: ServerProcess) -> Any:
+    """A connection that no busy machine ends: it asks for no pings in time, and answers those of the server
+    also while nobody reads."""
+    return client.connect(
+        server.socket, max_queue=None, open_timeout=PATIENCE, close_timeout=PATIENCE, ping_interval=None
+    )
 
 
 class Session:
-    """A connection. frames: of each stream, the picture of every piece; applied: the events that it names."""
+    """A connection. frames: of each stream, the picture of every piece; applied: the events that it names.
+
+    The server may be far ahead of what has been read. To do something to a stream that must not be over by
+    then, ask for an endless one, and `leave`.
+    """
 
     def __init__(self, server: ServerProcess, **wish: Any) -> None:
-        self.socket = client.connect(server.socket, max_queue=4, open_timeout=PATIENCE, close_timeout=0.5)
+        self.socket = connected(server)
         self.frames: dict[str, dict[int, np.ndarray]] = {}
         self.applied: dict[str, dict[int, list[str]]] = {}
         self.sequence = 0
@@ -34,7 +46,7 @@ class Session:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
     def receive(self) -> dict[str, Any]:
-        message: dict[str, Any] = json.loads(self._text())
+        message: dict[str, Any] = json.loads(self.socket.recv(timeout=PATIENCE))
         assert message["sequence"] == self.sequence + 1
         self.sequence += 1
         if message["type"] == "video.chunk_metadata":
@@ -43,18 +55,7 @@ class Session:
             stream, index = message["stream_id"], message["chunk_index"]
             self.frames.setdefault(stream, {})[index] = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
             self.applied.setdefault(stream, {})[index] = message["applied_event_ids"]
-            if index % 16 == 15:
-                self.send("session.ping")  # a slow machine may take longer than a silent client is kept
         return message
-
-    def _text(self) -> str:
-        """The next message, also where it takes longer than a silent client is kept."""
-        for _ in range(round(PATIENCE / PING)):
-            try:
-                return str(self.socket.recv(timeout=PING))
-            except TimeoutError:
-                self.send("session.ping")
-        raise TimeoutError(f"no message for {PATIENCE:.0f} s")
 
     def until(self, kind: str, stream: str | None = None) -> dict[str, Any]:
         while True:
@@ -62,6 +63,24 @@ class Session:
             if message["type"] == kind and stream in (None, message.get("stream_id")):
                 return message
             assert message["type"] != "error", message
+
+    def read(self, frames: int, stream: str | None = None) -> None:
+        """Until there are so many of a stream, the first one if none is named."""
+        name = self.stream if stream is None else stream
+        while len(self.frames.get(name, ())) < frames:
+            message = self.receive()
+            assert message["type"] not in ("error", "video.done"), message
+
+    def leave(self) -> None:
+        """In order: its streams end."""
+        self.send("session.stop")
+        self.until("session.done")
+
+    def broken_off(self) -> None:
+        """As by a machine that goes without a word."""
+        reset = struct.pack("ii", 1, 0)
+        self.socket.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, reset)
+        self.socket.socket.close()
 
     def video(self, stream: str) -> np.ndarray:
         frames = self.frames[stream]

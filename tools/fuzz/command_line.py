@@ -170,7 +170,7 @@ def _wait(process: int, case: Case) -> tuple[int, bool, bool]:
     """Exit code, whether a signal was sent, and whether it had to be killed."""
     started = time.monotonic()
     while (code := _ended(process)) is None and not _listens(process):
-        if time.monotonic() > started + 60:
+        if time.monotonic() > started + WALL_SECONDS:
             break
         time.sleep(0.01)
     code = _until(process, PATIENCE if case.signal_after is None else case.signal_after)

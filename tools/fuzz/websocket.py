@@ -184,7 +184,7 @@ def main() -> int:
             found = run(address, options.messages, options.seed)
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(PATIENCE)
     for problem in found.problems:
         print(problem)
     print(
