@@ -13,14 +13,19 @@ def family(process: int) -> list[int]:
     return [process, *(int(child) for path in found for child in path.read_text().split())]
 
 
-def resident(process: int) -> float:
-    """MiB of the server and of the process that decodes for it."""
-    total = 0
+def residents(process: int) -> list[float]:
+    """MiB of the server, and of each process that it has started: the one that decodes is the last."""
+    each = []
     for own in family(process):
         found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{own}/status").read_text())
         assert found is not None
-        total += int(found[1])
-    return round(total / 1024, 1)
+        each.append(round(int(found[1]) / 1024, 1))
+    return each
+
+
+def resident(process: int) -> float:
+    """MiB of all of them."""
+    return round(sum(residents(process)), 1)
 
 
 def processor_seconds(process: int) -> float:

@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from process_use import processor_seconds, resident
+from process_use import processor_seconds, resident, residents
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -227,7 +227,7 @@ def under_load(url: str, process: int, options: argparse.Namespace, folder: Path
         while True:
             ended = sum(load.ends.values())
             memory.append((ended, resident(process)))
-            note = f"{time.perf_counter() - began:.0f} s: {ended} ended, {memory[-1][1]} MiB"
+            note = f"{time.perf_counter() - began:.0f} s: {ended} ended, {residents(process)} MiB"
             note += f", {load.wrong} wrong, {load.again} told to come again, {dict(load.ends)}"
             print(note, file=sys.stderr, flush=True)
             await asyncio.sleep(options.every)

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -109,10 +109,25 @@ class Changes:
         for listener in listeners:
             listener()
 
-    def wait(self, before: int) -> bool:
-        """Until `count` is not `before`; False if that took more than STALL_SECONDS."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.count != before, STALL_SECONDS)
+    def wait(self, before: int, reached: Callable[[], bool] | None = None) -> bool:
+        """Until `count` is not `before`; False if that took more than STALL_SECONDS.
+
+        reached: a cheap look, called by whoever notifies: sleep until a change after which it is true. A
+        thread that wakes at every change, most of them for nothing, takes the interpreter from the passes.
+        """
+        if reached is None:
+            with self._changed:
+                return self._changed.wait_for(lambda: self.count != before, STALL_SECONDS)
+        asleep = threading.Lock()  # and no event: a finalizer may notify while one is being set
+        asleep.acquire()
+
+        def listener() -> None:
+            if reached():
+                with contextlib.suppress(RuntimeError):  # awake already
+                    asleep.release()
+
+        with self._listened(before, listener):
+            return asleep.acquire(timeout=STALL_SECONDS)
 
     async def wait_async(self, before: int, reached: Callable[[], bool] = lambda: True) -> bool:
         """The same for a task, which sleeps until a change after which `reached` is true. It occupies no
@@ -128,16 +143,23 @@ class Changes:
                 with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
                     loop.call_soon_threadsafe(changed.set)
 
+        with self._listened(before, listener):
+            try:
+                await asyncio.wait_for(changed.wait(), STALL_SECONDS)
+            except TimeoutError:
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def _listened(self, before: int, listener: Callable[[], None]) -> Iterator[None]:
+        """`listener` is called at each change after `count` was `before`."""
         with self._changed:
             self._listeners.add(listener)
-            changed_before = self.count != before
-        if changed_before:
-            listener()
+            changed = self.count != before
         try:
-            await asyncio.wait_for(changed.wait(), STALL_SECONDS)
-        except TimeoutError:
-            return False
+            if changed:
+                listener()
+            yield
         finally:
             with self._changed:
                 self._listeners.discard(listener)
-        return True

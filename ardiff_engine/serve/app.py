@@ -107,10 +107,11 @@ def _videos(app: FastAPI, service: Serving) -> None:
         if (live := jobs.live(job.id)) is not None and not await _ends(live, request):
             await asyncio.to_thread(jobs.remove, job.id)
             return Response(status_code=499)
-        return content(request, job.id)
+        return await content(request, job.id)
 
+    # What is answered from memory needs no thread, and no second look at what it is made of.
     @app.get("/v1/videos", openapi_extra={"parameters": query})
-    def listed(request: Request) -> dict[str, Any]:
+    async def listed(request: Request) -> JSONResponse:
         query = request.query_params
         limit, order = query.get("limit", "20"), query.get("order", "desc")
         if not (limit.isascii() and limit.isdecimal() and len(limit) < 9 and 1 <= int(limit) <= MOST_LISTED):
@@ -123,14 +124,15 @@ def _videos(app: FastAPI, service: Serving) -> None:
         page = store.page(request.state.owner, after, int(limit) + 1, order == "desc")
         data = [video_object(service, job) for job in page[: int(limit)]]
         ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-        return {"object": "list", "data": data, **ends, "has_more": len(page) > int(limit)}
+        more = len(page) > int(limit)
+        return JSONResponse({"object": "list", "data": data, **ends, "has_more": more})
 
     @app.get("/v1/videos/{video}")
-    def retrieve(request: Request, video: str) -> dict[str, Any]:
-        return video_object(service, found(request, video))
+    async def retrieve(request: Request, video: str) -> JSONResponse:
+        return JSONResponse(video_object(service, found(request, video)))
 
     @app.get("/v1/videos/{video}/content")
-    def content(request: Request, video: str) -> Response:
+    async def content(request: Request, video: str) -> Response:
         job = found(request, video)
         if job.status != "completed":
             why = job.error or "it is not finished"
@@ -157,18 +159,18 @@ def _watching(app: FastAPI, service: Serving) -> None:
     app.state.collector = kept
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         own = {"id": service.name, "object": "model", "created": STARTED, "owned_by": "ardiff-engine"}
         return {"object": "list", "data": [{**own, "takes": list(service.takes)}]}
 
     @app.get("/v1/models/{name:path}")
-    def one_model(name: str) -> dict[str, Any]:
+    async def one_model(name: str) -> dict[str, Any]:
         service.check_model(name)
-        first: dict[str, Any] = models()["data"][0]
+        first: dict[str, Any] = (await models())["data"][0]
         return first
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         """The process lives."""
         return {"status": "ok", "version": __version__}
 

@@ -76,6 +76,15 @@ class LiveJob:
         """Whether a pass has run it."""
         return self.stream.ticks_done > 0
 
+    @property
+    def moves(self) -> bool:
+        """Whether there is something to do for it; a cheap look."""
+        if self.started and not self.begun:
+            return True
+        if self.writing:
+            return all(future.done() for future in self.writing)
+        return self.stream.frames_ready > 0 or self.stream.done
+
 
 class Jobs:
     """Any thread may call it. `close` ends what still runs."""
@@ -254,7 +263,10 @@ class Jobs:
             if not jobs and closing:
                 return
             if not any([self._served(job) for job in jobs]):
-                changes.wait(before)
+                changes.wait(before, self._moves)
+
+    def _moves(self) -> bool:
+        return self._closing or any(job.moves for job in list(self._live.values()))
 
     def _served(self, job: LiveJob) -> bool:
         """Take what is ready; whether there was anything. An error ends this video alone."""

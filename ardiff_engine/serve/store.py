@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,12 +47,13 @@ class Job:
 
 
 class Store:
-    """Any thread may call it."""
+    """Any thread may call it. What it is asked is answered from memory, also while a row is on its way to the
+    disk; rows are few, as the server limits how many videos it keeps."""
 
     def __init__(self, folder: Path) -> None:
         """CheckpointError: a folder that cannot be written, or that another server uses."""
         self.folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while a row changes, here and on disk
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._base = sqlite3.connect(
@@ -67,7 +68,9 @@ class Store:
                 self._base.execute("ALTER TABLE videos ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0")
             self._base.execute("BEGIN IMMEDIATE")
             self._base.execute("COMMIT")
-        except (OSError, sqlite3.Error) as error:
+            rows = self._base.execute(f"SELECT {COLUMNS} FROM videos ORDER BY number")
+            self._jobs = {job.id: job for job in map(_job, rows)}
+        except (OSError, ValueError, sqlite3.Error) as error:
             raise CheckpointError(
                 f"{folder}: videos cannot be kept there ({error}). Choose a folder by --data that can be "
                 "written and that no other server uses."
@@ -88,20 +91,18 @@ class Store:
         """At the start: no half file is left, and what had its whole file is completed. The other unfinished
         ones, the oldest first, are queued again. One that was attempted each time that the server died may be
         the reason: after MOST_DEATHS times it has failed."""
-        for job in self._select("status IN ('queued', 'in_progress')"):
+        for job in self._unfinished():
             if self.file(job.id).exists():
                 self.finish(job.id, None, job.created_at)
-        self._run(
-            "UPDATE videos SET status = 'failed', error = ? "
-            "WHERE status IN ('queued', 'in_progress') AND deaths >= ?",
-            (KILLED, MOST_DEATHS),
-        )
-        self._run("UPDATE videos SET status = 'queued' WHERE status = 'in_progress'")
-        kept = {job.id for job in self._select("status = 'completed'")}
+            elif job.deaths >= MOST_DEATHS:
+                self.finish(job.id, KILLED, job.created_at)
+            else:
+                self._change(job.id, status="queued")
+        kept = {job.id for job in self._all() if job.status == "completed"}
         for path in self.folder.iterdir():
             if path.suffix == ".part" or (path.suffix == ".mp4" and path.stem not in kept):
                 path.unlink(missing_ok=True)
-        return self._select("status = 'queued' ORDER BY number")
+        return self._unfinished()
 
     def add(self, job: Job) -> None:
         values = (
@@ -115,15 +116,22 @@ class Store:
             None,
             job.deaths,
         )
-        self._run(f"INSERT INTO videos ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        with self._lock:
+            self._base.execute(f"INSERT INTO videos ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._jobs[job.id] = job
 
     def attempt(self, job: str) -> None:
         """Written before anything is done for it that the server might not outlive; `postpone` undoes it."""
-        self._run("UPDATE videos SET deaths = deaths + 1 WHERE id = ?", (job,))
+        found = self._jobs.get(job)
+        if found is not None:
+            self._change(job, deaths=found.deaths + 1)
 
     def begin(self, job: str) -> None:
-        """A pass has run it."""
-        self._run("UPDATE videos SET status = 'in_progress' WHERE id = ? AND status = 'queued'", (job,))
+        """A pass has run it. On disk it stays queued, as after a restart it would be."""
+        with self._lock:
+            found = self._jobs.get(job)
+            if found is not None and found.status == "queued":
+                self._jobs[job] = replace(found, status="in_progress")
 
     def keep(self, job: str) -> None:
         """The part is complete: it becomes the file."""
@@ -141,63 +149,68 @@ class Store:
 
     def postpone(self, job: str) -> None:
         """To be made after the next start. The attempt was broken off in order and does not count."""
-        self._run("UPDATE videos SET status = 'queued', deaths = MAX(deaths - 1, 0) WHERE id = ?", (job,))
+        found = self._jobs.get(job)
+        if found is not None:
+            self._change(job, status="queued", deaths=max(0, found.deaths - 1))
 
     def finish(self, job: str, error: str | None, now: int) -> None:
         """error: why it failed; None: it is completed."""
-        status = "completed" if error is None else "failed"
-        done = now if error is None else None
-        self._run(
-            "UPDATE videos SET status = ?, error = ?, completed_at = ? WHERE id = ?",
-            (status, error, done, job),
-        )
+        if error is None:
+            self._change(job, status="completed", completed_at=now, error=None)
+        else:
+            self._change(job, status="failed", completed_at=None, error=error)
 
     def remove(self, job: str) -> None:
         """The record first: a file without one is removed at the next start, a record without file is not."""
-        self._run("DELETE FROM videos WHERE id = ?", (job,))
+        with self._lock:
+            self._base.execute("DELETE FROM videos WHERE id = ?", (job,))
+            self._jobs.pop(job, None)
         for path in (self.part(job), self.file(job)):
             path.unlink(missing_ok=True)
 
     def has(self, job: str) -> bool:
-        return bool(self._select("id = ?", (job,)))
+        return job in self._jobs
 
     def get(self, job: str, owner: str) -> Job | None:
-        found = self._select("id = ? AND owner = ?", (job, owner))
-        return found[0] if found else None
+        found = self._jobs.get(job)
+        return found if found is not None and found.owner == owner else None
 
     def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> list[Job]:
         """Of one owner, in order of creation. after: the last one of the page before."""
-        where, values = "owner = ?", [owner]
+        own = [job for job in self._all() if job.owner == owner]
+        if newest_first:
+            own.reverse()
         if after is not None:
-            sign = "<" if newest_first else ">"
-            where += f" AND number {sign} (SELECT number FROM videos WHERE id = ? AND owner = ?)"
-            values += [after, owner]
-        order = "DESC" if newest_first else "ASC"
-        return self._select(f"{where} ORDER BY number {order} LIMIT {int(limit)}", tuple(values))
+            places = [place for place, job in enumerate(own) if job.id == after]
+            own = own[places[0] + 1 :] if places else []
+        return own[:limit]
 
     def count(self) -> int:
-        with self._lock:
-            return int(self._base.execute("SELECT COUNT(*) FROM videos").fetchone()[0])
+        return len(self._jobs)
 
     def unfinished(self, owner: str | None = None) -> int:
         """Videos of one owner, or of all, that are being made or wait for it."""
+        return sum(owner in (None, job.owner) for job in self._unfinished())
+
+    def _all(self) -> list[Job]:
+        """The oldest first."""
+        return list(self._jobs.values())
+
+    def _unfinished(self) -> list[Job]:
+        return [job for job in self._all() if job.status in ("queued", "in_progress")]
+
+    def _change(self, name: str, **fields: Any) -> None:
+        """Of a video that may have been deleted in the meantime. fields: of `Job`."""
         with self._lock:
-            return int(
-                self._base.execute(
-                    "SELECT COUNT(*) FROM videos WHERE status IN ('queued', 'in_progress') "
-                    "AND owner = COALESCE(?, owner)",
-                    (owner,),
-                ).fetchone()[0]
+            found = self._jobs.get(name)
+            if found is None:
+                return
+            job = replace(found, **fields)
+            self._base.execute(
+                "UPDATE videos SET status = ?, error = ?, completed_at = ?, deaths = ? WHERE id = ?",
+                (job.status, job.error, job.completed_at, job.deaths, name),
             )
-
-    def _select(self, where: str, values: tuple[str, ...] = ()) -> list[Job]:
-        with self._lock:
-            rows = self._base.execute(f"SELECT {COLUMNS} FROM videos WHERE {where}", values).fetchall()
-        return [_job(row) for row in rows]
-
-    def _run(self, statement: str, values: tuple[Any, ...] = ()) -> None:
-        with self._lock:
-            self._base.execute(statement, values)
+            self._jobs[name] = job
 
 
 def _job(row: tuple[Any, ...]) -> Job:
