@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers.waiting import PATIENCE
+from helpers.waiting import PATIENCE, eventually
 from inside import inside
 from test_engine import engine_for
 
@@ -256,3 +256,23 @@ def test_a_task_sleeps_through_the_changes_of_others() -> None:
         assert await task
 
     asyncio.run(slept())
+
+
+def test_a_thread_that_waits_for_something_sleeps_through_other_changes(monkeypatch) -> None:
+    changes, looks, ready = reader.Changes(), [], threading.Event()
+
+    def reached() -> bool:
+        looks.append(changes.count)
+        return ready.is_set()
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(changes.wait, 0, reached)
+        assert eventually(lambda: changes._listeners)
+        changes.notify()
+        assert looks == [1] and not waiting.done()
+        ready.set()
+        changes.notify()
+        assert waiting.result(PATIENCE) and looks == [1, 2] and not changes._listeners
+    assert changes.wait(1, reached)  # what has come already is looked at before it sleeps
+    monkeypatch.setattr(reader, "STALL_SECONDS", 0.0)
+    assert not changes.wait(2, lambda: False)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import pickle
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from ardiff_engine.codec.protocol import Codec
 from ardiff_engine.errors import ArdiffError
 from ardiff_engine.media import read_video
 from ardiff_engine.serve.film import Form, Piece
-from ardiff_engine.serve.stage import Stage
+from ardiff_engine.serve.stage import Stage, _Sent
 
 PNG = Form("png", 8.0, 1)
 
@@ -75,6 +76,16 @@ def test_pictures_forks_and_ways_back(stage: Stage, codec: Codec, latents: torch
     np.testing.assert_array_equal(shown(again), expected[2])
     for name in ("a", "b"):
         assert stage.finish(name).result() == b""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_latent_is_sent_as_its_bytes(dtype: torch.dtype) -> None:
+    """Of any layout; and in far fewer than an archive of PyTorch's has."""
+    latent = torch.randn(4, 8, 3).to(dtype).movedim(0, 2)
+    sent = pickle.dumps(_Sent(latent), protocol=5)
+    got = pickle.loads(sent)
+    assert got.dtype == dtype and torch.equal(got, latent)
+    assert len(sent) < latent.nbytes + 400
 
 
 def test_a_file(stage: Stage, codec: Codec, latents: torch.Tensor, tmp_path: Path) -> None:

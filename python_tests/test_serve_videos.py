@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ardiff_engine.errors import ConfigError
 from ardiff_engine.media import export_video
 from ardiff_engine.memory import RecomputedWindow
 from ardiff_engine.serve import gate
-from ardiff_engine.serve.store import KILLED, MOST_DEATHS, Store
+from ardiff_engine.serve.store import KILLED, MOST_DEATHS, Job, Store
 
 httpx, openai = pytest.importorskip("httpx"), pytest.importorskip("openai")
 KEYS = ("k" * 16 + "-first", "k" * 16 + "-other")
@@ -275,8 +277,6 @@ def test_fifty_kills(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_whole_when_the_server_died_is_kept(tmp_path: Path) -> None:
-    from ardiff_engine.serve.store import Job
-
     store = Store(tmp_path)
     for name in ("whole", "half", "none"):
         store.add(Job(name, "me", "queued", 1, None, "m", {}, None))
@@ -293,6 +293,22 @@ def test_a_file_that_was_whole_when_the_server_died_is_kept(tmp_path: Path) -> N
     with pytest.raises(ade.ArdiffError, match="no other server"):
         Store(tmp_path)
     store.close()
+
+
+def test_what_is_asked_is_answered_while_a_row_is_on_its_way_to_the_disk(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path)) as store:
+        store.add(Job("a", "me", "queued", 1, None, "m", {}, None))
+        store.begin("a")
+        with ThreadPoolExecutor(1) as pool:
+            with store._lock:
+                asked = pool.submit(lambda: (store.get("a", "me"), store.page("me", None, 9, True)))
+                found, page = asked.result(PATIENCE)
+        assert found is not None and found.status == "in_progress" and page == [found]
+        store.finish("a", None, 7)
+        done = store.get("a", "me")
+    with contextlib.closing(Store(tmp_path)) as again:
+        assert done is not None and done.status == "completed" and again.page("me", None, 9, True) == [done]
+        assert again.get("a", "other") is None
 
 
 def test_without_a_key_only_this_machine(tmp_path: Path) -> None:

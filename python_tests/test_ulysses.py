@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -54,8 +55,16 @@ def test_processes_make_what_one_makes(processes: int, tmp_path: Path) -> None:
 
 def test_a_process_that_ends_takes_the_others_with_it(tmp_path: Path) -> None:
     """They end by a typed error, and wait for nobody."""
-    ended = start_together(2, [sys.executable, str(HERE / "ulysses_lost_worker.py")], tmp_path)
+    ended = start_together(2, [sys.executable, str(HERE / "ulysses_lost_worker.py"), "ends"], tmp_path)
     assert [end.code for end in ended] == [LOST, ENDED], ended
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a stopped process is seen in Linux's /proc")
+def test_a_process_that_hangs_is_waited_for_until_the_timeout_of_the_group(tmp_path: Path) -> None:
+    """Then the others end by the same typed error; here the first of them ends the one that is stopped."""
+    ended = start_together(2, [sys.executable, str(HERE / "ulysses_lost_worker.py"), "hangs"], tmp_path)
+    assert [end.code for end in ended] == [LOST, -signal.SIGKILL], ended
+    assert "does not answer" in ended[0].printed
 
 
 @pytest.mark.slow
