@@ -32,3 +32,4 @@ class Purpose(enum.IntEnum):
     POINT = 26  # which point of a teacher's path the student starts from
     CHAIN = 27  # noise on a clip that is predicted from what the network made of it before
     BUCKET = 28  # of which shape the clips of a step are
+    GAIN = 29  # how much stronger or weaker a history is than its data

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.read_config import read_config
+from ardiff_engine.training.recipes.own_history import GAIN, learned, spoiled
 from ardiff_engine.training.trainer import Trainer
 
 
@@ -65,7 +67,45 @@ def test_links_of_a_chain() -> None:
     assert_same(own, got["link_1"] + got["link_2"], total)
 
 
-@pytest.mark.parametrize("objective", ["told_clean", "chained"])
+def test_a_history_of_own_frames() -> None:
+    own = bench()
+    sigma, text = sigma_of(own), own.clips.condition
+    given, told = spoiled(own.task(own.student), own.clips)
+    x = noisy(own, bench_noise(own, Purpose.CHAIN), sigma)
+    with torch.no_grad():
+        estimate = plain.x0(own.velocity(own.student, text, given, told), x, sigma)
+    # In first blocks the noisier half of the levels tells too little; every other clip sees its data.
+    guessed = (own.task(own.student).independent_levels(own.clips) >= 500) & (torch.arange(4) < 2)
+    kept = guessed | (torch.tensor(own.clips.samples) % 2 == 0)[:, None]
+    history = torch.where(plain.of(kept, x), given, estimate)
+    assert guessed[1::2, :2].any() and not guessed[1::2, :2].all()
+    noise = drawn_noise(own)
+    out = own.velocity(own.student, text, history, told)(noisy(own, noise, sigma), plain.times(sigma))
+    expected = (out - (noise - own.clips.frames)).square().flatten(1).mean(1)
+    got = own.recipe("own_history").phases[0].loss(own.clips)
+    assert isinstance(got, Tensor)
+    assert_same(own, got, expected)
+
+
+def test_a_spoiled_history_is_as_strong_as_its_data_on_average() -> None:
+    own = bench()
+    clips = replace(own.clips, samples=range(400), frames=torch.ones(400, 4, 3, 4, 6, dtype=torch.float64))
+    given, told = spoiled(own.task(own.student), clips)
+    assert (told == 0).all()
+    strength = given.flatten(1).mean(1)
+    assert abs(float(strength.mean()) - 1) < 0.02 and float(strength.std()) == pytest.approx(GAIN, rel=0.15)
+    assert 0.05 < float((given - strength[:, None, None, None, None]).std()) < 0.3
+
+
+def test_first_blocks_of_clips_that_go_on_are_not_learned() -> None:
+    own = bench()
+    assert (learned(own.clips, 2) == 1).all(), "where nothing is said, clips begin"
+    begins = SimpleNamespace(begins=torch.tensor([True, False, False, True]))
+    rows = learned(replace(own.clips, condition=begins), 2)
+    assert rows.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("objective", ["told_clean", "chained", "own_history"])
 def test_the_other_network_learns_by_them(tmp_path: Path, objective: str) -> None:
     trainer = Trainer(
         read_config(

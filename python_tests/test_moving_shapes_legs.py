@@ -38,7 +38,7 @@ def legs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of the three legs."""
     folder = tmp_path_factory.mktemp("shapes")
     torch.manual_seed(0)
-    save_model(FrameVAE(FrameVAEConfig(width=8)).eval(), folder / "vae")
+    save_model(FrameVAE(FrameVAEConfig(channels=4, width=8)).eval(), folder / "vae")
 
     def leg(config: str, *changes: str) -> Path:
         places = {"vae": folder / "vae", "run.output": folder / config}

@@ -49,7 +49,7 @@ def test_colors_shapes_and_places_are_found(clips: list[ShapeClip], found: list[
                 error = own.centres[:, color] - clip.centres[:, place]
                 # The mean pixel of a triangle lies below its middle.
                 assert np.abs(error[:, 0]).max() < 0.5
-                assert np.abs(error[:, 1] - (3.2 if SHAPES[shape] == "triangle" else 0)).max() < 1.1
+                assert np.abs(error[:, 1] - (3.5 if SHAPES[shape] == "triangle" else 0)).max() < 1.1
         others = [color for color in range(len(COLORS)) if color not in clip.scene.colors]
         assert not own.seen[:, others].any()
 

@@ -13,6 +13,7 @@ from ardiff_engine.conditions.captions import CaptionEncoder, CaptionEncoderConf
 from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError
 from ardiff_engine.models.frame_vae import FrameVAE, FrameVAEConfig
 from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.models.wan.places import place_channels, with_places
 from ardiff_engine.pipeline.steered import CONFIG_FILE, SteeredPipeline
 from ardiff_engine.weights import save_model
 
@@ -54,6 +55,29 @@ def test_captions_keys_and_seeds_act(folder: Path) -> None:
     assert all(not torch.equal(pressed[frame], plain[frame]) for frame in range(4, 8))
     for other in ({"prompt": "a blue square moves up"}, {"seed": 4}, {"guidance_scale": 3.0}):
         assert not torch.equal(video(pipe, **other), plain)
+
+
+def test_places_are_told_beside_the_latents(folder: Path) -> None:
+    plain, sizes = SteeredPipeline.from_pretrained(folder), {"channels": 8, "out_channels": 4}
+    told = WanTransformer(WanConfig(**plain.transformer.config.to_dict() | sizes))
+    weights = plain.transformer.state_dict()
+    for strength in (0.0, 0.5):
+        seen = weights["patch_embedding.weight"]
+        more = torch.nn.init.normal_(torch.empty_like(seen)) * strength
+        told.load_state_dict(weights | {"patch_embedding.weight": torch.cat([seen, more], dim=1)})
+        pipe = SteeredPipeline(told, plain.text, plain.vae, plain.rhythm)
+        assert torch.equal(video(pipe), video(plain)) == (strength == 0)
+
+
+def test_places_differ_and_are_read_from_the_edges() -> None:
+    places = place_channels(4, 3, 5)
+    assert places.shape == (4, 3, 5) and places.flatten(1).T.unique(dim=0).shape == (15, 4)
+    assert torch.equal(places[2:, 0], place_channels(4, 5, 3)[:2, :, 0]), "across as down"
+    assert torch.allclose(places[0, 0], -places[0, -1]) and (places[:2].std(-1) == 0).all()
+    latents = torch.randn(2, 6, 4, 3, 5)
+    both = with_places(latents, 4)
+    assert torch.equal(both[:, :, :4], latents) and torch.equal(both[1, 5, 4:], places)
+    assert with_places(latents, 0) is latents
 
 
 def test_a_new_caption_begins_with_a_cut(folder: Path) -> None:

@@ -37,7 +37,8 @@ class CaptionedVideos:
         images, paths = self.folder.clips_of_files(samples)
         latents = self.vae.latents(images.flatten(0, 1).to(self.vae.mean)).unflatten(0, images.shape[:2])
         actions = torch.zeros(*images.shape[:2], len(ACTIONS) - 1)
-        return SteeredClips(latents, [caption(path) for path in paths], actions)
+        begins = torch.ones(len(paths), dtype=torch.bool)
+        return SteeredClips(latents, [caption(path) for path in paths], actions, begins)
 
     def held_out(self) -> CaptionedVideos:
         return CaptionedVideos(self.folder.held_out(), self.vae)

@@ -27,6 +27,7 @@ class DataConfig:
     fps: videos only: frames per second at which they are read; None for each one's own rate.
     clips: moving digits and shapes of stage 2 only: this many clips of `clip_frames` frames are encoded once,
         before training, and every training clip is a window of one of them; 0 encodes clips on the fly.
+    beginnings: share of those windows that begin with their clip; of moving shapes alone.
     """
 
     source: Literal["moving_digits", "moving_shapes", "videos", "latents"] = "moving_digits"
@@ -37,12 +38,15 @@ class DataConfig:
     buckets: tuple[tuple[int, ...], ...] = ()
     clips: int = 0
     clip_frames: int = 32
+    beginnings: float = 0.5
     digits: MovingDigits = field(default_factory=MovingDigits)
     shapes: MovingShapes = field(default_factory=MovingShapes)
 
     def __post_init__(self) -> None:
         at_least("data", self, 1, "num_frames", "held_out", "clip_frames")
         at_least("data", self, 0, "clips")
+        if not 0 <= self.beginnings <= 1:
+            raise ConfigError(f"data.beginnings: got {self.beginnings}, expected a share, 0 to 1.")
         if self.source in ("videos", "latents") and not self.path:
             raise ConfigError(
                 explain(

@@ -80,7 +80,7 @@ class MovingShapes:
         num_frames: frames per clip, unless a call says otherwise.
         min_radius, max_radius: of shapes, in pixels.
         min_speed, max_speed: of the first shape, in pixels per frame. A second one stands still or drifts at
-            up to half of `min_speed`.
+            up to a fifth of `min_speed`.
         pairs: share of clips with two shapes. steered: share of clips in which keys are pressed.
         split: "held_out" and "train" share no clip. seed: of all randomness.
 
@@ -89,12 +89,12 @@ class MovingShapes:
 
     canvas: int = 64
     num_frames: int = 16
-    min_radius: float = 8.0
-    max_radius: float = 11.0
-    min_speed: float = 1.0
-    max_speed: float = 2.0
-    pairs: float = 0.6
-    steered: float = 0.5
+    min_radius: float = 9.0
+    max_radius: float = 12.0
+    min_speed: float = 2.0
+    max_speed: float = 3.0
+    pairs: float = 0.4
+    steered: float = 0.7
     split: Literal["train", "held_out"] = "train"
     seed: int = 0
 
@@ -168,10 +168,9 @@ class MovingShapes:
             for setup, (path, headings), background, own in zip(setups, moved, backgrounds, keys, strict=True)
         ]
 
-    def caption(self, index: int, direction: int) -> str:
-        """Of clip `index` from a frame on in which its first shape goes that way."""
-        setup = self._setup(self._uniform(index, 0, _SCENE_DRAWS))
-        return replace(setup.scene, direction=direction).caption
+    def caption(self, index: int) -> str:
+        """Of clip `index` from its first frame on."""
+        return self._setup(self._uniform(index, 0, _SCENE_DRAWS)).scene.caption
 
     # --- private
 
@@ -200,13 +199,13 @@ class MovingShapes:
         low, high = radii + _MARGIN, self.canvas - 1 - radii - _MARGIN
         axis, sign = (0, 1) if direction <= 2 else (1, 0), STEPS[direction].sum()
         starts = np.empty((2, 2))
-        for place, (far, side) in enumerate(((0.3 * along, across), (0.7 + 0.2 * beyond, 0.0))):
+        for place, (far, side) in enumerate(((0.15 * along, 0.2 + 0.6 * across), (0.7 + 0.2 * beyond, 0.0))):
             way = far if sign > 0 else 1 - far
             starts[place, axis[0]] = low[place] + way * (high - low)[place]
             starts[place, axis[1]] = low[place] + side * (high - low)[place]
         starts[1, axis[1]] = np.clip(starts[0, axis[1]] + 12 * (offset - 0.5), low[1], high[1])
         first = self.min_speed + speed * (self.max_speed - self.min_speed)
-        angle, slow = 2 * np.pi * turn, 0.0 if still < _STILL else 0.5 * self.min_speed * drift
+        angle, slow = 2 * np.pi * turn, 0.0 if still < _STILL else 0.2 * self.min_speed * drift
         count = 2 if pair < self.pairs else 1
         scene = Scene(
             tuple(colors[:count]),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-DRAWING = 2
+DRAWING = 3
 """Version: raise it with every change of what is drawn. What was encoded before is then encoded anew."""
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (222, 48, 44),
@@ -20,7 +20,7 @@ SQUARE = np.float32(0.886)
 """Half a side, in radii: the area of the circle."""
 TRIANGLE = np.float32(2 / 3)
 """Radius of the inscribed circle, in radii."""
-_GRID = 5
+_GRID = 4
 TEXTURE_DRAWS = 8 + _GRID**2
 """Numbers in [0, 1) that a texture is made of."""
 
@@ -51,19 +51,13 @@ def coverage(
 
 
 def textures(draws: NDArray[np.float64], canvas: int) -> NDArray[np.float32]:
-    """[N, TEXTURE_DRAWS] -> pictures [N, canvas, canvas, 3] of values 0..255: clouds, stripes or checks in
-    two neighbouring greys, slightly tinted."""
+    """[N, TEXTURE_DRAWS] -> pictures [N, canvas, canvas, 3] of values 0..255: clouds or broad waves in
+    neighbouring greys, slightly tinted, so faint that shapes are nearly all that is to be learned."""
     kind, level, strength, angle, period, *tint = draws[:, :8].T
-    fields = np.stack(
-        [
-            _clouds(draws[:, 8:], canvas),
-            _waves(angle, period, canvas),
-            _waves(angle, period, canvas) * _waves(angle + 0.5, period, canvas),
-        ]
-    )
-    chosen = fields[np.minimum((3 * kind).astype(np.int64), 2), np.arange(len(draws))]
-    grey = (80 + 90 * level)[:, None, None] + (8 + 12 * strength)[:, None, None] * chosen
-    tinted = grey[..., None] + 12 * (np.stack(tint, axis=-1) - 0.5)[:, None, None]
+    clouds, waves = _clouds(draws[:, 8:], canvas), _waves(angle, period, canvas)
+    chosen = np.where((kind < 0.5)[:, None, None], clouds, waves)
+    grey = (105 + 30 * level)[:, None, None] + (5 + 4 * strength)[:, None, None] * chosen
+    tinted = grey[..., None] + 6 * (np.stack(tint, axis=-1) - 0.5)[:, None, None]
     return tinted.astype(np.float32)
 
 
@@ -83,9 +77,9 @@ def _clouds(draws: NDArray[np.float64], canvas: int) -> NDArray[np.float64]:
 
 
 def _waves(angle: NDArray[np.float64], period: NDArray[np.float64], canvas: int) -> NDArray[np.float64]:
-    """A sine of 16 to 36 pixels in any direction: [N, canvas, canvas]. angle: in half turns."""
+    """A sine of 40 to 80 pixels in any direction: [N, canvas, canvas]. angle: in half turns."""
     pixel = np.arange(canvas)
-    turn, length = np.pi * angle[:, None, None], (16 + 20 * period)[:, None, None]
+    turn, length = np.pi * angle[:, None, None], (40 + 40 * period)[:, None, None]
     along = pixel[None, None, :] * np.cos(turn) + pixel[None, :, None] * np.sin(turn)
     result: NDArray[np.float64] = np.sin(2 * np.pi * along / length)
     return result

@@ -10,28 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ardiff_engine.data.choice import below, uniform
 from ardiff_engine.data.clips import to_images
-from ardiff_engine.data.moving_shapes import ACTIONS, HELD, MovingShapes, ShapeClip
+from ardiff_engine.data.moving_shapes import ACTIONS, MovingShapes, ShapeClip
 from ardiff_engine.models.frame_vae import FrameVAE
-from ardiff_engine.purposes import Purpose
-
-STARTS = 12
-"""Places, `HELD` frames apart, at which a clip may begin."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SteeredClips:
     """latents float32 [B, F, C, h, w]; captions [B]; actions float32 [B, F, 4]: one for each arrow key, 1
-    where it is held."""
+    where it is held; begins bool [B]: whether a clip is the beginning of what its caption says."""
 
     latents: Tensor
     captions: list[str]
     actions: Tensor
+    begins: Tensor
 
 
 class SteeredShapes:
-    """Clips by sample id, half of them from the beginning of a scene."""
+    """Clips by sample id, from the beginning of a scene."""
 
     def __init__(self, shapes: MovingShapes, vae: FrameVAE, num_frames: int) -> None:
         self.shapes, self.vae, self.num_frames = shapes, vae.eval(), num_frames
@@ -39,15 +35,11 @@ class SteeredShapes:
     def clips(self, samples: Sequence[int]) -> SteeredClips:
         made = self.drawn(samples)
         actions = torch.from_numpy(np.stack([clip.actions for clip in made]))
-        return SteeredClips(self.encoded(made), [clip.scene.caption for clip in made], keys_held(actions))
+        captions, begins = [clip.scene.caption for clip in made], torch.ones(len(made), dtype=torch.bool)
+        return SteeredClips(self.encoded(made), captions, keys_held(actions), begins)
 
     def drawn(self, samples: Sequence[int]) -> list[ShapeClip]:
-        made = []
-        for sample in samples:
-            choice = uniform(self.shapes.seed, Purpose.WINDOW, sample, 2)
-            start = HELD * below(choice[1], STARTS) if choice[0] < 0.5 else 0
-            made.append(self.shapes.clip(sample, num_frames=self.num_frames, first_frame=start))
-        return made
+        return self.shapes.batch(samples, num_frames=self.num_frames)
 
     @torch.no_grad()
     def encoded(self, made: Sequence[ShapeClip]) -> Tensor:

@@ -11,8 +11,8 @@ from ardiff_engine.evaluation.shape_detector import NOTHING, Tracks
 
 EARLY = 4
 """Frames in which the caption's direction must be seen."""
-JUMP = 4.0
-"""Pixels between two frames; the world's shapes make 2 at most, and one that is hidden partly seems to move
+JUMP = 6.0
+"""Pixels between two frames; the world's shapes make 3 at most, and one that is hidden partly seems to move
 faster."""
 
 

@@ -29,7 +29,9 @@ from ardiff_engine.files import write_atomic
 from ardiff_engine.memory import Window
 from ardiff_engine.models.frame_vae import SCALE, FrameVAE, FrameVAECodec
 from ardiff_engine.models.wan import WanTransformer
+from ardiff_engine.models.wan.places import place_channels
 from ardiff_engine.models.wan.video import ACTIONS as INPUT
+from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.parsing import read_json, shown
 from ardiff_engine.pipeline.decoding import stream_pictures
 from ardiff_engine.pipeline.files import CONFIG_FILE, steered_folder
@@ -162,16 +164,22 @@ class SteeredPipeline:
                 "action: this model was trained without keys, so none can be held. Leave it out."
             )
         held = action or (lambda frame: 0)
-        keys = {INPUT: lambda frame: keys_held(torch.tensor(_number(held(frame))))}
+        shape, told = (height // SCALE, width // SCALE), self.transformer.config
+        inputs: dict[str, Callable[[int], torch.Tensor]] = {}
+        if self.steered:
+            inputs[INPUT] = lambda frame: keys_held(torch.tensor(_number(held(frame))))
+        if beside := told.channels - told.out_channels:
+            places = place_channels(beside, *shape)
+            inputs[PICTURES] = lambda frame: places
         request = Request(
             num_frames=num_frames,
-            size=(height // SCALE, width // SCALE),
+            size=shape,
             plan=plan.blocks(self.rhythm.block),
             condition=self._condition(prompt),
             negative_condition=None if guidance_scale == 1 else self.transformer.null_condition(),
             guidance_scale=guidance_scale,
             seed=chosen_seed(seed),
-            frame_inputs=keys if self.steered else None,
+            frame_inputs=inputs,
             solver=Euler(FlowSchedule(self.rhythm.shift), integer("steps", steps, low=1)),
             memory=Window(self.rhythm.frames),
             max_ahead=self.rhythm.block,

@@ -28,7 +28,9 @@ from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.models.frame_vae import SCALE, FrameVAE
 from ardiff_engine.models.wan import WanConfig, WanTransformer
+from ardiff_engine.models.wan.places import place_channels, with_places
 from ardiff_engine.models.wan.video import ACTIONS as ACTIONS_INPUT
+from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.pipeline.steered import SteeredPipeline, rhythm_of, write_captions
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import DiffusionLossConfig, EmaConfig, OptimizerConfig, RunConfig
@@ -104,13 +106,16 @@ class WanTrainConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steering:
-    """The condition of B clips: text [B, rows, width], actions [B, F, numbers] for models that take them."""
+    """The condition of B clips: text [B, rows, width], actions [B, F, numbers] for models that take them. begins,
+    bool [B]: the text says what is seen from the first frame on, and not what began before it."""
 
     text: Tensor
     actions: Tensor | None
+    begins: Tensor
 
     def __getitem__(self, rows: Tensor) -> Steering:
-        return Steering(self.text[rows], None if self.actions is None else self.actions[rows])
+        actions = None if self.actions is None else self.actions[rows]
+        return Steering(self.text[rows], actions, self.begins[rows])
 
 
 Source = SteeredShapes | StoredShapes | CaptionedVideos
@@ -152,8 +157,9 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
         told = torch.tensor([uniform(seed, Purpose.NULL, sample, 1)[0] >= null for sample in samples])
         text = self.text(self.text.ids(made.captions).to(device)) * told.to(device)[:, None, None]
         takes = self.config.model.actions is not None
-        steering = Steering(text, made.actions.to(device, dtype) if takes else None)
-        empty = Steering(torch.zeros_like(text), steering.actions)
+        actions = made.actions.to(device, dtype) if takes else None
+        steering = Steering(text, actions, made.begins.to(device))
+        empty = replace(steering, text=torch.zeros_like(text))
         return Clips(samples, made.latents.to(device, dtype), steering, seed, empty)
 
     def _source(self) -> Source:
@@ -176,7 +182,7 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
         data, run = self.config.data, self.config.run
         whole = SteeredShapes(data.shapes, self.vae, data.clip_frames)
         path = Path(self.config.vae) / STORED_FILE
-        return StoredShapes(whole, data.clips, data.num_frames, run.seed, path)
+        return StoredShapes(whole, data.clips, data.num_frames, run.seed, path, data.beginnings)
 
     def _exported(self) -> dict[str, nn.Module]:
         return {"transformer": self.model, "text_encoder": self.text}
@@ -214,17 +220,18 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
     def _task(self, network: nn.Module, *, whole: bool = False, held_history: bool = False) -> Denoising:
         assert isinstance(network, WanTransformer)
         block = (whole and self.config.distillation.teacher_block) or self.config.loss.block
+        beside = network.config.channels - network.config.out_channels
 
         def predict(
             noisy: Tensor, t: Tensor, condition: Steering, history: Tensor | None, history_t: Tensor | None
         ) -> Tensor:
             with autocast(self.config.run):
                 out = network.forward_clip(
-                    noisy,
+                    with_places(noisy, beside),
                     t.to(noisy.dtype),
                     condition.text,
                     block,
-                    history=history,
+                    history=None if history is None else with_places(history, beside),
                     history_t=None if history_t is None else history_t.to(noisy.dtype),
                     hold_history=held_history,
                     actions=condition.actions,
@@ -254,12 +261,20 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
         self.text.load_state_dict(_loaded(folder / "text_encoder", self.text, "text").state_dict())
 
     def _asked(self, clips: Clips) -> list[dict[str, Any]]:
-        size, condition = tuple(clips.frames.shape[3:]), clips.condition
-        asked = [{"condition": text.detach(), "size": size} for text in condition.text]
-        if condition.actions is None:
-            return asked
-        held = [{"frame_inputs": {ACTIONS_INPUT: actions}} for actions in condition.actions]
-        return [one | keys for one, keys in zip(asked, held, strict=True)]
+        frames, condition = clips.frames, clips.condition
+        size, inputs = tuple(frames.shape[3:]), {}
+        if condition.actions is not None:
+            inputs[ACTIONS_INPUT] = condition.actions
+        if beside := self.config.model.channels - self.config.model.out_channels:
+            inputs[PICTURES] = place_channels(beside, *size).to(frames).expand(*frames.shape[:2], -1, -1, -1)
+        return [
+            {
+                "condition": text.detach(),
+                "frame_inputs": {name: given[row] for name, given in inputs.items()},
+                "size": size,
+            }
+            for row, text in enumerate(condition.text)
+        ]
 
 
 def _initialise(model: WanTransformer) -> None:
@@ -286,7 +301,8 @@ def _kept(config: WanTrainConfig, image_size: int) -> int:
 
 
 def _seen(config: WanConfig) -> tuple[object, ...]:
-    return (config.channels, config.patch, config.text_dim, config.text_tokens, config.actions)
+    latents = (config.channels, config.out_channels, config.patch)
+    return (*latents, config.text_dim, config.text_tokens, config.actions)
 
 
 T = TypeVar("T", WanTransformer, CaptionEncoder)
@@ -307,13 +323,16 @@ def _frame_vae(config: WanTrainConfig) -> FrameVAE:
     channels, side = vae.config.channels, vae.config.image_size // SCALE
     rows, columns = config.model.patch[1:]
     if (
-        (config.model.channels, config.model.out_channels) != (channels, channels)
+        config.model.out_channels != channels
+        or (config.model.channels - channels) % 2
+        or config.model.channels < channels
         or side % rows
         or side % columns
     ):
         raise ConfigError(
             f"model.channels, out_channels, patch: got {config.model.channels}, {config.model.out_channels}, "
-            f"{config.model.patch}; expected those of latents [{channels}, {side}, {side}]."
+            f"{config.model.patch}; expected those of latents [{channels}, {side}, {side}], and in "
+            "model.channels an even number more for places, or none."
         )
     if config.data.source == "moving_shapes" and config.data.shapes.canvas != vae.config.image_size:
         raise ConfigError(

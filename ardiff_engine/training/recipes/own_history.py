@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A history like the one that a long roll-out leaves: noisy, too strong or too weak, or the network's own.
+
+    h    = g (x0 + s ε),  log g normal, s by `loss.history_levels`, told as clean
+    h'   = in half of the clips the network's own estimate of the clean frames from h, without a gradient
+    loss = mean (target − network(x_t, t, h'))²
+
+The noise is added and nothing is taken away. A noised history of a flow, (1 − σ) x0 + σ ε, that the network
+is not told of has less of the data in it than the frames that are to follow: a network learns to make what
+it sees stronger, and in a long video it does so block after block.
+
+Own estimates take the place of the data where they are more than guesses: in first blocks, which have no
+history, from the cleaner half of the levels. First blocks of clips that do not begin with what their caption
+says (`condition.begins`, where there is one) are seen and not learned.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ardiff_engine.purposes import Purpose
+from ardiff_engine.training.objective import Clips, Denoising
+from ardiff_engine.training.recipe import Cast, Phase, Recipe
+from ardiff_engine.training.taught import is_teacher_forced
+
+GAIN = 0.1
+"""Deviation of log g."""
+OWN = 0.5
+"""Share of clips whose history is the network's own."""
+
+
+def recipe(cast: Cast) -> Recipe:
+    task, block = cast.task, cast.task.settings.block
+
+    def loss(clips: Clips) -> Tensor:
+        history, told = with_own(task, clips, *spoiled(task, clips))
+        noisy, t, target = task.noised(clips, task.independent_levels(clips))
+        output = task.predict(noisy, t, clips.condition, history, told)
+        error = (output - target).square().flatten(2).mean(2)
+        return (error * learned(clips, block)).mean(1)
+
+    return Recipe([Phase("model", loss)])
+
+
+def spoiled(task: Denoising, clips: Clips) -> tuple[Tensor, Tensor]:
+    """(h, the timesteps of clean frames)"""
+    noisy, t = task.history(clips)
+    signal = task.schedule.signal(t).to(noisy.device, noisy.dtype)
+    gain = (GAIN * torch.special.ndtri(clips.uniform(Purpose.GAIN, 1).clamp(1e-6, 1 - 1e-6))).exp()
+    scale = gain.to(noisy.device, noisy.dtype) / signal
+    return noisy * _each(scale, noisy), task.told_clean(t)
+
+
+@torch.no_grad()
+def with_own(task: Denoising, clips: Clips, given: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    """(h', the timesteps of clean frames)"""
+    rows = [row for row, sample in enumerate(clips.samples) if is_teacher_forced(sample, OWN)]
+    if not rows:
+        return given, told
+    some = clips.chosen(rows)
+    levels = task.independent_levels(some)
+    noisy, t, _ = task.noised(some, levels, Purpose.CHAIN)
+    own = task.x0(noisy, t, some.condition, (given[rows], told[rows]))
+    guesses = levels >= task.schedule.num_timesteps // 2
+    guesses[:, task.settings.block :] = False
+    history = given.clone()
+    history[rows] = torch.where(_each(guesses.to(own.device), own), given[rows], own)
+    return history, told
+
+
+def learned(clips: Clips, block: int) -> Tensor:
+    """[B, F]: 1, and 0 in first blocks of clips that go on with what began before."""
+    counted = clips.frames.new_ones(clips.frames.shape[:2])
+    begins = getattr(clips.condition, "begins", None)
+    if begins is not None:
+        counted[~begins, :block] = 0
+    return counted
+
+
+def _each(rows: Tensor, frames: Tensor) -> Tensor:
+    """[B, F] -> [B, F, 1, ...]"""
+    return rows[(..., *[None] * (frames.ndim - 2))]
