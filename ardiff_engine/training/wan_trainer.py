@@ -106,8 +106,8 @@ class WanTrainConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steering:
-    """The condition of B clips: text [B, rows, width], actions [B, F, numbers] for models that take them. begins,
-    bool [B]: the text says what is seen from the first frame on, and not what began before it."""
+    """The condition of B clips: text [B, rows, width], actions [B, F, numbers] for models that take them.
+    begins, bool [B]: the text says what is seen from the first frame on, and not what began before it."""
 
     text: Tensor
     actions: Tensor | None
