@@ -46,13 +46,15 @@ def map_of(engine, lag, frames, channel=0):
     return stream.result()[:, :, channel].double()
 
 
-def predicted(covariance, steps, lag, causal):
-    """The same by linear algebra: the solver's formula on the maps of all frames at once."""
+def predicted(covariance, steps, lag, causal, *, eta=0.0, window=None):
+    """The same by linear algebra: the solver's formula on the maps of all frames at once. With eta there are
+    columns for the noise of all updates. window: frames that a pass sees, to the newest that has begun."""
     frames, solver = len(covariance), DDIM(SCHEDULE, steps)
     alphas = torch.cat(
         [SCHEDULE.alphas_cumprod[solver.timesteps[:steps].long()], SCHEDULE.alphas_cumprod[:1]]
     )
-    video = torch.eye(frames, dtype=torch.float64)
+    updates = frames * steps if eta else 0
+    video = torch.eye(frames, frames + updates, dtype=torch.float64)
     levels = [0] * frames
     for tick in range(steps + lag * (frames - 1)):
         started = [f for f in range(frames) if f * lag <= tick]
@@ -62,12 +64,19 @@ def predicted(covariance, steps, lag, causal):
         ).long()
         signal, sigma = SCHEDULE.signal(times), SCHEDULE.sigma(times)
         after = video.clone()
+        first = 0 if window is None else max(0, started[-1] + 1 - window)
         for f in moving:
-            n = f + 1 if causal else frames
-            mean = conditional_mean(covariance[:n, :n], signal[:n], sigma[:n])[f] @ video[:n]
+            n = f + 1 if causal else frames if window is None else min(frames, first + window)
+            seen = slice(first, n)
+            mean = (
+                conditional_mean(covariance[seen, seen], signal[seen], sigma[seen])[f - first] @ video[seen]
+            )
             now, then = alphas[levels[f]], alphas[levels[f] + 1]
             noise = (video[f] - now.sqrt() * mean) / (1 - now).sqrt()
-            after[f] = then.sqrt() * mean + (1 - then).sqrt() * noise
+            fresh = eta * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+            after[f] = then.sqrt() * mean + (1 - then - fresh**2).sqrt() * noise
+            if eta:
+                after[f, frames + f * steps + levels[f]] += fresh
         video = after
         for f in moving:
             levels[f] += 1
@@ -140,6 +149,30 @@ def test_a_small_variance() -> None:
     assert torch.allclose(quarter, want, rtol=0, atol=5e-6) and not torch.allclose(one, quarter, atol=1e-2)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "steps, lag, frames, eta, window, variance",
+    [
+        (7, 3, 8, 1.0, None, 1.0),
+        (10, 0, 6, 1.0, None, 0.25),
+        (5, 2, 9, 0.5, 4, 1.0),
+        (33, 13, 5, 0.0, None, 0.25),
+        (6, 4, 12, 0.0, 5, 1.0),
+        (8, 8, 9, 1.0, 3, 0.25),
+    ],
+)
+def test_other_steps_lags_noise_windows_and_variances(
+    steps: int, lag: int, frames: int, eta: float, window: int | None, variance: float, causal: bool
+) -> None:
+    setting = Setting(steps, lag, causal, frames, window, variance, eta=eta)
+    covariance = variance * ar2_covariance(frames, *PROCESS)
+    want = predicted(covariance, steps, lag, causal, eta=eta, window=window)
+    got = video_map(setting)
+    assert got.shape == want.shape and (got - want).abs().max() < 5e-6
+    far = bures_wasserstein(covariance, want @ want.T) / (frames * variance)
+    assert distance(setting, got) == pytest.approx(far, abs=5e-6)
+
+
 @pytest.mark.parametrize("solver", ["euler", "dpm"])
 def test_more_steps_along_a_flow_come_nearer(solver: str) -> None:
     few, many = (distance(Setting(n, 0, causal=False, frames=6, solver=solver)) for n in (5, 20))
@@ -164,7 +197,10 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(lines) == 4 and lines[0].endswith("| lag 0 | lag 4 |")
     want = distance(Setting(4, 4, causal=True, frames=3))
     assert float(lines[2].split("|")[-2]) == pytest.approx(want, abs=5e-6)
+    assert main(["--steps", "4", "--lags", "1", "--frames", "3", "--eta", "1"]) == 0
+    assert "| ddim, eta 1 | 4 |" in capsys.readouterr().out
     assert main(["--steps", "0"]) != 0
+    assert main(["--steps", "4", "--eta", "1.5"]) == main(["--solver", "dpm", "--eta", "1"]) == 2
 
 
 def test_the_document_holds_what_the_maps_say() -> None:

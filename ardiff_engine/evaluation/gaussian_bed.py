@@ -26,6 +26,8 @@ from ardiff_engine.engine import Engine, Request
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.evaluation.gaussian_video import GaussianVideo, Schedule, ar2_covariance
 from ardiff_engine.memory import Full, MemoryPolicy, RecomputedWindow
+from ardiff_engine.memory.page_pool import choose_page_rows
+from ardiff_engine.noise import Given
 
 PROCESS = (0.97, 16.0)
 """Radius and period of the poles."""
@@ -37,7 +39,7 @@ FLOW_SHIFT = 5.0
 class Setting:
     """steps, lag: of the plan. causal: whether the denoiser sees earlier frames alone. window: frames that it
     sees at most, each computed again in every pass; None: all, and a causal one sees them through pages.
-    variance: of a pixel."""
+    variance: of a pixel. eta: of DDIM, whose updates add noise from 0 on."""
 
     steps: int
     lag: int
@@ -46,20 +48,31 @@ class Setting:
     window: int | None = None
     variance: float = 1.0
     solver: str = "ddim"
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.eta and self.solver != "ddim":
+            raise ConfigError(
+                f"eta: got {self.eta} with solver {self.solver!r:.80}, expected 0. It is DDIM's."
+            )
 
 
 def video_map(setting: Setting) -> Tensor:
     """M, float64 [F, F]: column f is the video that the engine makes of noise 1 in frame f and 0 elsewhere.
+    With eta [F, F + F S]: then comes a column for the noise of each update of each frame.
 
     All columns are pixels of one video, which the denoiser takes to be alike and independent.
     """
     solver, schedule = _solver(setting)
+    frames, steps = setting.frames, setting.steps
+    updates = frames * steps if setting.eta else 0
+    columns = torch.eye(frames + updates)[:, :, None]
     model = GaussianVideo(
-        (PROCESS,), schedule, tokens=setting.frames, causal=setting.causal, variance=setting.variance
+        (PROCESS,), schedule, tokens=len(columns), causal=setting.causal, variance=setting.variance
     )
-    engine = Engine(model, solver=solver, memory=_memory(setting), max_pages=_pages(setting))
-    noise = torch.eye(setting.frames)[:, :, None]
-    request = Request(num_frames=setting.frames, lag=setting.lag, latents=noise)
+    engine = Engine(model, solver=solver, memory=_memory(setting), max_pages=_pages(setting, len(columns)))
+    noise = Given(columns[:frames], columns[frames:].unflatten(0, (frames, steps)) if updates else None)
+    request = Request(num_frames=frames, lag=setting.lag, noise=noise)
     return engine.submit(request).result()[:, :, 0].double()
 
 
@@ -82,7 +95,7 @@ def bures_wasserstein(first: Tensor, second: Tensor) -> float:
 def _solver(setting: Setting) -> tuple[Solver, Schedule]:
     if setting.solver == "ddim":
         diffusion = NoiseSchedule.sqrt_linear()
-        return DDIM(diffusion, setting.steps), diffusion
+        return DDIM(diffusion, setting.steps, setting.eta), diffusion
     flow = FlowSchedule(FLOW_SHIFT)
     if setting.solver == "euler":
         return Euler(flow, setting.steps, prediction="x0"), flow
@@ -97,8 +110,8 @@ def _memory(setting: Setting) -> MemoryPolicy:
     return Full() if setting.causal else RecomputedWindow(setting.frames)
 
 
-def _pages(setting: Setting) -> int:
-    return 4 * setting.frames + 8
+def _pages(setting: Setting, tokens: int) -> int:
+    return (4 * setting.frames + 8) * -(-tokens // choose_page_rows(tokens))
 
 
 def table(settings: Sequence[Setting]) -> Iterator[str]:
@@ -112,7 +125,7 @@ def table(settings: Sequence[Setting]) -> Iterator[str]:
         window = "all" if setting.window is None else setting.window
         sight = "causal" if setting.causal else "bidirectional"
         key: tuple[object, ...] = (
-            setting.solver,
+            setting.solver + (f", eta {setting.eta:g}" if setting.eta else ""),
             setting.steps,
             setting.frames,
             window,
@@ -134,6 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=16, help="frames of a video (%(default)s)")
     parser.add_argument("--window", type=int, help="frames seen at most, computed anew in every pass (all)")
     parser.add_argument("--variance", type=float, default=1.0, help="of a pixel (%(default)s)")
+    parser.add_argument("--eta", type=float, default=0.0, help="of DDIM, 0 to 1 (%(default)s)")
     parser.add_argument("--solver", choices=SOLVERS, nargs="+", default=["ddim"], help="(%(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=_run)
@@ -142,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     settings = [
-        Setting(steps, lag, causal, options.frames, options.window, options.variance, solver)
+        Setting(steps, lag, causal, options.frames, options.window, options.variance, solver, options.eta)
         for solver in options.solver
         for steps in options.steps
         for causal in (True, False)
