@@ -312,6 +312,23 @@ def test_resume_without_checkpoint_starts(tmp_path: Path) -> None:
     assert (folder / "transformer").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("model.mask=none", "loss.teacher_forcing=0.01"),
+        ("model.mask=video_temporal_causal", "loss.teacher_forcing=1.0"),
+        ("model.merge=reproduce", "loss.teacher_forcing=1.0"),
+        ("model.mask=none", "loss.objective=told_clean"),
+        ("model.mask=none", "loss.objective=chained"),
+        ("loss.block=5",),
+    ],
+)
+def test_rules_that_do_not_fit_the_mask_or_the_clips(tmp_path: Path, changes: tuple[str, ...]) -> None:
+    """Also where only some step far from the first would meet such a clip."""
+    with pytest.raises(ConfigError, match="mask|block"):
+        read_config(TrainConfig, write_config(tmp_path), changes)
+
+
 def test_a_resumed_run_needs_not_what_it_began_with(tmp_path: Path) -> None:
     first = train(load(write_config(tmp_path, "first", 1)))
     path = write_config(tmp_path, "second", 2)

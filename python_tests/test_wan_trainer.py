@@ -269,6 +269,8 @@ def test_only_moving_shapes_are_encoded_once(config: Path) -> None:
         'loss.prediction="x0"',
         'data.source="moving_digits"',
         "model.text_dim=8",
+        "loss.level_list=[1000]",
+        "loss.history_levels=[1000, 1200]",
         "model.actions=3",
         "model.channels=5",
         "data.num_frames=5",

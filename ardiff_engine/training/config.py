@@ -298,6 +298,20 @@ class DiffusionLossConfig:
         if law and self.level_list:
             raise ConfigError("loss.logit_normal: level_list is given too. Leave one of them out.")
 
+    def check_levels(self, count: int) -> None:
+        """ConfigError: a level that the noise does not have. The last of `history_levels` may be any."""
+        highest = max((*self.level_list, self.history_levels[0]))
+        if highest >= count:
+            raise ConfigError(
+                f"loss.level_list, loss.history_levels: got {highest}, expected levels below {count}, the "
+                "number of timesteps."
+            )
+
+    @property
+    def from_history(self) -> bool:
+        """Whether some clips are predicted from frames before."""
+        return self.teacher_forcing > 0 or self.objective in ("told_clean", "chained")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -334,12 +348,18 @@ class TrainConfig:
                 "loss.prediction: got 'flow', expected x0, eps or v with the noise schedules of [schedule]. "
                 "For networks that predict a flow use training.objective.Denoising with a FlowSchedule."
             )
-        highest = max((*self.loss.level_list, self.loss.history_levels[0]))
-        if highest >= self.schedule.num_timesteps:
+        if self.loss.from_history and not self.model.takes_history:
             raise ConfigError(
-                f"loss.level_list, loss.history_levels: got {highest}, expected levels below "
-                f"schedule.num_timesteps ({self.schedule.num_timesteps})."
+                f"loss.teacher_forcing, loss.objective: frames are predicted from a history, and got "
+                f"model.mask {self.model.mask!r} and model.merge {self.model.merge!r}; expected "
+                "'temporal_causal' and 'separate_norm' or 'share_norm'. Train it without teacher forcing."
             )
+        if self.loss.block > self.data.num_frames:
+            raise ConfigError(
+                f"data.num_frames: got {self.data.num_frames}, and loss.block is {self.loss.block}; expected "
+                "clips of a block or more. Lengthen the clips or shorten the block."
+            )
+        self.loss.check_levels(self.schedule.num_timesteps)
         if self.data.num_frames > self.model.num_frames:
             raise ConfigError(
                 explain(

@@ -82,6 +82,7 @@ class WanTrainConfig:
             )
         if self.loss.prediction != "flow":
             raise ConfigError(f"loss.prediction: got {self.loss.prediction!r}, expected 'flow'.")
+        self.loss.check_levels(FlowSchedule(self.shift).num_timesteps)
         if (self.model.text_dim, self.model.text_tokens) != (self.text.width, self.text.rows):
             raise ConfigError(
                 f"model.text_dim, model.text_tokens: got {self.model.text_dim}, {self.model.text_tokens}, "

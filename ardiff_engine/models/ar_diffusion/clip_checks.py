@@ -49,7 +49,7 @@ def check_history(
     history_t: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both, checked. A mode in which tokens depend on frames that come later has no teacher forcing."""
-    if config.mask != "temporal_causal" or config.merge not in ("separate_norm", "share_norm"):
+    if not config.takes_history:
         raise TensorError(
             explain(
                 "history",

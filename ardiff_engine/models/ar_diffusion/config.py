@@ -126,6 +126,11 @@ class ARDiffusionConfig:
             )
 
     @property
+    def takes_history(self) -> bool:
+        """Whether clips can be predicted from clean frames before: no token depends on a later frame."""
+        return self.mask == "temporal_causal" and self.merge in ("separate_norm", "share_norm")
+
+    @property
     def head_dim(self) -> int:
         return self.width // self.heads
 
