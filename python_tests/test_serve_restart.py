@@ -16,6 +16,7 @@ from helpers.waiting import eventually
 
 import ardiff_engine as ade
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.serve import service as stages
 from ardiff_engine.serve.errors import ApiError
 from ardiff_engine.serve.jobs import Jobs
 from ardiff_engine.serve.limits import Limits
@@ -31,9 +32,24 @@ LONG = Wish(num_frames=24, num_inference_steps=12, lag=3, size=(256, 256))
 """Longer than what may lie unread."""
 
 
+class Lent:
+    """The process that decodes, of all tests: each would take seconds to start its own."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def close(self) -> None: ...
+
+
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> ServedModel:
-    return served_model("tiny", ade.Pipeline.from_pretrained(tiny_model), LIMITS)
+def model(tiny_model: Path) -> Iterator[ServedModel]:
+    found = served_model("tiny", ade.Pipeline.from_pretrained(tiny_model), LIMITS)
+    with contextlib.closing(Stage(found.codec)) as stage, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "Stage", lambda _codec: Lent(stage))
+        yield found
 
 
 @contextlib.contextmanager
@@ -159,8 +175,8 @@ def left_behind(model: ServedModel, folder: Path, deaths: Sequence[int]) -> Stor
 
 @contextlib.contextmanager
 def making(model: Any, store: Store) -> Iterator[Jobs]:
-    with contextlib.closing(store), contextlib.closing(Stage(model.codec)) as stage:
-        jobs = Jobs(model, stage, store, LIMITS)
+    with contextlib.closing(store):
+        jobs = Jobs(model, stages.Stage(model.codec), store, LIMITS)
         with model.engine.running():
             try:
                 yield jobs

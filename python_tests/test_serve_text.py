@@ -34,9 +34,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     return served_model("wan", ade.Pipeline.from_pretrained(folder, system="self-forcing"), LIMITS, SIZE)
 
 
-@pytest.fixture
-def service(model: ServedModel, tmp_path: Path) -> Iterator[Service]:
-    found = Service(model, tmp_path / "data", LIMITS)
+@pytest.fixture(scope="module")
+def service(model: ServedModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    found = Service(model, tmp_path_factory.mktemp("service") / "data", LIMITS)
     yield found
     found.close()
 

@@ -38,7 +38,7 @@ def test_a_signal_saves_says_so_and_ends_with_its_code(tmp_path: Path, number: s
     with _process(config, "run.checkpoint_every=0", "run.validate_every=0") as process:
 
         def has_begun() -> bool:
-            assert process.poll() is None, "training ended too early"
+            assert process.poll() is None, process.communicate()
             return log.exists() and len(read_log(log)) >= 3
 
         assert eventually(has_begun)
