@@ -19,6 +19,7 @@ from ardiff_engine.evaluation.spoiled import SPOILED
 from ardiff_engine.media import export_video
 from ardiff_engine.report.chart import HEIGHT, WIDTH, Line, line_chart
 from ardiff_engine.report.page import Page
+from ardiff_engine.report.sections import add_training
 
 
 def _points(svg: str, tag: str = "polyline") -> list[tuple[float, float]]:
@@ -141,6 +142,22 @@ def test_the_page_holds_every_kind_of_input(tmp_path: Path, capsys: pytest.Captu
     assert html.count("<svg") == 1 + 3 + 1 and html.count("<img") == 2 + 2 + 2
     mean = report.rows[0].videos["speed"].mean()
     assert f"<td>{mean:.2f} [" in html
+
+
+def test_only_losses_are_drawn_as_losses(tmp_path: Path) -> None:
+    """What else a log holds would squeeze them to a line."""
+    entry = {"loss": 0.5, "fake_score_loss": 0.2, "fake_score_gradient_norm": 9.0, "lr": 1e-3}
+    entry |= {"clips_per_second": 80.0, "steps_per_second": 2.0, "gemm_share": 0.3}
+    shown = {"validation_loss": 0.6, "validation_psnr": 28.0, "validation_latent_spread": 0.8}
+    lines = [json.dumps({"step": step, **entry, **shown}) for step in (1, 2)]
+    (tmp_path / "training_log.jsonl").write_text("\n".join(lines) + "\n")
+    page = Page("run", "")
+    add_training(page, tmp_path)
+    losses, *others = page.html().split("<svg")[1:]
+    assert all(f">{name}<" in losses for name in ("loss", "fake_score_loss", "validation_loss"))
+    for name in ("gradient_norm", "per_second", "gemm_share", "psnr", "latent_spread"):
+        assert name not in losses.split("</svg>")[0], name
+    assert [sum(f">{name}<" in chart for chart in others) for name in list(shown)[1:]] == [1, 1]
 
 
 @pytest.mark.parametrize(

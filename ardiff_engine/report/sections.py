@@ -23,6 +23,7 @@ from ardiff_engine.plan.picture import draw
 from ardiff_engine.report.chart import Line, line_chart
 from ardiff_engine.report.page import KINDS, Page
 from ardiff_engine.training.log import read_log
+from ardiff_engine.training.throughput import SPEED
 
 EVALUATION, LOG, SETTINGS = "evaluation.json", "training_log.jsonl", "training_config.json"
 EMBEDDED = 4 << 20
@@ -32,7 +33,9 @@ VIDEOS = (".mp4", ".webp", ".gif", ".avi", ".mov", ".mkv", ".webm")
 SHEET_FRAMES = 16
 SMOOTHED = 200
 """Points of a training curve, at most: each the mean of its share of the log."""
-LOGGED = ("step", "lr", "steps_per_second", "gradient_norm")
+LOGGED = ("step", "lr", *SPEED)
+MEASURED = ("gradient_norm", "psnr", "latent_spread")
+"""Ends of names in a log that are no losses."""
 
 Section = Callable[[Page, Path], None]
 
@@ -85,11 +88,14 @@ def add_training(page: Page, path: Path) -> None:
     """Losses by step, learning rate and throughput, and the settings."""
     page.heading(f"Training: {path}")
     entries = read_log(path / LOG)
-    losses = sorted({name for entry in entries for name in entry if name not in LOGGED})
-    curves = [Line(name, _curve(entries, name)) for name in losses]
+    names = sorted({name for entry in entries for name in entry if name not in LOGGED})
+    curves = [Line(name, _curve(entries, name)) for name in names if not name.endswith(MEASURED)]
     page.figure(
         line_chart(curves, "step", "loss", logarithmic=True), "Losses, each point a mean of its neighbours."
     )
+    for name in names:
+        if name.startswith("validation_") and name.endswith(MEASURED):
+            page.figure(line_chart([Line(name, _curve(entries, name))], "step", name), f"{name}.")
     for name, unit in (("lr", "learning rate"), ("steps_per_second", "steps per second")):
         page.figure(line_chart([Line(name, _curve(entries, name))], "step", unit), unit.capitalize() + ".")
     if (path / SETTINGS).is_file():
