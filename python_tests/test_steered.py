@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,9 @@ def test_captions_keys_and_seeds_act(folder: Path) -> None:
     pressed = video(pipe, action=lambda frame: 2 if frame >= 5 else 0)
     assert torch.equal(pressed[:4], plain[:4]), "a key acts from its block on"
     assert all(not torch.equal(pressed[frame], plain[frame]) for frame in range(4, 8))
+    assert torch.equal(video(pipe, guidance_scale=1.0), plain)
+    guided = SteeredPipeline(pipe.transformer, pipe.text, pipe.vae, replace(pipe.rhythm, guidance=3.0))
+    assert torch.equal(video(guided), video(pipe, guidance_scale=3.0)), "a model may have its own"
     for other in ({"prompt": "a blue square moves up"}, {"seed": 4}, {"guidance_scale": 3.0}):
         assert not torch.equal(video(pipe, **other), plain)
 
@@ -128,7 +132,13 @@ def test_folders_of_other_things(folder: Path, tmp_path: Path) -> None:
         SteeredPipeline.from_pretrained(tmp_path)
     broken = write_model(tmp_path / "broken")
     given = json.loads((folder / CONFIG_FILE).read_text())
-    wrong = ({"loss": {"block": 9}}, {"data": {"num_frames": 6, "fps": -1.0}}, {"data": []}, {"data": 3})
+    wrong = (
+        {"guidance": 0},
+        {"loss": {"block": 9}},
+        {"data": {"num_frames": 6, "fps": -1.0}},
+        {"data": []},
+        {"data": 3},
+    )
     for text in ("{}", "[]", *(json.dumps(given | other) for other in wrong)):
         (broken / CONFIG_FILE).write_text(text)
         with pytest.raises(CheckpointError):

@@ -84,7 +84,7 @@ def evaluate(source: Source, scenes: Sequence[Scene], block: int, frames: int) -
     return Answers(source.name, found)
 
 
-def generated(pipe: SteeredPipeline, scenes: Sequence[Scene], steps: int, guidance: float) -> Source:
+def generated(pipe: SteeredPipeline, scenes: Sequence[Scene], steps: int, guidance: float | None) -> Source:
     """Videos of a model: clip n has seed n."""
     block = pipe.rhythm.block
 
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=40, help="prompts, held out (%(default)s)")
     parser.add_argument("--frames", type=int, default=200, help="of the long videos (%(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 2], help="per block (%(default)s)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (%(default)s)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (the model's own)")
     parser.add_argument(
         "--no-references", dest="references", action="store_false", help="judge the model alone"
     )

@@ -51,6 +51,7 @@ MOST_CAPTIONS = 9
 class Rhythm:
     """Of the training clips. block: frames that are made together. frames: of a clip, which a block sees at
     most. shift: of the noise levels. fps: frames per second at which they were read.
+    guidance: scale at which the model is best, where nothing else is asked.
     size: height and width of a picture in pixels; None: the autoencoder's square."""
 
     block: int
@@ -58,6 +59,7 @@ class Rhythm:
     shift: float
     fps: float = FPS
     size: tuple[int, int] | None = None
+    guidance: float = 1.0
 
 
 class SteeredStream(Iterator[VideoFrame]):
@@ -141,7 +143,7 @@ class SteeredPipeline:
         *,
         action: Callable[[int], int] | None = None,
         steps: int = STEPS,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         seed: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> SteeredStream:
@@ -153,8 +155,11 @@ class SteeredPipeline:
         height and width of the pictures, in whole patches of latents of 8 x 8 pixels; None: that of the
         rhythm.
 
+        guidance_scale: None: that of the rhythm.
+
         ConfigError, PlanError: arguments, before anything is computed.
         """
+        guidance = self.rhythm.guidance if guidance_scale is None else guidance_scale
         square = (self.vae.config.image_size,) * 2
         height, width = size or self.rhythm.size or square
         if height % SCALE or width % SCALE:
@@ -176,8 +181,8 @@ class SteeredPipeline:
             size=shape,
             plan=plan.blocks(self.rhythm.block),
             condition=self._condition(prompt),
-            negative_condition=None if guidance_scale == 1 else self.transformer.null_condition(),
-            guidance_scale=guidance_scale,
+            negative_condition=None if guidance == 1 else self.transformer.null_condition(),
+            guidance_scale=guidance,
             seed=chosen_seed(seed),
             frame_inputs=inputs,
             solver=Euler(FlowSchedule(self.rhythm.shift), integer("steps", steps, low=1)),
@@ -210,6 +215,7 @@ def rhythm_of(values: Any) -> Rhythm:
         float(values["shift"]),
         float(data.get("fps") or FPS),
         buckets[0][:2] if buckets else None,
+        float(values.get("guidance", 1.0)),
     )
 
 
@@ -222,10 +228,12 @@ def read_rhythm(path: Path) -> Rhythm:
         raise CheckpointError(
             f"{path} lacks {error}; expected loss.block, data.num_frames and shift, as `ardiff train` writes."
         ) from error
-    if not (1 <= rhythm.block <= rhythm.frames <= 1 << 16 and 0 < rhythm.fps <= 1000):
+    told = 0 < rhythm.fps <= 1000 and 0 < rhythm.guidance <= 100
+    if not (1 <= rhythm.block <= rhythm.frames <= 1 << 16 and told):
         raise CheckpointError(
-            f"{path}: got blocks of {rhythm.block} frames, clips of {rhythm.frames}, {rhythm.fps} a second; "
-            "expected whole numbers from 1 on, no block longer than a clip, and at most 1000 a second."
+            f"{path}: got blocks of {rhythm.block} frames, clips of {rhythm.frames}, {rhythm.fps} a second, "
+            f"guidance {rhythm.guidance}; expected whole numbers from 1 on, no block longer than a clip, at "
+            "most 1000 a second, and guidance above 0, at most 100."
         )
     return rhythm
 

@@ -52,6 +52,7 @@ class WanTrainConfig:
 
     vae: a folder of `ardiff train-vae` with autoencoder = "frame_vae". shift: of the flow's noise levels.
     init: a folder of an earlier run, whose weights it begins with. `loss.prediction` is "flow".
+    guidance: scale that its videos are made with where nothing else is asked.
     """
 
     network: str
@@ -67,6 +68,7 @@ class WanTrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     shift: float = 1.0
     init: str = ""
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.data.source not in ("moving_shapes", "videos"):
@@ -82,6 +84,8 @@ class WanTrainConfig:
             )
         if self.loss.prediction != "flow":
             raise ConfigError(f"loss.prediction: got {self.loss.prediction!r}, expected 'flow'.")
+        if not 0 < self.guidance <= 100:
+            raise ConfigError(f"guidance: got {self.guidance}, expected a number above 0, at most 100.")
         self.loss.check_levels(FlowSchedule(self.shift).num_timesteps)
         if (self.model.text_dim, self.model.text_tokens) != (self.text.width, self.text.rows):
             raise ConfigError(
