@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -272,12 +273,14 @@ def served(url: str, process: int, streams: int, options: argparse.Namespace) ->
     with httpx.Client(base_url=url, timeout=120) as client:
         began, busy, frames = time.perf_counter(), processor_seconds(process), streams * 4 * options.frames
         asked = [fields(long(options, n)) for n in range(streams)]
-        names = [client.post("/v1/videos", json=own).json()["id"] for own in asked]
+        with ThreadPoolExecutor(streams) as people:
+            made = list(people.map(lambda own: client.post("/v1/videos", json=own).json(), asked))
+        names = [video["id"] for video in made]
         for name in names:
             while (video := client.get(f"/v1/videos/{name}").json())["status"] != "completed":
                 if video["status"] == "failed":
                     raise RuntimeError(video["error"]["message"])
-                time.sleep(0.1)
+                time.sleep(1.0)  # as a client of OpenAI asks
         seconds, busy = time.perf_counter() - began, processor_seconds(process) - busy
         for name in names:
             client.delete(f"/v1/videos/{name}")

@@ -124,6 +124,24 @@ def test_a_fork_goes_its_own_way_and_the_first_one_does_not_notice(
     assert (session.frames[other][last] != plain[last]).any()
 
 
+def test_one_stream_of_a_session_is_ended_and_the_others_go_on(server: ServerProcess) -> None:
+    session = Session(server, endless=True, seed=6)
+    session.send("session.fork")
+    other = session.until("session.forked")["stream_id"]
+    session.send("session.cancel", event_id="c")
+    cancelled = session.until("session.cancelled")
+    assert (cancelled["event_id"], cancelled["stream_id"]) == ("c", session.stream)
+    assert session.until("video.done", session.stream)["status"] == "cancelled"
+    session.read(len(session.frames.get(other, ())) + 4, other)
+    session.send("session.ping")
+    assert [stream["stream_id"] for stream in session.until("session.pong")["streams"]] == [other]
+    session.send("session.suspend")  # of the first one, as it names none
+    while (answer := session.receive())["type"] != "error":
+        assert answer["type"] != "session.suspended", answer
+    assert answer["error"]["code"] == "not_found"
+    session.leave()
+
+
 def test_going_back_makes_the_same_frames_again(server: ServerProcess, engine: Engine) -> None:
     """Not endless, which can go back as far as its window only; with so many steps that it does not end."""
     steps, lag = 100, 20
@@ -143,6 +161,16 @@ def test_going_back_makes_the_same_frames_again(server: ServerProcess, engine: E
     stream.rollback(3)
     expected = [frame.pictures[0].image.numpy() for frame in [*kept, *made]][:frames]
     np.testing.assert_array_equal(session.video(session.stream)[:frames], np.stack(expected))
+
+
+def test_an_endless_stream_says_that_it_keeps_few_frames_to_go_back_to(server: ServerProcess) -> None:
+    session = Session(server, endless=True, seed=7)
+    session.read(40)
+    session.send("session.rollback", chunk_index=1)
+    while (answer := session.receive())["type"] != "error":
+        assert answer["type"] != "session.rolled_back", answer
+    assert answer["error"]["param"] == "chunk_index" and "num_frames" in answer["error"]["message"]
+    session.leave()
 
 
 def test_a_paused_stream_holds_no_pages_and_goes_on_as_it_was(server: ServerProcess, engine: Engine) -> None:

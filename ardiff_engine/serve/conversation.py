@@ -25,6 +25,7 @@ ACTS = (
     "session.rollback",
     "session.suspend",
     "session.resume",
+    "session.cancel",
     "session.ping",
 )
 ENDS = ("session.reconnect", "session.stop")

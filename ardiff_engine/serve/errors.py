@@ -35,7 +35,8 @@ class ApiError(Exception):
     def message(self) -> str:
         parts = [f"got {self.got}" * bool(self.got), f"expected {self.expected}" * bool(self.expected)]
         facts = ", ".join(part for part in parts if part)
-        return f"{self.what}{f': {facts}' if facts else ''}.{f' {self.fix}' if self.fix else ''}"
+        said = f"{self.what}: {facts}" if facts else self.what.removesuffix(".")
+        return f"{said}.{f' {self.fix}' if self.fix else ''}"
 
     @property
     def body(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ardiff_engine.engine import Stream
+from ardiff_engine.errors import ConfigError, PlanError
 from ardiff_engine.models.spec import Size
 from ardiff_engine.serve.conversation import Conversation
 from ardiff_engine.serve.errors import api_error, invalid, not_found
@@ -56,6 +57,7 @@ class Realtime(Conversation):
             "session.rollback": self._rollback,
             "session.suspend": self._suspend,
             "session.resume": self._resume,
+            "session.cancel": self._end_one,
             "session.ping": self._ping,
         }
         return await acts[kind](event, values)
@@ -112,7 +114,15 @@ class Realtime(Conversation):
         if isinstance(chunk, bool) or not isinstance(chunk, int):
             raise invalid("chunk_index", chunk, "the number of a piece", "", "chunk_index")
         async with live.moving:
-            await self._engine(lambda: live.stream.rollback(chunk))
+            try:
+                await self._engine(lambda: live.stream.rollback(chunk))
+            except (ConfigError, PlanError):
+                if live.order.frames is not None or live.stream.done:
+                    raise
+                fix = "An endless stream keeps few: start it with num_frames to go back to any."
+                raise invalid(
+                    "chunk_index", chunk, "a piece that is still kept", fix, "chunk_index"
+                ) from None
             await live.rolled_back(chunk)
         return {"type": "session.rolled_back", "stream_id": live.id, "chunk_index": chunk}
 
@@ -125,6 +135,13 @@ class Realtime(Conversation):
         live = self._named(values, set())
         await self._engine(live.stream.resume)
         return {"type": "session.resumed", "stream_id": live.id}
+
+    async def _end_one(self, _event: str | None, values: dict[str, Any]) -> dict[str, Any]:
+        """The others go on. No later message finds it."""
+        live = self._named(values, set())
+        live.stream.cancel()
+        del self._streams[live.id]
+        return {"type": "session.cancelled", "stream_id": live.id}
 
     async def _ping(self, _event: str | None, _values: dict[str, Any]) -> dict[str, Any]:
         facts = [{"stream_id": live.id, **live.facts} for live in self._streams.values()]

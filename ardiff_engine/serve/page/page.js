@@ -55,6 +55,9 @@ class Session {
     this.pings = setInterval(() => this.send({ type: "session.ping" }), PING);
   }
 
+  // Once nothing runs in it any more.
+  leave() { if ([...this.views.values()].every((view) => view.over)) this.send({ type: "session.stop" }); }
+
   send(message) { if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message)); }
 
   receive(data) {
@@ -70,7 +73,7 @@ class Session {
     if (message.type === "video.start") this.views.set(message.stream_id, new View(this, message));
     else if (message.type === "video.chunk_metadata") this.next = { view, message };
     else if (message.type === "error") tell(message.error.message);
-    else if (message.type === "video.done") this.drawn.then(() => view.end(message.status));
+    else if (message.type === "video.done") this.drawn.then(() => { view.end(message.status); this.leave(); });
     else if (message.type === "session.rolled_back") this.drawn = this.drawn.then(() => view.forget(message.chunk_index));
     else if (message.type === "session.suspended") view.paused(true);
     else if (message.type === "session.resumed") view.paused(false);
@@ -115,7 +118,7 @@ class View {
   command(type, more = {}) { this.session.send({ type, stream_id: this.id, ...more }); }
   pause() { this.command(this.suspended ? "session.resume" : "session.suspend"); }
   fork() { this.command("session.fork", { seed: Math.floor(Math.random() * 2 ** 32) }); }
-  stop() { this.session.send({ type: "session.stop" }); }
+  stop() { this.command("session.cancel"); }
   back() { if (this.shown > 0) this.command("session.rollback", { chunk_index: this.shown }); }
 
   steer(value) {
@@ -167,16 +170,19 @@ class View {
     });
   }
 
+  get over() { return this.node.classList.contains("over"); }
+
   note(text) { this.line.textContent = text; }
 
   paused(now) {
     this.suspended = now;
     this.node.querySelector(".pause").textContent = now ? "Resume" : "Pause";
     if (now) this.note("paused, holds no pages");
+    this.last = performance.now(); // the pause is no time of a frame
   }
 
   end(status) {
-    if (this.node.classList.contains("over")) return;
+    if (this.over) return;
     this.node.classList.add("over");
     this.note(`${this.line.textContent} · ${status}`);
     for (const part of this.node.querySelectorAll("button, input")) part.disabled = true;

@@ -28,13 +28,14 @@ from ardiff_engine.serve.ray.replicas import LOST
 MOVE_SECONDS = 60.0
 """In which another replica must have taken a session over."""
 AGAIN_SECONDS = 1.0
-BRANCHING = ("session.forked", "session.rolled_back")
+BRANCHING = ("session.forked", "session.rolled_back", "session.cancelled")
+"""Answers after which the session is not what its start and its conditions make."""
 
 
 class Relay(Conversation):
     """stream: the session's first one, as the client knows it; here: as the replica at work does. chunks: of
     it, that the client has had. steered: what has steered it. paused, branched: whether it was suspended, and
-    whether it was forked or rolled back."""
+    whether it was forked, rolled back or ended."""
 
     def __init__(self, cluster: Cluster, socket: WebSocket, owner: str) -> None:
         super().__init__(cluster, socket, owner)
@@ -88,7 +89,7 @@ class Relay(Conversation):
             return  # the client has gone
         except Exception:
             self._cluster.log.exception("a live session failed")
-        why = "it was forked or rolled back" if self._branched else "no other one could take it over"
+        why = "it was forked, rolled back or ended" if self._branched else "no other one could take it over"
         self._tasks.clear()  # this task, which the end of the session would cancel
         await self._end("replica_lost", f"the replica of this session has died, and {why}", POLICY)
         self._replied.set()
@@ -167,7 +168,7 @@ class Relay(Conversation):
         elif kind == "session.interaction.queued" and question is not None:
             event = question["event"], question.get("event_id")
             self._steered.append(Steered(*event, message["tick"], message["first_chunk"]))
-        elif kind in ("session.forked", "session.rolled_back"):
+        elif kind in BRANCHING:
             self._branched = True
         elif kind in ("session.suspended", "session.resumed"):
             self._paused = kind == "session.suspended"
