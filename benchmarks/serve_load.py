@@ -150,11 +150,16 @@ class Load:
         wish = {**fields(self.asked[kind]), "format": "webp"}
         async with connect(address, open_timeout=60, close_timeout=1) as socket:
             await socket.send(json.dumps({"type": "session.start", **wish}))
+            last = time.perf_counter()
             while True:
-                try:
-                    message = await asyncio.wait_for(socket.recv(), PING)
-                except TimeoutError:  # it waits for pages, and must say that it still wants them
+                # Also while frames come: the server ends who says nothing for a minute.
+                if (left := last + PING - time.perf_counter()) <= 0:
                     await socket.send('{"type": "session.ping"}')
+                    last = time.perf_counter()
+                    continue
+                try:
+                    message = await asyncio.wait_for(socket.recv(), left)
+                except TimeoutError:
                     continue
                 if isinstance(message, bytes):
                     if seen == 0:
