@@ -132,6 +132,8 @@ def test_as_frames_converts_floats_tensors_and_grey() -> None:
         (np.zeros((0, 8, 8, 3), np.uint8), "empty"),
         (np.zeros((1, 8, 8, 3), np.int64), "int64"),
         (np.full((1, 8, 8, 3), np.nan), "NaN"),
+        (np.linspace(0, 255, 192).reshape(1, 8, 8, 3), "from 0 to 255.*by 255"),
+        (np.linspace(-1, 1, 192).reshape(1, 8, 8, 3), r"from -1 to 1.*\(x \+ 1\) / 2"),
     ],
 )
 def test_what_is_not_a_video_is_refused(tmp_path: Path, frames: np.ndarray, message: str) -> None:

@@ -20,6 +20,7 @@ import ardiff_engine as ade
 from ardiff_engine.errors import (
     CheckpointError,
     ConfigError,
+    MediaError,
     OutOfMemoryError,
     OutOfPagesError,
     PlanError,
@@ -231,6 +232,7 @@ def test_half_precision_and_back(folder: Path, kept: bool) -> None:
         ({"prompt": {0: "a", 18: "b"}}, ConfigError, "frame 18"),
         ({"prompt": {0: "a", 2: "b", 5: "c"}}, ConfigError, "frame 2"),
         ({"prompt": {0: "a", 10**9: "b"}}, ConfigError, "frame"),
+        ({"prompt": {0: "a", 9.5: "b"}}, ConfigError, "frame"),
         ({"negative_prompt": "b"}, ConfigError, "negative_prompt"),
         ({"prompt": torch.zeros(4, 5)}, TensorError, "embedding"),
         ({"num_inference_steps": 4}, ConfigError, "steps"),
@@ -242,6 +244,11 @@ def test_half_precision_and_back(folder: Path, kept: bool) -> None:
         ({"latents": torch.zeros(1, 6, 4, 4, 4)}, TensorError, "latents"),
         ({"output_type": "gif"}, ConfigError, "output_type"),
         ({"first_video": -1}, ConfigError, "first_video"),
+        ({"seed": True}, ConfigError, "seed"),
+        ({"seed": 1.0}, ConfigError, "seed"),
+        ({"seed": 2**63}, ConfigError, "seed"),
+        ({"guidance_scale": True}, ConfigError, "guidance_scale"),
+        ({"image": torch.full((*SIZE, 3), 200.0)}, MediaError, "by 255"),
     ],
 )
 def test_mistakes_are_typed_errors_before_anything_runs(

@@ -41,6 +41,10 @@ WRONG: dict[str, tuple[str, Callable[[], object]]] = {
     "latents are text": ("latents", lambda: pipe().decode("x")),  # type: ignore[arg-type]
     "latents of a batch": ("latents", lambda: pipe().decode(torch.zeros(1, 2, 4, 16))),
     "latents without a frame": ("latents", lambda: pipe().decode(torch.zeros(0, 4, 16))),
+    "seed of a video is true": ("seed", lambda: pipe()(num_frames=4, seed=True)),
+    "seed of a stream is true": ("seed", lambda: pipe().stream(4, seed=True)),
+    "seed of a request is true": ("seed", lambda: ade.Request(num_frames=4, seed=True)),
+    "guidance is true": ("guidance", lambda: ade.Request(num_frames=4, guidance_scale=True)),
     "request of None": ("request", lambda: engine().submit(None)),  # type: ignore[arg-type]
     "memory is a class": ("memory", lambda: engine(memory=ade.memory.Full)),
     "max_waiting below 0": ("max_waiting", lambda: engine(max_waiting=-1)),

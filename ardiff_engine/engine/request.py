@@ -85,7 +85,8 @@ class Request:
                 object.__setattr__(self, name, _integer(f"Request.{name}", value))
         if self.size is not None:
             object.__setattr__(self, "size", _size(self.size))
-        if not isinstance(self.guidance_scale, int | float) or not math.isfinite(self.guidance_scale):
+        scale = self.guidance_scale
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
             raise ConfigError(
                 explain(
                     "Request.guidance_scale",
@@ -218,6 +219,8 @@ def _condition(name: str, value: Any) -> Any:
 
 def _integer(name: str, value: object) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise ConfigError(

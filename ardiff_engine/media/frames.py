@@ -17,6 +17,8 @@ from ardiff_engine.media.pixels import Pixels
 
 # Enlarged beyond this, the smallest models' frames exceed what video formats can hold.
 MAX_SCALE = 64
+OVERSHOOT = 0.5
+"""Of decoders, beyond black and white."""
 
 
 def as_frames(frames: object) -> Pixels:
@@ -24,13 +26,13 @@ def as_frames(frames: object) -> Pixels:
 
     Args:
         frames: numpy array or torch tensor (any device) [T, H, W, 3] or [T, H, W, 1] (grey); uint8 as it is,
-            or floating in [0, 1], which becomes `round(255 * x)` after clamping. Or a sequence of pictures of
-            one size: PIL images of any mode (EXIF's orientation counts, transparency is left out), or arrays
-            [H, W, 3].
+            or floating in [0, 1], which becomes `round(255 * x)`; what lies up to 0.5 outside, as decoders
+            overshoot, is clamped. Or a sequence of pictures of one size: PIL images of any mode (EXIF's
+            orientation counts, transparency is left out), or arrays [H, W, 3].
 
     Raises:
         MediaError: another type, rank, channel count or dtype; no frames; an empty picture; pictures of
-            different sizes; NaN or infinity.
+            different sizes; NaN or infinity; floating values of another range, such as 0 to 255.
     """
     try:
         array = _as_array(frames)
@@ -64,6 +66,16 @@ def as_frames(frames: object) -> Pixels:
                     got="NaN or infinity",
                     expected="finite values in [0, 1]",
                     fix="Look for the step that produced them; a picture would only hide it.",
+                )
+            )
+        low, high = float(array.min()), float(array.max())
+        if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+            raise MediaError(
+                explain(
+                    "floating frames have another range than [0, 1]",
+                    got=f"values from {low:.4g} to {high:.4g}",
+                    expected="0 for black and 1 for white",
+                    fix="Divide values of 0 to 255 by 255, or make them uint8; make -1 to 1 (x + 1) / 2.",
                 )
             )
         array = np.rint(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)

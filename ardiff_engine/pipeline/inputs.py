@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ardiff_engine.arguments import integer
 from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.media import Clip, as_frames, read_clip
 from ardiff_engine.media.square import Sides, square_pixels
@@ -41,11 +42,14 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 def chosen_seed(seed: int | None, *, shared: bool = False) -> int:
     """`seed` itself, or a fresh one of 32 bits, drawn as torch draws: after `torch.manual_seed` the same.
 
-    shared: with other processes, each of which would draw its own. ConfigError for none then.
+    shared: with other processes, each of which would draw its own. ConfigError for none then, and for what is
+    no whole number of 64 bits.
     """
     if seed is None and shared:
         raise ConfigError("seed: got none, expected one that is the same in every process.")
-    return int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
+    if seed is None:
+        return int(torch.randint(2**32, (), dtype=torch.int64, device="cpu"))
+    return integer("seed", seed, -(2**63), 2**63 - 1)
 
 
 def chosen_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:

@@ -90,10 +90,13 @@ def timed(prompt: Timed) -> list[tuple[int, Prompt]]:
         return [(0, prompt)]
     try:
         parts = sorted(
-            ((integer("frame", int(frame), 0, MOST_FRAMES), own) for frame, own in prompt.items()),
+            (
+                (integer("frame", int(frame) if isinstance(frame, str) else frame, 0, MOST_FRAMES), own)
+                for frame, own in prompt.items()
+            ),
             key=itemgetter(0),
         )
-    except (TypeError, ValueError, OverflowError):
+    except ValueError:
         parts = []
     if not parts or parts[0][0] != 0 or len(parts) != len(prompt):
         raise ConfigError(

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from ardiff_engine.ambient import ordinary_mode
+from ardiff_engine.arguments import integer
 from ardiff_engine.conditions import UMT5
 from ardiff_engine.device import usable_device
 from ardiff_engine.engine import Engine, Request, Stream
@@ -279,7 +280,7 @@ class TextToVideoPipeline(Placed):
             negative_prompt,
             self._scales(guidance_scale, guidance_scale_2, negative_prompt),
             seed=inputs.chosen_seed(seed, shared=self._network is not self.transformer),
-            noise_stream=first_video,
+            noise_stream=integer("first_video", first_video, 0),
             max_ahead=LATENTS_AHEAD,
         )
         engine, (stream,) = self._submit([request])
