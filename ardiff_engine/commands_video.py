@@ -57,6 +57,7 @@ class _Job:
     fps: float
     device: torch.device
     dtype: torch.dtype
+    seed: int
 
 
 def wanted(options: argparse.Namespace) -> bool:
@@ -201,6 +202,7 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
         able = ", ".join(fitting(_parts(options).empty_transformer()))
         raise ConfigError(f"--system: got none, expected how the model is run. It can be: {able}.")
     prompt, device = _prompt(options), usable_device(options.device)
+    seed = chosen_seed(options.seed)
     system = system_named(options.system)
     parts = _parts(options)
     system = with_steps(with_scheduler(system, parts.scheduler), options.steps)
@@ -225,7 +227,7 @@ def _job(options: argparse.Namespace, frames: int | None) -> _Job:
     needed = video_memory(parts, system, size=size, frames=frames, guidance_scale=guidance, dtype=dtype)
     check_memory(needed, device)
     chosen = float(options.fps if options.fps is not None else system.fps if fps is None else fps)
-    return _Job(parts, system, prompt, frames, size, given, chosen, device, dtype)
+    return _Job(parts, system, prompt, frames, size, given, chosen, device, dtype, seed)
 
 
 def _scales(options: argparse.Namespace, system: System, model: WanTransformer | WanExperts) -> Scales:
@@ -294,7 +296,7 @@ def _arguments(options: argparse.Namespace, job: _Job, negative: torch.Tensor | 
         "guidance_scale": options.guidance,
         "guidance_scale_2": options.guidance_2,
         "num_inference_steps": options.steps,
-        "seed": chosen_seed(options.seed),
+        "seed": job.seed,
         "image": options.image,
         "video": clip,
     }

@@ -128,6 +128,7 @@ def test_a_stream_writes_the_same_frames(folder: Path, tmp_path: Path) -> None:
         (["--vae", "nowhere"], "nowhere"),
         (["--lora", "nowhere"], "nowhere"),
         (["--fps", "-1"], "fps"),
+        (["--seed", str(2**63)], "seed"),
         (["--device", "cuda:99"], "device"),
         (["--negative-prompt", "a dog"], "guidance"),
         (["--model", "nowhere"], "Nothing is downloaded"),

@@ -89,13 +89,7 @@ def timed(prompt: Timed) -> list[tuple[int, Prompt]]:
     if not isinstance(prompt, Mapping):
         return [(0, prompt)]
     try:
-        parts = sorted(
-            (
-                (integer("frame", int(frame) if isinstance(frame, str) else frame, 0, MOST_FRAMES), own)
-                for frame, own in prompt.items()
-            ),
-            key=itemgetter(0),
-        )
+        parts = sorted(((_frame(frame), own) for frame, own in prompt.items()), key=itemgetter(0))
     except ValueError:
         parts = []
     if not parts or parts[0][0] != 0 or len(parts) != len(prompt):
@@ -104,3 +98,8 @@ def timed(prompt: Timed) -> list[tuple[int, Prompt]]:
             f"{list(prompt)!r:.60}."
         )
     return parts
+
+
+def _frame(key: object) -> int:
+    """Of a schedule: a whole number, also as a text, as JSON has it."""
+    return integer("frame", int(key) if isinstance(key, str) else key, 0, MOST_FRAMES)
