@@ -123,6 +123,17 @@ def test_every_finished_video_is_the_same_one_alone_bit_for_bit(
     assert (ready["pages_held"], ready["streams_running"]) == (0, 0)
 
 
+def test_json_that_curl_calls_a_form_is_read_as_json(client: httpx.Client) -> None:
+    """It had made a video of nothing but defaults: a form with one odd name and no value."""
+    curl = {"Content-Type": "application/x-www-form-urlencoded"}
+    for body in ('{"num_frames": 3, "seed": 4}', "num_frames=3&seed=4"):
+        made = client.post("/v1/videos", content=body, headers=curl).json()
+        assert (made["num_frames"], made["seed"]) == (3, 4)
+        assert client.delete(f"/v1/videos/{made['id']}").json()["deleted"]
+    refused = client.post("/v1/videos", content=' {"frames": 3}', headers=curl)
+    assert refused.status_code == 400 and "frames" in refused.json()["error"]["message"]
+
+
 def test_sync_gives_the_file_and_lists_have_pages(client: httpx.Client) -> None:
     made = [client.post("/v1/videos/sync", json={"num_frames": 4, **QUICK}) for _ in range(3)]
     assert all(answer.content[4:8] == b"ftyp" for answer in made)

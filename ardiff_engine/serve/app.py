@@ -25,6 +25,7 @@ from ardiff_engine.serve.wish import no_pictures, read_wish, wish_schema
 from ardiff_engine.version import __version__
 
 PAGE = Path(__file__).parent / "page"
+FORM = "application/x-www-form-urlencoded"
 READY_SECONDS = 10.0
 MOST_LISTED = 100
 STARTED = int(time.time())
@@ -220,7 +221,9 @@ def _file(path: Path, kind: str) -> Callable[[Request], Response]:
 async def _fields(request: Request) -> Mapping[str, Any]:
     """Of JSON or of a form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+    # curl -d calls everything a form.
+    as_json = kind == FORM and (await request.body()).lstrip().startswith(b"{")
+    if kind in ("multipart/form-data", FORM) and not as_json:
         async with request.form(max_files=1, max_fields=64, max_part_size=1 << 16) as form:
             fields = dict(form)
         for name, value in fields.items():
