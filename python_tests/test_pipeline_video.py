@@ -233,6 +233,7 @@ def test_half_precision_and_back(folder: Path, kept: bool) -> None:
         ({"prompt": {0: "a", 2: "b", 5: "c"}}, ConfigError, "frame 2"),
         ({"prompt": {0: "a", 10**9: "b"}}, ConfigError, "frame"),
         ({"prompt": {0: "a", 9.5: "b"}}, ConfigError, "frame"),
+        ({"prompt": {0: "a", 9: "b", "9": "c"}}, ConfigError, "one prompt each"),
         ({"negative_prompt": "b"}, ConfigError, "negative_prompt"),
         ({"prompt": torch.zeros(4, 5)}, TensorError, "embedding"),
         ({"num_inference_steps": 4}, ConfigError, "steps"),

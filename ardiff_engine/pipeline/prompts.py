@@ -92,9 +92,9 @@ def timed(prompt: Timed) -> list[tuple[int, Prompt]]:
         parts = sorted(((_frame(frame), own) for frame, own in prompt.items()), key=itemgetter(0))
     except ValueError:
         parts = []
-    if not parts or parts[0][0] != 0 or len(parts) != len(prompt):
+    if not parts or parts[0][0] != 0 or len(dict(parts)) != len(prompt):
         raise ConfigError(
-            f"prompt: a schedule maps frames to prompts and begins with frame 0, got frames "
+            f"prompt: a schedule maps frames to one prompt each and begins with frame 0, got frames "
             f"{list(prompt)!r:.60}."
         )
     return parts
