@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from helpers.processes import ROOT, started
-from helpers.waiting import PATIENCE
 
 _RESET = Path("/proc/self/clear_refs")
 counted = pytest.mark.skipif(not _RESET.exists(), reason="the peak of memory is asked from Linux")
@@ -35,7 +34,7 @@ def alone(function: Callable[..., Any], *arguments: object) -> Any:
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with started(command, env=environment, **pipes) as process:
-        printed, told = process.communicate(timeout=PATIENCE)
+        printed, told = process.communicate()  # it waits for nothing, so it ends, on a busy machine late
     assert process.returncode == 0, told
     return json.loads(printed)
 
