@@ -69,7 +69,7 @@ class RunConfig:
 class OptimizerConfig:
     """The learning rate: linear over `warmup` steps, then constant, or a half cosine down to final_lr · lr.
 
-    kind: "adamw"; "muon": the weights of linear layers move by `torch.optim.Muon` (Jordan et al. 2024), all
+    kind: "adamw"; "muon": the weights of linear layers move by Muon (Jordan et al. 2024), all
         others by AdamW; Muon's steps are scaled as AdamW's are, so that one lr holds for both.
     beta1, beta2, eps: AdamW's.
     clip_norm: largest norm of the gradient of all trained parameters together; 0 switches clipping off.

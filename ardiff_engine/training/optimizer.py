@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ardiff_engine.errors import ConfigError, NumericalError, explain
 from ardiff_engine.training.config import OptimizerConfig
+from ardiff_engine.training.muon import Muon
 from ardiff_engine.training.split_tensors import is_split
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -48,12 +49,7 @@ class Optimizer:
             if any(is_split(self.parameters[name]) for name in turned):
                 raise ConfigError("optimizer.kind: got 'muon' with run.shard. Use 'adamw', or do not shard.")
             self.movers.append(
-                torch.optim.Muon(
-                    [self.parameters[name] for name in sorted(turned)],
-                    lr=config.lr,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
+                Muon([self.parameters[name] for name in sorted(turned)], config.lr, config.weight_decay)
             )
 
     def lr(self, step: int) -> float:
