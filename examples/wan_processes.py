@@ -2,6 +2,8 @@
 """One video made by several processes, each with a share of the heads and of the pages:
 
 torchrun --nproc-per-node 2 examples/wan_processes.py FOLDER "a cat walks on the beach" --out cat.mp4
+
+With --system wan --branches 2 each computes one of the two branches of guidance instead.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--transformer", help="a distilled transformer, where it lies elsewhere")
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--size", type=int, nargs=2, default=(480, 832), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--branches", type=int, default=1, help="parts that share the branches of guidance")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cuda", action="store_true", help="each process on the GPU of its own number")
     parser.add_argument("--out", default="outputs/wan_processes.mp4")
@@ -41,7 +44,7 @@ def main() -> None:
             transformer=options.transformer,
             device=device,
             dtype=torch.bfloat16 if options.cuda else torch.float32,
-        ).over_processes()
+        ).over_processes(branches=options.branches)
         first = dist.get_rank() == 0
         # The same call with the same seed in every process; all of them get the video.
         out = pipe(

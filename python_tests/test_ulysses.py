@@ -19,8 +19,9 @@ from ulysses_worker import engine, play, small_model
 import ardiff_engine as ade
 from ardiff_engine import read_video
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.models.branch_shares import BranchShares
 from ardiff_engine.models.dit.head_exchange import HeadExchange
-from ardiff_engine.models.wan.ulysses import UlyssesWan
+from ardiff_engine.models.wan.ulysses import UlyssesWan, over_processes
 
 HERE = Path(__file__).parent
 
@@ -45,10 +46,29 @@ def test_processes_make_what_one_makes(processes: int, tmp_path: Path) -> None:
     """Streams of four systems and sizes in one pass, guided, with a new prompt, a fork and a pause on the
     way."""
     alone = play(engine(UlyssesWan(small_model())))
-    _together(processes, HERE / "ulysses_worker.py", tmp_path, folder=tmp_path)
+    _together(processes, HERE / "ulysses_worker.py", tmp_path, 1, folder=tmp_path)
+    _same_in_all(tmp_path, processes, alone, heads=4 // processes)
+
+
+def test_processes_that_share_the_branches_make_what_the_model_makes(tmp_path: Path) -> None:
+    """Streams with and without guidance in one pass, of different sizes: to the bit."""
+    alone = play(engine(small_model()), branches=2)
+    _together(2, HERE / "ulysses_worker.py", tmp_path, 2, folder=tmp_path)
+    _same_in_all(tmp_path, 2, alone, heads=4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+def test_a_grid_of_branches_and_heads_makes_what_one_process_makes(tmp_path: Path) -> None:
+    alone = play(engine(UlyssesWan(small_model())), branches=2)
+    _together(4, HERE / "ulysses_worker.py", tmp_path, 2, folder=tmp_path)
+    _same_in_all(tmp_path, 4, alone, heads=2)
+
+
+def _same_in_all(folder: Path, processes: int, alone: list[torch.Tensor], heads: int) -> None:
     for rank in range(processes):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
-        assert found["heads"] == (4 // processes, 4 // processes)
+        found = torch.load(folder / f"rank{rank}.pt", weights_only=True)
+        assert found["heads"] == (heads, heads)
         for one, other in zip(alone, found["made"], strict=True):
             assert torch.isfinite(one).all() and torch.equal(one, other)
 
@@ -119,3 +139,17 @@ def test_what_cannot_be_shared_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="4 heads"):
         UlyssesWan(small_model(), Three())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"got 2 for 3 processes, expected one of \[1, 3\]"):
+        over_processes(small_model(), Three(), 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_branches_that_read_each_other_are_not_put_apart() -> None:
+    assert dist.group.WORLD is not None
+    apart = engine(BranchShares(small_model(), dist.group.WORLD))
+    text = torch.ones(3, 10)
+    reads = [ade.Branch(text, 3.0), ade.Branch("null", -2.0, writes=False)]
+    asked = ade.Request(num_frames=3, size=(2, 2), plan=ade.plan.blocks(3), branches=reads)
+    with pytest.raises(ConfigError, match="different processes"):
+        apart.submit(asked)
+    assert apart.stats().pages_held == 0

@@ -210,6 +210,7 @@ class Packer:
                     conditions=conditions,
                     layers=layout.layers,
                     inputs=inputs,
+                    branches=shape.token_branches,
                 ),
                 x=x,
                 condition=condition,

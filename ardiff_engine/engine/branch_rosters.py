@@ -34,8 +34,8 @@ def source_of(branches: Sequence[Branch]) -> int:
 
 
 def check_branches(branches: Sequence[Branch], spec: ModelSpec, steps: Sequence[int]) -> None:
-    """ConfigError if a branch reads K/V that no branch, or no pass, stores, or noises what is not fed, or
-    back to a level that there is not."""
+    """ConfigError if a branch reads K/V that no branch, or no pass, stores, or that are elsewhere, or noises
+    what is not fed, or back to a level that there is not."""
     for level in [own.view.level for own in branches if noises(own) and own.view is not None]:
         if spec.forgets:
             raise ConfigError(
@@ -54,6 +54,11 @@ def check_branches(branches: Sequence[Branch], spec: ModelSpec, steps: Sequence[
         raise ConfigError(
             "branches with writes=False, and none that they could read: one must store K/V as memory says "
             "(writes=True, view=None)"
+        )
+    if spec.branches_apart:
+        raise ConfigError(
+            "branches with writes=False, which read the K/V of another branch, and a model whose branches "
+            "are computed in different processes. Share its heads instead, or store K/V in every branch."
         )
     if not spec.forgets:
         raise ConfigError(

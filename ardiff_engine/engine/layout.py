@@ -78,8 +78,8 @@ class Shape:
         the pass that is. solver_rows, update_levels: [U].
     slot_places, slot_rows: [T] where in the joined lists of pages a token's page is, and its row there.
     lists: of views that differ; of_layer: which of them each layer has, if not all the first one.
-    conditions: with any pages. cell_tokens: [N]; places: int64 [X, 1 + axes], the positions of all tokens but
-        for their frames'.
+    conditions: with any pages. cell_tokens: [N]; token_branches: int64 [X]; places: int64 [X, 1 + axes], the
+        positions of all tokens but for their frames'.
     rest: of the pass after this one, once it was asked for. levels: those that were worked out last.
         cells_again: [N] which of the cells it feeds.
     """
@@ -93,6 +93,7 @@ class Shape:
     slot_places: np.ndarray
     slot_rows: np.ndarray
     cell_tokens: np.ndarray
+    token_branches: np.ndarray
     places: np.ndarray
     spans: tuple[Span, ...]
     branch_cells: torch.Tensor
@@ -241,6 +242,7 @@ class LayoutBuilder:
         sequences: list[SequenceViews] = []
         distinct: list[tuple[int, ...]] = []
         owners: list[int] = []
+        numbers: list[int] = []
         levels: list[int] = []
         moves: list[bool] = []
         leads: list[int] = []
@@ -261,6 +263,7 @@ class LayoutBuilder:
                     distinct.append(part.conditions[branch])
                 frame_valid.append(valid_rows(of_tokens[owner], self._page_rows))
                 owners += [owner] * len(own.levels)
+                numbers += [branch] * len(own.levels)
                 leads += [start] * len(own.levels)
                 levels += own.levels
                 moves += own.updates
@@ -303,6 +306,7 @@ class LayoutBuilder:
             slot_places=np.repeat(lists.fed_places, lists.fed_rows),
             slot_rows=ranges(np.zeros_like(tokens), tokens) % self._page_rows,
             cell_tokens=cell_tokens,
+            token_branches=np.repeat(np.array(numbers, np.int64), cell_tokens),
             places=np.concatenate(
                 [np.tile(_places(spec.grid(part.size)), (part.cells, 1)) for part in parts]
             ),

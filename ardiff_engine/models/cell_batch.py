@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ardiff_engine.ops.frame_table import FrameTable
@@ -42,6 +43,7 @@ class CellBatch:
     conditions: of networks with cross-attention.
     inputs: by name, of networks with `ModelSpec.frame_inputs`: float32 [X, width], for each token of the
         frames.
+    branches: int64 [X], in host memory: the guidance branch of each token of the frames. None: not told.
     """
 
     num_contexts: int
@@ -55,6 +57,7 @@ class CellBatch:
     conditions: ConditionPages | None = None
     layers: tuple[FrameTable, ...] = ()
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    branches: np.ndarray | None = None
 
     def table_of(self, layer: int) -> FrameTable:
         """The views of a layer all of whose heads see alike."""

@@ -114,6 +114,7 @@ class ModelSpec:
         kv head of it, by `CellBatch.tables_of`.
     condition_sees_frames: the tokens of a joint condition see the frames as well.
     reads_back: what a pass does depends on values on the device. Such passes are never CUDA graphs.
+    branches_apart: K/V of a guidance branch are where no other branch can read them.
     """
 
     num_frames: int
@@ -137,6 +138,7 @@ class ModelSpec:
     views_per_layer: bool = False
     views_per_head: bool = False
     reads_back: bool = False
+    branches_apart: bool = False
 
     def grid(self, size: Size | None = None) -> tuple[int, ...]:
         """Tokens of a frame along each of its axes: rows and columns, or one axis alone.

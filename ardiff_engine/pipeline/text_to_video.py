@@ -21,7 +21,7 @@ from ardiff_engine.errors import ConfigError
 from ardiff_engine.media import Clip
 from ardiff_engine.models import VideoModel
 from ardiff_engine.models.wan import WanExperts, WanTransformer
-from ardiff_engine.models.wan.ulysses import UlyssesWan
+from ardiff_engine.models.wan.ulysses import over_processes
 from ardiff_engine.models.wan.video import PICTURES
 from ardiff_engine.pipeline import inputs
 from ardiff_engine.pipeline import output as outputs
@@ -141,13 +141,18 @@ class TextToVideoPipeline(Placed):
             load = partial(UMT5.from_pretrained, parts.text, device=device, dtype=dtype, tokens=tokens)
         return Prompts(load, (config.text_tokens, config.text_dim))
 
-    def over_processes(self, group: dist.ProcessGroup | None = None) -> TextToVideoPipeline:
-        """Run the transformer over the processes of a group (`UlyssesWan`), which all make the same calls
-        with the same seed and get the whole videos. ConfigError: no group, one that cannot share the
-        heads."""
+    def over_processes(
+        self, group: dist.ProcessGroup | None = None, *, branches: int = 1
+    ) -> TextToVideoPipeline:
+        """Run the transformer over the processes of a group, all of them if None, which make the same calls
+        with the same seed and get the whole videos. branches: parts into which the branches of guidance are
+        shared (`BranchShares`); the processes of each share the heads (`UlyssesWan`).
+
+        ConfigError: no group, one that cannot be shared so.
+        """
         if not isinstance(self.transformer, WanTransformer):
             raise ConfigError("over_processes: got two transformers, expected one.")
-        self._network = UlyssesWan(self.transformer, group)
+        self._network = over_processes(self.transformer, group, branches)
         check_fits(self.system, self._network)
         return self
 

@@ -10,7 +10,7 @@ split, and all processes share one page table.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,17 +62,21 @@ class HeadExchange:
 
     def collected(self, rows: Tensor) -> Tensor:
         """Our tokens [t, ...] -> all tokens [T, ...], the same in every process."""
-        sizes = self._sizes()
-        # all_gather takes equal sizes only.
-        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in sizes]
-        with _others():
-            dist.all_gather(parts, padded, self.group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return torch.cat(gathered(rows, self._sizes(), self.group))
 
     def _sizes(self) -> list[int]:
         return [b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
+
+
+def gathered(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> list[Tensor]:
+    """Our rows [sizes[rank], ...] -> those of every process, the same in each."""
+    # all_gather takes equal sizes only.
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    with _others():
+        dist.all_gather(parts, padded, group)
+    return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
 @contextlib.contextmanager

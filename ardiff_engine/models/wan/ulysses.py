@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.models.branch_shares import BranchShares
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.dit.block_ops import run_blocks
 from ardiff_engine.models.dit.block_spec import BlockSpec, by_rows
@@ -43,14 +44,7 @@ class UlyssesWan(VideoModel):
     """
 
     def __init__(self, model: PagedWan, group: dist.ProcessGroup | None = None) -> None:
-        if group is None:
-            if not dist.is_available() or not dist.is_initialized():
-                raise ConfigError(
-                    "UlyssesWan: no process group. Start the program with torchrun and call "
-                    "torch.distributed.init_process_group() first."
-                )
-            group = dist.group.WORLD
-            assert group is not None
+        group = group or _world()
         heads, size = model.spec.heads, group.size()
         if heads % size:
             fits = [n for n in range(1, heads + 1) if heads % n == 0]
@@ -122,3 +116,32 @@ class UlyssesWan(VideoModel):
         blocks = self._blocks or self.model.block_specs()
         h = run_blocks(blocks, h, modulation, cells, cells.positions, self.model.frequencies, exchange)
         return exchange.collected(self.model.predicted(h, head, exchange.own(cells.frame_ids)))
+
+
+def over_processes(model: PagedWan, group: dist.ProcessGroup | None, branches: int) -> VideoModel:
+    """Over all processes of a group (None: of the program), in `branches` parts that share the branches of
+    guidance; the processes of each part share the heads. ConfigError: they do not divide so."""
+    group = group or _world()
+    size = group.size()
+    if branches < 1 or size % branches:
+        fits = [n for n in range(1, size + 1) if size % n == 0]
+        raise ConfigError(f"branches: got {branches} for {size} processes, expected one of {fits}.")
+    if branches == 1:
+        return UlyssesWan(model, group)
+    ranks = torch.tensor(dist.get_process_group_ranks(group)).reshape(branches, -1)
+    # Every process makes all groups, in the same order.
+    of_heads = [dist.new_group(row.tolist()) for row in ranks]
+    of_branches = [dist.new_group(column.tolist()) for column in ranks.T]
+    part, place = divmod(group.rank(), size // branches)
+    own = UlyssesWan(model, of_heads[part]) if size > branches else model
+    return BranchShares(own, of_branches[place])
+
+
+def _world() -> dist.ProcessGroup:
+    if not dist.is_available() or not dist.is_initialized():
+        raise ConfigError(
+            "UlyssesWan: no process group. Start the program with torchrun and call "
+            "torch.distributed.init_process_group() first."
+        )
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD
