@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from test_recipes import SHIFT, Bench, assert_same, bench_noise, drawn_noise, hi
 from test_trainer import write_config
 from torch import Tensor
 
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.read_config import read_config
@@ -95,6 +97,18 @@ def test_a_spoiled_history_is_as_strong_as_its_data_on_average() -> None:
     strength = given.flatten(1).mean(1)
     assert abs(float(strength.mean()) - 1) < 0.02 and float(strength.std()) == pytest.approx(GAIN, rel=0.15)
     assert 0.05 < float((given - strength[:, None, None, None, None]).std()) < 0.3
+
+
+@pytest.mark.parametrize("change", [{"history_dropped": 0.1}, {"history_levels": (0, 999)}])
+def test_a_history_without_any_data_cannot_be_made_as_strong(change: dict[str, Any]) -> None:
+    """It was divided by 0, and the network saw infinite numbers."""
+    own = bench()
+    own.loss = replace(own.loss, **change)
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        own.recipe("own_history")
+    own.loss = replace(own.loss, history_dropped=0.0, history_levels=(0, 998))
+    assert all(values.isfinite().all() for values in spoiled(own.task(own.student), own.clips))
+    own.recipe("own_history")
 
 
 def test_first_blocks_of_clips_that_go_on_are_not_learned() -> None:

@@ -320,13 +320,14 @@ def test_resume_without_checkpoint_starts(tmp_path: Path) -> None:
         ("model.merge=reproduce", "loss.teacher_forcing=1.0"),
         ("model.mask=none", "loss.objective=told_clean"),
         ("model.mask=none", "loss.objective=chained"),
+        ("model.mask=none", "loss.objective=own_history"),
         ("loss.block=5",),
     ],
 )
 def test_rules_that_do_not_fit_the_mask_or_the_clips(tmp_path: Path, changes: tuple[str, ...]) -> None:
     """Also where only some step far from the first would meet such a clip."""
     with pytest.raises(ConfigError, match="mask|block"):
-        read_config(TrainConfig, write_config(tmp_path), changes)
+        Trainer(read_config(TrainConfig, write_config(tmp_path), changes))
 
 
 def test_a_resumed_run_needs_not_what_it_began_with(tmp_path: Path) -> None:

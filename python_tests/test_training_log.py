@@ -138,6 +138,22 @@ def test_the_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
+def test_the_best_weights_are_kept_from_a_resume_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_config(tmp_path)
+    changes = ["run.validate_every=1", "run.checkpoint_every=1", "optimizer.schedule=constant"]
+    losses = iter([0.3, math.nan, 0.5, 0.4])
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"loss": next(losses)})
+    folder = run_train(path, [*changes, "run.steps=1"])
+    changes.append("log.keep_best=true")
+    run_train(path, [*changes, "run.steps=2"], resume=True)
+    assert not (folder / "best").exists()
+    run_train(path, [*changes, "run.steps=3"], resume=True)
+    first = load_model(folder / "best" / "transformer").state_dict()
+    run_train(path, [*changes, "run.steps=4"], resume=True)
+    kept = load_model(folder / "best" / "transformer").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in first.items())
+
+
 def test_what_cannot_be_told_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +161,8 @@ def test_what_cannot_be_told_is_refused_before_anything_is_written(
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ConfigError, match=r"ardiff-engine\[tensorboard\]"):
         Trainer(read_config(TrainConfig, path, ["log.tensorboard=true"]))
+    with pytest.raises(ConfigError, match="validate_every"):
+        Trainer(read_config(TrainConfig, path, ["log.keep_best=true", "run.validate_every=0"]))
     with pytest.raises(ConfigError, match="vae"):
         read_config(TrainConfig, path, ["log.samples_every=5"])
     with pytest.raises(ConfigError, match="sample_steps"):

@@ -175,7 +175,10 @@ def test_clips_have_their_captions_and_keys() -> None:
 
 
 def test_clips_that_are_encoded_once_are_those_of_the_world(config: Path, tmp_path: Path) -> None:
-    settings = ["data.clips=6", "data.clip_frames=16", "data.shapes.steered=1.0", 'run.precision="bfloat16"']
+    settings = [
+        *("data.clips=6", "data.clip_frames=16", "data.shapes.steered=1.0", 'run.precision="bfloat16"'),
+        *("data.beginnings=0.5", 'loss.objective="own_history"'),
+    ]
     trainer = WanTrainer(read_config(WanTrainConfig, config, settings))
     assert isinstance(trainer.source, StoredShapes)
     made, file = trainer.source.clips(range(40)), tmp_path / "vae" / STORED_FILE
@@ -261,6 +264,23 @@ def test_only_moving_shapes_are_encoded_once(config: Path) -> None:
     videos = ['data.source="videos"', 'data.path="videos"', "data.clips=4"]
     with pytest.raises(ConfigError, match="clips"):
         read_config(WanTrainConfig, config, videos)
+
+
+def test_where_nothing_is_said_windows_begin_as_their_caption_tells(config: Path) -> None:
+    stored = ["data.clips=6", "data.clip_frames=16"]
+    source = WanTrainer(read_config(WanTrainConfig, config, stored)).source
+    assert source.clips(range(40)).begins.all()
+    for changes in (stored, ['loss.objective="own_history"']):
+        with pytest.raises(ConfigError, match="beginnings"):
+            read_config(WanTrainConfig, config, [*changes, "data.beginnings=0.5"])
+
+
+def test_a_run_of_few_levels_is_validated_at_them(config: Path) -> None:
+    listed = ["loss.level_list=[999, 499]", "run.steps=1", "run.validate_every=1"]
+    trainer = WanTrainer(read_config(WanTrainConfig, config, listed))
+    found = dict(trainer.validate())
+    assert set(found) == {"loss", "loss_at_499", "loss_at_999"}
+    assert found["loss"] == pytest.approx((found["loss_at_499"] + found["loss_at_999"]) / 2)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ class DataConfig:
     fps: videos only: frames per second at which they are read; None for each one's own rate.
     clips: moving digits and shapes of stage 2 only: this many clips of `clip_frames` frames are encoded once,
         before training, and every training clip is a window of one of them; 0 encodes clips on the fly.
-    beginnings: share of those windows that begin with their clip; of moving shapes alone.
+    beginnings: share of those windows that begin with their clip, as its caption says. Less than 1 of moving
+        shapes and for Wan transformers that learn by "own_history" alone, which leaves the first blocks of
+        the others out.
     """
 
     source: Literal["moving_digits", "moving_shapes", "videos", "latents"] = "moving_digits"
@@ -38,7 +40,7 @@ class DataConfig:
     buckets: tuple[tuple[int, ...], ...] = ()
     clips: int = 0
     clip_frames: int = 32
-    beginnings: float = 0.5
+    beginnings: float = 1.0
     digits: MovingDigits = field(default_factory=MovingDigits)
     shapes: MovingShapes = field(default_factory=MovingShapes)
 
@@ -47,6 +49,12 @@ class DataConfig:
         at_least("data", self, 0, "clips")
         if not 0 <= self.beginnings <= 1:
             raise ConfigError(f"data.beginnings: got {self.beginnings}, expected a share, 0 to 1.")
+        if self.beginnings < 1 and not (self.clips and self.source == "moving_shapes"):
+            raise ConfigError(
+                f"data.beginnings: got {self.beginnings} with source {self.source!r} and clips {self.clips}, "
+                "expected 1: windows are drawn of 'moving_shapes' that are encoded once. Leave it out, or "
+                "set data.clips."
+            )
         if self.source in ("videos", "latents") and not self.path:
             raise ConfigError(
                 explain(

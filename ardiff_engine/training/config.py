@@ -307,11 +307,6 @@ class DiffusionLossConfig:
                 "number of timesteps."
             )
 
-    @property
-    def from_history(self) -> bool:
-        """Whether some clips are predicted from frames before."""
-        return self.teacher_forcing > 0 or self.objective in ("told_clean", "chained")
-
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -348,11 +343,12 @@ class TrainConfig:
                 "loss.prediction: got 'flow', expected x0, eps or v with the noise schedules of [schedule]. "
                 "For networks that predict a flow use training.objective.Denoising with a FlowSchedule."
             )
-        if self.loss.from_history and not self.model.takes_history:
+        if self.loss.teacher_forcing:
+            self.check_history()
+        if self.data.beginnings < 1:
             raise ConfigError(
-                f"loss.teacher_forcing, loss.objective: frames are predicted from a history, and got "
-                f"model.mask {self.model.mask!r} and model.merge {self.model.merge!r}; expected "
-                "'temporal_causal' and 'separate_norm' or 'share_norm'. Train it without teacher forcing."
+                f"data.beginnings: got {self.data.beginnings}, expected 1 but for network = 'wan': clips of "
+                "this one begin anywhere. Leave it out."
             )
         if self.loss.block > self.data.num_frames:
             raise ConfigError(
@@ -368,4 +364,13 @@ class TrainConfig:
                     expected=f"at most model.num_frames ({self.model.num_frames})",
                     fix="Shorten the clips or enlarge the model's window.",
                 )
+            )
+
+    def check_history(self) -> None:
+        """For clips that are predicted from frames before. ConfigError: a model that cannot."""
+        if not self.model.takes_history:
+            raise ConfigError(
+                f"loss.teacher_forcing, loss.objective: frames are predicted from a history, and got "
+                f"model.mask {self.model.mask!r} and model.merge {self.model.merge!r}; expected "
+                "'temporal_causal' and 'separate_norm' or 'share_norm'. Train it without teacher forcing."
             )

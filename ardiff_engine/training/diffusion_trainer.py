@@ -25,7 +25,7 @@ from ardiff_engine.training.config import DiffusionLossConfig, EmaConfig, Optimi
 from ardiff_engine.training.distillation import DistillationConfig
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.log_config import LogConfig
-from ardiff_engine.training.loop import TrainingLoop, exported_at_the_end
+from ardiff_engine.training.loop import BEST_FOLDER, TrainingLoop, exported_at_the_end
 from ardiff_engine.training.objective import Clips, Denoising, Schedule
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import recompute_blocks, weights_dtype
@@ -35,10 +35,9 @@ from ardiff_engine.training.recipe import Cast, find_recipe, run_phase, run_step
 from ardiff_engine.training.sharding import exported, gathered, shard
 from ardiff_engine.weights import save_model
 
-BEST_FOLDER = "best"
 VALIDATION_SEED = 1
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Shares of the noisiest level."""
+"""Shares of the noisiest level, where all levels are trained."""
 
 
 class Settings(Protocol):
@@ -169,6 +168,7 @@ class DiffusionTrainer(ABC, Generic[C, N, S]):
     def validate(self) -> Averages:
         """Losses of held-out clips at fixed noise levels, all frames of a clip at one, and their mean.
 
+        The levels are those of `loss.level_list`: at others a network that never learns them says nothing.
         The same clips and noise every time; neither the rule of training nor the batch size counts.
         """
         run, averages = self.config.run, Averages()
@@ -178,8 +178,7 @@ class DiffusionTrainer(ABC, Generic[C, N, S]):
         with gathered([self.trained]):
             for samples in alike(source, own, run.batch):
                 clips = self.clips(source, samples, seed, 0.0)
-                for share in VALIDATION_LEVELS:
-                    level = round(share * (self.schedule.num_timesteps - 1))
+                for name, level in self._validation_levels().items():
                     levels = torch.full(clips.frames.shape[:2], level)
                     clean, t, _ = self.denoising.noised(clips, torch.zeros_like(levels), Purpose.HISTORY)
                     for judged in self.judged:
@@ -187,9 +186,16 @@ class DiffusionTrainer(ABC, Generic[C, N, S]):
                         error = float(self.denoising.error(clips, levels, history).sum())
                         averages.add(judged.name, error, len(samples))
                         if judged.by_level:
-                            averages.add(f"{judged.name}_at_{share}", error, len(samples))
+                            averages.add(f"{judged.name}_at_{name}", error, len(samples))
         averages.gather()
         return averages
+
+    def _validation_levels(self) -> dict[str, int]:
+        """By their names in the log."""
+        if listed := self.config.loss.level_list:
+            return {str(level): level for level in sorted(listed)}
+        highest = self.schedule.num_timesteps - 1
+        return {str(share): round(share * highest) for share in VALIDATION_LEVELS}
 
     def export(self, folder: Path) -> None:
         """The networks with averaged weights, what else `_save_more` adds, and training_config.json. All

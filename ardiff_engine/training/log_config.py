@@ -17,7 +17,8 @@ class LogConfig:
         averaged weights and held-out clips beside; 0: none. samples: videos of a picture, sample_steps:
         denoising steps of their frames.
     keep_best: stage 2: the averaged weights that had the lowest validation loss so far lie in `best/`, a
-        folder of a model as the run's own.
+        folder of a model as the run's own. Where it is asked for in a resumed run alone, the first ones are
+        those of its first validation.
     """
 
     tensorboard: bool = False

@@ -39,6 +39,7 @@ from ardiff_engine.training.throughput import Throughput
 LOG_FILE = "training_log.jsonl"
 CURVE_FILE = "loss_curve.png"
 CHECKPOINT_FOLDER = "checkpoints"
+BEST_FOLDER = "best"
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,11 @@ class TrainingLoop:
             raise ConfigError("run.shard: got true for stage 1, whose models are small. Drop it.")
         self.run_config = run
         self.log_config: LogConfig = config.log
+        if self.log_config.keep_best and not run.validate_every:
+            raise ConfigError(
+                "log.keep_best: got true and run.validate_every 0, expected steps between validations: the "
+                "best weights are those of the lowest validation loss. Set one, or drop keep_best."
+            )
         if self.log_config.tensorboard:
             check_tensorboard()
         self.board: TensorBoard | None = None
@@ -155,10 +161,12 @@ class TrainingLoop:
         self._note(log, {f"validation_{key}": value for key, value in metrics.items()})
 
     def _is_best(self, log: TrainingLog | None) -> int:
-        """Whether the last validation is, for the process that has the log."""
+        """Whether the last validation is, for the process that has the log; or the first one that is kept."""
         losses = [] if log is None else [e["validation_loss"] for e in log.entries if "validation_loss" in e]
         finite = [loss for loss in losses if math.isfinite(loss)]
-        return int(bool(finite) and losses[-1] == min(finite))
+        if not finite or not math.isfinite(losses[-1]):
+            return 0
+        return int(losses[-1] == min(finite) or not (self.folder / BEST_FOLDER).exists())
 
     def _averaged(self, action: Callable[[], T]) -> T:
         """With averaged weights where there are any."""

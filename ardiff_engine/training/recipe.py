@@ -40,12 +40,14 @@ def _nothing() -> None: ...
 class Recipe:
     """phases: of a step, in order; "model" is the student. networks, optimizers: the others, and settings of
     what moves them; both are saved with it. A network without an optimizer moves in `after`, which is called
-    when a step is over."""
+    when a step is over. from_history: all clips are predicted from frames before, whatever
+    `loss.teacher_forcing` says."""
 
     phases: Sequence[Phase]
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
     optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)
     after: Callable[[], None] = _nothing
+    from_history: bool = False
 
 
 class TaskOf(Protocol):

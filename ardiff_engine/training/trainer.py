@@ -61,6 +61,8 @@ class Trainer(DiffusionTrainer[TrainConfig, ARDiffusionTransformer, LatentSource
             judged.append(Judged("teacher_loss", from_clean=True, by_level=False))
         self.noise_schedule = noise_schedule(config.schedule)
         super().__init__(config, self.model, self.model, self.noise_schedule, judged)
+        if self.recipe.from_history:
+            config.check_history()
         self.source = self._source()
 
     def clips(self, source: LatentSource, samples: Sequence[int], seed: int, null: float) -> Clips:

@@ -82,6 +82,12 @@ class WanTrainConfig:
                 f"data.clips: got {self.data.clips}, expected 0 with data.source 'videos': clips are encoded "
                 "once of 'moving_shapes' alone."
             )
+        if self.data.beginnings < 1 and self.loss.objective != "own_history":
+            raise ConfigError(
+                f"data.beginnings: got {self.data.beginnings} with loss.objective {self.loss.objective!r}, "
+                "expected 1: 'own_history' alone leaves out first blocks that the caption does not tell. "
+                "Leave it out."
+            )
         if self.loss.prediction != "flow":
             raise ConfigError(f"loss.prediction: got {self.loss.prediction!r}, expected 'flow'.")
         if not 0 < self.guidance <= 100:

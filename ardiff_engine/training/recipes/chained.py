@@ -34,4 +34,4 @@ def recipe(cast: Cast) -> Recipe:
             history = task.clean(noisy, t, output).detach(), task.told_clean(t)
         return losses
 
-    return Recipe([Phase("model", loss)])
+    return Recipe([Phase("model", loss)], from_history=True)

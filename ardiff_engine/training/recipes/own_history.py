@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.recipe import Cast, Phase, Recipe
@@ -31,7 +32,9 @@ OWN = 0.5
 
 
 def recipe(cast: Cast) -> Recipe:
+    """ConfigError: a history without any of the data, which cannot be brought to their strength."""
     task, block = cast.task, cast.task.settings.block
+    _check_levels(task)
 
     def loss(clips: Clips) -> Tensor:
         history, told = with_own(task, clips, *spoiled(task, clips))
@@ -40,7 +43,7 @@ def recipe(cast: Cast) -> Recipe:
         error = (output - target).square().flatten(2).mean(2)
         return (error * learned(clips, block)).mean(1)
 
-    return Recipe([Phase("model", loss)])
+    return Recipe([Phase("model", loss)], from_history=True)
 
 
 def spoiled(task: Denoising, clips: Clips) -> tuple[Tensor, Tensor]:
@@ -76,6 +79,22 @@ def learned(clips: Clips, block: int) -> Tensor:
     if begins is not None:
         counted[~begins, :block] = 0
     return counted
+
+
+def _check_levels(task: Denoising) -> None:
+    settings, noisiest = task.settings, task.schedule.num_timesteps - 1
+    if settings.history_dropped:
+        raise ConfigError(
+            f"loss.history_dropped: got {settings.history_dropped}, expected 0 with objective 'own_history': "
+            "a dropped frame has nothing of the data in it that could be made as strong. Leave it out, or "
+            "use 'told_clean'."
+        )
+    last = min(settings.history_levels[1], noisiest)
+    if not task.schedule.signal(task.timesteps(torch.tensor([last]))).item() > 0:
+        raise ConfigError(
+            f"loss.history_levels: got {settings.history_levels}, expected a last level below {noisiest} "
+            "with objective 'own_history': the noisiest one of a flow has nothing of the data. Lower it."
+        )
 
 
 def _each(rows: Tensor, frames: Tensor) -> Tensor:

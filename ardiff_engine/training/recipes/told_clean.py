@@ -19,4 +19,4 @@ def recipe(cast: Cast) -> Recipe:
         history, t = task.history(clips)
         return task.error(clips, task.independent_levels(clips), (history, task.told_clean(t)))
 
-    return Recipe([Phase("model", loss)])
+    return Recipe([Phase("model", loss)], from_history=True)
