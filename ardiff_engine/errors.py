@@ -21,6 +21,10 @@ class PlanError(ConfigError):
     """A plan that breaks a rule: lag or steps out of range, a window that would drop unfinished frames."""
 
 
+class ForgottenError(PlanError):
+    """A frame that an endless stream no longer keeps."""
+
+
 class TensorError(ArdiffError, ValueError):
     """A tensor argument with a wrong shape, dtype, device, stride or value."""
 

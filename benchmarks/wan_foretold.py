@@ -31,7 +31,8 @@ ROWS = [
     *[("1.3B", "wan"), ("14B", "wan"), ("1.3B", "skyreels-v2"), ("14B", "skyreels-v2")],
     *[("1.3B", "skyreels-v2-causal"), ("14B", "skyreels-v2-causal"), ("14B", "pusa")],
     *[("1.3B", name) for name in ("self-forcing", "self-forcing-framewise", "causvid", "causal-forcing")],
-    *[("1.3B", name) for name in ("longlive", "diagonal-distillation", "rolling-forcing", "hiar")],
+    *[("1.3B", name) for name in ("causal-forcing-framewise", "longlive", "diagonal-distillation")],
+    *[("1.3B", name) for name in ("rolling-forcing", "hiar", "hiar-pipelined")],
     *[("14B", "krea-realtime"), ("5B", "longlive2")],
 ]
 SHARD = 2 << 30

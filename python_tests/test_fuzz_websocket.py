@@ -27,8 +27,8 @@ def tried(model: Path, folder: Path, messages: int) -> None:
     with running(model, folder / "data", seconds={**PATIENT, "resume": 2.0}) as server:
         found = websocket.run(server.socket, messages, seed=1)
         assert found.problems == []
-        assert found.sent >= messages and found.answers["invalid_value"] > messages / 10
-        assert found.answers["session.created"] > 0 and found.answers["session.forked"] > 0
+        assert found.sent >= messages and found.answers["invalid_value"] > messages / 100
+        assert all(found.answers[f"session.{done}"] > 0 for done in ("created", "forked", "cancelled"))
         assert server.stop() == 143
         # uvicorn notes text that is none with a traceback of its own.
         assert "ardiff_engine" not in server.errors, server.errors

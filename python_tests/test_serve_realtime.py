@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import socket as sockets
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +41,7 @@ UNSEEN = 8
 def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with running(tiny_model, tmp_path_factory.mktemp("live") / "data") as found:
         yield found
-        assert found.stop() == 143  # also when the last test has
+        assert found.stop() == 143
         assert "Traceback" not in found.errors, found.errors
 
 
@@ -166,10 +167,15 @@ def test_going_back_makes_the_same_frames_again(server: ServerProcess, engine: E
 def test_an_endless_stream_says_that_it_keeps_few_frames_to_go_back_to(server: ServerProcess) -> None:
     session = Session(server, endless=True, seed=7)
     session.read(40)
-    session.send("session.rollback", chunk_index=1)
-    while (answer := session.receive())["type"] != "error":
-        assert answer["type"] != "session.rolled_back", answer
-    assert answer["error"]["param"] == "chunk_index" and "num_frames" in answer["error"]["message"]
+    for chunk, gone in ((1, True), (10**6, False), (-1, False)):
+        session.send("session.rollback", chunk_index=chunk)
+        while (answer := session.receive())["type"] != "error":
+            assert answer["type"] != "session.rolled_back", answer
+        error = answer["error"]
+        assert error["param"] == "chunk_index" and ("num_frames" in error["message"]) == gone, error
+        # Both say what the engine knows: the frame that is missing, or those that it can go back to.
+        told = f"rollback to frame {chunk}|got frame {chunk}," if gone else rf"got {chunk}, expected 0\.\.\d+"
+        assert re.search(told, error["message"]), error
     session.leave()
 
 
@@ -363,10 +369,10 @@ def test_a_reader_who_does_not_read_stalls_his_own_stream_alone(tiny_model: Path
         assert served.engine.stats().pages_held == 0
 
 
-def test_a_stop_tells_the_sessions(server: ServerProcess) -> None:
-    """The last test: no server is left for others."""
-    session = Session(server, endless=True)
-    server.process.terminate()
-    done = session.until("session.done")
-    assert done["error"]["code"] == "server_stops"
-    assert server.process.wait(PATIENCE) == 143
+def test_a_stop_tells_the_sessions(tiny_model: Path, tmp_path: Path) -> None:
+    with running(tiny_model, tmp_path / "data") as server:
+        session = Session(server, endless=True)
+        server.process.terminate()
+        done = session.until("session.done")
+        assert done["error"]["code"] == "server_stops"
+        assert server.process.wait(PATIENCE) == 143

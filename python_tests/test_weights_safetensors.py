@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.peak_memory import alone, counted
 from safetensors.torch import load_file, save_file
 
-from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError
+from ardiff_engine.errors import CheckpointError, OutOfMemoryError, UnsafeCheckpointError
 from ardiff_engine.weights.safetensors_file import SafetensorsFile, write_safetensors
 
 CPU = torch.device("cpu")
@@ -118,6 +119,31 @@ def test_disguised_pickle(tmp_path: Path, zipped: bool) -> None:
     torch.save({"a": torch.ones(1)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UnsafeCheckpointError):
         SafetensorsFile(path)
+
+
+def refused_for_memory(file: str, bytes_left: int) -> list[str]:
+    """The error of a process that may take so much more."""
+    resource = pytest.importorskip("resource")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + bytes_left
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    with pytest.raises((OutOfMemoryError, CheckpointError)) as raised:
+        SafetensorsFile(file)
+    return [raised.type.__name__, str(raised.value)]
+
+
+@counted
+def test_a_file_larger_than_memory_is_not_called_damaged(tmp_path: Path) -> None:
+    """A hole in place of weights takes no room on the disk."""
+    size = 4 << 30
+    path = tmp_path / "large.safetensors"
+    header = container({"a": tensor([size // 4], 0, size)})
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + size)
+    kind, message = alone(refused_for_memory, str(path), 1 << 30)
+    assert kind == "OutOfMemoryError"
+    assert f"{len(header) + size:,} bytes" in message and "Copy" not in message and "shards" in message
 
 
 def test_absent_file(tmp_path: Path) -> None:

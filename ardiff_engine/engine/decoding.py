@@ -16,7 +16,7 @@ import torch
 
 from ardiff_engine.available_memory import available_memory
 from ardiff_engine.codec.protocol import Codec, Decoder
-from ardiff_engine.errors import ConfigError, OutOfMemoryError, PlanError
+from ardiff_engine.errors import ConfigError, ForgottenError, OutOfMemoryError
 from ardiff_engine.models.pictures import to_uint8
 from ardiff_engine.models.protocol import VideoModel
 
@@ -106,10 +106,10 @@ class StreamDecoder:
         return made
 
     def check_back(self, frame: int) -> None:
-        """PlanError unless `rollback(frame)` is possible."""
+        """ForgottenError unless `rollback(frame)` is possible."""
         needed = range(self._history(frame), frame)
         if frame < self._next and not all(earlier in self._latents for earlier in needed):
-            raise PlanError(
+            raise ForgottenError(
                 f"rollback to frame {frame}: its pictures need the latents of frames {needed.start} to "
                 f"{needed.stop - 1}, and an endless stream keeps only the last ones. Go back less far."
             )

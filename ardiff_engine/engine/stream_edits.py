@@ -25,7 +25,7 @@ from ardiff_engine.engine.scheduler import Scheduler
 from ardiff_engine.engine.schedules import Schedules, tracks_of
 from ardiff_engine.engine.starting_noise import StartingNoise, given_frames
 from ardiff_engine.engine.state import Steering, StreamState
-from ardiff_engine.errors import ConfigError, OutOfPagesError, PlanError, StreamClosedError, explain
+from ardiff_engine.errors import ConfigError, ForgottenError, OutOfPagesError, StreamClosedError, explain
 from ardiff_engine.memory import PagePool
 from ardiff_engine.memory.mean_keys import mean_keys
 from ardiff_engine.memory.view import numbers
@@ -202,7 +202,7 @@ class Editor:
         new = (state.then or plan).continued(frame + len(latents))
         missing = feeder.missing((state.then or plan).continued(frame))
         if missing and state.outbox.kept is None:
-            raise PlanError(
+            raise ForgottenError(
                 explain(
                     "rollback of an endless stream",
                     got=f"frame {frame}, which needs frame {missing[0]}",

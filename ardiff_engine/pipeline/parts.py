@@ -247,9 +247,10 @@ def _vae(place: Path) -> Path:
             return root / f"{name}.safetensors"
         if (root / f"{name}.pth").is_file():
             raise unsafe(root / f"{name}.pth")
+    *names, last = [f"{name}.safetensors" for name in VAE_NAMES]
     raise CheckpointError(
-        f"{root} holds no autoencoder: expected vae/ as diffusers write it, or "
-        f"{VAE_NAMES[0]}.safetensors. Give its file by vae=…."
+        f"{root} holds no autoencoder: expected vae/ as diffusers write it, {', '.join(names)} or {last}. "
+        "Give its file by vae=… (--vae)."
     )
 
 

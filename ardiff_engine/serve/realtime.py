@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ardiff_engine.engine import Stream
-from ardiff_engine.errors import ConfigError, PlanError
+from ardiff_engine.errors import ConfigError, ForgottenError
 from ardiff_engine.models.spec import Size
 from ardiff_engine.serve.conversation import Conversation
-from ardiff_engine.serve.errors import api_error, invalid, not_found
+from ardiff_engine.serve.errors import LONGEST, ApiError, api_error, invalid, not_found
 from ardiff_engine.serve.live import LiveStream
 from ardiff_engine.serve.pictures_out import CODEC
 from ardiff_engine.serve.served_model import Order
@@ -28,6 +28,7 @@ from ardiff_engine.serve.wish import Wish
 T = TypeVar("T")
 MOST_STREAMS = 16
 """Of one connection."""
+KEEPS_FEW = "A stream that is started with num_frames keeps all its pieces."
 
 
 class Realtime(Conversation):
@@ -116,13 +117,10 @@ class Realtime(Conversation):
         async with live.moving:
             try:
                 await self._engine(lambda: live.stream.rollback(chunk))
-            except (ConfigError, PlanError):
-                if live.order.frames is not None or live.stream.done:
-                    raise
-                fix = "An endless stream keeps few: start it with num_frames to go back to any."
-                raise invalid(
-                    "chunk_index", chunk, "a piece that is still kept", fix, "chunk_index"
-                ) from None
+            except ConfigError as error:
+                fix = KEEPS_FEW if isinstance(error, ForgottenError) else ""
+                said = str(error)[:LONGEST]
+                raise ApiError(400, "invalid_value", said, fix=fix, param="chunk_index") from None
             await live.rolled_back(chunk)
         return {"type": "session.rolled_back", "stream_id": live.id, "chunk_index": chunk}
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ardiff_engine import arguments
-from ardiff_engine.errors import CheckpointError, UnsafeCheckpointError, explain
+from ardiff_engine.errors import CheckpointError, OutOfMemoryError, UnsafeCheckpointError, explain
 from ardiff_engine.parsing import check_regular, parsing, read_json, shown
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -59,6 +60,7 @@ class SafetensorsFile:
         UnsafeCheckpointError: a pickle-based file.
         CheckpointError: no such file, a damaged file, a tensor without elements, or shards that do not fit
             their index.
+        OutOfMemoryError: a file that is larger than the memory that it can be mapped to.
     """
 
     def __init__(self, path: str | os.PathLike[str], names: Sequence[str] = NAMES) -> None:
@@ -197,9 +199,7 @@ def _open(path: Path) -> tuple[dict[str, _Stored], dict[str, str]]:
     try:
         length = _check_header(path)
         with parsing(path, fix="Copy the file again."):
-            with safe_open(path, framework="pt", device="cpu") as file:  # refuses what is not in order
-                metadata: dict[str, str] = file.metadata() or {}
-                names = list(file.keys())
+            names, metadata = _checked(path)
             with open(path, "rb") as raw:
                 raw.seek(8)
                 header = json.loads(raw.read(length))
@@ -223,6 +223,28 @@ def _open(path: Path) -> tuple[dict[str, _Stored], dict[str, str]]:
                 )
             )
     return tensors, metadata
+
+
+def _checked(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Its names and its metadata, by the library, which refuses what is not in order.
+
+    OutOfMemoryError where the file cannot be mapped: for a moment that takes room for all of it.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return list(file.keys()), file.metadata() or {}
+    except Exception as failure:
+        if not isinstance(failure, MemoryError) and os.strerror(errno.ENOMEM) not in str(failure):
+            raise
+        raise OutOfMemoryError(
+            explain(
+                f"memory to open {path}",
+                got="less than that",
+                expected=f"room to map all of it, {path.stat().st_size:,} bytes",
+                fix="The file is not damaged: free memory, raise the limit of the process (ulimit -v), or "
+                "save the model in shards, which are opened one by one.",
+            )
+        ) from failure
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -52,6 +52,7 @@ GOOD: tuple[dict[str, Any], ...] = (
     {"type": "session.rollback", "chunk_index": 2},
     {"type": "session.suspend"},
     {"type": "session.resume", "event_id": "r"},
+    {"type": "session.cancel", "event_id": "c"},
     {"type": "session.ping", "event_id": "p"},
     {"type": "session.reconnect", "secret": "0" * 32, "sequence": 3},
 )
@@ -96,8 +97,10 @@ def run(socket: str, messages: int, seed: int) -> Found:
     found, rng = Found(), random.Random(seed)
 
     async def all_of_them() -> None:
+        await _unchanged(socket, found)
         while found.sent < messages:
-            await _session(socket, rng, found)
+            # Of its own: where the server ends a session early, the next ones still send the same.
+            await _session(socket, random.Random(rng.getrandbits(64)), found)
 
     asyncio.run(all_of_them())
     ready = socket.replace("ws://", "http://").replace("/v1/realtime/video", "/ready")
@@ -112,6 +115,15 @@ def run(socket: str, messages: int, seed: int) -> Found:
 def _held(ready: str) -> tuple[int, int, int]:
     now = json.load(urllib.request.urlopen(ready, timeout=PATIENCE))
     return now["streams_running"], now["streams_waiting"], now["pages_held"]
+
+
+async def _unchanged(address: str, found: Found) -> None:
+    """The good messages as they are, in one session, so that none of them is refused in all of the run."""
+    async with connect(address, open_timeout=PATIENCE, close_timeout=1, max_queue=None) as socket:
+        for good in [*GOOD[1:], {"type": "session.ping", "event_id": "the last"}]:
+            await socket.send(json.dumps(good))
+            found.sent += 1
+        await asyncio.wait_for(_answers(socket, found), PATIENCE)
 
 
 async def _session(address: str, rng: random.Random, found: Found) -> None:
