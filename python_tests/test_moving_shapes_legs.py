@@ -74,7 +74,11 @@ def test_a_bundle_is_half_as_large_names_no_machine_and_plays(legs: dict[str, Pa
         (place / "transformer" / "model.safetensors").stat().st_size for place in (legs["few"], target)
     )
     assert half < 0.6 * whole
-    assert str(legs["few"].parent) not in (target / "training_config.json").read_text()
+    text = (target / "training_config.json").read_text()
+    assert str(legs["few"].parent) not in text
+    config, outputs = json.loads(text), "outputs/moving_shapes"
+    told = config["run"]["output"], config["distillation"]["teacher"], config["init"]
+    assert told == (f"{outputs}_few_steps", outputs, "")
     pipe, exact = SteeredPipeline.from_pretrained(target), SteeredPipeline.from_pretrained(legs["few"])
     for steps in (4, 2):
         made, wanted = (
@@ -88,5 +92,7 @@ def test_a_bundle_is_half_as_large_names_no_machine_and_plays(legs: dict[str, Pa
     files = demo_shapes.run(tmp_path / "demo", target)
     assert read_video(files.video).shape == (demo_shapes.FRAMES, 2 * 64 * 3, 3 * 64 * 3, 3)
     assert files.animation.stat().st_size and files.sheet.stat().st_size
+    bundle(legs["second"], target)
+    assert json.loads((target / "training_config.json").read_text())["init"] == f"{outputs}_first"
     bundle(legs["first"], target)
     assert len(list(target.glob("training_log*.jsonl"))) == 1

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts a run of moving shapes into the package, as the bundled model `moving-shapes`:
 
-    python tools/bundle_steered.py outputs/shapes
+    python tools/bundle_steered.py outputs/shapes_again
 
 Weights go in as float16, beside the run's log, curve and settings, and the log and curve of the run that it
 began with. What is judged afterwards is what ships: `python -m ardiff_engine.evaluation.shapes`.
@@ -24,8 +24,6 @@ from ardiff_engine.weights import load_model, save_model
 
 PARTS = ("transformer", "text_encoder", "vae")
 MOST_BYTES = 12 * 10**6
-# Folders of a machine say nothing in a package.
-PLACES = {"vae": "outputs/shapes_vae/vae", "init": "outputs/shapes_first"}
 
 
 def bundle(run: Path, target: Path) -> int:
@@ -40,10 +38,9 @@ def bundle(run: Path, target: Path) -> int:
             for stem, kind in (("training_log", "jsonl"), ("loss_curve", "png")):
                 if (source / f"{stem}.{kind}").exists():  # a run of a few steps has no curve
                     shutil.copyfile(source / f"{stem}.{kind}", made / f"{stem}{suffix}.{kind}")
-        config["run"]["output"] = "outputs/shapes"
-        config |= {name: place for name, place in PLACES.items() if config[name]}
-        if config["distillation"]["teacher"]:
-            config["distillation"]["teacher"] = "outputs/shapes_teacher"
+        for table, name in ((config["run"], "output"), (config, "init"), (config["distillation"], "teacher")):
+            table[name] = _place(table[name])
+        config["vae"] = f"{_place(Path(config['vae']).resolve().parent)}/vae"
         (made / "training_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
         if size > MOST_BYTES:
@@ -56,6 +53,11 @@ def bundle(run: Path, target: Path) -> int:
         shutil.move(made, target)
         shutil.rmtree(before, ignore_errors=True)
     return size
+
+
+def _place(folder: str | Path) -> str:
+    """Where it lies on a machine says nothing in a package, and its name does."""
+    return f"outputs/{Path(folder).name}" if folder else ""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,8 @@ from ardiff_engine.pipeline.steered import SteeredPipeline
 
 Video = NDArray[np.uint8]
 BARS = {"prompt": 0.9, "action": 0.9, "constant": 0.8, "switch": 0.8}
-"""At four steps; 0.8 for prompts at two."""
+PROMPT_AT_TWO = 0.8
+"""In place of that of four steps."""
 MEASURES = ("shapes", "direction", *BARS)
 EARLY_BLOCKS, SWITCH_BLOCK, SWITCH_WITHIN = 4, 4, 3
 """Blocks that a prompt is judged by; before a key is pressed or the prompt changes; until the new shape."""
@@ -140,7 +141,9 @@ def shuffled(video: Video) -> Video:
 def report(rows: Sequence[Answers]) -> str:
     """A table of shares with their intervals, and the bars."""
     lines = [f"| | {' | '.join(MEASURES)} |", "|---" * (len(MEASURES) + 1) + "|"]
-    lines.append("| bar | | | " + " | ".join(f"{100 * bar:.0f} %" for bar in BARS.values()) + " |")
+    bars = [f"{100 * bar:.0f} %" for bar in BARS.values()]
+    bars[0] += f" (at 2: {100 * PROMPT_AT_TWO:.0f} %)"
+    lines.append(f"| bar | | | {' | '.join(bars)} |")
     for row in rows:
         cells = []
         for measure in MEASURES:
