@@ -38,7 +38,7 @@ $(READY): $(TOOLS) $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
-demo: $(READY)  ## generate a video and continue a real clip with the bundled model, into outputs/demo/
+demo: $(READY)  ## videos of both bundled models, a continuation of a real clip, into outputs/demo/
 	$(BIN)/python -m ardiff_engine.demo --out outputs/demo
 
 # A run starts hundreds of processes: without byte code each of them would compile the package again.

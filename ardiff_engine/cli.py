@@ -227,7 +227,7 @@ def _add_serve(subparsers: Subparsers) -> None:
         "serve one model to many people: OpenAI's videos, live streams, a page",
         commands.serve,
         [
-            "ardiff serve                             # the bundled model at http://127.0.0.1:8000",
+            "ardiff serve                             # moving-digits at http://127.0.0.1:8000",
             "ardiff serve --host 0.0.0.0 --api-key-file keys.txt",
             "ardiff serve --model FOLDER --system longlive --device cuda --dtype bfloat16",
             "ardiff serve --ray 2                     # two engines, in processes of Ray",

@@ -3,7 +3,7 @@
 
     python -m tools.fuzz.websocket --messages 10000 --seed 1
 
-starts `ardiff serve` with the bundled model and sends it messages that were good before they were changed.
+starts `ardiff serve` with `moving-digits` and sends it messages that were good before they were changed.
 Must not happen: a fault of the server (`server_error`), a traceback or a path in an answer, a connection that
 ends as no limit ends it, a session that no longer answers, and pages or streams that are held when all have
 gone. The same seed sends the same messages.

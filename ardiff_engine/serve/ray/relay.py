@@ -2,8 +2,8 @@
 """A live session whose frames a replica makes: its messages go through here, both ways.
 
 The session sticks to its replica. If that dies, another one makes the stream again from its start
-(`Replayed`), what the client has had already is left out, and the session goes on. One that was forked or
-rolled back ends.
+(`Replayed`), what the client has had already is left out, and the session goes on. One that was forked
+or rolled back, or had a stream cancelled, ends.
 """
 
 from __future__ import annotations
