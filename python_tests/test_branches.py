@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """Guidance by any number of branches: against a dense float64 model that runs them all, tick by tick, and bit
 for bit alone and together."""
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """The command line does what the functions do, and answers mistakes with one message and exit code 2."""
 
 from __future__ import annotations

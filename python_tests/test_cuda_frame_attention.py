@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """The CUDA frame attention kernel against float64 softmax attention, from the public op down.
 
 Without a GPU the kernel runs on the CPU (`machine`, cuda_machine.py), with emulated mma.sync, ldmatrix and

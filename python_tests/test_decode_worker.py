@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """Decoding in a thread: same bits, same order, bounded; every way it can end reaches the reader."""
 
 from __future__ import annotations

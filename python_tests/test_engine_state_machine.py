@@ -15,7 +15,7 @@ from collections import Counter
 import hypothesis.strategies as st
 import pytest
 import torch
-from effort import ALL
+from effort import examples
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from inside import inside, poison
@@ -235,7 +235,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert stats.pages_held == stats.pages_promised == 0 and not self.engine._scheduler.streams
 
 
-RUNS, STEPS = int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", 630 if ALL else 30)), 100
+RUNS, STEPS = int(os.environ.get("ARDIFF_STATE_MACHINE_EXAMPLES", examples(630))), 100
 
 EngineMachine.TestCase.settings = settings(
     max_examples=RUNS,

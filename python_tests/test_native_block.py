@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """The blocks of a frozen model as one native call against its own modules, in float64; what is refused."""
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """Ticks over padded static buffers: the same bits as ticks over the batch itself, and what is kept of them.
 
 There is no graph to record on a CPU. What a graph would repeat is a call over buffers, and that call runs

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """Text to video from a folder that diffusers wrote: the whole path, and what it refuses before it loads."""
 
 from __future__ import annotations

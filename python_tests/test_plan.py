@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """Plans: the official AD matrices, the rules of `verify` on random sizes, and plans broken by hand."""
 
 from __future__ import annotations

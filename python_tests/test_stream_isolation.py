@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """What one user does, in callbacks, with tensors or by mistake, never changes what another one gets."""
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# SPDX-License-Identifier: Apache-2.0
 """Stage 2: learns, exports a pipeline folder, survives SIGKILL and SIGTERM bit for bit."""
 
 from __future__ import annotations
