@@ -145,7 +145,9 @@ class Changes:
 
         with self._listened(before, listener):
             try:
-                await asyncio.wait_for(changed.wait(), STALL_SECONDS)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes with the change.
+                async with asyncio.timeout(STALL_SECONDS):
+                    await changed.wait()
             except TimeoutError:
                 return False
         return True

@@ -68,6 +68,7 @@ class Connected(ABC):
                 await self._handed_over(*self._heir)
         finally:
             self.over.set()
+            self._line.kept = False  # nobody comes back: what is still sent must not wait for him
             self._cancel()
             for task in list(self._tasks):
                 task.cancel()
