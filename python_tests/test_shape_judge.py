@@ -131,7 +131,8 @@ def test_a_frozen_video_is_not_smooth_and_nothing_is_nowhere() -> None:
 
 @pytest.mark.slow
 def test_the_command_judges_the_world_itself_as_it_should(clips: list[ShapeClip]) -> None:
-    scenes = [clip.scene for clip in clips[:8]]
+    # Of few clips, one whose first shape is just hidden when its key is pressed would be more than a tenth.
+    scenes = [clip.scene for clip in clips]
     true = command.real(WORLD)
     good = command.evaluate(true, scenes, 3, 120)
     still = command.evaluate(command.changed(true, "frozen", command.frozen), scenes, 3, 120)
