@@ -23,12 +23,12 @@ from torch import Tensor
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.models.cell_batch import CellBatch
 from ardiff_engine.models.dit.head_exchange import gathered
-from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
-from ardiff_engine.models.spec import ModelSpec, Size
+from ardiff_engine.models.protocol import Tables, VideoModel
+from ardiff_engine.models.wrapped import Wrapped
 from ardiff_engine.ops.frame_table import FrameTable
 
 
-class BranchShares(VideoModel):
+class BranchShares(Wrapped[VideoModel]):
     """What this process computes of a model. In float32 on the CPU the result has the bits of `model` alone.
 
     Args:
@@ -43,48 +43,9 @@ class BranchShares(VideoModel):
     def __init__(self, model: VideoModel, group: dist.ProcessGroup) -> None:
         if model.spec.condition.kind == "joint":
             raise ConfigError("BranchShares: got a model with joint conditions, expected cross ones or none.")
-        self.model, self._group = model, group
         # Collectives are in no CUDA graph.
-        self._spec = replace(model.spec, reads_back=True, branches_apart=True)
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._spec
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    def freeze(self) -> None:
-        self.model.freeze()
-
-    def to_tokens(self, latents: Tensor) -> Tensor:
-        return self.model.to_tokens(latents)
-
-    def from_tokens(self, tokens: Tensor, size: Size | None) -> Tensor:
-        return self.model.from_tokens(tokens, size)
-
-    def tables(self, timesteps: Tensor) -> Tables:
-        return self.model.tables(timesteps)
-
-    def frame_rows(self, levels: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-        return self.model.frame_rows(levels, firsts)
-
-    def condition(self, given: Tensor | int | None) -> Tensor:
-        return self.model.condition(given)
-
-    def null_condition(self) -> Tensor:
-        return self.model.null_condition()
-
-    def write_condition(self, condition: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
-        self.model.write_condition(condition, slots, k_pages, v_pages)
-
-    def footprint(self, tokens: int, timesteps: int) -> Footprint:
-        return self.model.footprint(tokens, timesteps)
+        super().__init__(model, replace(model.spec, reads_back=True, branches_apart=True))
+        self._group = group
 
     @torch.no_grad()
     def __call__(self, x: Tensor, cells: CellBatch, tables: Tables, condition: Tensor | None) -> Tensor:
@@ -122,17 +83,9 @@ def _share(cells: CellBatch, ours: np.ndarray, rows: Tensor) -> CellBatch:
 
 def _frames(table: FrameTable, tokens: np.ndarray) -> FrameTable:
     """The table of the query frames whose tokens are among these. A frame is of one branch."""
-    frame_ptr, group_ptr, page_ptr, pages, valid, seen = (
-        tensor.cpu().numpy()
-        for tensor in (
-            table.frame_ptr,
-            table.group_ptr,
-            table.page_ptr,
-            table.pages,
-            table.valid,
-            table.seen,
-        )
-    )
+    offsets = table.frame_ptr, table.group_ptr, table.page_ptr
+    frame_ptr, group_ptr, page_ptr = (tensor.cpu().numpy() for tensor in offsets)
+    pages, valid, seen = (tensor.cpu().numpy() for tensor in (table.pages, table.valid, table.seen))
     kept = tokens[frame_ptr[:-1]]
     groups = np.repeat(np.arange(len(group_ptr) - 1), np.diff(group_ptr))
     frames, entries = np.bincount(groups[kept], minlength=len(group_ptr) - 1), np.diff(page_ptr)

@@ -25,12 +25,12 @@ from ardiff_engine.models.dit.block_ops import run_blocks
 from ardiff_engine.models.dit.block_spec import BlockSpec, by_rows
 from ardiff_engine.models.dit.head_exchange import HeadExchange
 from ardiff_engine.models.protocol import Footprint, Tables, VideoModel
-from ardiff_engine.models.spec import ModelSpec, Size
 from ardiff_engine.models.wan.video import PagedWan
+from ardiff_engine.models.wrapped import Wrapped
 from ardiff_engine.ops.backend import on_native_cpu
 
 
-class UlyssesWan(VideoModel):
+class UlyssesWan(Wrapped[PagedWan]):
     """The part of a Wan that this process runs. Weights are whole in every process; pages and attention are
     split. In float32 on the CPU the result has the same bits with any number of processes; beside that of the
     model alone, which computes a pass as one call, it differs by rounding.
@@ -51,12 +51,9 @@ class UlyssesWan(VideoModel):
             raise ConfigError(
                 f"UlyssesWan: {heads} heads for {size} processes, expected one of {fits} processes."
             )
-        self.model, self._group = model, group
-        self._blocks: list[BlockSpec] | None = None
         share = heads // size
-        self._heads = slice(share * group.rank(), share * (group.rank() + 1))
         # Views of single heads or layers would be those of one process. Collectives are in no CUDA graph.
-        self._spec = replace(
+        spec = replace(
             model.spec,
             heads=share,
             kv_heads=share,
@@ -64,39 +61,16 @@ class UlyssesWan(VideoModel):
             views_per_head=False,
             reads_back=True,
         )
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._spec
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        super().__init__(model, spec)
+        self._group = group
+        self._blocks: list[BlockSpec] | None = None
+        self._heads = slice(share * group.rank(), share * (group.rank() + 1))
 
     def freeze(self) -> None:
         """On the CPU in float32 packed copies of the weights are made."""
         specs = self.model.block_specs()
         packs = self.dtype == torch.float32 and on_native_cpu(next(self.model.parameters()))
         self._blocks = [by_rows(spec) for spec in specs] if packs else specs
-
-    def to_tokens(self, latents: Tensor) -> Tensor:
-        return self.model.to_tokens(latents)
-
-    def from_tokens(self, tokens: Tensor, size: Size | None) -> Tensor:
-        return self.model.from_tokens(tokens, size)
-
-    def tables(self, timesteps: Tensor) -> Tables:
-        return self.model.tables(timesteps)
-
-    def condition(self, given: Tensor | int | None) -> Tensor:
-        return self.model.condition(given)
-
-    def null_condition(self) -> Tensor:
-        return self.model.null_condition()
 
     def write_condition(self, condition: Tensor, slots: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
         """K and V of our heads."""
