@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from effort import ALL
+from helpers.waiting import PATIENCE
 
 from ardiff_engine.errors import CheckpointError, DataError
 
@@ -102,7 +103,7 @@ def well_behaved(path: Path) -> None:
 def test_the_runner_notices(
     read: Callable[[Path], object], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "CPU_SECONDS", 4 if read is much_memory else 1)
+    monkeypatch.setattr(runner, "CPU_SECONDS", 1 if read is a_loop else int(PATIENCE))
     outcome = runner.attempt(runner.Kind("given", make, read), 0, 0, tmp_path)
     assert outcome.problem == problem, outcome
     assert bool(list(tmp_path.iterdir())) == bool(problem)

@@ -73,7 +73,7 @@ def test_the_fuzzer_notices(
     command: Callable[[], int], problem: str, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "info", lambda options: command())
-    for limit in ("PATIENCE", "WALL_SECONDS"):
+    for limit in ("UNDISTURBED", "CPU_SECONDS", "WALL_SECONDS"):
         monkeypatch.setattr(command_line, limit, 2.0 if command is deaf else PATIENCE)
     outcome = command_line.attempt(QUIET, inputs)
     assert outcome.problem.startswith(problem) and bool(outcome.problem) == bool(problem), outcome

@@ -22,7 +22,7 @@ WORKER = Path(__file__).with_name("convert_worker.py")
 # What the reader may take, beyond torch itself, for a file of a given size.
 MEMORY_BYTES = 1 << 30
 MEMORY_FACTOR = 4
-SECONDS = 5
+SECONDS = 30
 BYTES_PER_SECOND = 10_000_000
 WRITTEN_BYTES = 1 << 20
 WRITTEN_FACTOR = 4
@@ -48,7 +48,7 @@ def convert(
     dictionaries are joined with dots, shared tensors are written in full, a dictionary that is met a second
     time is left out. `path_out` appears whole or not at all.
 
-    What the reader may use follows from the size of the file: 4 times the file and 1 GiB of memory, 5 s and
+    What the reader may use follows from the size of the file: 4 times the file and 1 GiB of memory, 30 s and
     1 s per 10 MB of processor time, and 4 times the file and 1 MiB for what it writes.
 
     Raises:

@@ -5,9 +5,9 @@
     python -m tools.fuzz.command_line --seed 1 --line 17      # one line again, with what it printed
 
 Each line runs in a process and a folder of its own. Must not happen: a traceback, a line that asks to report
-a fault of ours, an exit code that does not say what happened, a process that has not ended after ten seconds
-of processor time, or a minute, since a signal (every line gets one after a while), and a file that is neither
-whole nor absent.
+a fault of ours, an exit code that does not say what happened, a process that has not ended after a minute
+of processor time, or five minutes, since a signal (every line gets one after a while), and a file that is
+neither whole nor absent.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ from ardiff_engine import cli, media
 from ardiff_engine.errors import ArdiffError
 from tools.fuzz.command_lines import line, make_odd_names
 
-PATIENCE = 10.0
-"""Seconds until a line that nobody has stopped is stopped, and the processor time that it may take to end."""
+UNDISTURBED = 10.0
+"""Seconds until a line that nobody has stopped is stopped."""
+CPU_SECONDS = 60.0
+"""Processor time that a line may take to end after a signal."""
 WALL_SECONDS = 300.0
 """The same on the clock: on a busy machine a process may wait for long."""
 TRACES = ("Traceback (most recent call last)", "Exception ignored", "fault of ardiff-engine")
@@ -173,13 +175,13 @@ def _wait(process: int, case: Case) -> tuple[int, bool, bool]:
         if time.monotonic() > started + WALL_SECONDS:
             break
         time.sleep(0.01)
-    code = _until(process, PATIENCE if case.signal_after is None else case.signal_after)
+    code = _until(process, UNDISTURBED if case.signal_after is None else case.signal_after)
     if code is not None:
         return code, False, False
     os.kill(process, case.signal)
     used = _processor_seconds(process)
     end = time.monotonic() + WALL_SECONDS
-    while time.monotonic() < end and _processor_seconds(process) < used + PATIENCE:
+    while time.monotonic() < end and _processor_seconds(process) < used + CPU_SECONDS:
         code = _until(process, 0.2)
         if code is not None:
             return code, True, False
