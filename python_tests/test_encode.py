@@ -23,7 +23,7 @@ from ardiff_engine.data.latent_files import LatentFiles, read_latents
 from ardiff_engine.data.sources import clip_source
 from ardiff_engine.errors import CheckpointError, ConfigError, MediaError
 from ardiff_engine.media import export_video
-from ardiff_engine.media.square import resize_and_crop
+from ardiff_engine.media.crop import resize_and_crop
 from ardiff_engine.models import TiTok, TiTokConfig
 from ardiff_engine.settings import build
 from ardiff_engine.training.config import EncodeConfig

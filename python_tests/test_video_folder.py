@@ -17,7 +17,7 @@ from ardiff_engine.data.buckets import Bucket
 from ardiff_engine.data.video_folder import VideoFolder, find_videos
 from ardiff_engine.errors import MediaError
 from ardiff_engine.media import film
-from ardiff_engine.media.square import resize_and_crop
+from ardiff_engine.media.crop import resize_and_crop
 
 
 def _gif(path: Path, frames: int, grey: int, size: tuple[int, int] = (12, 8)) -> None:

@@ -16,7 +16,7 @@ from ardiff_engine.data.buckets import Bucket, fitting
 from ardiff_engine.data.choice import below, shuffled, uniform
 from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media import Video, open_video
-from ardiff_engine.media.square import square_image
+from ardiff_engine.media.crop import cropped_image
 from ardiff_engine.purposes import Purpose
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
@@ -137,7 +137,7 @@ class VideoFolder:
             start = below(choice[1], video.frames - bucket.frames + 1)
             frames = islice(video.play(start), bucket.frames)
             try:
-                return torch.stack([square_image(frame, bucket.size) for frame in frames]), video.path
+                return torch.stack([cropped_image(frame, bucket.size) for frame in frames]), video.path
             except MediaError as error:
                 # Other windows of it may be whole. Which clip a sample gives must not depend on those
                 # that were drawn before, so the file is tried again.

@@ -11,6 +11,7 @@ from typing import SupportsIndex
 from ardiff_engine import arguments
 from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media.animation import open_animation
+from ardiff_engine.media.crop import Sides, cropped_pixels
 from ardiff_engine.media.film import open_film
 from ardiff_engine.media.film_file import film_kind
 from ardiff_engine.media.picture import picture_kind
@@ -18,7 +19,6 @@ from ardiff_engine.media.picture_folder import open_folder
 from ardiff_engine.media.pixels import Pixels
 from ardiff_engine.media.rate import rate_of
 from ardiff_engine.media.source import head_of, mode_of, opened, undecodable
-from ardiff_engine.media.square import Sides, square_pixels
 from ardiff_engine.media.video import Clip, Video
 
 
@@ -84,5 +84,5 @@ def read_clip(
             )
         )
     video = open_video(path)
-    each = None if size is None else partial(square_pixels, size=size)
+    each = None if size is None else partial(cropped_pixels, size=size)
     return Clip(video.read(0, max_frames, each=each), video.fps)

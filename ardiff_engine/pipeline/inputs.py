@@ -15,7 +15,7 @@ from PIL import Image
 from ardiff_engine.arguments import integer
 from ardiff_engine.errors import ConfigError, TensorError, explain
 from ardiff_engine.media import Clip, as_frames, read_clip
-from ardiff_engine.media.square import Sides, square_pixels
+from ardiff_engine.media.crop import Sides, cropped_pixels
 from ardiff_engine.models.spec import ModelSpec
 from ardiff_engine.pipeline.pixels import Size, frames_of, latents_of
 
@@ -104,7 +104,7 @@ def given_clip(video: Video, size: Sides) -> Clip:
     frames, fps = (video.frames, video.fps) if isinstance(video, Clip) else (video, None)
     pixels = as_frames(frames)
     if pixels.shape[1:3] != ((size, size) if isinstance(size, int) else size):
-        pixels = np.stack([square_pixels(frame, size) for frame in pixels])
+        pixels = np.stack([cropped_pixels(frame, size) for frame in pixels])
     return Clip(pixels, fps)
 
 

@@ -21,7 +21,7 @@ from ardiff_engine.device import usable_device
 from ardiff_engine.errors import CheckpointError, ConfigError, MediaError, explain
 from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.media import Video, open_video
-from ardiff_engine.media.square import square_image
+from ardiff_engine.media.crop import cropped_image
 from ardiff_engine.models import TiTok, to_tokens
 from ardiff_engine.parsing import read_json
 from ardiff_engine.training.config import EncodeConfig
@@ -92,7 +92,7 @@ def _windows(video: Video, config: EncodeConfig, size: int) -> Iterator[deque[to
     window: deque[torch.Tensor] = deque(maxlen=config.num_frames)
     for index, frame in enumerate(video.play()):
         start = index + 1 - config.num_frames
-        window.append(square_image(frame, size))
+        window.append(cropped_image(frame, size))
         if start >= 0 and start % config.stride == 0:
             yield window
 

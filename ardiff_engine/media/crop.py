@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of any size to the pictures that the models work on: squares, or height and width."""
+"""Frames of any size to the size that a model works on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from ardiff_engine.media.pixels import Pixels
 
 Sides = int | tuple[int, int]
-"""Of a square, or height and width."""
+"""Of a square picture, or height and width."""
 
 
 def resize_and_crop(images: torch.Tensor, size: Sides) -> torch.Tensor:
@@ -26,13 +26,13 @@ def resize_and_crop(images: torch.Tensor, size: Sides) -> torch.Tensor:
     return images[..., top : top + rows, left : left + columns].clamp(0, 1)
 
 
-def square_image(frame: Pixels, size: Sides) -> torch.Tensor:
+def cropped_image(frame: Pixels, size: Sides) -> torch.Tensor:
     """uint8 [H, W, 3] -> float32 [3, *size] in [0, 1], by `resize_and_crop`."""
     # A copy, because a picture that was turned has strides that torch does not take over.
     image = torch.from_numpy(frame.copy()).permute(2, 0, 1).contiguous().float().div_(255)
     return resize_and_crop(image[None], size)[0]
 
 
-def square_pixels(frame: Pixels, size: Sides) -> Pixels:
+def cropped_pixels(frame: Pixels, size: Sides) -> Pixels:
     """uint8 [H, W, 3] -> uint8 [*size, 3], by `resize_and_crop`."""
-    return (square_image(frame, size) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return (cropped_image(frame, size) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
