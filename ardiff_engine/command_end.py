@@ -20,6 +20,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from ardiff_engine.errors import ArdiffError, Stopped
@@ -32,7 +33,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What the system says where nothing was wrong with the request.
 NO_FAULT_OF_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 AGAIN = 0.5
-"""Seconds after which an interrupt that was lost comes again."""
+"""Seconds after which an interrupt that was lost, or came during an import, comes again."""
 LONGEST = 2000
 OURS = "This is a fault of ardiff-engine. Please report it with what --debug shows for this command: "
 
@@ -186,6 +187,16 @@ def _above_the_bar(program: str) -> Iterator[None]:
         warnings.showwarning = shown
 
 
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported inside `run`. C++ that imports one, as PyTorch does while it starts,
+    aborts the process when it gets an interrupt."""
+    while frame is not None and frame.f_code is not run.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
     """Inside, both signals raise KeyboardInterrupt; the list tells which came."""
@@ -194,18 +205,19 @@ def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
         yield received
         return
 
-    def stop(number: int, _frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
         signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
-        raise Stopped("stopped", number)
+        if not _imports(frame):
+            raise Stopped("stopped", number)
 
-    def again(_number: int, _frame: object) -> None:
+    def again(_number: int, frame: FrameType | None) -> None:
         # Finalizers and C code can lose an interrupt, and the command would go on. While one is on its way,
         # files are being closed, which must not be disturbed.
         error = sys.exc_info()[1]
         while error is not None and not isinstance(error, KeyboardInterrupt):
             error = error.__context__
-        if error is None:
+        if error is None and not _imports(frame):
             raise Stopped("stopped", received[-1])
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:

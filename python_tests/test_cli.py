@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import ROOT, run
+from helpers.waiting import PATIENCE
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -305,6 +307,28 @@ def test_an_error_after_a_signal_is_the_signals(
         assert run("info") == 128 + number
         assert capsys.readouterr().err == "ardiff: stopped\n"
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_an_import_come_to_its_end(
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """PyTorch imports modules from C++, which an interrupt there aborts."""
+    lines = f"import signal, time\nsignal.raise_signal({int(number)})\ntime.sleep(1)\nwhole = True\n"
+    (tmp_path / f"imported_at_{int(number)}.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+
+    def imports(options: object) -> int:
+        seen.append(importlib.import_module(f"imported_at_{int(number)}").whole)
+        time.sleep(PATIENCE)
+        return 0
+
+    monkeypatch.setattr(commands, "info", imports)
+    assert run("info") == 128 + number and seen == [True]
 
 
 def test_convert_writes_safetensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
