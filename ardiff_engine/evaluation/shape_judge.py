@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ardiff_engine.data.moving_shapes import Scene
+from ardiff_engine.data.moving_shapes import STEPS, Scene
 from ardiff_engine.evaluation.shape_detector import NOTHING, Tracks
 
 EARLY = 4
@@ -14,6 +14,13 @@ EARLY = 4
 JUMP = 6.0
 """Pixels between two frames; the world's shapes make 3 at most, and one that is hidden partly seems to move
 faster."""
+WHOLE = 0.8
+"""Of the area that a shape has in most frames: less of it is partly hidden, and what is left of it seems to
+move otherwise than it does."""
+REACH = 8.0
+"""Pixels that a shape moves in a block."""
+MIDDLE = 31.5
+"""Of the picture, across and down."""
 
 
 def shows_scene(found: Tracks, scene: Scene) -> bool:
@@ -45,6 +52,28 @@ def smooth(found: Tracks, color: int) -> bool:
 def obeys(found: Tracks, color: int, key: int, frame: int, block: int) -> bool:
     """A key that is held from `frame` on moves the shape its way within the block that begins there."""
     return found.direction(color, max(0, frame - 1), frame + block - 1) == key
+
+
+def pressed_at(found: Tracks, scene: Scene, index: int, frames: range) -> tuple[int, int]:
+    """(frame, key): when and where to send the first shape so that its answer can be seen, by the video in
+    which no key is pressed.
+
+    The frame is the first of `frames` before which the shape is whole; where it never is, which is no merit,
+    the first of all. The key leads away from the nearer wall, across and down in turn by `index`; of two
+    shapes, the other way if only that one does not lead nearer to the second.
+    """
+    color = scene.colors[0]
+    areas = found.areas[:, color]
+    whole = found.seen[:, color] & (areas >= WHOLE * np.quantile(areas, 0.75))
+    frame = next((own for own in frames if whole[own - 1]), frames[0])
+    centre = found.centres[frame - 1, color]
+    keys = [(1, 3)[axis] + int(not centre[axis] > MIDDLE) for axis in (index % 2, 1 - index % 2)]
+    if len(scene.colors) == 2:
+        second = found.centres[frame - 1, scene.colors[1]]
+        gains = [np.linalg.norm(centre + REACH * STEPS[key] - second) for key in keys]
+        if gains[0] < np.linalg.norm(centre - second) < gains[1]:
+            return frame, keys[1]
+    return frame, keys[0]
 
 
 def constant(found: Tracks, scene: Scene) -> bool:

@@ -25,7 +25,15 @@ from ardiff_engine import command_end
 from ardiff_engine.arguments import integer
 from ardiff_engine.data.moving_shapes import MovingShapes, Scene
 from ardiff_engine.evaluation.shape_detector import tracks
-from ardiff_engine.evaluation.shape_judge import appears, constant, follows, moves_as_told, obeys, shows_scene
+from ardiff_engine.evaluation.shape_judge import (
+    appears,
+    constant,
+    follows,
+    moves_as_told,
+    obeys,
+    pressed_at,
+    shows_scene,
+)
 from ardiff_engine.files import make_folder, write_atomic
 from ardiff_engine.media import contact_sheet
 from ardiff_engine.pipeline.steered import SteeredPipeline
@@ -37,6 +45,8 @@ PROMPT_AT_TWO = 0.8
 MEASURES = ("shapes", "direction", *BARS)
 EARLY_BLOCKS, SWITCH_BLOCK, SWITCH_WITHIN = 4, 4, 3
 """Blocks that a prompt is judged by; before a key is pressed or the prompt changes; until the new shape."""
+MOST_BLOCKS_HIDDEN = 8
+"""A key waits so long for its shape to come out from behind the other one."""
 SHOWN = 8
 
 
@@ -69,15 +79,18 @@ def evaluate(source: Source, scenes: Sequence[Scene], block: int, frames: int) -
     """All measures of one source. frames: of the long videos."""
     found: dict[str, list[bool]] = {measure: [] for measure in MEASURES}
     switch = SWITCH_BLOCK * block
+    # The key is pressed as soon as the first shape is whole: what is hidden cannot be seen to obey.
+    moments = range(switch, min(frames, switch + MOST_BLOCKS_HIDDEN * block) + 1, block)
     for index, scene in enumerate(tqdm(scenes, desc=source.name, unit="clip", mininterval=1.0)):
         early = tracks(source.make(index, EARLY_BLOCKS * block, {}, {}))
         found["shapes"].append(shows_scene(early, scene))
         found["direction"].append(moves_as_told(early, scene))
         found["prompt"].append(follows(early, scene))
-        key = _free_way(early.centres[-1, scene.colors[0]], index)
-        steered = tracks(source.make(index, switch + block, {switch: key}, {}))
-        found["action"].append(obeys(steered, scene.colors[0], key, switch, block))
-        found["constant"].append(constant(tracks(source.make(index, frames, {}, {})), scene))
+        long = tracks(source.make(index, frames, {}, {}))
+        found["constant"].append(constant(long, scene))
+        moment, key = pressed_at(long, scene, index, moments)
+        steered = tracks(source.make(index, moment + block, {moment: key}, {}))
+        found["action"].append(obeys(steered, scene.colors[0], key, moment, block))
         other = next(n % len(scenes) for n in range(index + 1, index + 99) if _differs(scenes, index, n))
         last = switch + SWITCH_WITHIN * block
         changed = tracks(source.make(index, last, {}, {switch: other}))
@@ -151,12 +164,6 @@ def report(rows: Sequence[Answers]) -> str:
             cells.append(f"{100 * share:.0f} % [{100 * low:.0f}, {100 * high:.0f}]")
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _free_way(centre: NDArray[np.float64], index: int) -> int:
-    """A key that leads away from the nearer wall, across and down in turn."""
-    axis = index % 2
-    return (1, 3)[axis] + int(not centre[axis] > 31.5)
 
 
 def _differs(scenes: Sequence[Scene], index: int, other: int) -> bool:
