@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
-from ardiff_engine.diffusion.solvers import DDIM
+from ardiff_engine.diffusion.solvers import DDIM, Solver
 from ardiff_engine.engine import Engine, Request
 from ardiff_engine.engine.admission import admit
-from ardiff_engine.memory import RecomputedWindow
+from ardiff_engine.memory import MemoryPolicy, RecomputedWindow
+from ardiff_engine.models.protocol import VideoModel
 from ardiff_engine.pipeline import Pipeline
 
 
@@ -47,14 +49,23 @@ def continue_clips(
         )
         for index, (start, class_id) in enumerate(zip(starts, classes, strict=True))
     ]
-    spec = pipeline.transformer.spec
-    memory = RecomputedWindow(spec.num_frames)
-    pages = sum(admit(request, spec, memory, (steps,)).need.most for request in requests)
+    memory = RecomputedWindow(pipeline.transformer.spec.num_frames)
     solver = DDIM(pipeline.schedule, steps, prediction=pipeline.prediction)
-    engine = Engine(pipeline.transformer, solver=solver, memory=memory, max_pages=pages)
-    streams = [engine.submit(request) for request in requests]
-    results = [
-        stream.result() for stream in tqdm(streams, "continuations", disable=not progress, leave=False)
-    ]
+    results = run_together(pipeline.transformer, solver, memory, requests, progress=progress)
     given = starts.shape[1]
     return np.stack([pipeline.decode(latents)[given:].numpy() for latents in results])
+
+
+def run_together(
+    model: VideoModel,
+    solver: Solver,
+    memory: MemoryPolicy,
+    requests: Sequence[Request],
+    *,
+    progress: bool = False,
+) -> list[Tensor]:
+    """The latents of every request, [frames, tokens, channels], from an engine with room for all of them."""
+    need = (admit(request, model.spec, memory, (solver.num_steps,)).need.most for request in requests)
+    engine = Engine(model, solver=solver, memory=memory, max_pages=sum(need))
+    streams = [engine.submit(request) for request in requests]
+    return [stream.result() for stream in tqdm(streams, "continuations", disable=not progress, leave=False)]

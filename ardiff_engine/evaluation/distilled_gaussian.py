@@ -31,8 +31,8 @@ from tqdm import tqdm
 from ardiff_engine import command_end
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.engine import Engine, Request
-from ardiff_engine.engine.admission import admit
+from ardiff_engine.engine import Request
+from ardiff_engine.evaluation.continuations import run_together
 from ardiff_engine.evaluation.gaussian_bed import PROCESS
 from ardiff_engine.evaluation.gaussian_video import ar2_covariance
 from ardiff_engine.evaluation.intervals import Interval, mean_interval, paired_difference
@@ -88,11 +88,7 @@ def continued(model: ARDiffusionTransformer, videos: Tensor, steps: int, seed: i
         for clip, video in enumerate(videos)
         for sample in range(SAMPLES)
     ]
-    solver, memory = DDIM(NoiseSchedule.sqrt_linear(), steps), Full()
-    pages = sum(admit(request, model.spec, memory, (steps,)).need.most for request in requests)
-    engine = Engine(model, solver=solver, memory=memory, max_pages=pages)
-    streams = [engine.submit(request) for request in requests]
-    made = torch.stack([stream.result() for stream in streams])
+    made = torch.stack(run_together(model, DDIM(NoiseSchedule.sqrt_linear(), steps), Full(), requests))
     return made[:, GIVEN:, 0].double().unflatten(0, (-1, SAMPLES))
 
 

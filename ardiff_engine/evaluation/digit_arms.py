@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small networks trained on moving digits, alike but for one thing: the arms of `trained_digits`.
+
+A frame is one token, the 64 numbers that the autoencoder of the bundled model makes of it. In every clip the
+first frames are known, a random number of them, and the rule of the arm draws the levels of the others: all
+arms learn to continue a clip, and differ in how its new frames stand to each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from ardiff_engine.data.config import DataConfig
+from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips, LatentSource
+from ardiff_engine.data.moving_digits import MovingDigits
+from ardiff_engine.data.sources import clip_source
+from ardiff_engine.diffusion.flow_schedule import FlowSchedule
+from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.diffusion.solvers import DDIM, Euler, Solver
+from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, TiTok
+from ardiff_engine.pipeline.files import ASSETS
+from ardiff_engine.training.config import (
+    DiffusionLossConfig,
+    EmaConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from ardiff_engine.training.objective import Denoising
+from ardiff_engine.training.trainer import Trainer
+from ardiff_engine.weights import load_ar_diffusion, load_titok
+
+Rule = Literal["fopp", "iid", "shared", "uniform", "ptss"]
+Predicted = Literal["x0", "eps", "v", "flow"]
+FRAMES = 16
+DIGITS = MovingDigits(canvas=32, digit_size=18)
+"""Those of the bundled autoencoder."""
+LONG = 32
+"""Frames of a stored clip, whereof windows are drawn."""
+CACHE = "latents.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """rule: of timesteps. prediction: of the network; "flow" learns on a straight path, the others on
+    AR-Diffusion's schedule."""
+
+    rule: Rule
+    prediction: Predicted = "x0"
+
+    @property
+    def name(self) -> str:
+        return f"{self.rule} {self.prediction}"
+
+    def solver(self, steps: int) -> Solver:
+        if self.prediction == "flow":
+            return Euler(FlowSchedule(), steps, prediction="flow")
+        return DDIM(NoiseSchedule.sqrt_linear(), steps, prediction=self.prediction)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What all arms share. steps: of the optimizer, of `batch` windows each. clips: that are stored, and seen
+    in windows. width, depth: of the network."""
+
+    steps: int
+    batch: int = 16
+    clips: int = 2048
+    width: int = 96
+    depth: int = 3
+
+
+class DigitTrainer(Trainer):
+    """Of one arm; `latents` is where the encoded clips lie, for all arms."""
+
+    def __init__(self, config: TrainConfig, arm: Arm, clips: int, latents: Path) -> None:
+        self._arm, self._clips, self._latents = arm, clips, latents
+        super().__init__(config)
+
+    def _source(self) -> LatentSource:
+        data = DataConfig(num_frames=LONG, digits=DIGITS)
+        encoded = EncodedClips(clip_source(data, DIGITS.canvas), autoencoder())
+        return CachedClips(
+            encoded, self._clips, FRAMES, self.config.run.seed, self._latents, repr((DIGITS, LONG))
+        )
+
+    def _task(self, network: nn.Module, *, whole: bool = False, held_history: bool = False) -> Denoising:
+        task = super()._task(network, whole=whole, held_history=held_history)
+        if self._arm.prediction != "flow":
+            return task
+        return Denoising(task.predict, FlowSchedule(), replace(task.settings, prediction="flow"))
+
+
+@cache
+def autoencoder() -> TiTok:
+    """That of the bundled model."""
+    return load_titok(ASSETS / "moving-digits" / "vae").eval().requires_grad_(False)
+
+
+def train_arm(arm: Arm, seed: int, training: Training, folder: Path) -> ARDiffusionTransformer:
+    """The network with averaged weights; trained below `folder` unless that is done, on from its
+    checkpoint."""
+    own = folder / f"{arm.rule}-{arm.prediction}-{seed}"
+    trainer = DigitTrainer(arm_config(arm, seed, training, own), arm, training.clips, folder / CACHE)
+    checkpoints = own / "checkpoints"
+    trainer.train(resume=checkpoints.is_dir() and any(checkpoints.iterdir()))
+    return load_ar_diffusion(own / "transformer").eval()
+
+
+def arm_config(arm: Arm, seed: int, training: Training, folder: Path) -> TrainConfig:
+    """Of one run, in `folder`."""
+    run = RunConfig(
+        str(folder),
+        training.steps,
+        batch=training.batch,
+        seed=seed,
+        threads=1,
+        log_every=100,
+        validate_every=0,
+        checkpoint_every=200,
+    )
+    vae = autoencoder().config
+    model = ARDiffusionConfig(
+        num_frames=FRAMES,
+        tokens_per_frame=1,
+        channels=vae.num_latent_tokens * vae.token_size,
+        width=training.width,
+        depth=training.depth,
+        heads=4,
+        context_tokens=1,
+        context_dim=8,
+    )
+    # The config of a flow is refused with [schedule]; its trainer has a schedule of its own.
+    prediction = "x0" if arm.prediction == "flow" else arm.prediction
+    loss = DiffusionLossConfig(
+        timesteps=arm.rule, prediction=prediction, null_probability=0.0, known_probability=1.0
+    )
+    data = DataConfig(source="latents", path="moving digits", num_frames=FRAMES)
+    optimizer = OptimizerConfig(
+        lr=3e-3, beta2=0.99, weight_decay=0.01, schedule="cosine", warmup=100, final_lr=0.02
+    )
+    return TrainConfig(run, model, data, optimizer, loss, ema=EmaConfig(decay=0.99))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison on moving digits: its gate, its pairing, its records, and that it goes on where it
+stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ardiff_engine.errors import CheckpointError, ConfigError
+from ardiff_engine.evaluation import trained_digits
+from ardiff_engine.evaluation.digit_arms import Arm, DigitTrainer, Training, arm_config
+from ardiff_engine.evaluation.digit_results import MAIN, SHOWN, Results
+from ardiff_engine.evaluation.trained_digits import GIVEN, HeldOut, Protocol, check_measures, compare
+from ardiff_engine.training.objective import Clips
+
+SMALL = Training(steps=2, batch=2, clips=3, width=16, depth=1)
+CLIPS = 24
+
+
+@pytest.fixture(scope="module")
+def held_out() -> HeldOut:
+    return HeldOut(CLIPS)
+
+
+def results(better: float, noise: float = 1.0) -> Results:
+    """Two arms, three seeds, 40 clips, lags 0 and 5: arm "a" is `better` px below the held frame, and 0.3
+    above at lag 5; arm "b" is 0.1 px worse than "a" in every clip."""
+    random = np.random.default_rng(0)
+    held = random.normal(5, 1, 40)
+    first = held - better + noise * random.normal(0, 1, (3, 40))
+    runs = {
+        name: {
+            seed: {
+                lag: dict.fromkeys(SHOWN, first[seed] + shift + (better + 0.3 if lag else 0))
+                for lag in (0, 5)
+            }
+            for seed in range(3)
+        }
+        for name, shift in (("a", 0.0), ("b", 0.1))
+    }
+    return Results({"steps": 1}, {"frozen": dict.fromkeys(SHOWN, held)}, runs)
+
+
+def test_an_arm_counts_where_its_interval_is_below_the_held_frame() -> None:
+    found = results(better=1.0)
+    assert found.counts("a", 0) and not found.counts("a", 5)
+    assert not results(better=0.01).counts("a", 0), "an interval with 0 in it shows nothing"
+    assert found.advantage("a", 0).mean == pytest.approx(-1.0, abs=0.3)
+
+
+def test_differences_are_paired_and_shown_only_where_both_count() -> None:
+    found = results(better=1.0)
+    apart = found.difference("b", "a", 0)
+    assert np.allclose([apart.low, apart.mean, apart.high], 0.1)
+    shown = {table.head[0]: table for table in found.tables()}
+    assert shown[f"{MAIN}, paired by clip and seed"].rows == [["a less b", "-0.10 [-0.10, -0.10]", ""]]
+    assert "of 3 runs" in shown[f"{MAIN} less the held frame's"].rows[0][1]
+
+
+def test_results_are_kept_to_the_last_digit(tmp_path: Path) -> None:
+    found = results(better=1.0)
+    found.runs["a"][0][0]["bounces"][3] = np.nan
+    found.save(tmp_path / "a.json")
+    again = Results.load(tmp_path / "a.json")
+    assert again.markdown() == found.markdown() and again.protocol == found.protocol
+    assert np.isnan(again.runs["a"][0][0]["bounces"][3])
+    (tmp_path / "b.json").write_text('{"runs": [["a", 0]]}')
+    with pytest.raises(CheckpointError):
+        Results.load(tmp_path / "b.json")
+
+
+def test_spoiled_clips_are_found_and_a_blind_measure_is_refused(held_out: HeldOut) -> None:
+    references = held_out.references()
+    check_measures(references)
+    assert not references["real clips"][MAIN].any()
+    blind = references | {"frozen": references["reconstructions"]}
+    with pytest.raises(ConfigError, match="frozen ones differ"):
+        check_measures(blind)
+
+
+def test_given_frames_are_those_before_the_true_ones(held_out: HeldOut) -> None:
+    rebuilt = trained_digits.pixels(held_out.given)
+    assert rebuilt.shape == (CLIPS, GIVEN, 32, 32, 3)
+    apart = np.abs(rebuilt[:, -1].astype(float) - held_out.last).mean()
+    assert apart < np.abs(rebuilt[:, 0].astype(float) - held_out.last).mean() / 2
+
+
+def protocol(*arms: Arm) -> Protocol:
+    return Protocol(arms, seeds=(0, 1), lags=(0, 2), clips=CLIPS, steps=2, training=SMALL)
+
+
+def test_what_is_measured_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compare(protocol(Arm("iid"), Arm("shared")), tmp_path)
+    assert first.values("iid x0", 2, MAIN, [0, 1]).shape == (2, CLIPS)
+    assert first.values("iid x0", 2, MAIN, [0]).tolist() != first.values("shared x0", 2, MAIN, [0]).tolist()
+    lines = (tmp_path / "trained_digits.json").read_text().splitlines()
+    assert sum(line.startswith('["') for line in lines) == 4
+
+    def never(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(trained_digits, "train_arm", never)
+    again = compare(protocol(Arm("iid"), Arm("shared")), tmp_path)
+    assert again.markdown() == first.markdown()
+    other = replace(protocol(Arm("iid")), training=replace(SMALL, steps=3))
+    with pytest.raises(ConfigError, match="another --output"):
+        compare(other, tmp_path)
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    """The second lag is measured of the network that the first one left."""
+    short = replace(protocol(Arm("fopp")), seeds=(0,), lags=(0,))
+    compare(short, tmp_path)
+    weights = tmp_path / "fopp-x0-0" / "transformer" / "model.safetensors"
+    before = weights.read_bytes()
+    found = compare(replace(short, lags=(0, 2)), tmp_path)
+    assert found.lags() == [0, 2] and weights.read_bytes() == before
+
+
+def test_a_flow_learns_the_way_from_noise_to_data(tmp_path: Path) -> None:
+    def targets(arm: Arm) -> tuple[Tensor, Tensor]:
+        config = arm_config(arm, 0, SMALL, tmp_path / arm.prediction)
+        trainer = DigitTrainer(config, arm, SMALL.clips, tmp_path / "latents.safetensors")
+        clips = Clips([0], torch.zeros(1, 16, 1, 64), None, 0)
+        noisy, _, target = trainer.denoising.noised(clips, torch.full((1, 16), 999))
+        return noisy, target
+
+    noisy, target = targets(Arm("iid", "flow"))
+    torch.testing.assert_close(noisy, target)  # of black clips at the noisiest level all is noise
+    assert not targets(Arm("iid", "x0"))[1].any()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results(better=1.0).save(tmp_path / "a.json")
+    assert trained_digits.main(["--of", str(tmp_path / "a.json")]) == 0
+    assert "| a less b | -0.10 [-0.10, -0.10] |" in capsys.readouterr().out
+    assert trained_digits.main(["--clips", "1", "--output", str(tmp_path)]) == 2
+
+
+def test_the_document_holds_what_the_records_say() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "evidence.md").read_text()
+    for path in sorted((root / "benchmarks" / "results").glob("trained_digits_*.json")):
+        for table in Results.load(path).tables():
+            assert table.markdown() in text, f"{path.name}: {table.head[0]}"
