@@ -13,7 +13,7 @@ READY   := $(VENV)/ready.stamp
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 CPP     := $(shell find csrc python_tests/cuda_emulation -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) 2>/dev/null)
 
-.PHONY: help venv demo test test-all bench lint format build wheel sanitize cuda-check gpu clean
+.PHONY: help venv demo test test-all bench evidence lint format build wheel sanitize cuda-check gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ test-all: $(READY)  ## run every test in all its variants, and the fuzzers; test
 bench: $(READY)  ## run the CPU benchmarks (pytest-benchmark), print one table and write build/bench.json
 	@mkdir -p build
 	$(BIN)/ardiff bench --json build/bench.json
+
+evidence: $(READY)  ## make every table of docs/evidence.md again; trains for hours, and goes on where it was stopped
+	$(BIN)/python -m tools.evidence
 
 lint: $(READY)  ## ruff, ruff format, mypy and clang-format, all as checks
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ardiff_engine.errors import CheckpointError, ConfigError
-from ardiff_engine.evaluation import trained_digits
+from ardiff_engine.evaluation import intervals, trained_digits
 from ardiff_engine.evaluation.digit_arms import Arm, DigitTrainer, Training, arm_config
 from ardiff_engine.evaluation.digit_results import MAIN, SHOWN, Results
 from ardiff_engine.evaluation.trained_digits import GIVEN, HeldOut, Protocol, check_measures, compare
@@ -28,6 +28,11 @@ def held_out() -> HeldOut:
     return HeldOut(CLIPS)
 
 
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 200)
+
+
 def results(better: float, noise: float = 1.0) -> Results:
     """Two arms, three seeds, 40 clips, lags 0 and 5: arm "a" is `better` px below the held frame, and 0.3
     above at lag 5; arm "b" is 0.1 px worse than "a" in every clip."""
@@ -37,7 +42,7 @@ def results(better: float, noise: float = 1.0) -> Results:
     runs = {
         name: {
             seed: {
-                lag: dict.fromkeys(SHOWN, first[seed] + shift + (better + 0.3 if lag else 0))
+                lag: {name: first[seed] + shift + (better + 0.3 if lag else 0) for name in SHOWN}
                 for lag in (0, 5)
             }
             for seed in range(3)
@@ -54,6 +59,7 @@ def test_an_arm_counts_where_its_interval_is_below_the_held_frame() -> None:
     assert found.advantage("a", 0).mean == pytest.approx(-1.0, abs=0.3)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_differences_are_paired_and_shown_only_where_both_count() -> None:
     found = results(better=1.0)
     apart = found.difference("b", "a", 0)
@@ -63,6 +69,7 @@ def test_differences_are_paired_and_shown_only_where_both_count() -> None:
     assert "of 3 runs" in shown[f"{MAIN} less the held frame's"].rows[0][1]
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_results_are_kept_to_the_last_digit(tmp_path: Path) -> None:
     found = results(better=1.0)
     found.runs["a"][0][0]["bounces"][3] = np.nan
@@ -91,36 +98,30 @@ def test_given_frames_are_those_before_the_true_ones(held_out: HeldOut) -> None:
     assert apart < np.abs(rebuilt[:, 0].astype(float) - held_out.last).mean() / 2
 
 
-def protocol(*arms: Arm) -> Protocol:
-    return Protocol(arms, seeds=(0, 1), lags=(0, 2), clips=CLIPS, steps=2, training=SMALL)
-
-
-def test_what_is_measured_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = compare(protocol(Arm("iid"), Arm("shared")), tmp_path)
-    assert first.values("iid x0", 2, MAIN, [0, 1]).shape == (2, CLIPS)
-    assert first.values("iid x0", 2, MAIN, [0]).tolist() != first.values("shared x0", 2, MAIN, [0]).tolist()
+def test_what_is_measured_is_kept_and_what_is_missing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Protocol((Arm("iid"), Arm("shared")), (0,), lags=(0,), clips=CLIPS, steps=2, training=SMALL)
+    first = compare(both, tmp_path)
+    assert first.values("iid x0", 0, MAIN, [0]).shape == (1, CLIPS)
+    assert first.values("iid x0", 0, MAIN, [0]).tolist() != first.values("shared x0", 0, MAIN, [0]).tolist()
     lines = (tmp_path / "trained_digits.json").read_text().splitlines()
-    assert sum(line.startswith('["') for line in lines) == 4
+    assert sum(line.startswith('["') for line in lines) == 2
+
+    # One more lag: the network that is there is asked, and is not trained on.
+    weights = tmp_path / "iid-x0-0" / "transformer" / "model.safetensors"
+    before = weights.read_bytes()
+    found = compare(replace(both, arms=(Arm("iid"),), lags=(0, 2)), tmp_path)
+    assert found.lags() == [0, 2] and weights.read_bytes() == before
 
     def never(*_: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(trained_digits, "train_arm", never)
-    again = compare(protocol(Arm("iid"), Arm("shared")), tmp_path)
-    assert again.markdown() == first.markdown()
-    other = replace(protocol(Arm("iid")), training=replace(SMALL, steps=3))
+    again = compare(both, tmp_path)
+    assert again.values("iid x0", 0, MAIN, [0]).tolist() == first.values("iid x0", 0, MAIN, [0]).tolist()
     with pytest.raises(ConfigError, match="another --output"):
-        compare(other, tmp_path)
-
-
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    """The second lag is measured of the network that the first one left."""
-    short = replace(protocol(Arm("fopp")), seeds=(0,), lags=(0,))
-    compare(short, tmp_path)
-    weights = tmp_path / "fopp-x0-0" / "transformer" / "model.safetensors"
-    before = weights.read_bytes()
-    found = compare(replace(short, lags=(0, 2)), tmp_path)
-    assert found.lags() == [0, 2] and weights.read_bytes() == before
+        compare(replace(both, training=replace(SMALL, steps=3)), tmp_path)
 
 
 def test_a_flow_learns_the_way_from_noise_to_data(tmp_path: Path) -> None:
@@ -136,6 +137,7 @@ def test_a_flow_learns_the_way_from_noise_to_data(tmp_path: Path) -> None:
     assert not targets(Arm("iid", "x0"))[1].any()
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results(better=1.0).save(tmp_path / "a.json")
     assert trained_digits.main(["--of", str(tmp_path / "a.json")]) == 0
