@@ -134,7 +134,7 @@ def _add_output(parser: argparse.ArgumentParser, default: str, kinds: str) -> No
     group = parser.add_argument_group("output")
     group.add_argument("--out", default=default, metavar="PATH", help=f"{kinds} (default: %(default)s)")
     group.add_argument(
-        "--fps", type=float, metavar="N", help="frames per second (default: those of --video, or 8)"
+        "--fps", type=float, metavar="N", help="frames per second (default: of --video, of --system, or 8)"
     )
     group.add_argument(
         "--scale", type=int, default=1, metavar="N", help="draw each pixel as N x N (default: %(default)s)"
