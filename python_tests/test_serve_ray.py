@@ -37,12 +37,13 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     try:
         data = tmp_path_factory.mktemp("ray") / "data"
         with contextlib.ExitStack() as held:
-            for tries_left in (4, 3, 2, 1, 0):
+            deadline = time.monotonic() + 5 * PATIENCE
+            while True:
                 try:
                     found = held.enter_context(running(tiny_model, data, "--ray", "2", env=environment))
                     break
                 except AssertionError as error:  # Ray gives its own first node 30 s, however slow the machine
-                    if "timed out during startup" not in str(error) or not tries_left:
+                    if "timed out during startup" not in str(error) or time.monotonic() > deadline:
                         raise
             yield found
             assert found.stop() == 143
