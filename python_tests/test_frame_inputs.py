@@ -168,6 +168,45 @@ def test_actions_arrive_while_an_endless_video_runs() -> None:
     assert torch.equal(torch.stack(latents), want) and not torch.equal(want, known)
 
 
+@pytest.mark.parametrize("lag", [STEPS, 1])
+def test_inputs_of_frames_that_start_later_are_as_good_as_known_ones(lag: int) -> None:
+    """Said at any tick: each frame has what held when it started. A fork from before does not notice."""
+    given = actions(7)
+    for ticks in (0, 1, STEPS, STEPS + 2):
+        stream = engine_of().submit(Request(7, lag=lag, seed=1, frame_inputs=given, max_ahead=7))
+        stream.engine.step(1)
+        for _ in range(ticks):
+            stream.engine.step(1)
+        fork, moved_next = stream.fork(), max(stream.levels)
+        first = stream.set_frame_inputs({"action": lambda frame: [3.0, 0.0]}, in_flight=False).first_frame
+        assert first in (moved_next, moved_next + 1), "the coming tick may start one"
+        changed = given | {"action": given["action"].clone()}
+        changed["action"][first:] = torch.tensor([3.0, 0.0])
+        want = engine_of().submit(Request(7, lag=lag, seed=1, frame_inputs=changed)).result()
+        plain = engine_of().submit(Request(7, lag=lag, seed=1, frame_inputs=given)).result()
+        assert torch.equal(stream.result(), want) and torch.equal(fork.result(), plain)
+        assert not torch.equal(want, plain)
+
+
+@pytest.mark.parametrize("memory", [Full(), Window(3)])
+def test_frames_that_are_stored_anew_have_what_they_were_made_with(memory: MemoryPolicy) -> None:
+    """Going back over what has left the window feeds frames before it again. What was said last holds from
+    there on."""
+    given = actions(12)
+    stream = engine_of(memory).submit(Request(12, lag=STEPS, seed=1, frame_inputs=given))
+    for ready, said in ((2, torch.ones(12, 2)), (9, torch.zeros(12, 2))):
+        while stream.frames_ready < ready:
+            stream.engine.step(1)
+        assert stream.set_frame_inputs({"action": said}, in_flight=False).first_frame == ready
+    feeder = inside(stream).feeder
+    assert bool(feeder.missing(feeder.plan.continued(5))) == (memory == Window(3))
+    stream.rollback(5)
+    changed = given | {"action": given["action"].clone()}
+    changed["action"][2:], changed["action"][5:] = 1, 0
+    want = engine_of(memory).submit(Request(12, lag=STEPS, seed=1, frame_inputs=changed)).result()
+    torch.testing.assert_close(stream.result(), want, rtol=1e-5, atol=1e-5)
+
+
 def test_forks_rollbacks_and_extensions_have_them_too() -> None:
     given, engine = actions(8), engine_of()
     want = engine_of().submit(Request(8, lag=STEPS, seed=1, frame_inputs=given)).result()

@@ -5,6 +5,7 @@ channels of given pictures. From the user, who gives all or says them frame by f
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ Source = torch.Tensor | Callable[[int], Any]
 
 
 class FrameInputs:
-    """Of one stream. A frame's are asked for when it is first fed, and kept while it may be fed again."""
+    """Of one stream. A frame's are asked for when it is first fed, and kept while it may be fed again. Asked
+    for again, to be stored anew, it has those that it was made with."""
 
     def __init__(
         self, model: VideoModel, size: Size | None, given: Mapping[str, Any] | None, frames: int | None
@@ -38,9 +40,11 @@ class FrameInputs:
                 f"frame_inputs: got {sorted(names)}, expected {sorted(wanted)}, the inputs that this network "
                 "takes for every frame"
             )
-        self._sources: dict[str, Source] = {}
+        sources: dict[str, Source] = {}
         for name, source in (given or {}).items():
-            self._sources[name] = source if callable(source) else self._tensor(name, source)
+            sources[name] = source if callable(source) else self._tensor(name, source)
+        # (first frame, sources that hold from it on), in order.
+        self._spans: tuple[tuple[int, dict[str, Source]], ...] = ((0, sources),)
         self.check_length(frames)
         self._held: dict[int, tuple[torch.Tensor, ...]] = {}
 
@@ -57,23 +61,20 @@ class FrameInputs:
     def moved(self, device: torch.device | str) -> FrameInputs:
         """A copy whose tensors are on that device."""
         other = self.copy()
-        other._sources = {
-            name: source.to(device) if isinstance(source, torch.Tensor) else source
-            for name, source in self._sources.items()
-        }
+        other._spans = tuple([(first, _moved(sources, device)) for first, sources in self._spans])
         other._held = {frame: tuple([row.to(device) for row in rows]) for frame, rows in self._held.items()}
         return other
 
     def replaced(self, given: Mapping[str, Any], frames: int | None, first: int) -> FrameInputs:
         """With other sources for some of them, which hold from frame `first` on."""
-        merged = self._sources | dict(given)
-        other = FrameInputs(self._model, self._size, merged, frames)
+        other = FrameInputs(self._model, self._size, self._last | dict(given), frames)
+        other._spans = (*[span for span in self._spans if span[0] < first], (first, other._last))
         other._held = {frame: rows for frame, rows in self._held.items() if frame < first}
         return other
 
     def check_length(self, frames: int | None) -> None:
         """Raise TensorError if a tensor ends before a video of so many frames (None: endless) does."""
-        for name, source in self._sources.items():
+        for name, source in self._last.items():
             if isinstance(source, torch.Tensor) and (frames is None or len(source) < frames):
                 length = "an endless video" if frames is None else f"{frames} frames"
                 raise TensorError(
@@ -98,10 +99,20 @@ class FrameInputs:
         """Ask anew for `frame` and all later ones."""
         self._held = {f: rows for f, rows in self._held.items() if f < frame}
 
+    def go_back(self, frame: int) -> None:
+        """`frame` and all later ones are made again: by what holds now."""
+        if self._spans[-1][0] > frame:
+            kept = [span for span in self._spans if span[0] < frame]
+            self._spans = (*kept, (frame, self._last))
+
     # --- private
 
+    @property
+    def _last(self) -> dict[str, Source]:
+        return self._spans[-1][1]
+
     def _rows(self, name: str, frame: int) -> torch.Tensor:
-        source = self._sources[name]
+        source = self._spans[bisect_right(self._spans, frame, key=lambda span: span[0]) - 1][1][name]
         value = (
             source[frame] if isinstance(source, torch.Tensor) else self._tensor(name, source(frame), frame)
         )
@@ -123,3 +134,10 @@ class FrameInputs:
         if not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"{what}: got NaN or infinity, expected finite numbers")
         return tensor
+
+
+def _moved(sources: dict[str, Source], device: torch.device | str) -> dict[str, Source]:
+    return {
+        name: source.to(device) if isinstance(source, torch.Tensor) else source
+        for name, source in sources.items()
+    }

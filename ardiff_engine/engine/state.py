@@ -268,6 +268,7 @@ class StreamState:
         from_scratch: nothing that is stored can be used; all given frames are stored as of a new video.
         """
         made, latents = plan.prefix - len(given), self.latents
+        self.inputs.go_back(made)
         if from_scratch:
             assert self.outbox.kept is not None, "finite streams keep their clean frames"
             latents, given, made = {}, self.outbox.kept[: plan.prefix], 0

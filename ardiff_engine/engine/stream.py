@@ -242,10 +242,14 @@ class Stream:
         """
         return self.engine.edit(lambda editor: editor.set_branches(self._state, branches, effect))
 
-    def set_frame_inputs(self, inputs: Mapping[str, Any]) -> ConditionReceipt:
+    def set_frame_inputs(self, inputs: Mapping[str, Any], *, in_flight: bool = True) -> ConditionReceipt:
         """Other inputs of frames (`Request.frame_inputs`) from the next pass on; the receipt says from which
-        frame they hold. Frames in flight go on with the new ones. What is not named stays as it is."""
-        return self.engine.edit(lambda editor: editor.set_frame_inputs(self._state, inputs))
+        frame they hold. What is not named stays as it is. After going back further they hold from there on.
+
+        in_flight: whether frames in flight go on with the new ones. False: from the next frame that starts,
+            so the video is the one that a request with those inputs for those frames makes.
+        """
+        return self.engine.edit(lambda editor: editor.set_frame_inputs(self._state, inputs, in_flight))
 
     def fork(
         self,

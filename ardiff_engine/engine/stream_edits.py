@@ -87,10 +87,10 @@ class Editor:
         conditions = [checked_condition(self._model, own.condition) for own in new]
         return self._renew(state, new, weights, conditions, effect)
 
-    def set_frame_inputs(self, state: StreamState, inputs: Mapping[str, Any]) -> ConditionReceipt:
+    def set_frame_inputs(self, state: StreamState, new: Mapping[str, Any], begun: bool) -> ConditionReceipt:
         _require_alive(state, "set_frame_inputs")
-        first = state.feeder.oldest_unfinished
-        state.inputs = state.inputs.replaced(inputs, state.num_frames, first)
+        first = state.feeder.oldest_unfinished if begun else _next_start(state.feeder)
+        state.inputs = state.inputs.replaced(new, state.num_frames, first)
         return ConditionReceipt("keep", first, (), range(0), state.feeder.ticks_total)
 
     def _renew(
