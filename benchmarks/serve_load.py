@@ -39,8 +39,9 @@ from ardiff_engine.engine import Engine, Stream
 from ardiff_engine.media.frames import as_frames, enlarge
 from ardiff_engine.media.mp4 import Mp4Encoder
 from ardiff_engine.serve.limits import Limits
+from ardiff_engine.serve.order import Order, ServedModel
 from ardiff_engine.serve.pictures_out import PicturesOut
-from ardiff_engine.serve.served_model import Order, ServedModel, served_model
+from ardiff_engine.serve.served_model import served_model
 from ardiff_engine.serve.wish import Wish
 
 UNLIKE = 32

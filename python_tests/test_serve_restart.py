@@ -20,7 +20,8 @@ from ardiff_engine.serve import service as stages
 from ardiff_engine.serve.errors import ApiError
 from ardiff_engine.serve.jobs import Jobs
 from ardiff_engine.serve.limits import Limits
-from ardiff_engine.serve.served_model import Order, ServedModel, served_model
+from ardiff_engine.serve.order import Order, ServedModel
+from ardiff_engine.serve.served_model import served_model
 from ardiff_engine.serve.server import CONNECTION_SECONDS, SESSION_SECONDS
 from ardiff_engine.serve.service import Service
 from ardiff_engine.serve.stage import Stage

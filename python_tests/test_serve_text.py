@@ -20,7 +20,8 @@ from ardiff_engine.errors import ConfigError, OutOfMemoryError, PoolTooSmallErro
 from ardiff_engine.serve.decoder_room import DecoderRoom
 from ardiff_engine.serve.errors import ApiError, api_error
 from ardiff_engine.serve.limits import Limits
-from ardiff_engine.serve.served_model import ServedModel, served_model
+from ardiff_engine.serve.order import ServedModel
+from ardiff_engine.serve.served_model import served_model
 from ardiff_engine.serve.service import Service
 from ardiff_engine.serve.wish import Wish, read_wish
 

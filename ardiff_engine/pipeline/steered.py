@@ -136,6 +136,11 @@ class SteeredPipeline:
     def fps(self) -> float:
         return self.rhythm.fps
 
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Height and width in pixels, where no other size is asked for."""
+        return self.rhythm.size or (self.vae.config.image_size,) * 2
+
     def stream(
         self,
         prompt: str,
@@ -159,28 +164,42 @@ class SteeredPipeline:
 
         ConfigError, PlanError: arguments, before anything is computed.
         """
+        request = self.request(prompt, num_frames, action, steps, guidance_scale, seed, size)
+        engine, (stream,) = self._kept.submit(self.transformer, self.transformer, [request])
+        frames = stream_pictures(engine, stream, self.codec, None, 0, self.rhythm.block)
+        return SteeredStream(frames, stream, self.condition)
+
+    def request(
+        self,
+        prompt: str,
+        num_frames: int | None = None,
+        action: Callable[[int], int] | None = None,
+        steps: int = STEPS,
+        guidance_scale: float | None = None,
+        seed: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Request:
+        """Of `stream`, for an engine of one's own."""
         guidance = self.rhythm.guidance if guidance_scale is None else guidance_scale
-        square = (self.vae.config.image_size,) * 2
-        height, width = size or self.rhythm.size or square
+        height, width = size or self.picture
         if height % SCALE or width % SCALE:
             raise ConfigError(f"size: got {height} x {width}, expected multiples of {SCALE}.")
         if action is not None and not self.steered:
             raise ConfigError(
                 "action: this model was trained without keys, so none can be held. Leave it out."
             )
-        held = action or (lambda frame: 0)
         shape, told = (height // SCALE, width // SCALE), self.transformer.config
         inputs: dict[str, Callable[[int], torch.Tensor]] = {}
         if self.steered:
-            inputs[INPUT] = lambda frame: keys_held(torch.tensor(_number(held(frame))))
+            inputs |= frames_with(action or (lambda frame: 0))
         if beside := told.channels - told.out_channels:
             places = place_channels(beside, *shape)
             inputs[PICTURES] = lambda frame: places
-        request = Request(
+        return Request(
             num_frames=num_frames,
             size=shape,
             plan=plan.blocks(self.rhythm.block),
-            condition=self._condition(prompt),
+            condition=self.condition(prompt),
             negative_condition=None if guidance == 1 else self.transformer.null_condition(),
             guidance_scale=guidance,
             seed=chosen_seed(seed),
@@ -189,11 +208,9 @@ class SteeredPipeline:
             memory=Window(self.rhythm.frames),
             max_ahead=self.rhythm.block,
         )
-        engine, (stream,) = self._kept.submit(self.transformer, self.transformer, [request])
-        frames = stream_pictures(engine, stream, self.codec, None, 0, self.rhythm.block)
-        return SteeredStream(frames, stream, self._condition)
 
-    def _condition(self, prompt: str) -> torch.Tensor:
+    def condition(self, prompt: str) -> torch.Tensor:
+        """The rows of a caption, for the engine."""
         return self.text.encode([prompt])[0]
 
 
@@ -253,6 +270,11 @@ def read_captions(folder: Path) -> tuple[str, ...]:
     if not isinstance(told, list) or not all(isinstance(text, str) for text in told):
         raise CheckpointError(f"{path}: got {shown(told)}, expected a list of texts. Remove it.")
     return tuple(told[:MOST_CAPTIONS])
+
+
+def frames_with(action: Callable[[int], int]) -> dict[str, Callable[[int], torch.Tensor]]:
+    """Inputs of frames, for the engine: `action` says which key is held in a frame."""
+    return {INPUT: lambda frame: keys_held(torch.tensor(_number(action(frame))))}
 
 
 def _number(action: int) -> int:

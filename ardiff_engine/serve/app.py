@@ -162,7 +162,7 @@ def _watching(app: FastAPI, service: Serving) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         own = {"id": service.name, "object": "model", "created": STARTED, "owned_by": "ardiff-engine"}
-        return {"object": "list", "data": [{**own, "takes": list(service.takes)}]}
+        return {"object": "list", "data": [{**own, "takes": service.takes, "actions": service.actions}]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
@@ -264,4 +264,14 @@ def video_object(service: Serving, job: Job) -> dict[str, Any]:
     }
 
 
-EXTRA = ("num_frames", "fps", "num_inference_steps", "guidance_scale", "lag", "class_id", "seed", "system")
+EXTRA = (
+    "num_frames",
+    "fps",
+    "num_inference_steps",
+    "guidance_scale",
+    "lag",
+    "class_id",
+    "actions",
+    "seed",
+    "system",
+)

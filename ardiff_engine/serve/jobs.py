@@ -34,7 +34,7 @@ from ardiff_engine.errors import (
 from ardiff_engine.serve.errors import RETRY_SECONDS, ApiError, api_error, busy
 from ardiff_engine.serve.film import Form
 from ardiff_engine.serve.limits import Limits
-from ardiff_engine.serve.served_model import Order, ServedModel
+from ardiff_engine.serve.order import Order, ServedModel
 from ardiff_engine.serve.stage import Stage
 from ardiff_engine.serve.store import Job, Store
 from ardiff_engine.serve.wish import Wish

@@ -12,7 +12,7 @@ from typing import Any
 from ardiff_engine.engine import LatentFrame, Stream
 from ardiff_engine.serve.errors import api_error
 from ardiff_engine.serve.film import Form, Piece
-from ardiff_engine.serve.served_model import Order
+from ardiff_engine.serve.order import Order
 from ardiff_engine.serve.stage import Stage
 
 Send = Callable[[dict[str, Any], bytes | None], Awaitable[None]]

@@ -20,8 +20,8 @@ from ardiff_engine.models.spec import Size
 from ardiff_engine.serve.conversation import Conversation
 from ardiff_engine.serve.errors import LONGEST, ApiError, api_error, invalid, not_found
 from ardiff_engine.serve.live import LiveStream
+from ardiff_engine.serve.order import Order
 from ardiff_engine.serve.pictures_out import CODEC
-from ardiff_engine.serve.served_model import Order
 from ardiff_engine.serve.service import Service
 from ardiff_engine.serve.wish import Wish
 
@@ -82,8 +82,8 @@ class Realtime(Conversation):
         live, wanted = self._named(values, {"event", "transition_chunks"}), values.get("event")
         if not isinstance(wanted, dict):
             raise invalid("event", wanted, 'an object such as {"prompt": "a dog"}', "", "event")
-        condition, effect = await self._engine(lambda: self._service.model.steered(wanted))
-        receipt = await self._engine(lambda: live.stream.set_condition(condition, effect=effect))
+        change = await self._engine(lambda: self._service.model.steered(wanted))
+        receipt = await self._engine(lambda: change.of(live.stream))
         if event is not None:
             live.steered(event, receipt.first_frame)
         return {

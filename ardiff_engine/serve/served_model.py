@@ -5,76 +5,48 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from ardiff_engine.checksum import checksum_of
 from ardiff_engine.codec.protocol import Codec
 from ardiff_engine.diffusion.solvers import DDIM
-from ardiff_engine.engine import Engine, Request
-from ardiff_engine.engine.admission import admit
+from ardiff_engine.engine import Request
 from ardiff_engine.engine.schedules import tracks_of
-from ardiff_engine.engine.stream_edits import Effect
-from ardiff_engine.errors import ArdiffError, ConfigError
+from ardiff_engine.errors import ConfigError
 from ardiff_engine.media.frames import MAX_SCALE
 from ardiff_engine.memory import RecomputedWindow
 from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.pipeline.parts import takes_picture
 from ardiff_engine.pipeline.pixels import checked_latents, checked_size, in_tiles
+from ardiff_engine.pipeline.steered import SteeredPipeline
 from ardiff_engine.pipeline.systems import with_steps
 from ardiff_engine.pipeline.text_to_video import TextToVideoPipeline
-from ardiff_engine.serve.decoder_room import DecoderRoom, room_for
+from ardiff_engine.serve.decoder_room import room_for
 from ardiff_engine.serve.errors import invalid
 from ardiff_engine.serve.limits import Limits
+from ardiff_engine.serve.order import (
+    SHOWN,
+    Change,
+    Order,
+    ServedModel,
+    actions_of,
+    engine_for,
+    frames_of,
+    possible,
+    weights_of,
+)
+from ardiff_engine.serve.steered_model import SteeredModel
 from ardiff_engine.serve.wish import Wish
 
 STEPS, LAG, FPS = 50, 5, 8.0
-SHOWN = 256
-"""Pixels of a side, to which small pictures are enlarged by whole numbers."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Order:
-    """request: for the engine. fps: of the video. size: width and height of its pictures as sent. scale:
-    pixels of a picture become squares of this side. frames: pictures in all; None: endless. steps: of a
-    frame."""
-
-    request: Request
-    fps: float
-    size: tuple[int, int]
-    scale: int
-    frames: int | None
-    steps: int
-
-
-class ServedModel(Protocol):
-    """name: as clients call it. system: that runs it. weights: a checksum of those of transformer and
-    autoencoder. engine: makes latents. codec: makes pictures of them. room: for its decoders. takes: what a
-    stream can be steered by."""
-
-    name: str
-    system: str
-    weights: str
-    engine: Engine
-    codec: Codec
-    room: DecoderRoom
-    takes: tuple[str, ...]
-
-    def order(self, wish: Wish) -> Order:
-        """ApiError or a typed error where it cannot be served; nothing is touched then. May take a while:
-        text is encoded here."""
-
-    def steered(self, event: dict[str, Any]) -> tuple[torch.Tensor | int | None, Effect]:
-        """The condition that an interaction asks for, and what it does to the frames before."""
 
 
 class FrameModel:
     """AR-Diffusion and its kind: frames of one size, classes instead of texts."""
 
     system = "ar-diffusion"
+    actions: tuple[str, ...] = ()
 
     def __init__(self, name: str, pipe: Pipeline, limits: Limits) -> None:
         self.name, self._pipe, self._limits = name, pipe, limits
@@ -92,6 +64,7 @@ class FrameModel:
     def order(self, wish: Wish) -> Order:
         if wish.negative_prompt is not None:
             raise invalid("negative_prompt", wish.negative_prompt, "none", "This model reads no text.")
+        actions_of(wish, self.actions, 0)
         class_id = wish.class_id
         if class_id is not None and not (self._classes and class_id < self._classes):
             expected = f"0 to {self._classes - 1}" if self._classes else "none, the model has no classes"
@@ -99,7 +72,7 @@ class FrameModel:
         steps = wish.num_inference_steps or STEPS
         fps = FPS if wish.fps is None else wish.fps
         request = Request(
-            num_frames=_frames(wish, fps, self._limits),
+            num_frames=frames_of(wish, fps, self._limits),
             lag=self._usual_lag(steps) if wish.lag is None else wish.lag,
             condition=class_id,
             guidance_scale=1.0 if wish.guidance_scale is None else wish.guidance_scale,
@@ -121,18 +94,20 @@ class FrameModel:
         window = self._pipe.transformer.spec.num_frames
         return min(steps, max(LAG, -(-steps // window)))
 
-    def steered(self, event: dict[str, Any]) -> tuple[torch.Tensor | int | None, Effect]:
+    def steered(self, event: dict[str, Any]) -> Change:
         value = event.get("class")
         if set(event) != {"class"} or not self._classes or isinstance(value, bool):
             takes = '{"class": 0} or {"class": null}' if self._classes else "nothing, the model takes none"
             raise invalid("event", event, takes, "See /v1/models for what the model takes.", "event")
         if value is not None and not (isinstance(value, int) and 0 <= value < self._classes):
             raise invalid("event.class", value, f"0 to {self._classes - 1}, or null", "Change it.", "event")
-        return value, "keep"
+        return Change(value)
 
 
 class TextModel:
     """Text to video: the Wan family under one of the systems."""
+
+    actions: tuple[str, ...] = ()
 
     def __init__(self, name: str, pipe: TextToVideoPipeline, limits: Limits, size: tuple[int, int]) -> None:
         if takes_picture(pipe.transformer):
@@ -142,7 +117,7 @@ class TextModel:
         self.system = pipe.system.name
         self._encoding = threading.Lock()  # one text encoder, many clients
         config = pipe.transformer.config
-        frames = _possible(
+        frames = possible(
             self._limits.frames, lambda n: checked_latents(n, pipe.system, pipe.transformer.spec)
         )
         longest = self.order(
@@ -158,6 +133,7 @@ class TextModel:
         for name in ("lag", "class_id"):
             if getattr(wish, name) is not None:
                 raise invalid(name, getattr(wish, name), "none", "Text-to-video models have none.", name)
+        actions_of(wish, self.actions, 0)
         system = with_steps(self._pipe.system, wish.num_inference_steps)
         fps = float(system.fps) if wish.fps is None else wish.fps
         width, height = wish.size or (self._usual[1], self._usual[0])
@@ -166,11 +142,11 @@ class TextModel:
             raise invalid("size", f"{width}x{height}", most, "The pages are laid out for that.", "size")
         multiple, cell = self._pipe.size_multiple, self._pipe.vae.scale
         rows, columns = checked_size((height, width), multiple)
-        frames = _frames(wish, fps, self._limits)
+        frames = frames_of(wish, fps, self._limits)
         if frames is None:
             system.plan_of(None)  # refuses systems that make whole videos
         elif wish.num_frames is None:
-            frames = _possible(frames, lambda n: checked_latents(n, system, self._pipe.transformer.spec))
+            frames = possible(frames, lambda n: checked_latents(n, system, self._pipe.transformer.spec))
         latents = None if frames is None else checked_latents(frames, system, self._pipe.transformer.spec)
         scale = system.guidance if wish.guidance_scale is None else wish.guidance_scale
         with self._encoding:
@@ -194,62 +170,24 @@ class TextModel:
         steps = sum(own.num_steps for own in tracks_of(system.solver))
         return Order(request, fps, (width, height), 1, frames, steps)
 
-    def steered(self, event: dict[str, Any]) -> tuple[torch.Tensor | int | None, Effect]:
+    def steered(self, event: dict[str, Any]) -> Change:
         prompt = event.get("prompt")
         if set(event) != {"prompt"} or not isinstance(prompt, str) or len(prompt) > self._limits.text:
             expected = f'{{"prompt": a text of at most {self._limits.text} characters}}'
             raise invalid("event", event, expected, "See /v1/models for what the model takes.", "event")
         with self._encoding:
-            return self._pipe.prompts.encode(prompt), self._pipe.system.on_prompt
-
-
-def weights_of(*parts: object) -> str:
-    """A checksum of all of them. Parts without weights count for nothing."""
-    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
-    return f"{checksum_of(weight for part in modules for weight in part.state_dict().values()):08x}"
-
-
-def engine_for(model: Any, solver: Any, memory: Any, longest: Request, limits: Limits) -> Engine:
-    """With pages for `limits.streams` of the longest videos."""
-    steps = tuple(own.num_steps for own in tracks_of(longest.solver or solver))
-    need = admit(longest, model.spec, memory, steps).need.most
-    return Engine(
-        model,
-        solver=solver,
-        memory=memory,
-        max_pages=need * limits.streams,
-        max_waiting=limits.queue,
-    )
+            return Change(self._pipe.prompts.encode(prompt), self._pipe.system.on_prompt)
 
 
 def served_model(
-    name: str, pipe: Pipeline | TextToVideoPipeline, limits: Limits, size: tuple[int, int] = (480, 832)
+    name: str,
+    pipe: Pipeline | TextToVideoPipeline | SteeredPipeline,
+    limits: Limits,
+    size: tuple[int, int] = (480, 832),
 ) -> ServedModel:
     """size: height and width of a text-to-video model's largest pictures, and the usual ones."""
+    if isinstance(pipe, SteeredPipeline):
+        return SteeredModel(name, pipe, limits)
     if isinstance(pipe, TextToVideoPipeline):
         return TextModel(name, pipe, limits, size)
     return FrameModel(name, pipe, limits)
-
-
-def _frames(wish: Wish, fps: float, limits: Limits) -> int | None:
-    """Pictures that are asked for."""
-    if wish.endless:
-        if wish.num_frames is not None:
-            raise invalid("num_frames", wish.num_frames, "none beside endless", "Leave one of them out.")
-        return None
-    frames = round(float(wish.seconds) * fps) if wish.num_frames is None else wish.num_frames
-    if not 1 <= frames <= limits.frames:
-        fix = "Ask for fewer seconds or frames per second."
-        raise invalid("seconds x fps", f"{frames} frames", f"1 to {limits.frames} frames", fix, "seconds")
-    return frames
-
-
-def _possible(frames: int, check: Callable[[int], object]) -> int:
-    """The nearest number of pictures at or below `frames`, or else above, that the model can make."""
-    for found in (*range(frames, 0, -1), *range(frames + 1, frames + 128)):
-        try:
-            check(found)
-        except ArdiffError:
-            continue
-        return found
-    raise invalid("seconds x fps", f"{frames} frames", "a length that the system makes", "Give num_frames.")

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from ardiff_engine.observe import prometheus
 from ardiff_engine.serve.jobs import Jobs
 from ardiff_engine.serve.limits import Limits
-from ardiff_engine.serve.served_model import ServedModel
+from ardiff_engine.serve.order import ServedModel
 from ardiff_engine.serve.serving import Serving
 from ardiff_engine.serve.stage import Stage
 
@@ -22,8 +22,8 @@ class Service(Serving):
     """From its making to `close`, the thread of the engine runs."""
 
     def __init__(self, model: ServedModel, data: Path, limits: Limits) -> None:
-        super().__init__(model.name, model.takes, data, limits)
-        self.model = model
+        super().__init__(model.name, data, limits)
+        self.model, self.takes, self.actions = model, model.takes, model.actions
         unfinished = self.store.recover()
         self.stage = Stage(model.codec)
         self.jobs: Jobs = Jobs(model, self.stage, self.store, limits)

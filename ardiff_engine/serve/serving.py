@@ -67,12 +67,14 @@ class Makers(Protocol):
 
 
 class Serving(ABC):
-    """name: of the model, as clients call it. takes: what a stream can be steered by. jobs: its videos."""
+    """name: of the model, as clients call it. takes, actions: as `ServedModel` has them. jobs: its videos."""
 
     jobs: Makers
+    takes: tuple[str, ...]
+    actions: tuple[str, ...]
 
-    def __init__(self, name: str, takes: tuple[str, ...], data: Path, limits: Limits) -> None:
-        self.name, self.takes, self.limits = name, takes, limits
+    def __init__(self, name: str, data: Path, limits: Limits) -> None:
+        self.name, self.limits = name, limits
         self.log = logging.getLogger("ardiff_engine.serve")
         self.store = Store(data)
         self.sessions: set[Session] = set()

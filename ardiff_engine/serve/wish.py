@@ -23,7 +23,8 @@ class Wish:
     """None: what the model prefers.
 
     seconds: as text, as OpenAI has it. num_frames: wins over it. endless: until the client stops it.
-    size: width and height of the pictures. class_id, lag: of frame models.
+    size: width and height of the pictures. class_id, lag: of frame models. actions: of the first frames, of
+    models that take them; the last one holds on.
     format: of the frames of a live stream.
     """
 
@@ -39,6 +40,7 @@ class Wish:
     guidance_scale: float | None = None
     lag: int | None = None
     class_id: int | None = None
+    actions: tuple[str, ...] | None = None
     seed: int | None = None
     user: str | None = None
     format: str = "mp4"
@@ -48,12 +50,13 @@ class Wish:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Wish:
-        """Of `as_dict`, also when JSON has made a list of the size. ApiError: it is of another version."""
+        """Of `as_dict`, also when JSON has made lists of tuples. ApiError: it is of another version."""
         if strange := set(stored) ^ set(cls.__slots__):
             what = "the stored fields, which another version wrote"
             raise ApiError(409, "other_version", what, ", ".join(sorted(strange)), "those of this version")
-        size = stored["size"]
-        return cls(**{**stored, "size": None if size is None else tuple(size)})
+        fields: dict[str, Any] = dict(stored)
+        lists = {name: tuple(own) for name, own in fields.items() if isinstance(own, list)}
+        return cls(**fields | lists)
 
 
 def read_wish(values: Mapping[str, Any], limits: Limits, *, live: bool = False) -> Wish:
@@ -83,6 +86,8 @@ def read_wish(values: Mapping[str, Any], limits: Limits, *, live: bool = False) 
         fields["seconds"] = str(given["seconds"])
     if "size" in given:
         fields["size"] = _size(given["size"], limits.side)
+    if "actions" in given:
+        fields["actions"] = _actions(given["actions"], limits.frames)
     if "endless" in given:
         if not isinstance(given["endless"], bool):
             raise invalid("endless", given["endless"], "true or false", "Leave it out.", "endless")
@@ -114,7 +119,8 @@ def wish_schema(limits: Limits) -> dict[str, Any]:
     }
     seconds = {"type": "string", "pattern": r"^[0-9]{1,4}(\.[0-9]{1,3})?$"}
     size = {"type": "string", "pattern": "^[0-9]{1,5}x[0-9]{1,5}$"}
-    properties = {**texts, **wholes, **numbers, "seconds": seconds, "size": size}
+    names = {"type": "array", "items": {"type": "string"}, "maxItems": limits.frames}
+    properties = {**texts, **wholes, **numbers, "seconds": seconds, "size": size, "actions": names}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
@@ -166,3 +172,14 @@ def _size(value: Any, side: int) -> tuple[int, int]:
         expected = f'width x height such as "256x256", at most {side} each'
         raise invalid("size", value, expected, "Change it, or leave it out.", "size")
     return int(found[1]), int(found[2])
+
+
+def _actions(value: Any, most: int) -> tuple[str, ...]:
+    """A list of names; in a form, with commas between them."""
+    names = [name.strip() for name in value.split(",", most)] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > most:
+        expected = f'a list of at most {most} names such as ["left", "left", "none"]'
+        raise invalid(
+            "actions", value, expected, "Give one for each frame; the last one holds on.", "actions"
+        )
+    return tuple(names)

@@ -6,7 +6,10 @@ const PING = 20000; // a session without a message for a minute is ended by the 
 const byId = (id) => document.getElementById(id);
 const start = byId("start");
 const sessions = new Set();
+const ARROWS = { left: "←", right: "→", up: "↑", down: "↓" };
 let takes = [];
+let actions = []; // of which one holds for each frame; the first one is none
+let events = 0;
 
 const tell = (text) => { byId("message").textContent = text; };
 const key = () => start.elements.key.value;
@@ -23,10 +26,12 @@ async function lookAround() {
   try {
     const model = (await ask("/v1/models")).data[0];
     takes = model.takes;
+    actions = model.actions;
     byId("model").textContent = model.id;
     for (const label of start.querySelectorAll(".prompt")) label.hidden = !takes.includes("prompt");
     for (const label of start.querySelectorAll(".class")) label.hidden = takes.includes("prompt");
     start.elements.class_id.closest("label").hidden = !takes.includes("class");
+    document.querySelector(".arrows").hidden = !actions.some((name) => name in ARROWS);
     tell("");
   } catch (error) { tell(error.message); }
 }
@@ -99,15 +104,17 @@ class View {
     const origin = session.views.get(facts.forked_from);
     node.querySelector("h2").textContent = `seed ${facts.seed}${origin ? ` · fork of ${origin.facts.seed}` : ""}`;
     const steer = node.querySelector(".steer");
-    steer.hidden = takes.length === 0;
+    steer.hidden = !takes.includes("prompt") && !takes.includes("class");
     steer.firstElementChild.placeholder = takes.includes("prompt") ? "another prompt" : "another class";
     steer.onsubmit = (event) => { event.preventDefault(); this.steer(steer.firstElementChild.value); };
     node.querySelector(".pause").onclick = () => this.pause();
     node.querySelector(".fork").onclick = () => this.fork();
     node.querySelector(".stop").onclick = () => this.stop();
+    this.addActions(node.querySelector(".actions"), origin ? origin.held : actions[0]);
     node.onkeydown = (event) => {
-      if (event.target !== node || event.ctrlKey || event.altKey || event.metaKey) return;
-      const acts = { p: () => this.pause(), f: () => this.fork(), x: () => this.stop(), arrowleft: () => this.back() };
+      if (event.ctrlKey || event.altKey || event.metaKey || this.arrow(event)) return;
+      if (event.target !== node) return;
+      const acts = { p: () => this.pause(), f: () => this.fork(), x: () => this.stop(), b: () => this.back() };
       const act = acts[event.key.toLowerCase()];
       if (act) { event.preventDefault(); act(); }
     };
@@ -121,9 +128,46 @@ class View {
   stop() { this.command("session.cancel"); }
   back() { if (this.shown > 0) this.command("session.rollback", { chunk_index: this.shown }); }
 
+  interact(event) { this.command("session.interaction", { event_id: `steer-${++events}`, event }); }
+
   steer(value) {
-    const event = takes.includes("prompt") ? { prompt: value } : { class: value === "" ? null : Number(value) };
-    this.command("session.interaction", { event_id: `steer-${Date.now()}`, event });
+    this.interact(takes.includes("prompt") ? { prompt: value } : { class: value === "" ? null : Number(value) });
+  }
+
+  addActions(place, held) {
+    this.held = held;
+    this.buttons = new Map();
+    for (const name of actions.slice(1)) {
+      const button = document.createElement("button");
+      button.textContent = ARROWS[name] ?? name;
+      button.setAttribute("aria-label", name);
+      button.setAttribute("aria-pressed", String(name === held));
+      button.onclick = () => this.hold(this.held === name ? actions[0] : name);
+      this.buttons.set(name, button);
+      place.append(button);
+    }
+    place.hidden = this.buttons.size === 0;
+    const released = () => { if (this.down) this.hold(actions[0]); this.down = null; };
+    this.node.onkeyup = (event) => { if (event.key === this.down) released(); };
+    this.node.addEventListener("focusout", (event) => { if (!this.node.contains(event.relatedTarget)) released(); });
+  }
+
+  // Whether a key was one of the model's actions.
+  arrow(event) {
+    const name = event.key.replace(/^Arrow/, "").toLowerCase();
+    if (!event.key.startsWith("Arrow") || !this.buttons.has(name) || event.target.matches("input")) return false;
+    event.preventDefault();
+    this.down = event.key;
+    this.hold(name);
+    return true;
+  }
+
+  // Until another one holds.
+  hold(name) {
+    if (this.over || name === this.held) return;
+    this.held = name;
+    this.buttons.forEach((button, own) => button.setAttribute("aria-pressed", String(own === name)));
+    this.interact({ action: name });
   }
 
   show(picture, message) {

@@ -21,10 +21,10 @@ class Cluster(Serving):
     """From its making to `close`, the replicas run."""
 
     def __init__(self, options: argparse.Namespace, limits: Limits) -> None:
-        super().__init__(Path(options.model).name, (), Path(options.data), limits)
+        super().__init__(Path(options.model).name, Path(options.data), limits)
         self.replicas = Replicas(options, limits)
         facts = self.replicas.facts()
-        self.takes, self.system = tuple(facts["takes"]), facts["system"]
+        self.takes, self.actions, self.system = facts["takes"], facts["actions"], facts["system"]
         model = self.name, self.system, facts["weights"]
         self.jobs: FarJobs = FarJobs(self.replicas.make, DIED, model, self.store, limits)
         self.jobs.resume(self.store.recover())

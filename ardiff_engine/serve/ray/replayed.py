@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A live session that goes on in another replica than it began in: the stream is made again from its start.
 
-Its noise follows from its seed, and every condition comes after the same tick as before, so each frame has
-the same bits.
+Its noise follows from its seed, and every condition and action comes after the same tick as before, so each
+frame has the same bits.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ardiff_engine.engine import Stream
-from ardiff_engine.engine.stream_edits import Effect
 from ardiff_engine.serve.live import LiveStream
+from ardiff_engine.serve.order import Change, Order
 from ardiff_engine.serve.realtime import Realtime
-from ardiff_engine.serve.served_model import Order
 from ardiff_engine.serve.wish import Wish
 
 
@@ -50,9 +47,9 @@ class Replayed(Realtime):
 
     def _order(self, wish: Wish) -> Order:
         order = super()._order(wish)
-        due = [(own.tick, *self._service.model.steered(own.event)) for own in self._steered]
-        for condition in (condition for tick, condition, _ in due if tick == 0):
-            order = replace(order, request=replace(order.request, condition=condition))
+        due = [(own.tick, self._service.model.steered(own.event)) for own in self._steered]
+        for change in (change for tick, change in due if tick == 0):
+            order = replace(order, request=change.before(order.request))
         if later := [own for own in due if own[0] > 0]:
             self._edits = _Edits(later)
             order = replace(order, request=replace(order.request, on_step=self._edits))
@@ -69,11 +66,10 @@ class Replayed(Realtime):
 class _Edits:
     """Called by the engine after each tick of the stream."""
 
-    def __init__(self, due: list[tuple[int, torch.Tensor | int | None, Effect]]) -> None:
+    def __init__(self, due: list[tuple[int, Change]]) -> None:
         self.due = due
 
     def __call__(self, stream: Stream) -> None:
         while self.due and self.due[0][0] == stream.ticks_done:
-            _, condition, effect = self.due[0]
-            stream.set_condition(condition, effect=effect)
+            self.due[0][1].of(stream)
             del self.due[0]

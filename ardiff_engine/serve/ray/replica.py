@@ -81,7 +81,8 @@ class Replica:
     def facts(self) -> dict[str, Any]:
         """What the router tells of the model."""
         model = self._service.model
-        return {"system": model.system, "takes": model.takes, "weights": model.weights}
+        told = ("system", "takes", "actions", "weights")
+        return {name: getattr(model, name) for name in told}
 
     async def session(self) -> AsyncIterator[str]:
         """The address of its WebSocket. Held as long as a session is open, so that Ray counts it."""
