@@ -229,6 +229,7 @@ def _add_serve(subparsers: Subparsers) -> None:
         [
             "ardiff serve                             # moving-digits at http://127.0.0.1:8000",
             "ardiff serve --host 0.0.0.0 --api-key-file keys.txt",
+            "ardiff serve --model moving-shapes       # steered by captions and arrow keys",
             "ardiff serve --model FOLDER --system longlive --device cuda --dtype bfloat16",
             "ardiff serve --ray 2                     # two engines, in processes of Ray",
         ],

@@ -49,7 +49,8 @@ def refuse_steered(model: Path) -> None:
     if steered_folder(model) is not None:
         raise CheckpointError(
             f"model: {str(model)!r:.200} holds a steered model. `ardiff play --model ... --prompt TEXT "
-            "--frames N --out FILE` makes a video with it, and pipeline.steered.SteeredPipeline in Python."
+            "--frames N --out FILE` makes a video with it, `ardiff serve` serves it, and "
+            "pipeline.steered.SteeredPipeline runs it in Python."
         )
 
 
