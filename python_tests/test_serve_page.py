@@ -106,7 +106,8 @@ def test_arrow_keys_steer_a_model_that_takes_actions(tmp_path: Path) -> None:
                     return receive.call(this, data);
                 }};
                 View.prototype.show = function (picture, message) {{
-                    for (const event of message.applied_event_ids) applied[event] = message.chunk_index;
+                    const {{ chunk_index, applied_event_ids }} = message;
+                    for (const event of applied_event_ids) applied[this.id + event] = chunk_index;
                     return show.call(this, picture, message);
                 }};
                 start.elements.prompt.value = {json.dumps(CAPTION)};
@@ -145,8 +146,8 @@ def test_arrow_keys_steer_a_model_that_takes_actions(tmp_path: Path) -> None:
         assert held() == ""
         page.wait("receipts.length === 6")
         # Each piece that a receipt names is the first one that shows the event.
-        page.wait("receipts.every((own) => own.event_id in applied)")
-        firsts = page.value("receipts.map((own) => [own.first_chunk, applied[own.event_id]])")
+        page.wait("receipts.every((own) => own.stream_id + own.event_id in applied)")
+        firsts = page.value("receipts.map((own) => [own.first_chunk, applied[own.stream_id + own.event_id]])")
         assert all(promised == shown for promised, shown in firsts) and len(firsts) == 6, firsts
         assert page.value("byId('message').textContent") == ""
         assert [said for said in page.complaints if "/ready" not in said] == []

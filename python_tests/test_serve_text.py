@@ -66,8 +66,8 @@ def test_what_no_pool_of_this_server_holds_is_refused_for_good(model: ServedMode
 
 
 def test_steering_is_by_prompts(model: ServedModel) -> None:
-    condition, effect = model.steered({"prompt": "blue dog"})
-    assert isinstance(condition, torch.Tensor) and effect in ("keep", "recommit", "reset")
+    change = model.steered({"prompt": "blue dog"})
+    assert isinstance(change.condition, torch.Tensor) and change.effect in ("keep", "recommit", "reset")
     for event in ({"class": 1}, {"prompt": 3}, {"prompt": "x" * 10**5}, {}):
         with pytest.raises(ApiError):
             model.steered(event)
