@@ -15,7 +15,7 @@ from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError
 from ardiff_engine.models.frame_vae import FrameVAE, FrameVAEConfig
 from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.models.wan.places import place_channels, with_places
-from ardiff_engine.pipeline.steered import CONFIG_FILE, SteeredPipeline
+from ardiff_engine.pipeline.steered import CONFIG_FILE, SteeredPipeline, solver_of
 from ardiff_engine.weights import save_model
 
 CAPTION = "a red circle moves left"
@@ -59,6 +59,18 @@ def test_captions_keys_and_seeds_act(folder: Path) -> None:
     assert torch.equal(video(guided), video(pipe, guidance_scale=3.0)), "a model may have its own"
     for other in ({"prompt": "a blue square moves up"}, {"seed": 4}, {"guidance_scale": 3.0}):
         assert not torch.equal(video(pipe, **other), plain)
+
+
+def test_a_model_may_have_fresh_noise_after_each_step(folder: Path) -> None:
+    pipe = SteeredPipeline.from_pretrained(folder)
+    fresh = SteeredPipeline(pipe.transformer, pipe.text, pipe.vae, replace(pipe.rhythm, solver="renoise"))
+    for steps in (1, 2, 3, 4):
+        levels = [solver_of(own.rhythm, steps).timesteps for own in (pipe, fresh)]
+        assert torch.allclose(*levels), "both at the levels that were learned"
+    assert torch.equal(video(fresh, steps=1), video(pipe, steps=1)), "after the last step there is none"
+    assert torch.equal(video(fresh), video(fresh)) and not torch.equal(video(fresh), video(pipe))
+    with pytest.raises(ConfigError, match="steps"):
+        fresh.stream(CAPTION, 6, steps=1001)
 
 
 def test_places_are_told_beside_the_latents(folder: Path) -> None:
@@ -134,6 +146,7 @@ def test_folders_of_other_things(folder: Path, tmp_path: Path) -> None:
     given = json.loads((folder / CONFIG_FILE).read_text())
     wrong = (
         {"guidance": 0},
+        {"solver": "ddim"},
         {"loss": {"block": 9}},
         {"data": {"num_frames": 6, "fps": -1.0}},
         {"data": []},

@@ -22,7 +22,7 @@ from ardiff_engine.conditions.captions import CaptionEncoder
 from ardiff_engine.data.moving_shapes import ACTIONS, FPS
 from ardiff_engine.data.steered_clips import keys_held
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
-from ardiff_engine.diffusion.solvers import Euler
+from ardiff_engine.diffusion.solvers import Euler, Renoise
 from ardiff_engine.engine import Request, Stream
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.files import write_atomic
@@ -43,6 +43,8 @@ from ardiff_engine.weights import load_model
 Part = TypeVar("Part", bound=nn.Module)
 
 STEPS = 4
+EULER, RENOISE = SOLVERS = "euler", "renoise"
+"""Of the flow's steps: on a straight line, or to the estimate with fresh noise."""
 CAPTIONS_FILE = "captions.json"
 MOST_CAPTIONS = 9
 
@@ -52,6 +54,7 @@ class Rhythm:
     """Of the training clips. block: frames that are made together. frames: of a clip, which a block sees at
     most. shift: of the noise levels. fps: frames per second at which they were read.
     guidance: scale at which the model is best, where nothing else is asked.
+    solver: one of `SOLVERS`.
     size: height and width of a picture in pixels; None: the autoencoder's square."""
 
     block: int
@@ -60,6 +63,7 @@ class Rhythm:
     fps: float = FPS
     size: tuple[int, int] | None = None
     guidance: float = 1.0
+    solver: str = EULER
 
 
 class SteeredStream(Iterator[VideoFrame]):
@@ -204,7 +208,7 @@ class SteeredPipeline:
             guidance_scale=guidance,
             seed=chosen_seed(seed),
             frame_inputs=inputs,
-            solver=Euler(FlowSchedule(self.rhythm.shift), integer("steps", steps, low=1)),
+            solver=solver_of(self.rhythm, steps),
             memory=Window(self.rhythm.frames),
             max_ahead=self.rhythm.block,
         )
@@ -221,6 +225,13 @@ def _loaded(kind: type[Part], folder: Path, device: str | torch.device) -> Part:
     return part
 
 
+def solver_of(rhythm: Rhythm, steps: int) -> Euler | Renoise:
+    """Both at the same levels. ConfigError: no step, or too many."""
+    schedule = FlowSchedule(rhythm.shift)
+    euler = Euler(schedule, integer("steps", steps, low=1, high=schedule.num_timesteps))
+    return euler if rhythm.solver == EULER else Renoise(schedule, euler.timesteps[:-1].tolist())
+
+
 def rhythm_of(values: Any) -> Rhythm:
     """Of the settings of a run. A model of several shapes shows the first of them, and sees as many frames as
     the longest has. KeyError and its like: settings of something else."""
@@ -233,6 +244,7 @@ def rhythm_of(values: Any) -> Rhythm:
         float(data.get("fps") or FPS),
         buckets[0][:2] if buckets else None,
         float(values.get("guidance", 1.0)),
+        str(values.get("solver", EULER)),
     )
 
 
@@ -245,12 +257,13 @@ def read_rhythm(path: Path) -> Rhythm:
         raise CheckpointError(
             f"{path} lacks {error}; expected loss.block, data.num_frames and shift, as `ardiff train` writes."
         ) from error
-    told = 0 < rhythm.fps <= 1000 and 0 < rhythm.guidance <= 100
+    told = 0 < rhythm.fps <= 1000 and 0 < rhythm.guidance <= 100 and rhythm.solver in SOLVERS
     if not (1 <= rhythm.block <= rhythm.frames <= 1 << 16 and told):
         raise CheckpointError(
             f"{path}: got blocks of {rhythm.block} frames, clips of {rhythm.frames}, {rhythm.fps} a second, "
-            f"guidance {rhythm.guidance}; expected whole numbers from 1 on, no block longer than a clip, at "
-            "most 1000 a second, and guidance above 0, at most 100."
+            f"guidance {rhythm.guidance}, solver {shown(rhythm.solver)}; expected whole numbers from 1 on, "
+            "no block longer than a clip, at most 1000 a second, guidance above 0, at most 100, and one of "
+            f"the solvers {', '.join(SOLVERS)}."
         )
     return rhythm
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class WanTrainConfig:
     vae: a folder of `ardiff train-vae` with autoencoder = "frame_vae". shift: of the flow's noise levels.
     init: a folder of an earlier run, whose weights it begins with. `loss.prediction` is "flow".
     guidance: scale that its videos are made with where nothing else is asked.
+    solver: of their steps, "euler", or "renoise": fresh noise after each, for models that know few levels.
     """
 
     network: str
@@ -69,6 +70,7 @@ class WanTrainConfig:
     shift: float = 1.0
     init: str = ""
     guidance: float = 1.0
+    solver: Literal["euler", "renoise"] = "euler"
 
     def __post_init__(self) -> None:
         if self.data.source not in ("moving_shapes", "videos"):
