@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ardiff_engine.cli import main as cli
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.evaluation import intervals, trained_digits
 from ardiff_engine.evaluation.digit_arms import Arm, DigitTrainer, Training, arm_config
@@ -143,6 +144,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert trained_digits.main(["--of", str(tmp_path / "a.json")]) == 0
     assert "| a less b | -0.10 [-0.10, -0.10] |" in capsys.readouterr().out
     assert trained_digits.main(["--clips", "1", "--output", str(tmp_path)]) == 2
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_the_report_shows_a_line_for_every_arm(tmp_path: Path) -> None:
+    results(better=1.0).save(tmp_path / "trained_digits.json")
+    assert cli(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    html = (tmp_path / "r.html").read_text()
+    chart = html[html.index("<svg") : html.index("</svg>")]
+    assert [chart.count(f">{name}</text>") for name in ("a", "b", "the last given frame held")] == [1, 1, 1]
+    assert "<td>-0.10 [-0.10, -0.10]</td>" in html
+    (tmp_path / "trained_digits.json").write_text("{}")
+    assert cli(["report", str(tmp_path), "--out", str(tmp_path / "s.html")]) == 2
 
 
 def test_the_document_holds_what_the_records_say() -> None:

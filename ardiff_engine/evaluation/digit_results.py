@@ -98,10 +98,10 @@ class Results:
 
     def save(self, path: Path) -> None:
         """JSON, in which a line is a run."""
-        lines = [f'"protocol": {json.dumps(self.protocol)}']
-        lines += [f'"references": {json.dumps(to_lists(self.references))}']
+        lines = [f'"protocol": {_compact(self.protocol)}']
+        lines += [f'"references": {_compact(to_lists(self.references))}']
         runs = [
-            f"{json.dumps([arm, seed])[:-1]}, {json.dumps(to_lists(lags))}]"
+            _compact([arm, seed, to_lists(lags)])
             for arm, by_seed in self.runs.items()
             for seed, lags in by_seed.items()
         ]
@@ -189,6 +189,10 @@ def shown(found: Interval, measure: str, sign: str = "") -> str:
     if math.isnan(found.low) or found.low == found.high:
         return middle
     return f"{middle} [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def to_lists(rows: Mapping[int, Values] | Mapping[str, Values]) -> dict[str, dict[str, list[float | None]]]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report says of each kind of input: an evaluation, a training run, a video, a picture."""
+"""What a report says of each kind of input: an evaluation, a comparison, a training run, a video, a
+picture."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from ardiff_engine.errors import MediaError
 from ardiff_engine.evaluation.digit_measures import MEASURES
+from ardiff_engine.evaluation.digit_results import MAIN, Results
 from ardiff_engine.evaluation.intervals import mean_interval
 from ardiff_engine.evaluation.report import HELD, Report, Table
 from ardiff_engine.media import contact_sheet, open_video
@@ -25,6 +27,7 @@ from ardiff_engine.report.page import KINDS, Page
 from ardiff_engine.training.log import read_log
 from ardiff_engine.training.throughput import SPEED
 
+COMPARISON = "trained_digits"
 EVALUATION, LOG, SETTINGS = "evaluation.json", "training_log.jsonl", "training_config.json"
 EMBEDDED = 4 << 20
 """Bytes: of a video that is played on the page, beside its contact sheet."""
@@ -48,6 +51,10 @@ def find_section(path: Path) -> Section:
     """
     if (path / EVALUATION).is_file() or path.name == EVALUATION:
         return add_evaluation
+    if (path / f"{COMPARISON}.json").is_file():
+        return add_comparison
+    if path.name.startswith(COMPARISON) and path.suffix == ".json":
+        return add_comparison
     if (path / LOG).is_file():
         return add_training
     if path.is_file() and path.suffix.lower() in VIDEOS:
@@ -55,8 +62,8 @@ def find_section(path: Path) -> Section:
     if path.is_file() and path.suffix.lower() in PICTURES:
         return add_picture
     raise MediaError(
-        f"{path}: nothing that a report can show. Give folders with {EVALUATION} or {LOG}, videos "
-        f"({', '.join(VIDEOS)}) or pictures ({', '.join(PICTURES)})."
+        f"{path}: nothing that a report can show. Give folders with {EVALUATION}, {COMPARISON}.json or "
+        f"{LOG}, videos ({', '.join(VIDEOS)}) or pictures ({', '.join(PICTURES)})."
     )
 
 
@@ -82,6 +89,29 @@ def add_evaluation(page: Page, path: Path) -> None:
         lag, frames = int(name.split()[-1]), report.row(name).frames
         write = partial(draw, LagPlan(frames, report.steps, lag))
         page.media(_drawn(write), ".png", f"The plan of {name}")
+
+
+def add_comparison(page: Page, path: Path) -> None:
+    """What networks trained with different rules make: the position error by lag, and all tables."""
+    results = Results.load(path / f"{COMPARISON}.json" if path.is_dir() else path)
+    page.heading(f"Comparison of trainings: {path}")
+    page.command(f"python -m ardiff_engine.evaluation.{COMPARISON}")
+    page.table(("protocol", "value"), _flat(results.protocol), folded="Protocol")
+    lags = results.lags()
+    around = {arm: [results.mean(arm, lag, MAIN) for lag in lags] for arm in results.runs}
+    around["the last given frame held"] = [mean_interval(results.references[HELD][MAIN])] * len(lags)
+    lines = [
+        Line(
+            name,
+            [(lag, found.mean) for lag, found in zip(lags, own, strict=True)],
+            [(f.low, f.high) for f in own],
+        )
+        for name, own in around.items()
+    ]
+    chart = line_chart(lines, "lag", f"{MAIN} (px)")
+    page.figure(chart, "Distance of the digit from where it is. Bands: 95 % intervals over seeds and clips.")
+    for table in results.tables():
+        _add_table(page, table)
 
 
 def add_training(page: Page, path: Path) -> None:
