@@ -189,6 +189,23 @@ def rows(store: Store) -> dict[str, tuple[str, int]]:
     return {job.id: (job.status, job.deaths) for job in store.page("me", None, 100, False)}
 
 
+def test_attempts_that_are_counted_at_once_all_count(tmp_path: Path) -> None:
+    """One had been lost: both read the number before either wrote it."""
+    with contextlib.closing(Store(tmp_path)) as store:
+        store.add(Job("video_1", "me", "queued", 1, None, "m", {}, None, deaths=0))
+        threads = [threading.Thread(target=store.attempt, args=("video_1",)) for _ in range(4)]
+        with store._lock:
+            for thread in threads:
+                thread.start()
+        for thread in threads:
+            thread.join()
+        assert store.get("video_1", "me").deaths == 4  # type: ignore[union-attr]
+        for expected in (3, 2, 1, 0, 0):
+            store.postpone("video_1")
+            found = store.get("video_1", "me")
+            assert found is not None and (found.deaths, found.status) == (expected, "queued")
+
+
 def test_what_may_have_killed_the_server_is_made_alone_and_last(model: ServedModel, tmp_path: Path) -> None:
     store, seen = left_behind(model, tmp_path / "data", [1, 0, 2, 1, 0]), []
     with making(Watched(model, lambda seed: seen.append((seed, store.unfinished()))), store) as jobs:

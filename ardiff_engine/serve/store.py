@@ -122,9 +122,7 @@ class Store:
 
     def attempt(self, job: str) -> None:
         """Written before anything is done for it that the server might not outlive; `postpone` undoes it."""
-        found = self._jobs.get(job)
-        if found is not None:
-            self._change(job, deaths=found.deaths + 1)
+        self._change(job, 1)
 
     def begin(self, job: str) -> None:
         """A pass has run it. On disk it stays queued, as after a restart it would be."""
@@ -149,9 +147,7 @@ class Store:
 
     def postpone(self, job: str) -> None:
         """To be made after the next start. The attempt was broken off in order and does not count."""
-        found = self._jobs.get(job)
-        if found is not None:
-            self._change(job, status="queued", deaths=max(0, found.deaths - 1))
+        self._change(job, -1, status="queued")
 
     def finish(self, job: str, error: str | None, now: int) -> None:
         """error: why it failed; None: it is completed."""
@@ -199,13 +195,13 @@ class Store:
     def _unfinished(self) -> list[Job]:
         return [job for job in self._all() if job.status in ("queued", "in_progress")]
 
-    def _change(self, name: str, **fields: Any) -> None:
-        """Of a video that may have been deleted in the meantime. fields: of `Job`."""
+    def _change(self, name: str, deaths: int = 0, **fields: Any) -> None:
+        """Of a video that may have been deleted in the meantime. deaths: that are added. fields: of `Job`."""
         with self._lock:
             found = self._jobs.get(name)
             if found is None:
                 return
-            job = replace(found, **fields)
+            job = replace(found, deaths=max(0, found.deaths + deaths), **fields)
             self._base.execute(
                 "UPDATE videos SET status = ?, error = ?, completed_at = ?, deaths = ? WHERE id = ?",
                 (job.status, job.error, job.completed_at, job.deaths, name),
