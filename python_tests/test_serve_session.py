@@ -15,13 +15,18 @@ from helpers import server as _needs  # noqa: F401  the extra serve
 from helpers.waiting import PATIENCE, eventually
 
 import ardiff_engine as ade
+from ardiff_engine.engine import Stream
 from ardiff_engine.serve import connected
+from ardiff_engine.serve.jobs import LiveJob
 from ardiff_engine.serve.limits import Limits
+from ardiff_engine.serve.live import LiveStream
 from ardiff_engine.serve.realtime import Realtime
 from ardiff_engine.serve.served_model import served_model
 from ardiff_engine.serve.service import Service
+from ardiff_engine.serve.wish import Wish
 
 START = {"type": "session.start", "num_inference_steps": 6, "lag": 2, "endless": True, "format": "webp"}
+OF_CLIENTS = (Realtime, LiveStream, Stream, LiveJob)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +143,38 @@ def test_a_resumable_session_is_waited_for_no_longer_than_it_is_said(
 
     asyncio.run(session())
     assert nothing_is_held(service)
+
+
+def test_clients_that_have_gone_leave_no_objects(service: Service) -> None:
+    """The memory of a server follows who is there, not how many came."""
+
+    def left() -> list[str]:
+        gc.collect()
+        return sorted(type(own).__name__ for own in gc.get_objects() if type(own) in OF_CLIENTS)
+
+    async def forks_and_goes(seed: int) -> None:
+        client = Client({**START, "seed": seed})
+        task = asyncio.create_task(Realtime(service, client, "local").serve())  # type: ignore[arg-type]
+        fork = {"type": "websocket.receive", "text": json.dumps({"type": "session.fork"})}
+        async with asyncio.timeout(PATIENCE):
+            for seen, then in (
+                ("video.chunk_metadata", fork),
+                ("session.forked", {"type": "websocket.disconnect"}),
+            ):
+                while seen not in [message["type"] for message in client.sent]:
+                    await asyncio.sleep(0.01)
+                client.messages.put_nowait(then)
+            await task
+
+    before = left()
+    for seed in range(3):
+        asyncio.run(forks_and_goes(seed))
+        job = service.jobs.create(Wish(num_frames=2, num_inference_steps=2, lag=1, seed=seed), "local").id
+        if seed:  # else it is deleted on its way
+            assert eventually(lambda name=job: service.jobs.live(name) is None)
+        service.jobs.remove(job)
+    assert nothing_is_held(service)
+    assert eventually(lambda: len(left()) <= len(before)), (left(), before)
 
 
 def test_silence_ends_a_session_with_a_word(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
