@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -56,7 +57,7 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64], *, seed: int = 
         table = table[~np.isnan(table)]
     if table.size == 1:
         return Interval(middle, np.nan, np.nan)
-    means = _resampled_means(np.atleast_2d(table), np.random.default_rng(seed))
+    means = _resampled_means(np.atleast_2d(table), seed)
     low, high = np.nanquantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(middle, float(low), float(high))
 
@@ -105,16 +106,26 @@ def clips_needed(deviation: float, difference: float, *, power: float = 0.8, pai
     return max(2, int(np.ceil(clips)))
 
 
-def _resampled_means(table: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
+def _resampled_means(table: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """[RESAMPLES] means of tables whose rows and columns are drawn with replacement; one row stays as it is.
 
     A draw is how often each row and column counts: the mean of the drawn table is bilinear in the counts.
     """
-    rows, columns = table.shape
-    column_counts = random.multinomial(columns, np.full(columns, 1 / columns), size=RESAMPLES)
-    row_counts = random.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
+    rows, columns = _drawn_counts(seed, *table.shape, RESAMPLES)
     known = ~np.isnan(table)
-    sums = np.einsum("nr,rc,nc->n", row_counts, np.where(known, table, 0.0), column_counts, optimize=True)
-    counts = np.einsum("nr,rc,nc->n", row_counts, known.astype(float), column_counts, optimize=True)
+    sums = ((rows @ np.where(known, table, 0.0)) * columns).sum(axis=1)
+    counts = table.size if known.all() else ((rows @ known.astype(float)) * columns).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(sums / counts)
+
+
+@lru_cache(maxsize=4)
+def _drawn_counts(
+    seed: int, rows: int, columns: int, draws: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How often each of the rows and columns is drawn: [draws, rows], [draws, columns]. The same for every
+    table of that shape, and slower to draw than to use."""
+    random = np.random.default_rng(seed)
+    of_columns = random.multinomial(columns, np.full(columns, 1 / columns), size=draws)
+    of_rows = random.multinomial(rows, np.full(rows, 1 / rows), size=draws)
+    return of_rows.astype(np.float64), of_columns.astype(np.float64)
