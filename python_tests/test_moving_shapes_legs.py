@@ -12,9 +12,11 @@ import torch
 
 from ardiff_engine import demo_shapes, read_video
 from ardiff_engine.models.frame_vae import FrameVAE, FrameVAEConfig
+from ardiff_engine.models.wan import WanConfig, WanTransformer
 from ardiff_engine.pipeline.steered import SteeredPipeline
 from ardiff_engine.training import run_train
 from ardiff_engine.weights import load_model, save_model
+from tools.average_runs import average
 from tools.bundle_steered import bundle
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -62,6 +64,22 @@ def test_each_leg_begins_with_the_weights_of_the_one_before(legs: dict[str, Path
         assert 0 < max(apart) < 0.2, f"{after} has moved a little from {before}"
     text = [load_model(legs[name] / "text_encoder").state_dict() for name in ("second", "few")]
     assert all(torch.equal(value, text[1][key]) for key, value in text[0].items()), "the teacher's for good"
+
+
+def test_two_legs_are_averaged(legs: dict[str, Path], tmp_path: Path) -> None:
+    average(legs["first"], legs["second"], tmp_path / "mean")
+    for part in ("transformer", "text_encoder"):
+        ends = [load_model(legs[name] / part).state_dict() for name in ("first", "second")]
+        for key, value in load_model(tmp_path / "mean" / part).state_dict().items():
+            assert torch.allclose(value, (ends[0][key] + ends[1][key]) / 2, atol=1e-6)
+    assert not (tmp_path / "mean" / "checkpoints").exists()
+    bundle(tmp_path / "mean", tmp_path / "moving-shapes")
+    with pytest.raises(ValueError, match="one network"):
+        other = load_model(legs["first"] / "transformer").config
+        smaller = WanTransformer(WanConfig(**other.to_dict() | {"depth": 1}))
+        save_model(smaller, tmp_path / "small" / "transformer")
+        average(tmp_path / "small", legs["second"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_bundle_is_half_as_large_names_no_machine_and_plays(legs: dict[str, Path], tmp_path: Path) -> None:
