@@ -5,11 +5,12 @@
 // Work 2 T N K FLOPs. Floor: at T tokens a weight is used T times, so below about 25 tokens (16 FLOPs a cycle
 // and byte of memory rate) reading the weights once, 4 N K bytes, takes longer than the arithmetic.
 //
-// A register tile holds kTileRows rows of x times one panel piece of three vectors: with AVX-512 8 x 48 (24
-// accumulators, 3 weight vectors, broadcasts from memory), with AVX2 4 x 24. One panel of up to a few hundred
-// inputs stays in L1/L2 while all rows of a block pass over it; the next panel is prefetched meanwhile. A
-// thread works on a range of (row block, panel): few rows are split by panels, so that every weight is read
-// by one thread only.
+// A register tile holds kTileRows rows of x times one panel piece of kPieces vectors: with AVX-512 8 x 48 (24
+// accumulators, 3 weight vectors, broadcasts from memory), with AVX2 6 x 16, of which 256 inputs are 16 KB in
+// whole cache lines; 4 x 24 would touch 32 KB, all of an L1 cache. A range of a panel stays in L1/L2 while
+// all rows of a block pass over it. The next one is prefetched meanwhile, and no more: it would push out what
+// an L2 cache of 512 KB holds. A thread works on a range of (row block, panel): few rows are split by panels,
+// so that every weight is read by one thread only.
 //
 // Of a transposed weight, the rows of a piece lie far apart: reading them once for every tile of rows would
 // miss the L1 cache. So the first tile of a block keeps a copy for the others; its stores hide behind FMAs.
@@ -28,15 +29,18 @@
 namespace ardiff::cpu::ARDIFF_ISA {
 namespace {
 
-constexpr int kPieces = 3;  // vectors of a register tile
-constexpr int kPieceOutputs = kPieces * Vec::width;
 #if defined(ARDIFF_ISA_avx512)
-constexpr int kTileRows = 8;
+constexpr int kTileRows = 8, kPieces = 3;  // rows and vectors of a register tile
+#elif defined(ARDIFF_ISA_avx2)
+constexpr int kTileRows = 6, kPieces = 2;
 #else
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 4, kPieces = 3;
 #endif
+constexpr int kPieceOutputs = kPieces * Vec::width;
+static_assert(kPanelOutputs % kPieceOutputs == 0);
 constexpr std::int64_t kMostInputs = 256;  // of a range: its piece of a panel stays in the L1 cache
-constexpr std::int64_t kBlockRows = 128;   // rows of x that stay in the L2 cache while panels pass
+// Rows of x that stay in the L2 cache while panels pass: at least 128, in whole tiles.
+constexpr std::int64_t kBlockRows = (128 + kTileRows - 1) / kTileRows * kTileRows;
 
 // What a register tile works on: one piece of a panel and a range of inputs.
 struct Piece {
@@ -176,7 +180,7 @@ void linear(const LinearParams& p) {
         piece.end = begin + range < p.inputs ? begin + range : p.inputs;
         piece.sums = sums;
         const std::int64_t count = piece.end - begin;
-        std::int64_t advance, most_advances = passes;
+        std::int64_t advance, most_advances = kPanelOutputs / 16 - 1;
         if (packed) {
           piece.ahead = piece.weights + count * kPanelOutputs;
           piece.step = passes > 3 ? 16 : 48 / passes;
@@ -186,7 +190,6 @@ void linear(const LinearParams& p) {
                                              : p.weights + (panel + 1) * p.panel_stride;
           piece.step = p.input_stride;
           advance = 16;
-          most_advances = kPanelOutputs / 16 - 1;
           if (valid < kPieceOutputs) {
             copy_piece(piece.weights, p.input_stride, count, valid, copied);
             piece.weights = copied;
