@@ -187,7 +187,7 @@ def _above_the_bar(program: str) -> Iterator[None]:
         warnings.showwarning = shown
 
 
-def _imports(frame: FrameType | None) -> bool:
+def _in_import(frame: FrameType | None) -> bool:
     """Whether a module is being imported inside `run`. C++ that imports one, as PyTorch does while it starts,
     aborts the process when it gets an interrupt."""
     while frame is not None and frame.f_code is not run.__code__:
@@ -208,7 +208,7 @@ def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
         signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
-        if not _imports(frame):
+        if not _in_import(frame):
             raise Stopped("stopped", number)
 
     def again(_number: int, frame: FrameType | None) -> None:
@@ -217,7 +217,7 @@ def _stopped_by_signals() -> Iterator[list[signal.Signals]]:
         error = sys.exc_info()[1]
         while error is not None and not isinstance(error, KeyboardInterrupt):
             error = error.__context__
-        if error is None and not _imports(frame):
+        if error is None and not _in_import(frame):
             raise Stopped("stopped", received[-1])
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:
