@@ -13,7 +13,7 @@ READY   := $(VENV)/ready.stamp
 SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 CPP     := $(shell find csrc python_tests/cuda_emulation -type f \( -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' \) 2>/dev/null)
 
-.PHONY: help venv demo test test-all bench evidence lint format build wheel sanitize cuda-check gpu clean
+.PHONY: help venv demo test test-all test-long bench evidence lint format build wheel sanitize cuda-check gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,13 +42,16 @@ demo: $(READY)  ## videos of both bundled models, a continuation of a real clip,
 	$(BIN)/python -m ardiff_engine.demo --out outputs/demo
 
 # A run starts hundreds of processes: without byte code each of them would compile the package again.
-test test-all: export PYTHONDONTWRITEBYTECODE :=
+test test-all test-long: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(READY)  ## run the tests, each kind of fault once, in minutes
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)  ## run every test in all its variants, and the fuzzers; tests that need a GPU are skipped where there is none
 	ARDIFF_TESTS=all $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-long: $(READY)  ## what test-all runs and test does not
+	ARDIFF_TESTS=long $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)  ## run the CPU benchmarks (pytest-benchmark), print one table and write build/bench.json
 	@mkdir -p build

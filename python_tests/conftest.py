@@ -13,11 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from effort import ALL, COLLECTED
+from effort import COLLECTED, chosen
 from helpers.fixed_examples import fix_examples
-
-EMULATED = {"machine", "emulated", "emulated_modules"}
-"""Fixtures of tests that run GPU kernels on the CPU."""
 
 fix_examples()
 
@@ -34,7 +31,10 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.stash[COLLECTED] = list(items)
-    _leave_out_the_long_ones(config, items)
+    kept = _asked_for(config, items)
+    staying = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in staying])
+    items[:] = kept
     if torch.cuda.is_available():
         return
     reason = f"needs an NVIDIA GPU and a CUDA build of PyTorch; torch {torch.__version__} sees no GPU"
@@ -50,28 +50,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _leave_out_the_long_ones(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ARDIFF_TESTS=all: no `slow` tests, and one case of each test of emulated GPU kernels.
-
-    What is asked for by -k, -m or its own name runs in full."""
-    asked_for = any("::" in argument for argument in config.args)
-    if ALL or config.option.keyword or config.option.markexpr or asked_for or torch.cuda.is_available():
-        return
-    seen: set[str] = set()
-    kept: list[pytest.Item] = []
-    for item in items:
-        if item.get_closest_marker("slow"):
-            continue
-        emulated = EMULATED.intersection(getattr(item, "fixturenames", ()))
-        if emulated or item.path.name.startswith("test_triton"):
-            function = item.nodeid.partition("[")[0]
-            if function in seen or item.get_closest_marker("gpu"):
-                continue
-            seen.add(function)
-        kept.append(item)
-    staying = set(kept)
-    config.hook.pytest_deselected(items=[item for item in items if item not in staying])
-    items[:] = kept
+def _asked_for(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    """By ARDIFF_TESTS; what is asked for by -k, -m or its own name runs in full."""
+    by_name = config.option.keyword or config.option.markexpr or any("::" in text for text in config.args)
+    return list(items) if by_name or torch.cuda.is_available() else chosen(items)
 
 
 @pytest.fixture(autouse=True, scope="module")

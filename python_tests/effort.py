@@ -3,21 +3,29 @@
 
 `make test` finds every kind of fault, in minutes. `make test-all` (ARDIFF_TESTS=all) tries each in all its
 variants: ten times the examples, every dtype and shape of the emulated GPU kernels, every instruction set,
-and the tests marked `slow`.
+and the tests marked `slow`. `make test-long` (ARDIFF_TESTS=long) leaves out of these what `make test` runs
+in the same way.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-ALL = os.environ.get("ARDIFF_TESTS") == "all"
+ASKED = os.environ.get("ARDIFF_TESTS", "")
+if ASKED not in ("", "all", "long"):
+    raise pytest.UsageError(f"ARDIFF_TESTS: got {ASKED!r}, expected all, long, or nothing.")
+ALL = ASKED != ""
 
-
+EMULATED = {"machine", "emulated", "emulated_modules"}
+"""Fixtures of tests that run GPU kernels on the CPU."""
 COLLECTED = pytest.StashKey[list[pytest.Item]]()
 """In `config.stash`: the tests of this run, also those that are left out."""
 
@@ -51,3 +59,37 @@ def _covering(rows: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         best = max(rows, key=lambda row: len(pairs[row] & missing))
         missing -= pairs[best]
         yield best
+
+
+def chosen(items: Sequence[pytest.Item], asked: str = ASKED) -> list[pytest.Item]:
+    """Of all tests those that are asked for: "" leaves out `slow` ones and takes one case of each test of
+    emulated GPU kernels; "all"; "long" leaves out those that "" runs in the same way."""
+    if asked:
+        return [item for item in items if asked == "all" or not _same_in_both(item)]
+    seen: set[str] = set()
+    kept: list[pytest.Item] = []
+    for item in items:
+        if item.get_closest_marker("slow"):
+            continue
+        if _of_kernels(item):
+            function = item.nodeid.partition("[")[0]
+            if function in seen or item.get_closest_marker("gpu"):
+                continue
+            seen.add(function)
+        kept.append(item)
+    return kept
+
+
+def _same_in_both(item: pytest.Item) -> bool:
+    return not (item.get_closest_marker("slow") or _of_kernels(item) or _goes_by_effort(item.path))
+
+
+def _of_kernels(item: pytest.Item) -> bool:
+    emulated = EMULATED.intersection(getattr(item, "fixturenames", ()))
+    return bool(emulated) or item.path.name.startswith("test_triton")
+
+
+@cache
+def _goes_by_effort(path: Path) -> bool:
+    """Whether anything in a file of tests goes by how hard the tests try."""
+    return re.search(r"^from (effort|helpers\.scripts)\b", path.read_text(), re.MULTILINE) is not None

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from effort import ALL
 from helpers.waiting import PATIENCE
 
 from ardiff_engine import commands
@@ -21,7 +22,7 @@ from ardiff_engine import commands
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tools.fuzz import command_line, command_lines
 
-LINES = 200 if os.environ.get("ARDIFF_TESTS") == "all" else 8
+LINES = 200 if ALL else 8
 QUIET = command_line.Case(0, ["info"], "kept", "kept", True, signal.SIGTERM, None)
 
 
