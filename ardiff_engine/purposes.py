@@ -33,3 +33,5 @@ class Purpose(enum.IntEnum):
     CHAIN = 27  # noise on a clip that is predicted from what the network made of it before
     BUCKET = 28  # of which shape the clips of a step are
     GAIN = 29  # how much stronger or weaker a history is than its data
+    PASSES = 30  # how many estimates a history of the network's own has been through
+    CUT = 31  # whether a clip is cut to its first block

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 from helpers import plain_recipes as plain
-from test_recipes import SHIFT, Bench, assert_same, bench_noise, drawn_noise, history_of
+from test_recipes import SEED, SHIFT, Bench, assert_same, bench_noise, drawn_noise, history_of
 from test_trainer import write_config
 from torch import Tensor
 
+from ardiff_engine.data.choice import uniform
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import DiffusionLossConfig, TrainConfig
 from ardiff_engine.training.read_config import read_config
-from ardiff_engine.training.recipes.own_history import GAIN, learned, spoiled
+from ardiff_engine.training.recipes.own_history import GAIN, first_blocks, learned, spoiled
 from ardiff_engine.training.trainer import Trainer
 
 
@@ -69,24 +70,62 @@ def test_links_of_a_chain() -> None:
     assert_same(own, got["link_1"] + got["link_2"], total)
 
 
+def own_history_of(own: Bench, given: Tensor, told: Tensor) -> Tensor:
+    """Every other clip's, estimated as often as is drawn for it: each time of the estimate before, with new
+    noise and levels. In first blocks the noisier half of the levels tells too little."""
+    passes = [1 + int(3 * uniform(SEED, Purpose.PASSES, sample, 1)[0]) for sample in own.clips.samples]
+    assert passes[1] != passes[3] and max(passes[1], passes[3]) == 3, "of the two that see their own"
+    frames, history = own.clips.frames, given
+    for number in range(3):
+        again = bench()
+        again.clips = replace(own.clips, frames=frames, seed=SEED + number)
+        levels = own.task(own.student).independent_levels(again.clips)
+        sigma = plain.table(SHIFT)[levels]
+        x = noisy(again, bench_noise(again, Purpose.CHAIN), sigma)
+        with torch.no_grad():
+            network = own.velocity(own.student, own.clips.condition, history, told)
+            estimate = plain.x0(network, x, sigma)
+        taken = (levels < 500) | (torch.arange(4) >= 2)
+        taken &= torch.tensor([row % 2 == 1 and passes[row] > number for row in range(4)])[:, None]
+        assert number or (taken[1::2, :2].any() and not taken[1::2, :2].all())
+        history = torch.where(plain.of(taken, x), estimate, history)
+        frames = torch.where(plain.of(taken, x), estimate, frames)
+    return history
+
+
 def test_a_history_of_own_frames() -> None:
     own = bench()
-    sigma, text = sigma_of(own), own.clips.condition
     given, told = spoiled(own.task(own.student), own.clips)
-    x = noisy(own, bench_noise(own, Purpose.CHAIN), sigma)
-    with torch.no_grad():
-        estimate = plain.x0(own.velocity(own.student, text, given, told), x, sigma)
-    # In first blocks the noisier half of the levels tells too little; every other clip sees its data.
-    guessed = (own.task(own.student).independent_levels(own.clips) >= 500) & (torch.arange(4) < 2)
-    kept = guessed | (torch.tensor(own.clips.samples) % 2 == 0)[:, None]
-    history = torch.where(plain.of(kept, x), given, estimate)
-    assert guessed[1::2, :2].any() and not guessed[1::2, :2].all()
-    noise = drawn_noise(own)
-    out = own.velocity(own.student, text, history, told)(noisy(own, noise, sigma), plain.times(sigma))
+    history = own_history_of(own, given, told)
+    noise, sigma = drawn_noise(own), sigma_of(own)
+    network = own.velocity(own.student, own.clips.condition, history, told)
+    out = network(noisy(own, noise, sigma), plain.times(sigma))
     expected = (out - (noise - own.clips.frames)).square().flatten(1).mean(1)
     got = own.recipe("own_history").phases[0].loss(own.clips)
     assert isinstance(got, Tensor)
     assert_same(own, got, expected)
+
+
+def test_clips_that_are_cut_to_their_first_block_count_as_that_block() -> None:
+    own = bench()
+    whole = own.recipe("own_history").phases[0].loss(own.clips)
+    assert isinstance(whole, Tensor)
+    draws = [uniform(SEED, Purpose.CUT, sample, 1)[0] for sample in own.clips.samples]
+    own.loss = replace(own.loss, first_blocks=sorted(draws)[2])
+    recipe = own.recipe("own_history")
+    losses = recipe.phases[0].loss(own.clips)
+    assert not isinstance(losses, Tensor) and sorted(losses) == ["clip_loss", "first_loss"]
+    rows = torch.tensor([draw < sorted(draws)[2] for draw in draws])
+    assert torch.allclose(losses["clip_loss"], whole[~rows], rtol=1e-10)
+    noise, sigma = drawn_noise(own), sigma_of(own)
+    text, x = own.clips.condition[rows], noisy(own, noise, sigma)[rows, :2]
+    out = own.velocity(own.student, text)(x, plain.times(sigma[rows, :2]))
+    error = (out - (noise - own.clips.frames)[rows, :2]).square().flatten(1).mean(1)
+    assert torch.allclose(losses["first_loss"], error / 2, rtol=1e-10)
+    begins = torch.zeros(4, dtype=torch.bool)
+    went_on = replace(own.clips, condition=SimpleNamespace(begins=begins))
+    assert first_blocks(went_on, 1.0) == [], "of a clip that goes on the caption does not tell the first block"
+    assert first_blocks(own.clips, 1.0) == [0, 1, 2, 3]
 
 
 def test_a_spoiled_history_is_as_strong_as_its_data_on_average() -> None:

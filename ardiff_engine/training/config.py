@@ -266,6 +266,8 @@ class DiffusionLossConfig:
         `timesteps`.
     history_levels: (first, last) of the noise levels of that history; a clip draws one of them for all its
         frames. history_dropped: share of its frames that stand at the noisiest level instead.
+    first_blocks: share of the clips that begin with what their caption says which are cut to their first
+        block, with "own_history": captions are learned from those alone, and they are cheap.
     """
 
     objective: str = "ardiff_engine.training.denoising:denoising"
@@ -280,10 +282,11 @@ class DiffusionLossConfig:
     teacher_forcing: float = 0.0
     history_levels: tuple[int, ...] = (0, 19)
     history_dropped: float = 0.0
+    first_blocks: float = 0.0
 
     def __post_init__(self) -> None:
         shares = ("null_probability", "known_probability", "teacher_forcing", "independent_probability")
-        for name in (*shares, "history_dropped"):
+        for name in (*shares, "history_dropped", "first_blocks"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"loss.{name}: got {getattr(self, name)}, expected a share, 0 to 1.")
         at_least("loss", self, 1, "block")

@@ -63,6 +63,13 @@ class Clips:
             null=None if self.null is None else self.null[index],
         )
 
+    def first(self, frames: int) -> Clips:
+        """The first frames of all clips. Conditions that say something of each frame cut themselves."""
+        cut = [
+            given.first(frames) if hasattr(given, "first") else given for given in (self.condition, self.null)
+        ]
+        return replace(self, frames=self.frames[:, :frames], condition=cut[0], null=cut[1])
+
     def uniform(self, purpose: int, count: int) -> Tensor:
         """float64 [B, count] in [0, 1). Purposes from 128 on are free for objectives of users."""
         drawn = [uniform(self.seed, purpose, sample, count) for sample in self.samples]

@@ -130,6 +130,10 @@ class Steering:
         actions = None if self.actions is None else self.actions[rows]
         return Steering(self.text[rows], actions, self.begins[rows])
 
+    def first(self, frames: int) -> Steering:
+        """Of clips that are cut to their first frames."""
+        return self if self.actions is None else replace(self, actions=self.actions[:, :frames])
+
 
 Source = SteeredShapes | StoredShapes | CaptionedVideos
 STORED_FILE = "encoded_clips.safetensors"

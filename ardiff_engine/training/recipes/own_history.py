@@ -2,7 +2,8 @@
 """A history like the one that a long roll-out leaves: noisy, too strong or too weak, or the network's own.
 
     h    = g (x0 + s ε),  log g normal, s by `loss.history_levels`, told as clean
-    h'   = in half of the clips the network's own estimate of the clean frames from h, without a gradient
+    h'   = in half of the clips the network's own estimate of the clean frames from h, without a gradient:
+           once, or noised again and estimated again, up to three times, each time with the last one as h
     loss = mean (target − network(x_t, t, h'))²
 
 The noise is added and nothing is taken away. A noised history of a flow, (1 − σ) x0 + σ ε, that the network
@@ -10,11 +11,15 @@ is not told of has less of the data in it than the frames that are to follow: a 
 it sees stronger, and in a long video it does so block after block.
 
 Own estimates take the place of the data where they are more than guesses: in first blocks, which have no
-history, from the cleaner half of the levels. First blocks of clips that do not begin with what their caption
-says (`condition.begins`, where there is one) are seen and not learned.
+history, from the cleaner half of the levels. One estimate from noised data is drawn back to it; what grows in
+a long video is seen after several. First blocks of clips that do not begin with what their caption
+says (`condition.begins`, where there is one) are seen and not learned; a share `loss.first_blocks` of those
+that do is cut to its first block, and counts as that one block.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,6 +34,8 @@ GAIN = 0.1
 """Deviation of log g."""
 OWN = 0.5
 """Share of clips whose history is the network's own."""
+PASSES = 3
+"""Estimates that such a history has been through, at most."""
 
 
 def recipe(cast: Cast) -> Recipe:
@@ -36,12 +43,22 @@ def recipe(cast: Cast) -> Recipe:
     task, block = cast.task, cast.task.settings.block
     _check_levels(task)
 
-    def loss(clips: Clips) -> Tensor:
+    def of_frames(clips: Clips) -> Tensor:
         history, told = with_own(task, clips, *spoiled(task, clips))
         noisy, t, target = task.noised(clips, task.independent_levels(clips))
         output = task.predict(noisy, t, clips.condition, history, told)
         error = (output - target).square().flatten(2).mean(2)
         return (error * learned(clips, block)).mean(1)
+
+    def loss(clips: Clips) -> Tensor | dict[str, Tensor]:
+        cut = first_blocks(clips, task.settings.first_blocks)
+        rest = [row for row in range(len(clips.samples)) if row not in set(cut)]
+        losses = {"clip_loss": of_frames(clips.chosen(rest))} if rest else {}
+        if cut:
+            alone = clips.chosen(cut).first(block)
+            share = block / clips.frames.shape[1]
+            losses["first_loss"] = share * task.error(alone, task.independent_levels(alone))
+        return losses if cut else losses["clip_loss"]
 
     return Recipe([Phase("model", loss)], from_history=True)
 
@@ -58,18 +75,30 @@ def spoiled(task: Denoising, clips: Clips) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def with_own(task: Denoising, clips: Clips, given: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
     """(h', the timesteps of clean frames)"""
-    rows = [row for row, sample in enumerate(clips.samples) if is_teacher_forced(sample, OWN)]
-    if not rows:
-        return given, told
-    some = clips.chosen(rows)
-    levels = task.independent_levels(some)
-    noisy, t, _ = task.noised(some, levels, Purpose.CHAIN)
-    own = task.x0(noisy, t, some.condition, (given[rows], told[rows]))
-    guesses = levels >= task.schedule.num_timesteps // 2
-    guesses[:, task.settings.block :] = False
-    history = given.clone()
-    history[rows] = torch.where(_each(guesses.to(own.device), own), given[rows], own)
+    passes = 1 + (PASSES * clips.uniform(Purpose.PASSES, 1)[:, 0]).long()
+    own = torch.tensor([is_teacher_forced(sample, OWN) for sample in clips.samples])
+    frames, history = clips.frames.clone(), given.clone()
+    for number in range(PASSES):
+        rows = torch.nonzero(own & (passes > number))[:, 0].tolist()
+        if not rows:
+            break
+        some = replace(clips.chosen(rows), frames=frames[rows], seed=clips.seed + number)
+        levels = task.independent_levels(some)
+        noisy, t, _ = task.noised(some, levels, Purpose.CHAIN)
+        estimate = task.x0(noisy, t, some.condition, (history[rows], told[rows]))
+        guesses = levels >= task.schedule.num_timesteps // 2
+        guesses[:, task.settings.block :] = False
+        guesses = _each(guesses.to(estimate.device), estimate)
+        history[rows] = torch.where(guesses, history[rows], estimate)
+        frames[rows] = torch.where(guesses, frames[rows], estimate)
     return history, told
+
+
+def first_blocks(clips: Clips, share: float) -> list[int]:
+    """Rows of clips that begin with what their caption says and are cut to their first block."""
+    begins = getattr(clips.condition, "begins", None)
+    cut = clips.uniform(Purpose.CUT, 1)[:, 0] < share
+    return torch.nonzero(cut if begins is None else cut & begins.cpu())[:, 0].tolist()
 
 
 def learned(clips: Clips, block: int) -> Tensor:
