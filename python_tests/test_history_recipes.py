@@ -124,7 +124,7 @@ def test_clips_that_are_cut_to_their_first_block_count_as_that_block() -> None:
     assert torch.allclose(losses["first_loss"], error / 2, rtol=1e-10)
     begins = torch.zeros(4, dtype=torch.bool)
     went_on = replace(own.clips, condition=SimpleNamespace(begins=begins))
-    assert first_blocks(went_on, 1.0) == [], "of a clip that goes on the caption does not tell the first block"
+    assert first_blocks(went_on, 1.0) == [], "of clips that go on the caption does not tell it"
     assert first_blocks(own.clips, 1.0) == [0, 1, 2, 3]
 
 
