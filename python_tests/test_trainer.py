@@ -336,7 +336,7 @@ def test_a_resumed_run_needs_not_what_it_began_with(tmp_path: Path) -> None:
     train(read_config(TrainConfig, path, [*changes, "run.steps=1"]))
     first.rename(tmp_path / "gone")
     train(read_config(TrainConfig, path, changes), resume=True)
-    with pytest.raises(CheckpointError, match="first"):
+    with pytest.raises(ConfigError, match="first"):
         train(read_config(TrainConfig, write_config(tmp_path, "third"), changes))
 
 

@@ -113,7 +113,7 @@ def test_a_resumed_run_needs_not_what_it_began_with(config: Path, tmp_path: Path
     for name in ("transformer", "text_encoder"):
         once, twice = (load_model(folder / name).state_dict() for folder in (whole, parts))
         assert all(torch.equal(value, twice[key]) for key, value in once.items())
-    with pytest.raises(CheckpointError, match="first"):
+    with pytest.raises(ConfigError, match="first"):
         run_train(config, [*changes, f"run.output={json.dumps(str(tmp_path / 'new'))}"])
 
 
@@ -304,6 +304,14 @@ def test_configs_that_cannot_work_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(ArdiffError):
         run_train(config, [override])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["vae", "init", "distillation.teacher"])
+def test_an_earlier_run_that_is_not_there_is_named(config: Path, tmp_path: Path, key: str) -> None:
+    """`ardiff train small-videos/2_train.toml --dry-run` before stage 1 asked for "a .safetensors file"."""
+    with pytest.raises(ConfigError, match=rf"^{key}: got '/nowhere'.* first"):
+        run_train(config, [f'{key}="/nowhere"'])
     assert not (tmp_path / "run").exists()
 
 

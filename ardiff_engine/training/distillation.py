@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ardiff_engine.errors import ConfigError
+from ardiff_engine.training.earlier_run import earlier_run
 
 MOST_STEPS = 1000
 
@@ -51,9 +52,9 @@ class DistillationConfig:
 
 
 def teacher_folder(settings: DistillationConfig) -> Path:
-    """Of its transformer. ConfigError: no teacher."""
+    """Of its transformer. ConfigError: no teacher, or nothing there."""
     if not settings.teacher:
         raise ConfigError(
             "distillation.teacher: got nothing, expected the folder of a run of `ardiff train`."
         )
-    return Path(settings.teacher) / "transformer"
+    return earlier_run("distillation.teacher", settings.teacher) / "transformer"

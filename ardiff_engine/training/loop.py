@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ardiff_engine.errors import CheckpointError, ConfigError, Stopped, explain
 from ardiff_engine.files import remove_leftovers
@@ -31,6 +30,7 @@ from ardiff_engine.training.log_config import LogConfig
 from ardiff_engine.training.loss_curve import draw_loss_curve
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.processes import largest, rank, together, world_size
+from ardiff_engine.training.progress import Progress
 from ardiff_engine.training.read_config import to_dict, with_defaults
 from ardiff_engine.training.split_tensors import has_split
 from ardiff_engine.training.tensorboard import FOLDER, TensorBoard, check_tensorboard
@@ -111,14 +111,7 @@ class TrainingLoop:
         log = together(lambda: self._start(resume), run.device)
         with (
             _stop_signals() as stopped,
-            tqdm(
-                total=run.steps,
-                initial=self.finished,
-                desc="training",
-                unit="step",
-                disable=rank() != 0,
-                mininterval=1.0,
-            ) as bar,
+            Progress(run.steps, self.finished, shown=rank() == 0) as progress,
         ):
             throughput = Throughput(run)
             if passes is not None and self.log_config.gemm_share:
@@ -129,16 +122,18 @@ class TrainingLoop:
                 if self.ema is not None:
                     self.ema.update(self.modules["model"])
                 self.finished += 1
-                bar.update()
+                progress.step()
                 if _due(self.finished, run.log_every, run.steps):
                     metrics = self._means()
                     speed = throughput.metrics(self.finished - since, time.perf_counter() - began)
                     self._note(log, {**metrics, **speed})
-                    bar.set_postfix({key: f"{value:.4g}" for key, value in metrics.items()})
+                    progress.losses(metrics)
                 if validate is not None and _due(self.finished, run.validate_every, run.steps):
-                    self._validate(validate, log)
-                    if best is not None and largest(self._is_best(log), run.device):
+                    found = self._validate(validate, log)
+                    lowest = best is not None and bool(largest(self._is_best(log), run.device))
+                    if best is not None and lowest:
                         self._averaged(best)
+                    progress.validation(found, kept=lowest)
                 if sample is not None and _due(self.finished, self.log_config.samples_every, run.steps):
                     self._averaged(sample)
                 number = int(largest(stopped[-1] if stopped else 0, run.device))
@@ -156,9 +151,10 @@ class TrainingLoop:
         lr = next(iter(self.optimizers.values())).lr(self.finished - 1)
         return {**means, "lr": lr}
 
-    def _validate(self, validate: Callable[[], Metrics], log: TrainingLog | None) -> None:
+    def _validate(self, validate: Callable[[], Metrics], log: TrainingLog | None) -> Metrics:
         metrics = self._averaged(validate)
         self._note(log, {f"validation_{key}": value for key, value in metrics.items()})
+        return metrics
 
     def _is_best(self, log: TrainingLog | None) -> int:
         """Whether the last validation is, for the process that has the log; or the first one that is kept."""

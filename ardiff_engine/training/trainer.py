@@ -26,6 +26,7 @@ from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.diffusion_trainer import DiffusionTrainer, Judged
 from ardiff_engine.training.distillation import teacher_folder
 from ardiff_engine.training.dry_run import RunEstimate, check_room, dry_run
+from ardiff_engine.training.earlier_run import earlier_run
 from ardiff_engine.training.loop import begun
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.precision import autocast, weights_dtype
@@ -48,11 +49,11 @@ class Trainer(DiffusionTrainer[TrainConfig, ARDiffusionTransformer, LatentSource
         kept = config.data.num_frames * sizes.tokens_per_frame * sizes.width * sizes.depth
         check_room(lambda: ARDiffusionTransformer(sizes), run, averaged=config.ema.decay > 0, kept=kept)
         self.model = (
-            load_ar_diffusion(_weights(Path(config.init)), config.model)
+            load_ar_diffusion(_weights(earlier_run("init", config.init)), config.model)
             if config.init and not begun(run)
             else ARDiffusionTransformer(config.model)
         )
-        self.vae = load_titok(config.vae).to(run.device).requires_grad_(False) if config.vae else None
+        self.vae = _frame_autoencoder(config.vae).to(run.device) if config.vae else None
         self._check_sizes()
         if config.distillation.teacher:
             self._follow(self._teacher())
@@ -224,6 +225,10 @@ def dry_run_train(config_path: str | Path, overrides: Sequence[str] = ()) -> Run
 def _weights(init: Path) -> Path:
     """init: a folder or file of weights, or the folder of a run."""
     return init / "transformer" if (init / "transformer").is_dir() else init
+
+
+def _frame_autoencoder(folder: str) -> TiTok:
+    return load_titok(earlier_run("vae", folder)).requires_grad_(False)
 
 
 def _required(vae: TiTok | None) -> TiTok:

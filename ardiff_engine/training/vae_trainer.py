@@ -24,6 +24,7 @@ from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import VaeTrainConfig
 from ardiff_engine.training.discriminator import PatchDiscriminator
 from ardiff_engine.training.dry_run import RunEstimate, check_room, dry_run
+from ardiff_engine.training.earlier_run import earlier_run
 from ardiff_engine.training.ema import Ema
 from ardiff_engine.training.fan_in import initialise_by_fan_in
 from ardiff_engine.training.frame_vae_trainer import FrameVaeTrainConfig, FrameVaeTrainer
@@ -65,9 +66,9 @@ class VaeTrainer:
         self.config = config = replace(config, run=run)
         check_room(lambda: TiTok(config.model), run, averaged=config.ema.decay > 0)
         given = config.init and not begun(run)
-        self.model = (load_titok(config.init, config.model) if given else TiTok(config.model)).to(
-            run.device, weights_dtype(run)
-        )
+        self.model = (
+            load_titok(earlier_run("init", config.init), config.model) if given else TiTok(config.model)
+        ).to(run.device, weights_dtype(run))
         if run.recompute:
             recompute_blocks(self.model)
         if not config.init and config.initialisation == "fan_in":

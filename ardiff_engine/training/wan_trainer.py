@@ -37,6 +37,7 @@ from ardiff_engine.training.config import DiffusionLossConfig, EmaConfig, Optimi
 from ardiff_engine.training.diffusion_trainer import DiffusionTrainer, Judged
 from ardiff_engine.training.distillation import DistillationConfig, teacher_folder
 from ardiff_engine.training.dry_run import check_room
+from ardiff_engine.training.earlier_run import earlier_run
 from ardiff_engine.training.log_config import LogConfig
 from ardiff_engine.training.loop import begun
 from ardiff_engine.training.objective import Clips, Denoising
@@ -161,7 +162,7 @@ class WanTrainer(DiffusionTrainer[WanTrainConfig, WanTransformer, Source]):
         self.text = CaptionEncoder(config.text)
         teacher = config.distillation.teacher
         if (folder := config.init or teacher) and not begun(run):
-            self._begin(Path(folder))
+            self._begin(earlier_run("init" if config.init else "distillation.teacher", folder))
         self.text.requires_grad_(not teacher)
         judged = [Judged("loss", from_clean=True, by_level=True)]
         both = Steered(self.model, self.text)
@@ -334,7 +335,7 @@ def _loaded(folder: Path, own: T, section: str) -> T:
 
 
 def _frame_vae(config: WanTrainConfig) -> FrameVAE:
-    vae = load_model(config.vae)
+    vae = load_model(earlier_run("vae", config.vae))
     if not isinstance(vae, FrameVAE):
         raise ConfigError(f"vae: {config.vae} holds a {type(vae).__name__}, expected a frame_vae.")
     channels, side = vae.config.channels, vae.config.image_size // SCALE
