@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.small_training import write_config
 from media_files import shades, write_changing_film, write_film
 
 from ardiff_engine.data.clips import to_images
@@ -26,8 +28,10 @@ from ardiff_engine.media import export_video
 from ardiff_engine.media.crop import resize_and_crop
 from ardiff_engine.models import TiTok, TiTokConfig
 from ardiff_engine.settings import build
-from ardiff_engine.training.config import EncodeConfig
+from ardiff_engine.training.config import EncodeConfig, TrainConfig
 from ardiff_engine.training.encode import SETTINGS_FILE, encode, run_encode
+from ardiff_engine.training.read_config import read_config
+from ardiff_engine.training.trainer import Trainer
 from ardiff_engine.weights import save_model
 
 FOLDERS = {"vae": "vae", "videos": "videos", "output": "latents"}
@@ -211,6 +215,21 @@ def test_cached_clips_are_windows_of_encoded_clips_and_kept(tmp_path: Path, vae:
     assert (tmp_path / "cache.safetensors").stat().st_mtime_ns != before
     held_out, _ = cache.held_out().latents(range(2))
     assert held_out.shape == (2, 4, 4, 4)
+
+
+def test_clips_of_another_world_are_encoded_anew(tmp_path: Path, vae: TiTok) -> None:
+    """`data.shapes` was not asked about."""
+    save_model(vae, tmp_path / "vae")
+    changes = [f"vae={json.dumps(str(tmp_path / 'vae'))}", 'data.source="moving_shapes"', "data.clips=1",
+        "data.clip_frames=4", "data.shapes.canvas=8", "data.shapes.min_radius=1.0",
+        "data.shapes.max_radius=2.0", "data.shapes.min_speed=1.0", "data.shapes.max_speed=2.0"]  # fmt: skip
+    tokens = []
+    for seed in (1, 2):
+        world = [*changes, f"data.shapes.seed={seed}"]
+        source = Trainer(read_config(TrainConfig, write_config(tmp_path), world)).source
+        assert isinstance(source, CachedClips)
+        tokens.append(source.tokens)
+    assert not torch.equal(*tokens)
 
 
 @pytest.mark.parametrize("damage", ["cut", "junk", "folder"])

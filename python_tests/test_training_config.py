@@ -65,6 +65,22 @@ def test_mistakes_are_explained(override: str, message: str) -> None:
         read_config(TrainConfig, CONFIGS / "moving_digits.toml", [override])
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "override", "message"),
+    [
+        (VaeTrainConfig, "moving_digits_vae", "data.clips=8", r"data\.clips.* stage 1"),
+        (FrameVaeTrainConfig, "moving_shapes_vae", "data.clips=8", r"data\.clips.* stage 1"),
+        (TrainConfig, "videos", "data.clips=8", r"data\.clips.* 'latents'"),
+        (TrainConfig, "moving_digits", "data.fps=8.0", r"data\.fps.* 'moving_digits'"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    kind: type, name: str, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config(kind, CONFIGS / f"{name}.toml", [override])
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.toml"):
         read_config(TrainConfig, tmp_path / "none.toml")

@@ -55,6 +55,19 @@ def test_held_out_videos_are_never_trained_on(folder: Path) -> None:
     assert not set(source.files) & set(source.held_out().files)
 
 
+@pytest.mark.parametrize(("videos", "kept"), [(1, 0), (2, 1), (3, 1), (6, 2)])
+def test_most_videos_are_trained_on_whatever_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, videos: int, kept: int
+) -> None:
+    """64 of 60 were held out where nothing was said, and one was trained on."""
+    for index in range(videos):
+        _gif(tmp_path / f"v{index}.gif", 3, 10 * index)
+    source = VideoFolder(tmp_path, [Bucket(8, 8, 3)], held_out=64)
+    assert len(source.files) == videos - kept and len(source.held_out().files) == max(1, kept)
+    said = "one video only" if videos == 1 else f"{kept} of {videos} videos are held out"
+    assert [record.message for record in caplog.records if said in record.message] == caplog.messages
+
+
 def test_broken_and_short_files_are_named_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "sub0" / "a-broken.gif").write_bytes(b"GIF89a nonsense")
     _gif(folder / "sub0" / "b-short.gif", 2, 0)

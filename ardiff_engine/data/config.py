@@ -20,7 +20,7 @@ class DataConfig:
     source: "moving_digits" (see `digits`), "moving_shapes" (see `shapes`), "videos" (a folder, `path`) or
         "latents" (a folder of .npy files, `path`).
     num_frames: frames per clip. held_out: videos, or at least so many latent files, kept apart for
-        validation; latent files of one video stay together.
+        validation, but at most a third of the videos; latent files of one video stay together.
     buckets: videos for Wan transformers and their frame_vae: shapes of clips, [height, width, frames] each,
         in place of squares of `num_frames`. Each video is of the one that fits it (`data.buckets`), and all
         clips of a step are of one.
@@ -47,6 +47,16 @@ class DataConfig:
     def __post_init__(self) -> None:
         at_least("data", self, 1, "num_frames", "held_out", "clip_frames")
         at_least("data", self, 0, "clips")
+        if self.clips and not self.source.startswith("moving"):
+            raise ConfigError(
+                f"data.clips: got {self.clips} with source {self.source!r}, expected 0: clips are encoded "
+                "once of 'moving_digits' and 'moving_shapes' alone. Leave it out."
+            )
+        if self.fps is not None and self.source != "videos":
+            raise ConfigError(
+                f"data.fps: got {self.fps} with source {self.source!r}, expected none: it is the rate at "
+                "which 'videos' are read. Leave it out."
+            )
         if not 0 <= self.beginnings <= 1:
             raise ConfigError(f"data.beginnings: got {self.beginnings}, expected a share, 0 to 1.")
         if self.beginnings < 1 and not (self.clips and self.source == "moving_shapes"):

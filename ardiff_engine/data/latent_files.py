@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ardiff_engine.data.choice import below, shuffled, uniform
+from ardiff_engine.data.held_out import most_held_out
 from ardiff_engine.errors import DataError, explain
 from ardiff_engine.files import write_atomic
 from ardiff_engine.models import to_tokens
@@ -88,8 +89,8 @@ class LatentFiles:
     """Clips of `num_frames` frames from a folder of latent files. Each file is drawn once before one is drawn
     again; where in it the clip starts is random.
 
-    Whole videos are kept apart, the last ones by name, until they hold `held_out` files: windows of one video
-    overlap, and a model would be judged by frames that it was trained on.
+    Whole videos are kept apart, the last ones by name, until they hold `held_out` files, at most a third of
+    the videos: windows of one video overlap, and a model would be judged by frames that it was trained on.
 
     cell: (tokens, channels) of a frame, the same in all files.
 
@@ -202,11 +203,12 @@ def _split(files: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
             "if windows overlap, the validation loss is too good.",
             files[0].parent,
             len(files),
-            min(held_out, len(files) - 1),
+            min(held_out, most_held_out(len(files))),
         )
         videos = {path.name: [path] for path in files}
     kept: list[Path] = []
     groups = list(videos.values())
-    while len(groups) > 1 and len(kept) < held_out:
-        kept = groups.pop() + kept
+    for _ in range(most_held_out(len(groups))):
+        if len(kept) < held_out:
+            kept = groups.pop() + kept
     return [path for group in groups for path in group], kept

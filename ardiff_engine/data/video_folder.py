@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ardiff_engine.data.buckets import Bucket, fitting
 from ardiff_engine.data.choice import below, shuffled, uniform
+from ardiff_engine.data.held_out import most_held_out, say_if_few
 from ardiff_engine.errors import MediaError, explain
 from ardiff_engine.media import Video, open_video
 from ardiff_engine.media.crop import cropped_image
@@ -44,10 +45,10 @@ class VideoFolder:
     sample id gives depends on (seed, id) and the files. A clip has the shape of its video's bucket.
 
     Only the window that is drawn is decoded, frame by frame, and nothing of it is kept: memory does not
-    depend on the length or the size of the videos. The last `held_out` videos by name are kept apart, or the
-    only one there is serves for both; of those each is drawn once before one is drawn again. A video that
-    cannot be read or is too short is reported once by name and replaced by the next; MediaError when no video
-    is left.
+    depend on the length or the size of the videos. The last `held_out` videos by name are kept apart, at most
+    a third of them, or the only one there is serves for both, which the log then says; of those each is drawn
+    once before one is drawn again. A video that cannot be read or is too short is reported once by name and
+    replaced by the next; MediaError when no video is left.
 
     step_clips: so many samples in a row, from a multiple of it on, are of one bucket, which is drawn by the
     number of its videos. Held-out samples are of any.
@@ -67,7 +68,8 @@ class VideoFolder:
         self.folder, self.buckets, self.seed = Path(folder), tuple(buckets), seed
         self.kept, self.fps, self.step_clips, self.part = held_out, fps, step_clips, part
         every = find_videos(folder)
-        split = max(1, len(every) - held_out)
+        kept = min(held_out, most_held_out(len(every)))
+        split = len(every) - kept
         self.files = every[:split] if part == "train" else every[split:] or every
         self._videos: dict[Path, Video | None] = {}
         self._reported: set[Path] = set()
@@ -75,8 +77,10 @@ class VideoFolder:
         # that can be read will do; the others are opened when they are drawn.
         if not any(self._sorted if len(self.buckets) > 1 else map(self._video, self.files)):
             raise self._unusable()
-        if part == "train" and every[split:]:
-            _ = self._held_out
+        if part == "train":
+            say_if_few(folder, held_out, kept, len(every))
+            if kept:
+                _ = self._held_out
 
     def clips(self, samples: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """float32 [B, T, 3, height, width] in [0, 1] of samples of one bucket; no classes."""

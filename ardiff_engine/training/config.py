@@ -145,11 +145,17 @@ class VaeLossConfig:
             )
 
 
-def of_stage_1(log: LogConfig) -> None:
+def of_stage_1(log: LogConfig, data: DataConfig) -> None:
+    """ConfigError: what only stage 2 has."""
     if log.samples_every:
         raise ConfigError("log.samples_every: stage 1 shows reconstructions at every validation. Drop it.")
     if log.keep_best:
         raise ConfigError("log.keep_best: got true for stage 1, which keeps the last weights. Drop it.")
+    if data.clips:
+        raise ConfigError(
+            f"data.clips: got {data.clips}, expected 0 for stage 1, which draws its pictures anew: clips are "
+            "encoded once for stage 2. Drop it."
+        )
 
 
 def no_buckets(data: DataConfig) -> None:
@@ -185,7 +191,7 @@ class VaeTrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        of_stage_1(self.log)
+        of_stage_1(self.log, self.data)
         no_buckets(self.data)
         if self.trainable == "temporal" and not self.model.temporal:
             raise ConfigError(

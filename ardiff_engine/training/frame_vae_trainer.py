@@ -72,7 +72,7 @@ class FrameVaeTrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        of_stage_1(self.log)
+        of_stage_1(self.log, self.data)
         check_sizes(self.data.shapes_of_clips, SCALE, SCALE)
 
 

@@ -174,7 +174,7 @@ class Trainer(DiffusionTrainer[TrainConfig, ARDiffusionTransformer, LatentSource
         if not data.clips:
             return EncodedClips(clip_source(data, vae.config.image_size, config.run.seed), vae)
         long_clips = replace(data, num_frames=data.clip_frames)
-        settings = json.dumps([data.clip_frames, data.source, data.path, asdict(data.digits)])
+        settings = json.dumps([data.clip_frames, data.source, asdict(data.digits), asdict(data.shapes)])
         return CachedClips(
             EncodedClips(clip_source(long_clips, vae.config.image_size, config.run.seed), vae),
             data.clips,

@@ -80,11 +80,6 @@ class WanTrainConfig:
                 "transformer learns from clips with captions, which latent files do not hold. Set it to "
                 "'videos' and data.path to their folder; say a class in words in each video's .txt file."
             )
-        if self.data.clips and self.data.source == "videos":
-            raise ConfigError(
-                f"data.clips: got {self.data.clips}, expected 0 with data.source 'videos': clips are encoded "
-                "once of 'moving_shapes' alone."
-            )
         if self.data.beginnings < 1 and self.loss.objective != "own_history":
             raise ConfigError(
                 f"data.beginnings: got {self.data.beginnings} with loss.objective {self.loss.objective!r}, "
