@@ -138,18 +138,22 @@ def encode(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     from ardiff_engine.errors import ConfigError
     from ardiff_engine.training import dry_run_train, run_train
-    from ardiff_engine.training.templates import write_template
+    from ardiff_engine.training.loop import BEST_FOLDER
+    from ardiff_engine.training.templates import first_words, write_template
 
     if options.template:
         for path in write_template(options.template, Path(options.template)):
-            print(path)
+            print(path, *first_words(path), sep="\n    ")
         return 0
     if options.config is None:
         raise ConfigError("config: got none, expected a TOML file, or --template NAME to begin with.")
     if options.dry_run:
         print(dry_run_train(options.config, options.overrides))
         return 0
-    print(f"model: {run_train(options.config, options.overrides, options.resume)}")
+    folder = run_train(options.config, options.overrides, options.resume)
+    print(f"model: {folder}")
+    if (folder / BEST_FOLDER).exists():
+        print(f"with the lowest validation_loss: {folder / BEST_FOLDER}")
     return 0
 
 

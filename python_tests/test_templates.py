@@ -21,7 +21,10 @@ def test_the_stages_of_small_videos_fit_each_other(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--template", "small-videos"]) == 0
     stages = sorted((tmp_path / "small-videos").iterdir())
-    assert all(path.name in capsys.readouterr().out for path in stages[-1:]) and len(stages) == 2
+    told = capsys.readouterr().out
+    assert len(stages) == 2 and all(f"\n    ardiff train{n} small-videos/{path.name}" in told
+        for n, path in zip(("-vae", ""), stages, strict=True))  # fmt: skip
+    assert "./videos" in told and "walk.txt" in told
     vae, train = read_config(FrameVaeTrainConfig, stages[0]), read_config(WanTrainConfig, stages[1])
     assert train.vae == f"{vae.run.output}/vae" and vae.model.image_size == 64
     assert train.model.channels == train.model.out_channels == vae.model.channels

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.small_training import write_config
 
-from ardiff_engine.training import run_train
+from ardiff_engine import cli
 from ardiff_engine.training.progress import Progress
 
 
@@ -20,8 +20,10 @@ class Terminal(io.StringIO):
 
 def test_a_file_gets_whole_lines_and_validations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It was one line without an end, and no validation was seen but in the JSON of the log."""
-    run_train(write_config(tmp_path, steps=4), ["log.keep_best=true", "run.validate_every=2"])
-    told = capsys.readouterr().err
+    settings = ["--set=log.keep_best=true", "--set=run.validate_every=2"]
+    assert cli.main(["train", str(write_config(tmp_path, steps=4)), *settings]) == 0
+    out, told = capsys.readouterr()
+    assert out.splitlines()[-1] == f"with the lowest validation_loss: {tmp_path / 'run' / 'best'}"
     assert "\r" not in told
     first, *_, last = told.splitlines()
     assert first.startswith("step 1 of 4: loss ") and first.endswith(" left")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 from ardiff_engine.errors import ConfigError
@@ -25,3 +26,9 @@ def write_template(name: str, folder: Path) -> list[Path]:
     with staged(folder, error=ConfigError) as (temporary,):
         shutil.copytree(TEMPLATES / name, temporary)
     return sorted(folder.glob("*.toml"))
+
+
+def first_words(path: Path) -> list[str]:
+    """The comment that a config begins with: what it is for, and how it is used."""
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return [line.removeprefix("#").strip() for line in lines]
