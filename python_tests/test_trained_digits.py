@@ -14,12 +14,31 @@ import torch
 from torch import Tensor
 
 from ardiff_engine.cli import main as cli
+from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
+from ardiff_engine.engine import Request
 from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.evaluation import intervals, trained_digits
-from ardiff_engine.evaluation.digit_arms import Arm, DigitTrainer, Training, arm_config
+from ardiff_engine.evaluation.digit_arms import (
+    Arm,
+    DigitTrainer,
+    Training,
+    arm_config,
+    refined_denoising,
+)
+from ardiff_engine.evaluation.digit_measures import stretches
 from ardiff_engine.evaluation.digit_results import MAIN, SHOWN, Results
-from ardiff_engine.evaluation.trained_digits import GIVEN, HeldOut, Protocol, check_measures, compare
-from ardiff_engine.training.objective import Clips
+from ardiff_engine.evaluation.trained_digits import (
+    GIVEN,
+    HeldOut,
+    Protocol,
+    check_measures,
+    compare,
+    continued,
+)
+from ardiff_engine.models import ARDiffusionTransformer
+from ardiff_engine.training.objective import Clips, Denoising
+from ardiff_engine.training.timesteps import KNOWN_LEVELS
+from tools.evidence import BLOCK
 
 SMALL = Training(steps=2, batch=2, clips=3, width=16, depth=1)
 CLIPS = 24
@@ -126,6 +145,69 @@ def test_what_is_measured_is_kept_and_what_is_missing_is_made(
         compare(replace(both, training=replace(SMALL, steps=3)), tmp_path)
 
 
+@pytest.mark.usefixtures("few_resamples")
+def test_windows_are_arms_of_one_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both windows each network is asked; what is made depends on how far it sees."""
+    monkeypatch.setattr(trained_digits, "train_arm", seeing)
+    monkeypatch.setattr(trained_digits, "check_measures", lambda _: None)  # of so few clips
+    both = Protocol((Arm("iid"),), (0,), (0,), 3, 2, SMALL, windows=(2, 4), frames=24)
+    found = compare(both, tmp_path)
+    assert list(found.runs) == ["iid x0, window 2", "iid x0, window 4"]
+    assert found.stretches() == ["frames 1 to 8", "frames 9 to 16"]
+    narrow, wide = (found.values(arm, 0, "frames 9 to 16", [0]) for arm in found.runs)
+    assert not np.array_equal(narrow, wide)
+    heads = [table.head[0] for table in found.tables()]
+    assert f"{MAIN} by frame" in heads and "frames 9 to 16, paired by clip and seed" in heads
+    assert Results.load(tmp_path / "trained_digits_windows.json").markdown() == found.markdown()
+    with pytest.raises(ConfigError, match="another --output"):
+        compare(replace(both, frames=16), tmp_path)
+
+
+def seeing(arm: Arm, seed: int, *_: object) -> ARDiffusionTransformer:
+    """A network that was not trained, whose output depends on what it sees."""
+    torch.manual_seed(seed)
+    model = ARDiffusionTransformer(arm_config(arm, seed, SMALL, Path("unused")).model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def test_drift_is_the_error_of_every_eight_frames() -> None:
+    frames = np.zeros((1, 16, 32, 32, 3), np.uint8)
+    frames[:, :, 10:14, 10:14] = 255
+    late = frames.copy()
+    late[:, 8:] = np.roll(frames[:, 8:], 3, axis=3)
+    found = stretches(late, frames)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "frames 1 to 8": [0.0],
+        "frames 9 to 16": [pytest.approx(3.0)],
+    }
+
+
+def test_a_refined_training_counts_new_frames_of_doubled_latents(tmp_path: Path) -> None:
+    clips = Clips(range(4), torch.ones(4, 16, 1, 64), None, 0)
+    settings = arm_config(Arm("fopp"), 0, replace(SMALL, refined=True), tmp_path).loss
+    assert settings.objective.endswith(":refined_denoising")
+    black = Denoising(
+        lambda noisy, *_: torch.zeros_like(noisy), NoiseSchedule.sqrt_linear(), replace(settings)
+    )
+    new = (black.levels(clips) >= KNOWN_LEVELS).double().mean(1)
+    assert bool((new < 1).all()) and len(set(new.tolist())) > 1
+    torch.testing.assert_close(refined_denoising(black, clips).double(), 4 * new)
+
+
+def test_frames_are_given_and_shown_on_the_scale_of_the_autoencoder(
+    held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repeats(_: object, __: object, ___: object, requests: list[Request]) -> list[Tensor]:
+        return [torch.cat([request.prefix, request.prefix]) for request in requests]
+
+    monkeypatch.setattr(trained_digits, "run_together", repeats)
+    doubled = Protocol(training=replace(SMALL, refined=True))
+    made = continued(seeing(Arm("iid"), 0), Arm("iid"), doubled, 0, held_out.given[:2])
+    assert np.array_equal(made, trained_digits.pixels(held_out.given[:2]))
+
+
 def test_a_flow_learns_the_way_from_noise_to_data(tmp_path: Path) -> None:
     def targets(arm: Arm) -> tuple[Tensor, Tensor]:
         config = arm_config(arm, 0, SMALL, tmp_path / arm.prediction)
@@ -155,6 +237,9 @@ def test_the_report_shows_a_line_for_every_arm(tmp_path: Path) -> None:
     chart = html[html.index("<svg") : html.index("</svg>")]
     assert [chart.count(f">{name}</text>") for name in ("a", "b", "the last given frame held")] == [1, 1, 1]
     assert "<td>-0.10 [-0.10, -0.10]</td>" in html
+    results(better=1.0).save(tmp_path / "trained_digits_windows.json")
+    assert cli(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").read_text().count("<td>-0.10 [-0.10, -0.10]</td>") == 2
     (tmp_path / "trained_digits.json").write_text("{}")
     assert cli(["report", str(tmp_path), "--out", str(tmp_path / "s.html")]) == 2
 
@@ -163,14 +248,14 @@ def test_the_document_holds_what_the_records_say() -> None:
     """Words to the letter, numbers to their last digit: processors round the sums of an interval
     otherwise."""
     root = Path(__file__).parents[1]
-    lines = (root / "docs" / "evidence.md").read_text().splitlines()
+    blocks = [found["made"].strip() for found in BLOCK.finditer((root / "docs" / "evidence.md").read_text())]
     for path in sorted((root / "benchmarks" / "results").glob("trained_digits_*.json")):
-        for table in Results.load(path).tables():
-            made = table.markdown().splitlines()
-            written = lines[lines.index(made[0]) :][: len(made)]
-            for one, other in zip(made[2:], written[2:], strict=True):
-                assert NUMBER.split(one) == NUMBER.split(other)
-                assert numbers(one) == pytest.approx(numbers(other), abs=0.0101), one
+        tables = "\n\n".join(table.markdown() for table in Results.load(path).tables())
+        words = NUMBER.split(tables)
+        written = [block for block in blocks if NUMBER.split(block)[: len(words) - 1] == words[:-1]]
+        assert len(written) == 1, f"{path.name}: {len(written)} blocks of the document have its words"
+        found = numbers(written[0])[: len(words) - 1]
+        assert numbers(tables) == pytest.approx(found, abs=0.0101), path.name
 
 
 NUMBER = re.compile(r"[-+]?\d+\.\d+")

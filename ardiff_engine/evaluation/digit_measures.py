@@ -100,6 +100,16 @@ def measure_continuations(
     }
 
 
+def stretches(continued: NDArray[np.uint8], truth: NDArray[np.uint8]) -> Values:
+    """Mean position error of every `FIRST` predicted frames, as "frames 9 to 16": how it drifts."""
+    error = position_errors(continued, truth)
+    starts = range(0, error.shape[1], FIRST)
+    return {
+        f"frames {start + 1} to {start + FIRST}": error[:, start : start + FIRST].mean(axis=1)
+        for start in starts
+    }
+
+
 def variety(videos: NDArray[np.uint8], digits: NDArray[np.int64]) -> NDArray[np.float64]:
     """Root mean square distance of a clip's digit, centred and averaged over the frames, to the nearest one
     of another clip with the same digit: [N, T, H, W, 3], [N] -> [N], grey levels; NaN for a digit's only

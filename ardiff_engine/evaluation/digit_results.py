@@ -47,6 +47,11 @@ class Results:
     def lags(self) -> list[int]:
         return sorted({lag for runs in self.runs.values() for run in runs.values() for lag in run})
 
+    def stretches(self) -> list[str]:
+        """Names of `digit_measures.stretches`, where the continuations are longer than the position error's
+        frames."""
+        return [name for name in self.references[HELD] if name not in SHOWN]
+
     def mean(self, arm: str, lag: int, measure: str) -> Interval:
         return mean_interval(self.values(arm, lag, measure, self.seeds(arm)))
 
@@ -71,9 +76,11 @@ class Results:
         yield self._references()
         for measure in SHOWN:
             yield self._measure(measure)
+        yield from self._drift()
         yield self._advantages()
         if len(self.runs) > 1:
-            yield self._between_arms()
+            for measure in (MAIN, *self.stretches()[1:]):
+                yield self._between_arms(measure)
         if len(self.lags()) > 1:
             yield self._between_lags()
 
@@ -141,6 +148,19 @@ class Results:
         ]
         return Table([measure, *self._heads()], rows)
 
+    def _drift(self) -> Iterator[Table]:
+        """Position error against the predicted frame."""
+        names = self.stretches()
+        if not names:
+            return
+        held = [shown(mean_interval(self.references[HELD][name]), MAIN) for name in names]
+        rows = [
+            [f"{arm}, lag {lag}", *(shown(self.mean(arm, lag, name), MAIN) for name in names)]
+            for arm in self.runs
+            for lag in self.lags()
+        ]
+        yield Table([f"{MAIN} by frame", *names], [["held frame", *held], *rows])
+
     def _advantages(self) -> Table:
         rows = []
         for arm in self.runs:
@@ -152,13 +172,13 @@ class Results:
             rows.append([arm, *cells])
         return Table([f"{MAIN} less the held frame's", *self._heads()], rows)
 
-    def _between_arms(self) -> Table:
+    def _between_arms(self, measure: str) -> Table:
         """Empty where one of the two does not count."""
         rows = [
             [
                 f"{one} less {other}",
                 *(
-                    shown(self.difference(one, other, lag), MAIN, "+")
+                    shown(self.difference(one, other, lag, measure), MAIN, "+")
                     if self.counts(one, lag) and self.counts(other, lag)
                     else ""
                     for lag in self.lags()
@@ -166,7 +186,7 @@ class Results:
             ]
             for one, other in combinations(self.runs, 2)
         ]
-        return Table([f"{MAIN}, paired by clip and seed", *self._heads()], rows)
+        return Table([f"{measure}, paired by clip and seed", *self._heads()], rows)
 
     def _between_lags(self) -> Table:
         first, *others = self.lags()

@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -37,9 +37,16 @@ from ardiff_engine.evaluation.digit_arms import (
     Rule,
     Training,
     autoencoder,
+    run_name,
     train_arm,
 )
-from ardiff_engine.evaluation.digit_measures import MEASURES, Values, measure_continuations
+from ardiff_engine.evaluation.digit_measures import (
+    FIRST,
+    MEASURES,
+    Values,
+    measure_continuations,
+    stretches,
+)
 from ardiff_engine.evaluation.digit_results import (
     REBUILT,
     SHOWN,
@@ -52,7 +59,7 @@ from ardiff_engine.evaluation.intervals import paired_difference
 from ardiff_engine.evaluation.motion import unsteadiness
 from ardiff_engine.evaluation.spoiled import SPOILED
 from ardiff_engine.files import write_atomic
-from ardiff_engine.memory import Full
+from ardiff_engine.memory import Full, Window
 from ardiff_engine.models import ARDiffusionTransformer, from_tokens, regroup, to_tokens
 from ardiff_engine.parsing import parsing, read_json
 
@@ -60,30 +67,49 @@ Video = NDArray[np.uint8]
 GIVEN = 8
 TOGETHER = 64
 """Clips that are continued in one batch."""
-RESULTS = "trained_digits.json"
+RESULTS = "trained_digits"
+SHORT, REFINED = Training(600), Training(400, batch=32, refined=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Fixed before the runs. clips: held-out ones that are continued. steps: of the solver, and the largest
-    lag. Runs of all arms with one seed come before those with the next."""
+    """Fixed before the runs. clips: held-out ones that are continued, up to `frames`. steps: of the solver,
+    and the largest lag. windows: last frames that a frame sees, itself included; none: all. Runs of all arms
+    with one seed come before those with the next."""
 
     arms: tuple[Arm, ...] = (Arm("fopp"), Arm("iid"), Arm("shared"))
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     lags: tuple[int, ...] = (0, 1, 5, 20)
     clips: int = 128
     steps: int = 20
-    training: Training = field(default_factory=lambda: Training(600))
+    training: Training = SHORT
+    windows: tuple[int, ...] = ()
+    frames: int = FRAMES
+
+    @property
+    def results(self) -> str:
+        """Name of the file: what is compared in one folder does not write over each other."""
+        return RESULTS + "_predictions" * self.training.refined + "_windows" * bool(self.windows) + ".json"
 
     def to_json(self) -> Mapping[str, object]:
         return asdict(self)
 
 
-class HeldOut:
-    """clips real ones of 16 frames. truth: the frames that are to be made; given: latents of those before."""
+PROTOCOLS = {
+    "rules": Protocol(),
+    "predictions": Protocol(
+        tuple(Arm("fopp", prediction) for prediction in get_args(Predicted)), lags=(0, 20), training=REFINED
+    ),
+    "windows": Protocol((Arm("fopp"),), lags=(0, 20), clips=64, windows=(4, 8, 16), frames=32),
+}
+"""Those of docs/evidence.md; "windows" asks networks of "rules"."""
 
-    def __init__(self, clips: int) -> None:
-        videos = replace(DIGITS, split="held_out").batch(np.arange(clips), num_frames=FRAMES)[0]
+
+class HeldOut:
+    """clips real ones. truth: the frames that are to be made; given: latents of those before."""
+
+    def __init__(self, clips: int, frames: int = FRAMES) -> None:
+        videos = replace(DIGITS, split="held_out").batch(np.arange(clips), num_frames=frames)[0]
         self.last, self.truth = videos[:, GIVEN - 1], videos[:, GIVEN:]
         self._from_last = videos[:, GIVEN - 1 :]
         pictures = torch.from_numpy(videos).movedim(-1, -3).float() / 255
@@ -95,7 +121,10 @@ class HeldOut:
     def measured(self, made: Video) -> Values:
         found = dict(measure_continuations(self.last, made, self.truth))
         found["unsteadiness"] = unsteadiness(made)
-        return {name: np.round(found[name], 3) for name in SHOWN}
+        kept = {name: found[name] for name in SHOWN}
+        if made.shape[1] > FIRST:
+            kept |= stretches(made, self.truth)
+        return {name: np.round(values, 3) for name, values in kept.items()}
 
     def references(self) -> dict[str, Values]:
         """The true frames, their reconstructions, and spoiled ones, as "frozen", the last given frame
@@ -114,17 +143,26 @@ def pixels(latents: torch.Tensor) -> Video:
 
 
 @torch.no_grad()
-def continued(model: ARDiffusionTransformer, arm: Arm, steps: int, lag: int, given: torch.Tensor) -> Video:
+def continued(
+    model: ARDiffusionTransformer,
+    arm: Arm,
+    protocol: Protocol,
+    lag: int,
+    given: torch.Tensor,
+    window: int | None = None,
+) -> Video:
     """New frames of every clip; clip n has noise stream n in all arms."""
+    scale = protocol.training.scale
     requests = [
-        Request(num_frames=FRAMES, lag=lag, seed=0, noise_stream=clip, prefix=start)
+        Request(num_frames=protocol.frames, lag=lag, seed=0, noise_stream=clip, prefix=scale * start)
         for clip, start in enumerate(given)
     ]
+    memory = Full() if window is None else Window(window)
     made: list[torch.Tensor] = []
     for first in range(0, len(requests), TOGETHER):
         some = requests[first : first + TOGETHER]
-        made += run_together(model, arm.solver(steps), Full(), some)
-    return pixels(torch.stack(made)[:, GIVEN:])
+        made += run_together(model, arm.solver(protocol.steps), memory, some)
+    return pixels(torch.stack(made)[:, GIVEN:] / scale)
 
 
 def check_measures(references: Mapping[str, Values]) -> None:
@@ -143,24 +181,34 @@ def check_measures(references: Mapping[str, Values]) -> None:
 def compare(protocol: Protocol, folder: Path) -> Results:
     """Trains what is not there yet below `folder`, going on from checkpoints, and measures what is not
     measured yet."""
-    held_out = HeldOut(protocol.clips)
+    held_out = HeldOut(protocol.clips, protocol.frames)
     references = held_out.references()
     check_measures(references)
-    runs: dict[str, dict[int, Lags]] = {arm.name: {} for arm in protocol.arms}
-    plan = [(seed, arm) for seed in protocol.seeds for arm in protocol.arms]
-    for seed, arm in tqdm(plan, desc="runs"):
-        runs[arm.name][seed] = _run_of(arm, seed, protocol, held_out, folder)
-        Results(protocol.to_json(), references, runs).save(folder / RESULTS)
+    runs: dict[str, dict[int, Lags]] = {}
+    windows = protocol.windows or (None,)
+    plan = [(seed, arm, window) for seed in protocol.seeds for arm in protocol.arms for window in windows]
+    for seed, arm, window in tqdm(plan, desc="runs"):
+        name = arm.name if window is None else f"{arm.name}, window {window}"
+        runs.setdefault(name, {})[seed] = _run_of(arm, seed, protocol, held_out, folder, window)
+        Results(protocol.to_json(), references, runs).save(folder / protocol.results)
     return Results(protocol.to_json(), references, runs)
 
 
-def _run_of(arm: Arm, seed: int, protocol: Protocol, held_out: HeldOut, folder: Path) -> Lags:
+def _run_of(
+    arm: Arm, seed: int, protocol: Protocol, held_out: HeldOut, folder: Path, window: int | None
+) -> Lags:
     """Kept in a file of its own; a lag that is in it is not measured again.
 
     ConfigError: one of another protocol.
     """
-    path = folder / f"{arm.rule}-{arm.prediction}-{seed}.json"
-    settings = {"training": asdict(protocol.training), "steps": protocol.steps, "clips": protocol.clips}
+    seen = "" if window is None else f"-window{window}"
+    path = folder / f"{run_name(arm, seed, protocol.training)}{seen}.json"
+    settings = {
+        "training": asdict(protocol.training),
+        "steps": protocol.steps,
+        "clips": protocol.clips,
+        "frames": protocol.frames,
+    }
     found: dict[int, Values] = {}
     if path.is_file():
         values = read_json(path)
@@ -174,25 +222,26 @@ def _run_of(arm: Arm, seed: int, protocol: Protocol, held_out: HeldOut, folder: 
     if missing:
         model = train_arm(arm, seed, protocol.training, folder)
         for lag in missing:
-            found[lag] = held_out.measured(continued(model, arm, protocol.steps, lag, held_out.given))
+            made = continued(model, arm, protocol, lag, held_out.given, window)
+            found[lag] = held_out.measured(made)
         write_atomic(path, (json.dumps({"settings": settings, "lags": to_lists(found)}) + "\n").encode())
     return {lag: found[lag] for lag in protocol.lags}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    usual = Protocol()
     parser = argparse.ArgumentParser(
         prog="python -m ardiff_engine.evaluation.trained_digits", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--rules", nargs="+", choices=get_args(Rule), default=["fopp", "iid", "shared"])
-    parser.add_argument("--predictions", nargs="+", choices=get_args(Predicted), default=["x0"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=usual.seeds, help="(default: %(default)s)")
-    parser.add_argument("--lags", type=int, nargs="+", default=usual.lags, help="(default: %(default)s)")
-    parser.add_argument("--clips", type=int, default=usual.clips, help="continued (default: %(default)s)")
     parser.add_argument(
-        "--steps", type=int, default=usual.training.steps, help="of training (default: %(default)s)"
+        "--protocol", choices=PROTOCOLS, default="rules", help="what is compared; the rest changes it"
     )
-    parser.add_argument("--solver-steps", type=int, default=usual.steps, help="(default: %(default)s)")
+    parser.add_argument("--rules", nargs="+", choices=get_args(Rule))
+    parser.add_argument("--predictions", nargs="+", choices=get_args(Predicted))
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--lags", type=int, nargs="+")
+    parser.add_argument("--clips", type=int, help="that are continued")
+    parser.add_argument("--steps", type=int, help="of training")
+    parser.add_argument("--solver-steps", type=int)
     parser.add_argument("--output", type=Path, default=Path("outputs/trained_digits"))
     parser.add_argument("--of", type=Path, help="tables of this file of results; nothing is trained")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -204,17 +253,27 @@ def _run(options: argparse.Namespace) -> int:
     if options.of:
         print(Results.load(options.of).markdown())
         return 0
-    integer("--clips", options.clips, 2)
-    protocol = Protocol(
-        tuple(Arm(rule, prediction) for prediction in options.predictions for rule in options.rules),
-        tuple(options.seeds),
-        tuple(options.lags),
-        options.clips,
-        options.solver_steps,
-        Training(options.steps),
-    )
-    print(compare(protocol, options.output).markdown())
+    print(compare(_protocol(options), options.output).markdown())
     return 0
+
+
+def _protocol(options: argparse.Namespace) -> Protocol:
+    """The named one, changed by what else was said."""
+    usual = PROTOCOLS[options.protocol]
+    rules = options.rules or dict.fromkeys(arm.rule for arm in usual.arms)
+    predictions = options.predictions or dict.fromkeys(arm.prediction for arm in usual.arms)
+    training = usual.training
+    if options.steps is not None:
+        training = replace(training, steps=options.steps)
+    return replace(
+        usual,
+        arms=tuple(Arm(rule, prediction) for prediction in predictions for rule in rules),
+        seeds=tuple(options.seeds or usual.seeds),
+        lags=tuple(options.lags or usual.lags),
+        clips=usual.clips if options.clips is None else integer("--clips", options.clips, 2),
+        steps=options.solver_steps or usual.steps,
+        training=training,
+    )
 
 
 if __name__ == "__main__":

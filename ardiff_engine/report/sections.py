@@ -51,8 +51,8 @@ def find_section(path: Path) -> Section:
     """
     if (path / EVALUATION).is_file() or path.name == EVALUATION:
         return add_evaluation
-    if (path / f"{COMPARISON}.json").is_file():
-        return add_comparison
+    if any(path.glob(f"{COMPARISON}*.json")):
+        return add_comparisons
     if path.name.startswith(COMPARISON) and path.suffix == ".json":
         return add_comparison
     if (path / LOG).is_file():
@@ -91,9 +91,15 @@ def add_evaluation(page: Page, path: Path) -> None:
         page.media(_drawn(write), ".png", f"The plan of {name}")
 
 
+def add_comparisons(page: Page, folder: Path) -> None:
+    """Those of a folder: of trainings, and of windows."""
+    for path in sorted(folder.glob(f"{COMPARISON}*.json")):
+        add_comparison(page, path)
+
+
 def add_comparison(page: Page, path: Path) -> None:
     """What networks trained with different rules make: the position error by lag, and all tables."""
-    results = Results.load(path / f"{COMPARISON}.json" if path.is_dir() else path)
+    results = Results.load(path)
     page.heading(f"Comparison of trainings: {path}")
     page.command(f"python -m ardiff_engine.evaluation.{COMPARISON}")
     page.table(("protocol", "value"), _flat(results.protocol), folded="Protocol")
