@@ -21,7 +21,7 @@ from ardiff_engine.errors import ArdiffError, CheckpointError, ConfigError, Medi
 from ardiff_engine.models.frame_vae import FrameVAE, FrameVAEConfig
 from ardiff_engine.models.wan import WanTransformer
 from ardiff_engine.models.wan.layers import dense_attention
-from ardiff_engine.training import read_config, run_train
+from ardiff_engine.training import read_config, run_train, run_train_vae
 from ardiff_engine.training.wan_trainer import STORED_FILE, Steering, WanTrainConfig, WanTrainer
 from ardiff_engine.weights import load_model, save_model
 
@@ -313,6 +313,22 @@ def test_an_earlier_run_that_is_not_there_is_named(config: Path, tmp_path: Path,
     with pytest.raises(ConfigError, match=rf"^{key}: got '/nowhere'.* first"):
         run_train(config, [f'{key}="/nowhere"'])
     assert not (tmp_path / "run").exists()
+
+
+def test_kinds_of_networks_and_autoencoders_are_known(config: Path, tmp_path: Path) -> None:
+    """Any name that an override gave was taken for "wan"; by one in the file nothing was said of it."""
+    for changes in (["network=wann"], []):
+        with pytest.raises(ConfigError, match="network.*'wann'.*'wan'"):
+            run_train(config, changes)
+        config.write_text(config.read_text().replace('"wan"', '"wann"'))
+    (tmp_path / "vae.toml").write_text(f'autoencoder = "vae"\n[run]\noutput = "{tmp_path}/run"\nsteps = 1\n')
+    with pytest.raises(ConfigError, match="autoencoder.*'vae'.*'frame_vae'"):
+        run_train_vae(tmp_path / "vae.toml")
+
+
+def test_an_autoencoder_may_be_named_by_its_run(config: Path, tmp_path: Path) -> None:
+    trainer = WanTrainer(read_config(WanTrainConfig, config, [f"vae={json.dumps(str(tmp_path))}"]))
+    assert trainer.vae.config.channels == 4
 
 
 def test_another_autoencoder_is_refused(config: Path, tmp_path: Path) -> None:

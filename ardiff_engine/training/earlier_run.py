@@ -10,9 +10,12 @@ from ardiff_engine.parsing import parsing
 
 
 def earlier_run(key: str, folder: str) -> Path:
-    """ConfigError: nothing is there. key: the setting that names it."""
+    """key: the setting that names it. In place of an autoencoder the folder of its run will do. ConfigError:
+    nothing is there."""
     path = Path(folder)
     with parsing(f"{key}: {folder!r:.200}", ConfigError):
+        if key == "vae" and (path / "vae").is_dir():
+            return path / "vae"
         if path.exists():
             return path
     command = "ardiff train-vae" if key == "vae" else "the run that it is of"

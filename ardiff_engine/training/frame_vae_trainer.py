@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class FrameVaeLoss:
 class FrameVaeTrainConfig:
     """`ardiff train-vae` with autoencoder = "frame_vae"."""
 
-    autoencoder: str
+    autoencoder: Literal["frame_vae"]
     run: RunConfig
     model: FrameVAEConfig = field(default_factory=FrameVAEConfig)
     data: DataConfig = field(default_factory=lambda: DataConfig(num_frames=1))

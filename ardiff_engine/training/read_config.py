@@ -21,13 +21,19 @@ def read_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) 
     Raises ConfigError for a missing file, broken TOML, an unknown name (naming the nearest), or a value of a
     wrong type.
     """
-    values = read_toml(Path(path), ConfigError)
-    for override in overrides:
-        _apply_override(values, override)
+    values = read_values(path, overrides)
     try:
         return build(kind, values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The tables of a TOML file, and the overrides in them."""
+    values = read_toml(Path(path), ConfigError)
+    for override in overrides:
+        _apply_override(values, override)
+    return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

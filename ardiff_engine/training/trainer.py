@@ -19,7 +19,6 @@ from ardiff_engine.data.sources import clip_source
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.errors import ConfigError, DataError, explain
 from ardiff_engine.models import ARDiffusionTransformer, TiTok, check_cells, regroup
-from ardiff_engine.parsing import read_toml
 from ardiff_engine.pipeline import Pipeline
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.config import ScheduleConfig, TrainConfig
@@ -31,7 +30,7 @@ from ardiff_engine.training.loop import begun
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.precision import autocast, weights_dtype
 from ardiff_engine.training.processes import enter, world_size
-from ardiff_engine.training.read_config import read_config
+from ardiff_engine.training.read_config import read_config, read_values
 from ardiff_engine.training.wan_trainer import WanTrainConfig, WanTrainer
 from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
 from ardiff_engine.weights.scheduler_file import write_schedule
@@ -207,7 +206,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 def trainer_of(config_path: str | Path, overrides: Sequence[str] = ()) -> Trainer | WanTrainer:
     """From a TOML file and `section.name=value` overrides. `network = "wan"` in it: see
     `training.wan_trainer`."""
-    if read_toml(Path(config_path), ConfigError).get("network") == "wan":
+    if "network" in read_values(config_path, overrides):
         return WanTrainer(read_config(WanTrainConfig, config_path, overrides))
     return Trainer(read_config(TrainConfig, config_path, overrides))
 

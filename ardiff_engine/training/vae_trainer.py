@@ -18,7 +18,6 @@ from ardiff_engine.files import make_folder
 from ardiff_engine.media import contact_sheet
 from ardiff_engine.models import TiTok, to_tokens
 from ardiff_engine.ops import philox_normal
-from ardiff_engine.parsing import read_toml
 from ardiff_engine.purposes import Purpose
 from ardiff_engine.training.averages import Averages
 from ardiff_engine.training.config import VaeTrainConfig
@@ -40,7 +39,7 @@ from ardiff_engine.training.lpips import Lpips
 from ardiff_engine.training.optimizer import Optimizer
 from ardiff_engine.training.precision import autocast, recompute_blocks, weights_dtype
 from ardiff_engine.training.processes import average_gradients, enter, rank, sample_ids, together, world_size
-from ardiff_engine.training.read_config import read_config
+from ardiff_engine.training.read_config import read_config, read_values
 from ardiff_engine.weights import load_titok, save_model
 
 VAE_FOLDER = "vae"
@@ -237,7 +236,7 @@ def train_vae(config: VaeTrainConfig, *, resume: bool = False) -> Path:
 def vae_trainer_of(config_path: str | Path, overrides: Sequence[str] = ()) -> VaeTrainer | FrameVaeTrainer:
     """From a TOML file and `section.name=value` overrides. `autoencoder = "frame_vae"` in it: the small one
     of `training.frame_vae_trainer`."""
-    if read_toml(Path(config_path), ConfigError).get("autoencoder") == "frame_vae":
+    if "autoencoder" in read_values(config_path, overrides):
         return FrameVaeTrainer(read_config(FrameVaeTrainConfig, config_path, overrides))
     return VaeTrainer(read_config(VaeTrainConfig, config_path, overrides))
 

@@ -57,7 +57,7 @@ class WanTrainConfig:
     solver: of their steps, "euler", or "renoise": fresh noise after each, for models that know few levels.
     """
 
-    network: str
+    network: Literal["wan"]
     run: RunConfig
     vae: str
     model: WanConfig
