@@ -27,6 +27,7 @@ from ardiff_engine.errors import CheckpointError, ConfigError, MediaError
 from ardiff_engine.media import export_video
 from ardiff_engine.media.crop import resize_and_crop
 from ardiff_engine.models import TiTok, TiTokConfig
+from ardiff_engine.models.frame_vae import FrameVAE, FrameVAEConfig
 from ardiff_engine.settings import build
 from ardiff_engine.training.config import EncodeConfig, TrainConfig
 from ardiff_engine.training.encode import SETTINGS_FILE, encode, run_encode
@@ -215,6 +216,18 @@ def test_cached_clips_are_windows_of_encoded_clips_and_kept(tmp_path: Path, vae:
     assert (tmp_path / "cache.safetensors").stat().st_mtime_ns != before
     held_out, _ = cache.held_out().latents(range(2))
     assert held_out.shape == (2, 4, 4, 4)
+
+
+def test_a_frame_vae_is_told_from_a_titok_and_what_it_is_for(tmp_path: Path) -> None:
+    """`weights.load_model` was named, which no command takes."""
+    save_model(FrameVAE(FrameVAEConfig(image_size=8, channels=4, width=8)).eval(), tmp_path / "vae")
+    folders = {name: str(tmp_path / folder) for name, folder in FOLDERS.items()}
+    write_film(tmp_path / "videos.mp4", np.zeros((2, 8, 8, 3), np.uint8))
+    folders["videos"] = str(tmp_path)
+    with pytest.raises(ConfigError, match="a frame_vae.*'wan'"):
+        encode(EncodeConfig(**folders))
+    with pytest.raises(ConfigError, match="a frame_vae.*'wan'"):
+        Trainer(read_config(TrainConfig, write_config(tmp_path), [f"vae={json.dumps(folders['vae'])}"]))
 
 
 def test_clips_of_another_world_are_encoded_anew(tmp_path: Path, vae: TiTok) -> None:

@@ -25,10 +25,9 @@ from ardiff_engine.media.crop import cropped_image
 from ardiff_engine.models import TiTok, to_tokens
 from ardiff_engine.parsing import read_json
 from ardiff_engine.training.config import EncodeConfig
-from ardiff_engine.training.earlier_run import earlier_run
+from ardiff_engine.training.earlier_run import token_autoencoder
 from ardiff_engine.training.latent_spread import LatentSpread
 from ardiff_engine.training.read_config import read_config
-from ardiff_engine.weights import load_titok
 
 CLASS_SUFFIX = re.compile(r"_classid(\d+)$")
 SETTINGS_FILE = "encoding.json"
@@ -53,7 +52,7 @@ def encode(config: EncodeConfig) -> Path:
     device = usable_device(config.device)
     root, output = Path(config.videos), Path(config.output)
     videos = find_videos(root)
-    vae = load_titok(earlier_run("vae", config.vae)).to(device).eval()
+    vae = token_autoencoder(config.vae).to(device).eval()
     _claim(make_folder(output), _settings(config, videos, vae))
     written, skipped, spread = 0, 0, LatentSpread()
     for number, path in enumerate(tqdm(videos, desc="encoding videos", unit="video")):

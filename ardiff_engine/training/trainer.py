@@ -25,14 +25,14 @@ from ardiff_engine.training.config import ScheduleConfig, TrainConfig
 from ardiff_engine.training.diffusion_trainer import DiffusionTrainer, Judged
 from ardiff_engine.training.distillation import teacher_folder
 from ardiff_engine.training.dry_run import RunEstimate, check_room, dry_run
-from ardiff_engine.training.earlier_run import earlier_run
+from ardiff_engine.training.earlier_run import earlier_run, token_autoencoder
 from ardiff_engine.training.loop import begun
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.precision import autocast, weights_dtype
 from ardiff_engine.training.processes import enter, world_size
 from ardiff_engine.training.read_config import read_config, read_values
 from ardiff_engine.training.wan_trainer import WanTrainConfig, WanTrainer
-from ardiff_engine.weights import load_ar_diffusion, load_titok, save_model
+from ardiff_engine.weights import load_ar_diffusion, save_model
 from ardiff_engine.weights.scheduler_file import write_schedule
 
 CACHE_FILE = "encoded_clips.safetensors"
@@ -52,7 +52,7 @@ class Trainer(DiffusionTrainer[TrainConfig, ARDiffusionTransformer, LatentSource
             if config.init and not begun(run)
             else ARDiffusionTransformer(config.model)
         )
-        self.vae = _frame_autoencoder(config.vae).to(run.device) if config.vae else None
+        self.vae = token_autoencoder(config.vae).to(run.device).requires_grad_(False) if config.vae else None
         self._check_sizes()
         if config.distillation.teacher:
             self._follow(self._teacher())
@@ -224,10 +224,6 @@ def dry_run_train(config_path: str | Path, overrides: Sequence[str] = ()) -> Run
 def _weights(init: Path) -> Path:
     """init: a folder or file of weights, or the folder of a run."""
     return init / "transformer" if (init / "transformer").is_dir() else init
-
-
-def _frame_autoencoder(folder: str) -> TiTok:
-    return load_titok(earlier_run("vae", folder)).requires_grad_(False)
 
 
 def _required(vae: TiTok | None) -> TiTok:
