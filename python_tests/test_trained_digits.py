@@ -158,6 +158,8 @@ def test_windows_are_arms_of_one_network(tmp_path: Path, monkeypatch: pytest.Mon
     assert not np.array_equal(narrow, wide)
     heads = [table.head[0] for table in found.tables()]
     assert f"{MAIN} by frame" in heads and "frames 9 to 16, paired by clip and seed" in heads
+    pairs = next(table for table in found.tables() if table.head[0] == f"{MAIN}, paired by clip and seed")
+    assert not found.counts("iid x0, window 2", 0) and pairs.rows[0][1], "windows of one network are compared"
     assert Results.load(tmp_path / "trained_digits_windows.json").markdown() == found.markdown()
     with pytest.raises(ConfigError, match="another --output"):
         compare(replace(both, frames=16), tmp_path)

@@ -23,6 +23,8 @@ MAIN = "position error"
 """The measure that the protocol names; a run counts, and arms are told apart, by it."""
 SHOWN = ("position error", "last position error", "velocity error", "bounces", "unsteadiness")
 REBUILT = "reconstructions"
+WINDOW = ", window "
+"""In the name of an arm, between those of the network and of the frames that are seen."""
 
 Lags = Mapping[int, Values]
 
@@ -173,13 +175,13 @@ class Results:
         return Table([f"{MAIN} less the held frame's", *self._heads()], rows)
 
     def _between_arms(self, measure: str) -> Table:
-        """Empty where one of the two does not count."""
+        """Empty where one of the two does not count, unless both are windows of one network."""
         rows = [
             [
                 f"{one} less {other}",
                 *(
                     shown(self.difference(one, other, lag, measure), MAIN, "+")
-                    if self.counts(one, lag) and self.counts(other, lag)
+                    if same_network(one, other) or (self.counts(one, lag) and self.counts(other, lag))
                     else ""
                     for lag in self.lags()
                 ),
@@ -199,6 +201,11 @@ class Results:
 
     def _heads(self) -> list[str]:
         return [f"lag {lag}" for lag in self.lags()]
+
+
+def same_network(one: str, other: str) -> bool:
+    """Whether two arms differ in their windows alone."""
+    return WINDOW in one and one.split(WINDOW)[0] == other.split(WINDOW)[0]
 
 
 def shown(found: Interval, measure: str, sign: str = "") -> str:

@@ -50,6 +50,7 @@ from ardiff_engine.evaluation.digit_measures import (
 from ardiff_engine.evaluation.digit_results import (
     REBUILT,
     SHOWN,
+    WINDOW,
     Lags,
     Results,
     to_arrays,
@@ -188,7 +189,7 @@ def compare(protocol: Protocol, folder: Path) -> Results:
     windows = protocol.windows or (None,)
     plan = [(seed, arm, window) for seed in protocol.seeds for arm in protocol.arms for window in windows]
     for seed, arm, window in tqdm(plan, desc="runs"):
-        name = arm.name if window is None else f"{arm.name}, window {window}"
+        name = arm.name if window is None else f"{arm.name}{WINDOW}{window}"
         runs.setdefault(name, {})[seed] = _run_of(arm, seed, protocol, held_out, folder, window)
         Results(protocol.to_json(), references, runs).save(folder / protocol.results)
     return Results(protocol.to_json(), references, runs)
