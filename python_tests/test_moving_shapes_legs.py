@@ -48,7 +48,8 @@ def legs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         return run_train(CONFIGS / f"{config}.toml", [*SMALL, *given, *changes])
 
     first = leg("moving_shapes_first")
-    second = leg("moving_shapes", f"init={json.dumps(str(first))}")
+    mixed = ("run.batch=4", "run.log_every=1", "loss.first_blocks=0.8")
+    second = leg("moving_shapes", f"init={json.dumps(str(first))}", *mixed)
     few = leg("moving_shapes_few_steps", f"distillation.teacher={json.dumps(str(second))}")
     return {"first": first, "second": second, "few": few}
 
@@ -64,6 +65,12 @@ def test_each_leg_begins_with_the_weights_of_the_one_before(legs: dict[str, Path
         assert 0 < max(apart) < 0.2, f"{after} has moved a little from {before}"
     text = [load_model(legs[name] / "text_encoder").state_dict() for name in ("second", "few")]
     assert all(torch.equal(value, text[1][key]) for key, value in text[0].items()), "the teacher's for good"
+
+
+def test_first_blocks_and_clips_are_learned_in_one_leg(legs: dict[str, Path]) -> None:
+    lines = (legs["second"] / "training_log.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines if "gradient_norm" in line]
+    assert {"first_loss", "clip_loss"} <= set().union(*found)
 
 
 def test_two_legs_are_averaged(legs: dict[str, Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ardiff_engine.training.wan_trainer import WanTrainConfig
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS = {"vae": VaeTrainConfig, "encode": EncodeConfig}
 OWN = {"moving_shapes_vae": FrameVaeTrainConfig} | {
-    f"moving_shapes{leg}": WanTrainConfig for leg in ("", "_first", "_few_steps")
+    f"moving_shapes{leg}": WanTrainConfig for leg in ("", "_first", "_long", "_few_steps")
 }
 
 
