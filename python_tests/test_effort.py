@@ -46,11 +46,13 @@ def test_short_and_long_ones_are_all(request: pytest.FixtureRequest) -> None:
 def test_long_ones_leave_out_what_is_the_same(tmp_path: Path) -> None:
     (plain := tmp_path / "test_plain.py").write_text("import effort_of_another_kind\n")
     (hard := tmp_path / "test_hard.py").write_text("from effort import examples\n")
-    same, slow, by_effort, of_kernels = map(Item, [plain, plain, hard, plain], [False, True, False, False])
+    (sets := tmp_path / "test_sets.py").write_text("from native_isa import isa\nimport numpy\n")
+    files = [plain, plain, hard, sets, plain]
+    same, slow, by_effort, by_another, of_kernels = map(Item, files, [False, True, False, False, False])
     of_kernels.fixturenames = ("machine",)
-    everything = [same, slow, by_effort, of_kernels]
-    assert chosen(everything, "") == [same, by_effort, of_kernels]  # type: ignore[arg-type]
-    assert chosen(everything, "long") == [slow, by_effort, of_kernels]  # type: ignore[arg-type]
+    everything = [same, slow, by_effort, by_another, of_kernels]
+    assert chosen(everything, "") == [same, by_effort, by_another, of_kernels]  # type: ignore[arg-type]
+    assert chosen(everything, "long") == [slow, by_effort, by_another, of_kernels]  # type: ignore[arg-type]
     assert chosen(everything, "all") == everything  # type: ignore[arg-type]
 
 

@@ -111,7 +111,7 @@ def test_clips_that_are_cut_to_their_first_block_count_as_that_block() -> None:
     whole = own.recipe("own_history").phases[0].loss(own.clips)
     assert isinstance(whole, Tensor)
     draws = [uniform(SEED, Purpose.CUT, sample, 1)[0] for sample in own.clips.samples]
-    own.loss = replace(own.loss, first_blocks=sorted(draws)[2])
+    own.loss = replace(own.loss, objective="own_history", first_blocks=sorted(draws)[2])
     recipe = own.recipe("own_history")
     losses = recipe.phases[0].loss(own.clips)
     assert not isinstance(losses, Tensor) and sorted(losses) == ["clip_loss", "first_loss"]

@@ -67,10 +67,13 @@ def test_no_video_is_trained_on_and_held_out(tmp_path: Path) -> None:
     assert films == [{"film0", "film1"}, {"film2"}]
 
 
-def test_most_videos_are_trained_on_whatever_is_asked_for(tmp_path: Path) -> None:
+def test_most_videos_are_trained_on_whatever_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _of_videos(tmp_path, 6, 1)
     source = LatentFiles(tmp_path, 4, held_out=64)
     assert (len(source.files), len(source.held_out().files)) == (4, 2)
+    assert "2 of 6 files are held out" in caplog.text
 
 
 def test_windows_of_one_video_overlap_and_that_is_said(

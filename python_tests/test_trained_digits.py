@@ -229,6 +229,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert trained_digits.main(["--of", str(tmp_path / "a.json")]) == 0
     assert "| a less b | -0.10 [-0.10, -0.10] |" in capsys.readouterr().out
     assert trained_digits.main(["--clips", "1", "--output", str(tmp_path)]) == 2
+    assert trained_digits.main(["--solver-steps", "0", "--output", str(tmp_path)]) == 2
 
 
 @pytest.mark.usefixtures("few_resamples")
@@ -238,10 +239,12 @@ def test_the_report_shows_a_line_for_every_arm(tmp_path: Path) -> None:
     html = (tmp_path / "r.html").read_text()
     chart = html[html.index("<svg") : html.index("</svg>")]
     assert [chart.count(f">{name}</text>") for name in ("a", "b", "the last given frame held")] == [1, 1, 1]
-    assert "<td>-0.10 [-0.10, -0.10]</td>" in html
-    results(better=1.0).save(tmp_path / "trained_digits_windows.json")
+    assert "<td>-0.10 [-0.10, -0.10]</td>" in html and "--protocol rules" in html
+    other = replace(results(better=1.0), protocol={"windows": [4, 8]})
+    other.save(tmp_path / "trained_digits_windows.json")
     assert cli(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 0
-    assert (tmp_path / "r.html").read_text().count("<td>-0.10 [-0.10, -0.10]</td>") == 2
+    html = (tmp_path / "r.html").read_text()
+    assert html.count("<td>-0.10 [-0.10, -0.10]</td>") == 2 and "--protocol windows" in html
     (tmp_path / "trained_digits.json").write_text("{}")
     assert cli(["report", str(tmp_path), "--out", str(tmp_path / "s.html")]) == 2
 

@@ -72,6 +72,7 @@ def test_mistakes_are_explained(override: str, message: str) -> None:
         (FrameVaeTrainConfig, "moving_shapes_vae", "data.clips=8", r"data\.clips.* stage 1"),
         (TrainConfig, "videos", "data.clips=8", r"data\.clips.* 'latents'"),
         (TrainConfig, "moving_digits", "data.fps=8.0", r"data\.fps.* 'moving_digits'"),
+        (TrainConfig, "moving_digits", "loss.first_blocks=0.5", r"loss\.first_blocks.* 'own_history' alone"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(

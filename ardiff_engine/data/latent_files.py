@@ -211,4 +211,13 @@ def _split(files: list[Path], held_out: int) -> tuple[list[Path], list[Path]]:
     for _ in range(most_held_out(len(groups))):
         if len(kept) < held_out:
             kept = groups.pop() + kept
+    if 0 < len(kept) < held_out:
+        logger.warning(
+            "%s: %d of %d files are held out, those of a third of the videos; with data.held_out, %d, too "
+            "few were left to train on.",
+            files[0].parent,
+            len(kept),
+            len(files),
+            held_out,
+        )
     return [path for group in groups for path in group], kept

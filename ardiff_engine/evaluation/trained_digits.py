@@ -263,7 +263,9 @@ def _protocol(options: argparse.Namespace) -> Protocol:
     usual = PROTOCOLS[options.protocol]
     rules = options.rules or dict.fromkeys(arm.rule for arm in usual.arms)
     predictions = options.predictions or dict.fromkeys(arm.prediction for arm in usual.arms)
-    training = usual.training
+    steps, training = usual.steps, usual.training
+    if options.solver_steps is not None:
+        steps = integer("--solver-steps", options.solver_steps, 1)
     if options.steps is not None:
         training = replace(training, steps=options.steps)
     return replace(
@@ -272,7 +274,7 @@ def _protocol(options: argparse.Namespace) -> Protocol:
         seeds=tuple(options.seeds or usual.seeds),
         lags=tuple(options.lags or usual.lags),
         clips=usual.clips if options.clips is None else integer("--clips", options.clips, 2),
-        steps=options.solver_steps or usual.steps,
+        steps=steps,
         training=training,
     )
 

@@ -62,7 +62,7 @@ def find_section(path: Path) -> Section:
     if path.is_file() and path.suffix.lower() in PICTURES:
         return add_picture
     raise MediaError(
-        f"{path}: nothing that a report can show. Give folders with {EVALUATION}, {COMPARISON}.json or "
+        f"{path}: nothing that a report can show. Give folders with {EVALUATION}, {COMPARISON}*.json or "
         f"{LOG}, videos ({', '.join(VIDEOS)}) or pictures ({', '.join(PICTURES)})."
     )
 
@@ -97,11 +97,18 @@ def add_comparisons(page: Page, folder: Path) -> None:
         add_comparison(page, path)
 
 
+def _protocol(results: Results) -> str:
+    """What the command calls it. Results of before there were several say nothing of windows."""
+    if results.protocol.get("windows"):
+        return "windows"
+    return "predictions" if len({name.partition(" ")[2] for name in results.runs}) > 1 else "rules"
+
+
 def add_comparison(page: Page, path: Path) -> None:
     """What networks trained with different rules make: the position error by lag, and all tables."""
     results = Results.load(path)
     page.heading(f"Comparison of trainings: {path}")
-    page.command(f"python -m ardiff_engine.evaluation.{COMPARISON}")
+    page.command(f"python -m ardiff_engine.evaluation.{COMPARISON} --protocol {_protocol(results)}")
     page.table(("protocol", "value"), _flat(results.protocol), folded="Protocol")
     lags = results.lags()
     around = {arm: [results.mean(arm, lag, MAIN) for lag in lags] for arm in results.runs}

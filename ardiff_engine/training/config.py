@@ -295,6 +295,11 @@ class DiffusionLossConfig:
         for name in (*shares, "history_dropped", "first_blocks"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"loss.{name}: got {getattr(self, name)}, expected a share, 0 to 1.")
+        if self.first_blocks and self.objective != "own_history":
+            raise ConfigError(
+                f"loss.first_blocks: got {self.first_blocks} with loss.objective {self.objective!r}, "
+                "expected 0: 'own_history' alone cuts clips to their first blocks. Leave it out."
+            )
         at_least("loss", self, 1, "block")
         if any(not 0 <= level <= LARGEST for level in self.level_list):
             raise ConfigError(f"loss.level_list: got {self.level_list}, expected levels from 0 on.")

@@ -23,10 +23,10 @@ def earlier_run(key: str, folder: str) -> Path:
             return path / "vae"
         if path.exists():
             return path
-    command = "ardiff train-vae" if key == "vae" else "the run that it is of"
+    first = "Run `ardiff train-vae`" if key == "vae" else "Finish that run"
     raise ConfigError(
-        f"{key}: got {folder!r:.200}, and nothing is there; expected what an earlier run has left. Do "
-        f"{command} first, or correct the path."
+        f"{key}: got {folder!r:.200}, and nothing is there; expected what an earlier run has left. "
+        f"{first} first, or correct the path."
     )
 
 

@@ -13,7 +13,8 @@
 //
 // With AVX2 a block's rows are first packed, [input][row] for each tile: broadcasts then read one stream, and
 // not six that are a row apart. Of a transposed weight the rows of a range lie on as many memory pages, so a
-// range of a panel is copied once for the rows of a block.
+// range of a panel is copied once for the rows of a block. Scratch of a thread: the packed rows, at most 132
+// x inputs floats.
 //
 // Each output is a chain of FMAs over each range of at most kMostInputs inputs in ascending order; the sums
 // of the ranges are added in order, then the bias, then the epilogue: its bits depend on its own row of x and

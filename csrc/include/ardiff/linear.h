@@ -2,9 +2,8 @@
 // y = epilogue(x W^T + b) with packed weights. Panel p of W holds outputs 48 p .. 48 p + 47 for every input:
 // panels[p][i][c] = W[48 p + c][i], zero beyond the last output.
 //
-// Epilogues: none; gelu, the tanh form (bias_gelu.h); gelu_erf, z Phi(z); silu, z / (1 + e^-z); gated,
-// residual
-// + gate z with one gate row per frame (gate_residual.h), or residual + z without gates.
+// Epilogues: none; gelu, the tanh form (bias_gelu.h); gelu_erf, z Phi(z); silu, z / (1 + e^-z); gated, with
+// one gate row per frame (gate_residual.h), residual + gate z, or residual + z without gates.
 #pragma once
 
 #include "integers.h"
