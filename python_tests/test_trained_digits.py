@@ -20,21 +20,21 @@ from ardiff_engine.errors import CheckpointError, ConfigError
 from ardiff_engine.evaluation import intervals, trained_digits
 from ardiff_engine.evaluation.digit_arms import (
     Arm,
-    DigitTrainer,
+    ArmTrainer,
     Training,
     arm_config,
     refined_denoising,
 )
 from ardiff_engine.evaluation.digit_measures import stretches
-from ardiff_engine.evaluation.digit_results import MAIN, SHOWN, Results
+from ardiff_engine.evaluation.digit_results import MAIN, Results
+from ardiff_engine.evaluation.digit_world import DigitWorld, HeldOutDigits
 from ardiff_engine.evaluation.trained_digits import (
-    GIVEN,
-    HeldOut,
     Protocol,
     check_measures,
     compare,
     continued,
 )
+from ardiff_engine.evaluation.worlds import GIVEN
 from ardiff_engine.models import ARDiffusionTransformer
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.timesteps import KNOWN_LEVELS
@@ -42,11 +42,13 @@ from tools.evidence import BLOCK
 
 SMALL = Training(steps=2, batch=2, clips=3, width=16, depth=1)
 CLIPS = 24
+WORLD = DigitWorld()
+SHOWN = tuple(HeldOutDigits.measures)
 
 
 @pytest.fixture(scope="module")
-def held_out() -> HeldOut:
-    return HeldOut(CLIPS)
+def held_out() -> HeldOutDigits:
+    return HeldOutDigits(WORLD, CLIPS)
 
 
 @pytest.fixture
@@ -103,17 +105,17 @@ def test_results_are_kept_to_the_last_digit(tmp_path: Path) -> None:
         Results.load(tmp_path / "b.json")
 
 
-def test_spoiled_clips_are_found_and_a_blind_measure_is_refused(held_out: HeldOut) -> None:
+def test_spoiled_clips_are_found_and_a_blind_measure_is_refused(held_out: HeldOutDigits) -> None:
     references = held_out.references()
-    check_measures(references)
+    check_measures(references, held_out.measures)
     assert not references["real clips"][MAIN].any()
     blind = references | {"frozen": references["reconstructions"]}
     with pytest.raises(ConfigError, match="frozen ones differ"):
-        check_measures(blind)
+        check_measures(blind, held_out.measures)
 
 
-def test_given_frames_are_those_before_the_true_ones(held_out: HeldOut) -> None:
-    rebuilt = trained_digits.pixels(held_out.given)
+def test_given_frames_are_those_before_the_true_ones(held_out: HeldOutDigits) -> None:
+    rebuilt = WORLD.pixels(held_out.given)
     assert rebuilt.shape == (CLIPS, GIVEN, 32, 32, 3)
     apart = np.abs(rebuilt[:, -1].astype(float) - held_out.last).mean()
     assert apart < np.abs(rebuilt[:, 0].astype(float) - held_out.last).mean() / 2
@@ -149,7 +151,7 @@ def test_what_is_measured_is_kept_and_what_is_missing_is_made(
 def test_windows_are_arms_of_one_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of both windows each network is asked; what is made depends on how far it sees."""
     monkeypatch.setattr(trained_digits, "train_arm", seeing)
-    monkeypatch.setattr(trained_digits, "check_measures", lambda _: None)  # of so few clips
+    monkeypatch.setattr(trained_digits, "check_measures", lambda *_: None)  # of so few clips
     both = Protocol((Arm("iid"),), (0,), (0,), 3, 2, SMALL, windows=(2, 4), frames=24)
     found = compare(both, tmp_path)
     assert list(found.runs) == ["iid x0, window 2", "iid x0, window 4"]
@@ -168,7 +170,7 @@ def test_windows_are_arms_of_one_network(tmp_path: Path, monkeypatch: pytest.Mon
 def seeing(arm: Arm, seed: int, *_: object) -> ARDiffusionTransformer:
     """A network that was not trained, whose output depends on what it sees."""
     torch.manual_seed(seed)
-    model = ARDiffusionTransformer(arm_config(arm, seed, SMALL, Path("unused")).model)
+    model = ARDiffusionTransformer(arm_config(arm, seed, SMALL, Path("unused"), WORLD.numbers).model)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -188,7 +190,7 @@ def test_drift_is_the_error_of_every_eight_frames() -> None:
 
 def test_a_refined_training_counts_new_frames_of_doubled_latents(tmp_path: Path) -> None:
     clips = Clips(range(4), torch.ones(4, 16, 1, 64), None, 0)
-    settings = arm_config(Arm("fopp"), 0, replace(SMALL, refined=True), tmp_path).loss
+    settings = arm_config(Arm("fopp"), 0, replace(SMALL, refined=True), tmp_path, 64).loss
     assert settings.objective.endswith(":refined_denoising")
     black = Denoising(
         lambda noisy, *_: torch.zeros_like(noisy), NoiseSchedule.sqrt_linear(), replace(settings)
@@ -199,7 +201,7 @@ def test_a_refined_training_counts_new_frames_of_doubled_latents(tmp_path: Path)
 
 
 def test_frames_are_given_and_shown_on_the_scale_of_the_autoencoder(
-    held_out: HeldOut, monkeypatch: pytest.MonkeyPatch
+    held_out: HeldOutDigits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def repeats(_: object, __: object, ___: object, requests: list[Request]) -> list[Tensor]:
         return [torch.cat([request.prefix, request.prefix]) for request in requests]
@@ -207,13 +209,13 @@ def test_frames_are_given_and_shown_on_the_scale_of_the_autoencoder(
     monkeypatch.setattr(trained_digits, "run_together", repeats)
     doubled = Protocol(training=replace(SMALL, refined=True))
     made = continued(seeing(Arm("iid"), 0), Arm("iid"), doubled, 0, held_out.given[:2])
-    assert np.array_equal(made, trained_digits.pixels(held_out.given[:2]))
+    assert np.array_equal(made, WORLD.pixels(held_out.given[:2]))
 
 
 def test_a_flow_learns_the_way_from_noise_to_data(tmp_path: Path) -> None:
     def targets(arm: Arm) -> tuple[Tensor, Tensor]:
-        config = arm_config(arm, 0, SMALL, tmp_path / arm.prediction)
-        trainer = DigitTrainer(config, arm, SMALL.clips, tmp_path / "latents.safetensors")
+        config = arm_config(arm, 0, SMALL, tmp_path / arm.prediction, WORLD.numbers)
+        trainer = ArmTrainer(config, arm, WORLD, SMALL.clips, tmp_path / "latents.safetensors")
         clips = Clips([0], torch.zeros(1, 16, 1, 64), None, 0)
         noisy, _, target = trainer.denoising.noised(clips, torch.full((1, 16), 999))
         return noisy, target

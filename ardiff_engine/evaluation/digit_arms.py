@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small networks trained on moving digits, alike but for one thing: the arms of `trained_digits`.
+"""Small networks trained on moving digits or shapes, alike but for one thing: the arms of `trained_digits`.
 
-A frame is one token, the 64 numbers that the autoencoder of the bundled model makes of it. In every clip the
+A frame is one token, the numbers that the autoencoder of a bundled model makes of it. In every clip the
 first frames are known, a random number of them, and the rule of the arm draws the levels of the others: all
 arms learn to continue a clip, and differ in how its new frames stand to each other.
 """
@@ -9,21 +9,18 @@ arms learn to continue a clip, and differ in how its new frames stand to each ot
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
 from ardiff_engine.data.config import DataConfig
-from ardiff_engine.data.encoded_clips import CachedClips, EncodedClips, LatentSource
-from ardiff_engine.data.moving_digits import MovingDigits
-from ardiff_engine.data.sources import clip_source
+from ardiff_engine.data.encoded_clips import LatentSource
 from ardiff_engine.diffusion.flow_schedule import FlowSchedule
 from ardiff_engine.diffusion.noise_schedule import NoiseSchedule
 from ardiff_engine.diffusion.solvers import DDIM, Euler, Solver
-from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer, TiTok
-from ardiff_engine.pipeline.files import ASSETS
+from ardiff_engine.evaluation.worlds import FRAMES, World
+from ardiff_engine.models import ARDiffusionConfig, ARDiffusionTransformer
 from ardiff_engine.training.config import (
     DiffusionLossConfig,
     EmaConfig,
@@ -34,16 +31,10 @@ from ardiff_engine.training.config import (
 from ardiff_engine.training.objective import Clips, Denoising
 from ardiff_engine.training.timesteps import KNOWN_LEVELS
 from ardiff_engine.training.trainer import Trainer
-from ardiff_engine.weights import load_ar_diffusion, load_titok
+from ardiff_engine.weights import load_ar_diffusion
 
 Rule = Literal["fopp", "iid", "shared", "uniform", "ptss"]
 Predicted = Literal["x0", "eps", "v", "flow"]
-FRAMES = 16
-DIGITS = MovingDigits(canvas=32, digit_size=18)
-"""Those of the bundled autoencoder."""
-LONG = 32
-"""Frames of a stored clip, whereof windows are drawn."""
-CACHE = "latents.safetensors"
 SCALE = 2.0
 """Of refined trainings."""
 
@@ -99,19 +90,15 @@ def refined_denoising(denoising: Denoising, clips: Clips) -> Tensor:
     return (error * (levels >= KNOWN_LEVELS).to(error)).mean(1)
 
 
-class DigitTrainer(Trainer):
+class ArmTrainer(Trainer):
     """Of one arm; `latents` is where the encoded clips lie, for all arms."""
 
-    def __init__(self, config: TrainConfig, arm: Arm, clips: int, latents: Path) -> None:
-        self._arm, self._clips, self._latents = arm, clips, latents
+    def __init__(self, config: TrainConfig, arm: Arm, world: World, clips: int, latents: Path) -> None:
+        self._arm, self._world, self._clips, self._latents = arm, world, clips, latents
         super().__init__(config)
 
     def _source(self) -> LatentSource:
-        data = DataConfig(num_frames=LONG, digits=DIGITS)
-        encoded = EncodedClips(clip_source(data, DIGITS.canvas), autoencoder())
-        return CachedClips(
-            encoded, self._clips, FRAMES, self.config.run.seed, self._latents, repr((DIGITS, LONG))
-        )
+        return self._world.source(self._clips, self.config.run.seed, self._latents)
 
     def _task(self, network: nn.Module, *, whole: bool = False, held_history: bool = False) -> Denoising:
         task = super()._task(network, whole=whole, held_history=held_history)
@@ -120,29 +107,25 @@ class DigitTrainer(Trainer):
         return Denoising(task.predict, FlowSchedule(), replace(task.settings, prediction="flow"))
 
 
-@cache
-def autoencoder() -> TiTok:
-    """That of the bundled model."""
-    return load_titok(ASSETS / "moving-digits" / "vae").eval().requires_grad_(False)
-
-
-def run_name(arm: Arm, seed: int, training: Training) -> str:
+def run_name(arm: Arm, seed: int, training: Training, world: str) -> str:
     """Of its folder."""
-    return f"{arm.rule}-{arm.prediction}-{seed}" + "-refined" * training.refined
+    run = f"{arm.rule}-{arm.prediction}-{seed}" + "-refined" * training.refined
+    return run if world == "digits" else f"{world}-{run}"
 
 
-def train_arm(arm: Arm, seed: int, training: Training, folder: Path) -> ARDiffusionTransformer:
+def train_arm(arm: Arm, seed: int, training: Training, folder: Path, world: World) -> ARDiffusionTransformer:
     """The network with averaged weights; trained below `folder` unless that is done, on from its
     checkpoint."""
-    own = folder / run_name(arm, seed, training)
-    trainer = DigitTrainer(arm_config(arm, seed, training, own), arm, training.clips, folder / CACHE)
+    own = folder / run_name(arm, seed, training, world.name)
+    config = arm_config(arm, seed, training, own, world.numbers)
+    trainer = ArmTrainer(config, arm, world, training.clips, folder / f"{world.name}_latents.safetensors")
     checkpoints = own / "checkpoints"
     trainer.train(resume=checkpoints.is_dir() and any(checkpoints.iterdir()))
     return load_ar_diffusion(own / "transformer").eval()
 
 
-def arm_config(arm: Arm, seed: int, training: Training, folder: Path) -> TrainConfig:
-    """Of one run, in `folder`."""
+def arm_config(arm: Arm, seed: int, training: Training, folder: Path, numbers: int) -> TrainConfig:
+    """Of one run, in `folder`. numbers: of a frame."""
     run = RunConfig(
         str(folder),
         training.steps,
@@ -153,11 +136,10 @@ def arm_config(arm: Arm, seed: int, training: Training, folder: Path) -> TrainCo
         validate_every=0,
         checkpoint_every=200,
     )
-    vae = autoencoder().config
     model = ARDiffusionConfig(
         num_frames=FRAMES,
         tokens_per_frame=1,
-        channels=vae.num_latent_tokens * vae.token_size,
+        channels=numbers,
         width=training.width,
         depth=training.depth,
         heads=4,
@@ -171,7 +153,7 @@ def arm_config(arm: Arm, seed: int, training: Training, folder: Path) -> TrainCo
     )
     if training.refined:
         loss = replace(loss, objective=f"{__name__}:{refined_denoising.__name__}")
-    data = DataConfig(source="latents", path="moving digits", num_frames=FRAMES)
+    data = DataConfig(source="latents", path="kept clips", num_frames=FRAMES)
     optimizer = OptimizerConfig(
         lr=3e-3, beta2=0.99, weight_decay=0.01, schedule="cosine", warmup=100, final_lr=0.02
     )

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from ardiff_engine.evaluation.digit_measures import MEASURES, Values
 from ardiff_engine.evaluation.intervals import Interval, clips_needed, mean_interval, paired_difference
 from ardiff_engine.evaluation.report import HELD, MAX_BYTES, SMALLEST, Table
+from ardiff_engine.evaluation.shape_measures import SHAPE_MEASURES
 from ardiff_engine.files import write_atomic
 from ardiff_engine.parsing import parsing, read_json
 
 MAIN = "position error"
 """The measure that the protocol names; a run counts, and arms are told apart, by it."""
-SHOWN = ("position error", "last position error", "velocity error", "bounces", "unsteadiness")
+SHOWN = ("position error", "last position error", "velocity error", "bounces", "unsteadiness", "form")
+"""Those of digits and of shapes, in the order of the tables; results hold some of them."""
 REBUILT = "reconstructions"
 WINDOW = ", window "
 """In the name of an arm, between those of the network and of the frames that are seen."""
@@ -48,6 +50,9 @@ class Results:
 
     def lags(self) -> list[int]:
         return sorted({lag for runs in self.runs.values() for run in runs.values() for lag in run})
+
+    def measures(self) -> list[str]:
+        return [name for name in SHOWN if name in self.references[HELD]]
 
     def stretches(self) -> list[str]:
         """Names of `digit_measures.stretches`, where the continuations are longer than the position error's
@@ -76,7 +81,7 @@ class Results:
     def tables(self) -> Iterator[Table]:
         """References; each measure by arm and lag; advantages; differences of arms, and of lags."""
         yield self._references()
-        for measure in SHOWN:
+        for measure in self.measures():
             yield self._measure(measure)
         yield from self._drift()
         yield self._advantages()
@@ -131,10 +136,10 @@ class Results:
 
     def _references(self) -> Table:
         rows = [
-            [name, *(shown(mean_interval(own[measure]), measure) for measure in SHOWN)]
+            [name, *(shown(mean_interval(own[measure]), measure) for measure in self.measures())]
             for name, own in self.references.items()
         ]
-        return Table(["clips that no network made", *SHOWN], rows)
+        return Table(["clips that no network made", *self.measures()], rows)
 
     def _measure(self, measure: str) -> Table:
         lags = self.lags()
@@ -209,7 +214,7 @@ def same_network(one: str, other: str) -> bool:
 
 
 def shown(found: Interval, measure: str, sign: str = "") -> str:
-    digits = MEASURES[measure].digits
+    digits = (SHAPE_MEASURES | MEASURES)[measure].digits
     middle = f"{found.mean:{sign}.{digits}f}"
     if math.isnan(found.mean):
         return ""

@@ -63,18 +63,28 @@ def unsteadiness(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def velocity_errors(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean distance of the steps of two videos, pixels per frame: [N, T, H, W, 3] twice -> [N]."""
-    return _mean(np.linalg.norm(_velocities(frames) - _velocities(truth), axis=-1))
+    return steps_apart(centroids(frames), centroids(truth))
+
+
+def steps_apart(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same of centres: [N, T, 2] twice -> [N]."""
+    return _mean(np.linalg.norm(np.diff(ours, axis=1) - np.diff(theirs, axis=1), axis=-1))
 
 
 def bounces_agreed(frames: NDArray[np.uint8], truth: NDArray[np.uint8]) -> NDArray[np.float64]:
     """2 m / (a + b) with a and b the bounces of the two videos and m those that both have, at most one frame
     apart and the same way: [N, T, H, W, 3] twice -> [N], 1 for all, 0 for none, NaN where neither has any."""
-    out = np.full(len(frames), np.nan)
-    for clip, (one, other) in enumerate(zip(_velocities(frames), _velocities(truth), strict=True)):
-        ours, theirs = _bounces(one), _bounces(other)
-        if ours or theirs:
-            both = sum(any((frame + late, turn) in ours for late in (-1, 0, 1)) for frame, turn in theirs)
-            out[clip] = min(1.0, 2 * both / (len(ours) + len(theirs)))
+    return turns_agreed(centroids(frames), centroids(truth))
+
+
+def turns_agreed(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same of centres: [N, T, 2] twice -> [N]."""
+    out = np.full(len(ours), np.nan)
+    for clip, (one, other) in enumerate(zip(np.diff(ours, axis=1), np.diff(theirs, axis=1), strict=True)):
+        own, true = _bounces(one), _bounces(other)
+        if own or true:
+            both = sum(any((frame + late, turn) in own for late in (-1, 0, 1)) for frame, turn in true)
+            out[clip] = min(1.0, 2 * both / (len(own) + len(true)))
     return out
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules of timesteps, predictions and lags compared by networks trained on moving digits.
+"""Rules of timesteps, predictions and lags compared by networks trained on moving digits or shapes.
 
     python -m ardiff_engine.evaluation.trained_digits            # goes on where it was stopped
 
@@ -19,9 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ardiff_engine import command_end
@@ -30,53 +28,34 @@ from ardiff_engine.engine import Request
 from ardiff_engine.errors import ConfigError
 from ardiff_engine.evaluation.continuations import run_together
 from ardiff_engine.evaluation.digit_arms import (
-    DIGITS,
-    FRAMES,
     Arm,
     Predicted,
     Rule,
     Training,
-    autoencoder,
     run_name,
     train_arm,
 )
-from ardiff_engine.evaluation.digit_measures import (
-    FIRST,
-    MEASURES,
-    Values,
-    measure_continuations,
-    stretches,
-)
-from ardiff_engine.evaluation.digit_results import (
-    REBUILT,
-    SHOWN,
-    WINDOW,
-    Lags,
-    Results,
-    to_arrays,
-    to_lists,
-)
+from ardiff_engine.evaluation.digit_measures import Measure, Values
+from ardiff_engine.evaluation.digit_results import REBUILT, WINDOW, Lags, Results, to_arrays, to_lists
+from ardiff_engine.evaluation.digit_world import DigitWorld
 from ardiff_engine.evaluation.intervals import paired_difference
-from ardiff_engine.evaluation.motion import unsteadiness
-from ardiff_engine.evaluation.spoiled import SPOILED
+from ardiff_engine.evaluation.shape_world import ShapeWorld
+from ardiff_engine.evaluation.worlds import FRAMES, GIVEN, TOGETHER, HeldOut, Video, World
 from ardiff_engine.files import write_atomic
 from ardiff_engine.memory import Full, Window
-from ardiff_engine.models import ARDiffusionTransformer, from_tokens, regroup, to_tokens
+from ardiff_engine.models import ARDiffusionTransformer
 from ardiff_engine.parsing import parsing, read_json
 
-Video = NDArray[np.uint8]
-GIVEN = 8
-TOGETHER = 64
-"""Clips that are continued in one batch."""
 RESULTS = "trained_digits"
+WORLDS: Mapping[str, World] = {world.name: world for world in (DigitWorld(), ShapeWorld())}
 SHORT, REFINED = Training(600), Training(400, batch=32, refined=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """Fixed before the runs. clips: held-out ones that are continued, up to `frames`. steps: of the solver,
-    and the largest lag. windows: last frames that a frame sees, itself included; none: all. Runs of all arms
-    with one seed come before those with the next."""
+    and the largest lag. windows: last frames that a frame sees, itself included; none: all. world: of
+    `WORLDS`. Runs of all arms with one seed come before those with the next."""
 
     arms: tuple[Arm, ...] = (Arm("fopp"), Arm("iid"), Arm("shared"))
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -86,11 +65,13 @@ class Protocol:
     training: Training = SHORT
     windows: tuple[int, ...] = ()
     frames: int = FRAMES
+    world: str = "digits"
 
     @property
     def results(self) -> str:
         """Name of the file: what is compared in one folder does not write over each other."""
-        return RESULTS + "_predictions" * self.training.refined + "_windows" * bool(self.windows) + ".json"
+        kind = "_predictions" * self.training.refined + "_windows" * bool(self.windows)
+        return RESULTS + (kind if self.world == "digits" else f"_{self.world}") + ".json"
 
     def to_json(self) -> Mapping[str, object]:
         return asdict(self)
@@ -102,45 +83,9 @@ PROTOCOLS = {
         tuple(Arm("fopp", prediction) for prediction in get_args(Predicted)), lags=(0, 20), training=REFINED
     ),
     "windows": Protocol((Arm("fopp"),), lags=(0, 20), clips=64, windows=(4, 8, 16), frames=32),
+    "shapes": Protocol(lags=(0, 5, 20), training=replace(REFINED, steps=320, width=128), world="shapes"),
 }
 """Those of docs/evidence.md; "windows" asks networks of "rules"."""
-
-
-class HeldOut:
-    """clips real ones. truth: the frames that are to be made; given: latents of those before."""
-
-    def __init__(self, clips: int, frames: int = FRAMES) -> None:
-        videos = replace(DIGITS, split="held_out").batch(np.arange(clips), num_frames=frames)[0]
-        self.last, self.truth = videos[:, GIVEN - 1], videos[:, GIVEN:]
-        self._from_last = videos[:, GIVEN - 1 :]
-        pictures = torch.from_numpy(videos).movedim(-1, -3).float() / 255
-        with torch.no_grad():
-            tokens = torch.cat([to_tokens(autoencoder().encode(part)) for part in pictures.split(TOGETHER)])
-        self._tokens = tokens
-        self.given = regroup(tokens[:, :GIVEN], 1)
-
-    def measured(self, made: Video) -> Values:
-        found = dict(measure_continuations(self.last, made, self.truth))
-        found["unsteadiness"] = unsteadiness(made)
-        kept = {name: found[name] for name in SHOWN}
-        if made.shape[1] > FIRST:
-            kept |= stretches(made, self.truth)
-        return {name: np.round(values, 3) for name, values in kept.items()}
-
-    def references(self) -> dict[str, Values]:
-        """The true frames, their reconstructions, and spoiled ones, as "frozen", the last given frame
-        held."""
-        rows = {"real clips": self.truth, REBUILT: pixels(regroup(self._tokens[:, GIVEN:], 1))}
-        rows |= {name: spoil(self._from_last)[:, 1:] for name, spoil in SPOILED.items()}
-        return {name: self.measured(made) for name, made in rows.items()}
-
-
-@torch.no_grad()
-def pixels(latents: torch.Tensor) -> Video:
-    """[N, T, 1, 64] -> uint8 [N, T, 32, 32, 3]."""
-    tokens = regroup(latents, autoencoder().config.num_latent_tokens)
-    decoded = [autoencoder().decode(from_tokens(part)) for part in tokens.split(TOGETHER)]
-    return (torch.cat(decoded).clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
 
 
 @torch.no_grad()
@@ -163,14 +108,14 @@ def continued(
     for first in range(0, len(requests), TOGETHER):
         some = requests[first : first + TOGETHER]
         made += run_together(model, arm.solver(protocol.steps), memory, some)
-    return pixels(torch.stack(made)[:, GIVEN:] / scale)
+    return WORLDS[protocol.world].pixels(torch.stack(made)[:, GIVEN:] / scale)
 
 
-def check_measures(references: Mapping[str, Values]) -> None:
+def check_measures(references: Mapping[str, Values], measures: Mapping[str, Measure]) -> None:
     """ConfigError unless each measure sets the spoiled clips that it is to find apart from
     reconstructions."""
-    for measure in SHOWN:
-        for spoiled in MEASURES[measure].finds:
+    for measure, meant in measures.items():
+        for spoiled in meant.finds:
             apart = paired_difference(references[spoiled][measure], references[REBUILT][measure])
             if not apart.excludes(0):
                 raise ConfigError(
@@ -182,9 +127,9 @@ def check_measures(references: Mapping[str, Values]) -> None:
 def compare(protocol: Protocol, folder: Path) -> Results:
     """Trains what is not there yet below `folder`, going on from checkpoints, and measures what is not
     measured yet."""
-    held_out = HeldOut(protocol.clips, protocol.frames)
+    held_out = WORLDS[protocol.world].held_out(protocol.clips, protocol.frames)
     references = held_out.references()
-    check_measures(references)
+    check_measures(references, held_out.measures)
     runs: dict[str, dict[int, Lags]] = {}
     windows = protocol.windows or (None,)
     plan = [(seed, arm, window) for seed in protocol.seeds for arm in protocol.arms for window in windows]
@@ -203,7 +148,7 @@ def _run_of(
     ConfigError: one of another protocol.
     """
     seen = "" if window is None else f"-window{window}"
-    path = folder / f"{run_name(arm, seed, protocol.training)}{seen}.json"
+    path = folder / f"{run_name(arm, seed, protocol.training, protocol.world)}{seen}.json"
     settings = {
         "training": asdict(protocol.training),
         "steps": protocol.steps,
@@ -221,7 +166,7 @@ def _run_of(
             found = {int(lag): to_arrays(own) for lag, own in values["lags"].items()}
     missing = [lag for lag in protocol.lags if lag not in found]
     if missing:
-        model = train_arm(arm, seed, protocol.training, folder)
+        model = train_arm(arm, seed, protocol.training, folder, WORLDS[protocol.world])
         for lag in missing:
             made = continued(model, arm, protocol, lag, held_out.given, window)
             found[lag] = held_out.measured(made)

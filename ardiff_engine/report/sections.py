@@ -92,13 +92,16 @@ def add_evaluation(page: Page, path: Path) -> None:
 
 
 def add_comparisons(page: Page, folder: Path) -> None:
-    """Those of a folder: of trainings, and of windows."""
+    """Those of a folder: of trainings, of windows, of shapes."""
     for path in sorted(folder.glob(f"{COMPARISON}*.json")):
         add_comparison(page, path)
 
 
 def _protocol(results: Results) -> str:
-    """What the command calls it. Results of before there were several say nothing of windows."""
+    """What the command calls it. Results of before there were several say nothing of windows or of a
+    world."""
+    if results.protocol.get("world", "digits") != "digits":
+        return str(results.protocol["world"])
     if results.protocol.get("windows"):
         return "windows"
     return "predictions" if len({name.partition(" ")[2] for name in results.runs}) > 1 else "rules"
@@ -122,7 +125,9 @@ def add_comparison(page: Page, path: Path) -> None:
         for name, own in around.items()
     ]
     chart = line_chart(lines, "lag", f"{MAIN} (px)")
-    page.figure(chart, "Distance of the digit from where it is. Bands: 95 % intervals over seeds and clips.")
+    page.figure(
+        chart, "Distance from where the digit or shape is. Bands: 95 % intervals over seeds and clips."
+    )
     for table in results.tables():
         _add_table(page, table)
 
