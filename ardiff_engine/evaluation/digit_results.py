@@ -22,7 +22,7 @@ from ardiff_engine.parsing import parsing, read_json
 
 MAIN = "position error"
 """The measure that the protocol names; a run counts, and arms are told apart, by it."""
-SHOWN = ("position error", "last position error", "velocity error", "bounces", "unsteadiness", "form")
+SHOWN = ("position error", "last position error", "velocity error", "bounces", "unsteadiness", "seen", "form")
 """Those of digits and of shapes, in the order of the tables; results hold some of them."""
 REBUILT = "reconstructions"
 WINDOW = ", window "

@@ -26,6 +26,7 @@ SHAPE_MEASURES = {
     ),
     "velocity error": Measure("of the step, pixels per frame", 2, ("frozen", "shuffled")),
     "bounces": Measure("2 x bounces that agree / all bounces of both", 2, ("frozen", "shuffled")),
+    "seen": Measure("share of frames in which the color is seen", 2, ("repeated", "faded")),
     "form": Measure("share of frames in which the color has its form", 2, ("noised", "repeated", "faded")),
 }
 
@@ -50,12 +51,14 @@ def measure_shapes(made: NDArray[np.uint8], scenes: Sequence[Scene], truth: NDAr
     """made: frames after the given ones. truth: centres [N, 1 + T, 2], the last given frame's first."""
     centres, forms = centres_and_forms(made, scenes)
     error = np.linalg.norm(centres - truth[:, 1:], axis=-1)
-    error[np.isnan(error)] = UNSEEN
+    seen = ~np.isnan(error)
+    error[~seen] = UNSEEN
     ours = np.concatenate([truth[:, :1], centres], axis=1)
     return {
         "position error": error[:, :FIRST].mean(axis=1),
         "last position error": error[:, -1],
         "velocity error": steps_apart(ours, truth),
         "bounces": turns_agreed(ours, truth),
+        "seen": seen.mean(axis=1),
         "form": forms.mean(axis=1),
     }
