@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -340,17 +341,23 @@ def test_convert_writes_safetensors(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_training_commands_hand_their_options_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ardiff_engine import training
 
     calls: list[tuple[object, ...]] = []
+
+    def called(name: str, *arguments: object) -> Path:
+        calls.append((name, *arguments))
+        return tmp_path
+
     for name in ("run_train_vae", "run_encode", "run_train"):
-        monkeypatch.setattr(training, name, lambda *arguments, name=name: calls.append((name, *arguments)))
+        monkeypatch.setattr(training, name, partial(called, name))
     assert run("train-vae", "a.toml") == 0
     assert run("encode", "b.toml", "--set", "num_frames=8") == 0
     assert "latents: " in capsys.readouterr().out
     assert run("train", "c.toml", "--set", "run.steps=5", "--set", "optimizer.lr=1e-3", "--resume") == 0
+    assert capsys.readouterr().out == f"model: {tmp_path}\n"
     assert calls == [
         ("run_train_vae", "a.toml", [], False),
         ("run_encode", "b.toml", ["num_frames=8"]),
