@@ -119,5 +119,9 @@ def test_a_bundle_is_half_as_large_names_no_machine_and_plays(legs: dict[str, Pa
     assert files.animation.stat().st_size and files.sheet.stat().st_size
     bundle(legs["second"], target)
     assert json.loads((target / "training_config.json").read_text())["init"] == f"{outputs}_first"
+    (target / "training_log_blocks.jsonl").write_text("put there")
     bundle(legs["first"], target)
-    assert len(list(target.glob("training_log*.jsonl"))) == 1
+    assert sorted(log.name for log in target.glob("training_log*.jsonl")) == [
+        "training_log.jsonl",
+        "training_log_blocks.jsonl",
+    ]

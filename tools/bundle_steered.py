@@ -45,9 +45,9 @@ def bundle(run: Path, target: Path) -> int:
         size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
         if size > MOST_BYTES:
             raise ValueError(f"{run}: {size:,} bytes, expected at most {MOST_BYTES:,}.")
-        # What tells how the weights came about stays: the description, and logs of legs before these two.
+        # The description stays, and logs of legs before these two, which somebody has put there.
         for kept in (*target.glob("README.md"), *target.glob("training_log_*.jsonl")):
-            if not (made / kept.name).exists():
+            if kept.name != "training_log_before.jsonl":
                 shutil.copyfile(kept, made / kept.name)
         before = target.with_name(f"{target.name}.before")
         if target.exists():
