@@ -93,7 +93,13 @@ def _of_kernels(item: pytest.Item) -> bool:
 def _goes_by_effort(path: Path) -> bool:
     """Whether anything in a file, or in what it imports of the tests' own modules, goes by how hard the tests
     try."""
-    found = re.findall(r"^ *(?:from|import) ([\w.]+)(?: import (\w+))?", path.read_text(), re.MULTILINE)
-    names = {name for module, part in found for name in (module, f"{module}.{part}")}
-    files = [Path(__file__).parent / f"{name.replace('.', '/')}.py" for name in names]
-    return any(file == Path(__file__) or file.exists() and _goes_by_effort(file) for file in files)
+    left, seen = [path], {path}
+    while left:
+        text = left.pop().read_text()
+        found = re.findall(r"^ *(?:from|import) ([\w.]+)(?: import (\w+))?", text, re.MULTILINE)
+        names = {name for module, part in found for name in (module, f"{module}.{part}")}
+        files = {Path(__file__).parent / f"{name.replace('.', '/')}.py" for name in names}
+        new = [file for file in files - seen if file.exists()]
+        left += new
+        seen.update(new)
+    return Path(__file__) in seen
